@@ -1,0 +1,123 @@
+"""A .tflite file to named scores, on whichever TFLite runtime is installed."""
+
+import zipfile
+from importlib import import_module
+from importlib.metadata import version
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+from serving.models import ModelError
+from serving.preprocess import preprocess
+
+# The package's name and the module with its Interpreter, the preferred one first.
+RUNTIMES = {
+    "tflite-runtime": "tflite_runtime.interpreter",
+    "ai-edge-litert": "ai_edge_litert.interpreter",
+}
+LABELS_FILE = "labels.txt"  # the zip entry that TFLite Metadata keeps class names in
+DECIMALS = 5
+
+
+def find_runtime(runtime: str | None = None) -> tuple[str, type]:
+    """Return (package name, Interpreter class) of `runtime`, or of the first one installed.
+
+    Raises:
+        ModelError: it is not installed.
+    """
+    for name in [runtime] if runtime else RUNTIMES:
+        try:
+            return name, import_module(RUNTIMES[name]).Interpreter
+        except ModuleNotFoundError:
+            continue
+    raise ModelError(
+        f"Expected {runtime or ' or '.join(RUNTIMES)} to be installed. "
+        "Received: no such package. Run `make setup`, or use another runtime."
+    )
+
+
+def named_scores(labels: tuple[str, ...], probabilities: np.ndarray) -> dict[str, float]:
+    """Return {label: score} of `probabilities` (classes,), 0 to 1, rounded to five decimals."""
+    return {
+        label: round(float(score), DECIMALS)
+        for label, score in zip(labels, probabilities, strict=True)
+    }
+
+
+class Classifier:
+    """A .tflite model and its class names.
+
+    Attributes:
+        labels: class names, in the order of the model's outputs.
+        input_size: (height, width) that the model wants, in pixels.
+        runtime: name of the package that runs it.
+    """
+
+    def __init__(self, path: str | Path, threads: int = 1, runtime: str | None = None):
+        """Load `path`, to be run on `threads` threads of `runtime` (default: what is installed).
+
+        Raises:
+            ModelError: no such file, no model that the runtime can load, or no class names.
+        """
+        path = Path(path)
+        self.runtime, interpreter_class = find_runtime(runtime)
+        self.labels = read_labels(path)
+        try:
+            self._interpreter = interpreter_class(model_path=str(path), num_threads=threads)
+            self._interpreter.allocate_tensors()
+        except (RuntimeError, ValueError) as error:
+            raise ModelError(self._cannot_load(path, error)) from error
+        [self._input] = self._interpreter.get_input_details()
+        [self._output] = self._interpreter.get_output_details()
+        _, height, width, _ = self._input["shape"]
+        self.input_size = (int(height), int(width))
+        outputs = int(self._output["shape"][-1])
+        if outputs != len(self.labels):
+            raise ModelError(
+                f"Expected one class name for each of the {outputs} outputs of {path.name}. "
+                f"Received: {len(self.labels)}. Convert it again with convert_to_tflite.py."
+            )
+
+    def _cannot_load(self, path: Path, error: Exception) -> str:
+        others = [name for name in RUNTIMES if name != self.runtime]
+        reason = str(error).strip().splitlines()[0]
+        return (
+            f"Expected a model that {self.runtime} {version(self.runtime)} can load. "
+            f"Received: {path.name} ({reason}). "
+            f"Use {' or '.join(others)}, or convert it with another --quantize."
+        )
+
+    def probabilities(self, inputs: np.ndarray) -> np.ndarray:
+        """Return the model's answer, float32 (classes,), 0 to 1.
+
+        `inputs` is one picture as `preprocess` makes it: float32 (1, height, width, 3), -1 to 1.
+        """
+        self._interpreter.set_tensor(self._input["index"], inputs)
+        self._interpreter.invoke()
+        return self._interpreter.get_tensor(self._output["index"])[0]
+
+    def classify(self, picture: Image.Image) -> dict[str, float]:
+        """Return {label: score} of an upright RGB picture, scores 0 to 1 with five decimals."""
+        return named_scores(self.labels, self.probabilities(preprocess(picture, self.input_size)))
+
+
+def read_labels(path: Path) -> tuple[str, ...]:
+    """Return the class names that travel inside the .tflite file at `path`.
+
+    Raises:
+        ModelError: there is no such file, or it holds no class names.
+    """
+    try:
+        with zipfile.ZipFile(path) as archive:
+            return tuple(archive.read(LABELS_FILE).decode().splitlines())
+    except FileNotFoundError:
+        raise ModelError(
+            f"Expected a .tflite file. Received: {path}, which does not exist. "
+            "Run python convert_to_tflite.py first."
+        ) from None
+    except (zipfile.BadZipFile, KeyError, OSError):
+        raise ModelError(
+            f"Expected a .tflite file with its class names inside ({LABELS_FILE}). "
+            f"Received: {path.name} without them. Make it with python convert_to_tflite.py."
+        ) from None

@@ -1,0 +1,1 @@
+"""What never goes into the image: the data set, the network, its checkpoints."""

@@ -1,0 +1,252 @@
+"""Checkpoints that say what they are, and the state that a run resumes from.
+
+A checkpoint is a standard Keras `.h5`. Its root attributes tell what Keras does not know:
+`class_names` (JSON list), `input_scaling` (keras-image-helper's name), `val_accuracy`, `epoch`.
+"""
+
+import json
+import os
+from collections.abc import Callable
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+
+import h5py
+import numpy as np
+from PIL import Image
+
+from serving.classifier import named_scores
+from serving.models import ModelError
+from serving.preprocess import INPUT_SCALING, preprocess
+from training.backend import keras
+from training.dataset import Split
+
+
+@dataclass(frozen=True)
+class Metadata:
+    """What a checkpoint says of itself.
+
+    Attributes:
+        class_names: in the order of the model's outputs.
+        epoch: how many epochs it was trained.
+        val_accuracy: accuracy on the validation pictures, 0 to 1.
+    """
+
+    class_names: tuple[str, ...]
+    epoch: int
+    val_accuracy: float
+
+
+def write_atomically(path: Path, write: Callable[[Path], None]) -> None:
+    """Let `write` fill a file beside `path`, then give it that name.
+
+    Killed at any moment, `path` is whole: as it was before, or as it is meant to be.
+    """
+    # Keras wants the ending; the dot keeps a half-written file from being taken for a model.
+    temporary = path.with_name(f".{path.name.split('.')[0]}.{os.getpid()}{''.join(path.suffixes)}")
+    try:
+        write(temporary)
+        with open(temporary, "rb") as file:
+            os.fsync(file.fileno())
+        temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def save_checkpoint(model: keras.Model, path: Path, metadata: Metadata) -> None:
+    """Write `model` and `metadata` to `path` (.h5), whole or not at all."""
+
+    def write(temporary: Path) -> None:
+        model.save(temporary)
+        with h5py.File(temporary, "a") as file:
+            write_metadata(file, metadata)
+
+    write_atomically(path, write)
+
+
+def write_metadata(file: h5py.File, metadata: Metadata) -> None:
+    """Write `metadata` into the attributes of an open checkpoint."""
+    file.attrs["class_names"] = json.dumps(metadata.class_names)
+    file.attrs["input_scaling"] = INPUT_SCALING
+    file.attrs["epoch"] = metadata.epoch
+    file.attrs["val_accuracy"] = metadata.val_accuracy
+
+
+def read_metadata(path: Path) -> Metadata:
+    """Return what the checkpoint at `path` says of itself.
+
+    Raises:
+        ModelError: no such file, or no checkpoint of ours.
+    """
+    try:
+        with h5py.File(path) as file:
+            attributes = dict(file.attrs)
+        metadata = Metadata(
+            tuple(json.loads(attributes["class_names"])),
+            int(attributes["epoch"]),
+            float(attributes["val_accuracy"]),
+        )
+        scaling = attributes["input_scaling"]
+    except FileNotFoundError:
+        raise ModelError(
+            f"Expected a checkpoint (.h5). Received: {path}, which does not exist. "
+            "Run python train.py first, or name another."
+        ) from None
+    except (OSError, KeyError, ValueError):
+        raise ModelError(
+            "Expected a checkpoint that train.py wrote, with its class names inside. "
+            f"Received: {path}. Train it again with python train.py."
+        ) from None
+    if scaling != INPUT_SCALING:
+        raise ModelError(
+            f"Expected a checkpoint trained on {INPUT_SCALING} scaling. "
+            f"Received: {path} with {scaling}. Train it again with python train.py."
+        )
+    return metadata
+
+
+def load_checkpoint(path: Path) -> tuple[keras.Model, Metadata]:
+    """Return the model in the checkpoint at `path`, not compiled, and what it says of itself.
+
+    Raises:
+        ModelError: no such file, or no checkpoint of ours.
+    """
+    metadata = read_metadata(path)
+    return keras.models.load_model(path, compile=False), metadata
+
+
+def split_record(checkpoint: Path) -> Path:
+    """Return where the split is recorded that the `checkpoint` was trained on."""
+    return checkpoint.with_suffix(".split.json")
+
+
+class CheckpointClassifier:
+    """A `.h5` checkpoint with the interface of `serving.classifier.Classifier`."""
+
+    def __init__(self, path: Path):
+        """Load `path`; raises `ModelError` as `load_checkpoint` does."""
+        self.model, metadata = load_checkpoint(path)
+        self.labels = metadata.class_names
+        self.input_size = self.model.input_shape[1:3]
+
+    def probabilities(self, inputs: np.ndarray) -> np.ndarray:
+        """Return the model's answer to one picture: float32 (classes,), 0 to 1."""
+        return np.asarray(self.model(inputs, training=False))[0]
+
+    def classify(self, picture: Image.Image) -> dict[str, float]:
+        """Return {label: score} of an upright RGB picture, scores 0 to 1 with five decimals."""
+        return named_scores(self.labels, self.probabilities(preprocess(picture, self.input_size)))
+
+
+class BestCheckpoint(keras.callbacks.Callback):
+    """Keep the model of each epoch whose validation accuracy beats all before it.
+
+    Keras' ModelCheckpoint writes in place, where a kill leaves half a file, and has no room
+    for class names.
+
+    Attributes:
+        best: highest validation accuracy so far, 0 to 1.
+        path: its checkpoint, None before the first.
+    """
+
+    def __init__(
+        self,
+        folder: Path,
+        pattern: str,
+        class_names: tuple[str, ...],
+        split: Split,
+        run: dict | None = None,
+    ):
+        """Name checkpoints in `folder` by `pattern`, with fields `epoch` (from 1) and
+        `val_accuracy`; `run` has the facts of a run that goes on, as `read_run` gives them.
+        """
+        super().__init__()
+        self.folder, self.pattern = folder, pattern
+        self.class_names, self.split = class_names, split
+        self.best, self.path = -1.0, None
+        if run and run["checkpoint"] and (folder / run["checkpoint"]).exists():
+            self.best, self.path = run["best"], folder / run["checkpoint"]
+
+    def on_epoch_end(self, epoch: int, logs: dict | None = None) -> None:
+        """Write a checkpoint, if this is the best epoch; Keras calls this."""
+        accuracy = float(logs["val_accuracy"])
+        if accuracy <= self.best:
+            return
+        path = self.folder / self.pattern.format(epoch=epoch + 1, val_accuracy=accuracy)
+        if not _holds_better(path, accuracy):
+            save_checkpoint(self.model, path, Metadata(self.class_names, epoch + 1, accuracy))
+            write_atomically(split_record(path), self.split.write)
+        self.best, self.path = accuracy, path
+
+
+def _holds_better(path: Path, accuracy: float) -> bool:
+    """Return whether another run's checkpoint with this name is better than `accuracy`."""
+    with suppress(ModelError):
+        return read_metadata(path).val_accuracy > accuracy
+    return False
+
+
+class RunState(keras.callbacks.Callback):
+    """Keep what a run needs to go on after its last finished epoch.
+
+    One `.weights.h5` file holds it all, the weights, the optimizer's variables and, in its
+    attribute `run`, the facts: so that they can never disagree.
+    """
+
+    def __init__(self, path: Path, settings: dict, checkpoint: BestCheckpoint):
+        """Write to `path`; `settings` is what a resumed run has to have in common."""
+        super().__init__()
+        self.path, self.settings, self.checkpoint = path, settings, checkpoint
+
+    def on_epoch_end(self, epoch: int, logs: dict | None = None) -> None:
+        """Write the state; Keras calls this."""
+        run = {
+            "settings": self.settings,
+            "epochs": epoch + 1,
+            "best": self.checkpoint.best,
+            "checkpoint": self.checkpoint.path.name if self.checkpoint.path else None,
+        }
+
+        def write(temporary: Path) -> None:
+            self.model.save_weights(temporary)
+            with h5py.File(temporary, "a") as file:
+                file.attrs["run"] = json.dumps(run)
+
+        write_atomically(self.path, write)
+
+
+def read_run(path: Path) -> dict | None:
+    """Return the facts of the run whose state is at `path`, or None where there is none.
+
+    Keys: `settings`, `epochs` (finished), `best` (validation accuracy), `checkpoint` (its file
+    name or None).
+
+    Raises:
+        ModelError: the file is no state of a run.
+    """
+    if not path.exists():
+        return None
+    try:
+        with h5py.File(path) as file:
+            return json.loads(file.attrs["run"])
+    except (OSError, KeyError, ValueError):
+        raise ModelError(
+            f"Expected the state of a training run. Received: {path}, which is none. "
+            "Delete it and train anew."
+        ) from None
+
+
+def trim_history(path: Path, epochs: int) -> None:
+    """Take out of the history at `path` (CSV) what came after its first `epochs` epochs.
+
+    A run that was killed between writing the history and its state repeats that epoch.
+    """
+    if path.exists():
+        lines = path.read_text(encoding="utf-8").splitlines(keepends=True)
+        write_atomically(path, lambda new: new.write_text("".join(lines[: epochs + 1])))
+
+
+def restore_run(model: keras.Model, path: Path) -> None:
+    """Give the compiled `model` and its optimizer the state that `path` holds."""
+    model.optimizer.build(model.trainable_variables)
+    model.load_weights(path)
