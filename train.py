@@ -70,7 +70,13 @@ def main(arguments: list[str] | None = None) -> int:
         return train(replace(Recipe(), **flags), options)
     except (DataError, ModelError) as error:
         print(f"train.py: {error}", file=sys.stderr)
-        return 1
+    except OSError as error:
+        print(
+            f"train.py: Expected to read {options.data} and to write to {options.models}. "
+            f"Received: {error}. Free space or rights, then go on with --resume.",
+            file=sys.stderr,
+        )
+    return 1
 
 
 def train(recipe: Recipe, options: argparse.Namespace) -> int:
@@ -83,7 +89,7 @@ def train(recipe: Recipe, options: argparse.Namespace) -> int:
 
     # model
     settings = run_settings(recipe, options, parts)
-    run = find_run(options, settings)
+    run = find_run(recipe, options, settings)
     size = (recipe.input_size, recipe.input_size)
     model = build_model(size, recipe.head, len(dataset.class_names))
     if run:
@@ -170,7 +176,7 @@ def run_settings(recipe: Recipe, options: argparse.Namespace, parts: Split) -> d
     return settings
 
 
-def find_run(options: argparse.Namespace, settings: dict) -> dict | None:
+def find_run(recipe: Recipe, options: argparse.Namespace, settings: dict) -> dict | None:
     """Return the facts of the run to resume, or None for a new one.
 
     Raises:
@@ -197,10 +203,10 @@ def find_run(options: argparse.Namespace, settings: dict) -> dict | None:
             f"Expected the settings of the interrupted run ({was}). Received: {now}. "
             "Resume with the same flags and pictures, or leave --resume out."
         )
-    if run["epochs"] >= options.epochs:
+    if run["epochs"] >= recipe.epochs:
         raise ModelError(
             f"Expected more epochs than the {run['epochs']} that are finished. "
-            f"Received: --epochs {options.epochs}. Raise it to train on."
+            f"Received: --epochs {recipe.epochs}. Raise it to train on."
         )
     return run
 

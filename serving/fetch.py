@@ -4,6 +4,7 @@ import time
 from urllib.parse import urlsplit
 
 import requests
+import urllib3
 
 from serving.errors import FetchError, InvalidRequestError, TooLargeError
 
@@ -45,11 +46,11 @@ def fetch(url: str) -> bytes:
         ) from None
     except requests.exceptions.InvalidSchema:  # a redirect to file:// and the like
         raise _wrong_scheme("a redirect to something else") from None
-    except requests.Timeout:
+    except (requests.Timeout, urllib3.exceptions.TimeoutError):
         raise _too_slow() from None
-    except (requests.exceptions.InvalidURL, requests.exceptions.MissingSchema, UnicodeError):
+    except (requests.exceptions.InvalidURL, urllib3.exceptions.LocationValueError, UnicodeError):
         raise _wrong_scheme("an address that cannot be read") from None
-    except (requests.RequestException, OSError):
+    except (requests.RequestException, urllib3.exceptions.HTTPError, OSError):
         raise FetchError(
             "Expected the picture's host to answer. "
             "Received: no connection or a broken one. Check the url."

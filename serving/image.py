@@ -3,14 +3,26 @@
 from io import BytesIO
 from pathlib import Path
 
-from PIL import Image, ImageOps, UnidentifiedImageError, features
+# Importing a plugin registers its format; Pillow does that by itself only for JPEG and PNG, or
+# else for all its forty formats.
+from PIL import (  # noqa: F401
+    AvifImagePlugin,
+    BmpImagePlugin,
+    GifImagePlugin,
+    Image,
+    ImageOps,
+    JpegImagePlugin,
+    PngImagePlugin,
+    TiffImagePlugin,
+    UnidentifiedImageError,
+    WebPImagePlugin,
+)
 
 from serving.errors import ImageError, TooLargeError
 
-# Pillow knows many more formats; those need not be reachable from outside.
-FORMATS = ("JPEG", "MPO", "PNG", "WEBP", "GIF", "BMP", "TIFF") + (
-    ("AVIF",) if features.check("avif") else ()
-)
+# Pillow knows many more formats; those need not be reachable from outside. JPEG brings MPO, what
+# phones call a JPEG.
+FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "AVIF")
 MAX_PIXELS = 50_000_000  # a 48-megapixel phone picture passes, 150 MB when decoded
 
 
@@ -33,7 +45,7 @@ def open_picture(source: bytes | str | Path) -> Image.Image:
                 return _to_rgb(ImageOps.exif_transpose(picture))
         except UnidentifiedImageError:
             raise ImageError(
-                f"Expected a picture ({_format_names()}). Received: something else."
+                f"Expected a picture ({', '.join(FORMATS)}). Received: something else."
             ) from None
         except Image.DecompressionBombError:
             raise _too_many_pixels("far more") from None
@@ -52,10 +64,6 @@ def _too_many_pixels(received: str) -> TooLargeError:
         f"Expected at most {MAX_PIXELS / 1e6:.0f} million pixels. Received: {received}. "
         "Send a smaller picture."
     )
-
-
-def _format_names() -> str:
-    return ", ".join(name for name in FORMATS if name != "MPO")
 
 
 def _to_rgb(picture: Image.Image) -> Image.Image:

@@ -11,7 +11,7 @@ from contextlib import contextmanager
 
 
 @contextmanager
-def _stderr_held_back() -> Iterator[None]:
+def stderr_held_back() -> Iterator[None]:
     """Hide what C++ writes to standard error, unless the block fails."""
     sys.stderr.flush()
     shown = os.dup(2)
@@ -32,7 +32,7 @@ def _stderr_held_back() -> Iterator[None]:
 # The notes that come after the import, such as the one on missing GPUs.
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 
-with _stderr_held_back():
+with stderr_held_back():
     import tensorflow as tf
 
     import keras  # isort: skip  (TensorFlow is its backend)
@@ -42,4 +42,4 @@ with _stderr_held_back():
 # Keras calls .h5 a legacy format at every save; here it is the format asked for.
 absl_logging.set_verbosity(absl_logging.ERROR)
 
-__all__ = ["keras", "tf"]
+__all__ = ["keras", "stderr_held_back", "tf"]

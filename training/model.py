@@ -53,7 +53,7 @@ def _load_imagenet(base_model: keras.Model, shipped: Path) -> str:
     try:
         source = keras.applications.Xception(weights="imagenet", include_top=False)
     except Exception as error:  # what Keras raises when its download fails is a bare Exception
-        reason = str(error).rsplit(":", 1)[-1].strip()
+        reason = str(error).rsplit(" -- ", 1)[-1]  # the front names the file
         try:
             checkpoint = best_model(shipped, ".h5")
         except ModelError:

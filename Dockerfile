@@ -1,0 +1,56 @@
+# The Lambda image: the packages of one TFLite runtime, one model, serving/ and lambda_function.py.
+#
+#   docker build -t flowers .                                      Python 3.11, tflite-runtime
+#   docker build -t flowers --build-arg RUNTIME=ai-edge-litert .   Python 3.13, ai-edge-litert
+#   docker build -t flowers --build-arg MODELS=models/demo .       the best model of another folder
+#
+# To push it to AWS add --provenance=false --platform linux/amd64: Lambda takes one architecture.
+
+# A stage below, and the Pipfile category that is installed.
+ARG RUNTIME=tflite-runtime
+
+FROM public.ecr.aws/lambda/python:3.11 AS tflite-runtime
+FROM public.ecr.aws/lambda/python:3.13 AS ai-edge-litert
+
+FROM ${RUNTIME} AS build
+ARG RUNTIME
+WORKDIR /build
+
+COPY Pipfile Pipfile.lock ./
+# pipenv only reads the lock here; its version is the lock's own.
+RUN version=$(python3 -c "import json; print(json.load(open('Pipfile.lock'))['develop']['pipenv']['version'])") \
+    && python3 -m pip install --no-cache-dir --root-user-action=ignore \
+        --target /opt/pipenv "pipenv$version"
+# Byte code that is never checked against its source: a read-only file system stays untouched.
+RUN PYTHONPATH=/opt/pipenv python3 -m pipenv requirements \
+        --categories "$RUNTIME" --hash --exclude-index > requirements.txt \
+    && python3 -m pip install --no-cache-dir --root-user-action=ignore --no-compile \
+        --require-hashes --only-binary=:all: --target packages -r requirements.txt \
+    && python3 -m compileall -q --invalidation-mode unchecked-hash packages
+
+COPY lambda_function.py code/
+COPY serving code/serving
+RUN python3 -m compileall -q --invalidation-mode unchecked-hash code
+
+# The pattern may match nothing, and COPY wants something: so that the sentence below is reached.
+ARG MODELS=models
+COPY Pipfile ${MODELS}/*.tflite found/${MODELS}/
+# Lambda's user is nobody in particular, so everybody may read.
+RUN cd found && mkdir ../models && PYTHONPATH=../code python3 -c "import shutil, sys; \
+        sys.excepthook = lambda kind, error, _: print(f'{kind.__name__}: {error}', file=sys.stderr); \
+        from serving.models import best_model; \
+        shutil.copy(best_model('${MODELS}', '.tflite'), '../models')" \
+    && chmod -R a+rX ../code ../models
+
+FROM ${RUNTIME}
+COPY --from=build /build/packages ${LAMBDA_TASK_ROOT}/
+COPY --from=build /build/models ${LAMBDA_TASK_ROOT}/models/
+COPY --from=build /build/code ${LAMBDA_TASK_ROOT}/
+# A model that this runtime cannot run fails here, not at the first request.
+RUN python3 -c "import base64, io, sys; \
+        sys.excepthook = lambda kind, error, _: print(f'{kind.__name__}: {error}', file=sys.stderr); \
+        from PIL import Image; from lambda_function import lambda_handler; \
+        picture = io.BytesIO(); Image.new('RGB', (320, 240), 'crimson').save(picture, 'JPEG'); \
+        answer = lambda_handler({'image': base64.b64encode(picture.getvalue()).decode()}, None); \
+        print(answer); sys.exit('error' in answer)"
+CMD ["lambda_function.lambda_handler"]

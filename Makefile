@@ -1,0 +1,66 @@
+# Names for the commands that a person types; what they do is in the programs they call.
+
+PYTHON := .venv/bin/python
+IMAGE =
+RUNTIME =
+ARGS =
+
+.DEFAULT_GOAL := help
+.PHONY: help setup demo test train convert predict build run data sample lock format clean
+
+help: ## list these commands
+	@echo "make demo shows the whole path, make test checks it. All of them:"
+	@echo
+	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  make %-8s %s\n", $$1, $$2}' Makefile
+	@echo
+	@echo "Variables:"
+	@echo "  ARGS     further arguments of demo, test, train, convert, predict, build, run, data"
+	@echo "           and sample: make train ARGS=\"--epochs 5\", make train ARGS=--help"
+	@echo "  IMAGE    what to predict, a file, a folder or a URL: make predict IMAGE=rose.jpg"
+	@echo "  RUNTIME  what the image runs, tflite-runtime or ai-edge-litert: make build"
+	@echo "           RUNTIME=ai-edge-litert"
+
+setup: ## make .venv with all that Pipfile.lock pins
+	@bash tools/setup.sh
+
+demo: setup ## train briefly, convert, serve, ask: see a flower named by a Lambda service
+	@$(PYTHON) -m tools.demo $(ARGS)
+
+test: setup ## lint, then run all tests
+	$(PYTHON) -m ruff format --check .
+	$(PYTHON) -m ruff check .
+	$(PYTHON) -m pytest $(ARGS)
+
+train: setup ## train on flowers/ and keep the best epoch in models/
+	$(PYTHON) train.py $(ARGS)
+
+convert: setup ## convert the best checkpoint in models/ to TFLite
+	$(PYTHON) convert_to_tflite.py $(ARGS)
+
+predict: setup ## name the flower in IMAGE
+	@$(PYTHON) predict.py $(if $(IMAGE),"$(IMAGE)") $(ARGS)
+
+build: setup ## build the Lambda image `flowers`, converting first where nothing is converted
+	ls models/*.tflite >/dev/null 2>&1 || $(PYTHON) convert_to_tflite.py
+	BUILDX_NO_DEFAULT_ATTESTATIONS=1 \
+		docker build -t flowers $(if $(RUNTIME),--build-arg RUNTIME=$(RUNTIME)) $(ARGS) .
+
+run: ## serve the image `flowers` on port 8080, until Ctrl-C
+	docker run --rm -p 8080:8080 $(ARGS) flowers
+
+data: setup ## download the data set into flowers/
+	$(PYTHON) -m training.download $(ARGS)
+
+sample: setup ## draw a small data set into flowers/
+	$(PYTHON) -m training.sample $(ARGS)
+
+lock: setup ## lock the versions and hashes of the Pipfile's packages anew
+	$(PYTHON) -m tools.lock
+
+format: setup ## format the code, and mend what the linter can
+	$(PYTHON) -m ruff format .
+	$(PYTHON) -m ruff check --fix .
+
+clean: ## remove caches and what the demo made; .venv, flowers/ and checkpoints stay
+	rm -rf .cache .pytest_cache .ruff_cache models/demo
+	find . -name .venv -prune -o -name __pycache__ -type d -exec rm -rf {} +

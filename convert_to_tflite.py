@@ -1,0 +1,250 @@
+"""Convert a checkpoint to TFLite, and see that both say the same.
+
+    python convert_to_tflite.py                                   # the best of models/
+    python convert_to_tflite.py models/xception_fin_05_0.893.h5 --quantize float16
+    python convert_to_tflite.py --quantize int8 --data flowers/   # calibrated on pictures
+
+Writes models/<stem>.tflite beside the checkpoint, with the class names inside. Where the serving
+runtime and Keras differ by more than the kind's tolerance, nothing is written.
+"""
+
+import argparse
+import contextlib
+import io
+import sys
+import zipfile
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from importlib.metadata import version
+from pathlib import Path
+
+import numpy as np
+
+from serving.classifier import LABELS_FILE, RUNTIMES, find_runtime
+from serving.models import ModelError, best_model
+from serving.preprocess import resize, scale
+from training.backend import keras, stderr_held_back, tf
+from training.checkpoint import load_checkpoint, split_record, write_atomically
+from training.dataset import DataError, Split, scan
+from training.generators import read_pixels
+from training.sample import LABELS, draw
+from training.served import served_probabilities
+
+Reader = Callable[[], np.ndarray]  # reads a picture: uint8 (height, width, 3)
+
+COMPARED = 50  # pictures
+CALIBRATING = 200  # pictures; int8 takes the range of every activation from them
+
+
+@dataclass(frozen=True)
+class Tolerance:
+    """How far a kind may be from Keras.
+
+    Attributes:
+        difference: largest difference of any score, 0 to 1.
+        agreement: smallest share of pictures with the same first answer, 0 to 1.
+    """
+
+    difference: float
+    agreement: float
+
+
+TOLERANCES = {
+    "none": Tolerance(0.001, 1.0),
+    "float16": Tolerance(0.02, 0.98),
+    "dynamic": Tolerance(0.25, 0.96),
+    "int8": Tolerance(0.5, 0.92),
+}
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Convert as the command line says and return the exit code."""
+    options = parse_arguments(arguments)
+    try:
+        checkpoint = options.checkpoint or best_model(options.models, ".h5")
+        convert(checkpoint, options.quantize, options.data, options.runtime)
+    except (ModelError, DataError) as error:
+        print(f"convert_to_tflite.py: {error}", file=sys.stderr)
+        return 1
+    except OSError as error:
+        print(
+            f"convert_to_tflite.py: Expected to write beside the checkpoint. Received: {error}. "
+            "Free space or rights, and run it again.",
+            file=sys.stderr,
+        )
+        return 1
+    return 0
+
+
+def convert(checkpoint: Path, quantize: str, data: Path, runtime: str | None) -> None:
+    """Write the .tflite file of `checkpoint`, if it says what Keras says.
+
+    Raises:
+        ModelError: the checkpoint cannot be read, the runtime cannot load what was made, or
+            it differs from Keras by more than `TOLERANCES` allows.
+        DataError: int8, and there are no pictures to calibrate on.
+    """
+    print(f"Read: {checkpoint}", flush=True)
+    model, metadata = load_checkpoint(checkpoint)
+    size = model.input_shape[1:3]
+    calibrating, compared = choose_pictures(checkpoint, data, size)
+    if quantize == "int8" and not calibrating:
+        raise DataError(
+            f"Expected training pictures in {data} to calibrate int8 on. Received: none. "
+            "Run `make data`, or name a folder with --data."
+        )
+
+    print(f"Convert: --quantize {quantize}; this takes a minute.", flush=True)
+    content = to_tflite(model, quantize, calibrating) + labels_archive(metadata.class_names)
+
+    path = checkpoint.with_suffix(".tflite")
+
+    def write_checked(temporary: Path) -> None:
+        temporary.write_bytes(content)
+        compare(model, temporary, compared, quantize, runtime)
+
+    write_atomically(path, write_checked)
+    print(f"Wrote: {path}, {path.stat().st_size / 1e6:.1f} MB.")
+    print("Use it: python predict.py PICTURE, or build the image: make build")
+
+
+def choose_pictures(
+    checkpoint: Path, data: Path, size: tuple[int, int]
+) -> tuple[list[Reader], list[Reader]]:
+    """Return (pictures to calibrate on, pictures to compare on).
+
+    Those the network trained on calibrate, those it validated on are compared; without `data`
+    none calibrate and drawn ones are compared.
+    """
+    try:
+        pictures = scan(data).pictures
+    except DataError:
+        print(f"  {data} has no pictures of a data set: comparing on drawn ones.", flush=True)
+        return [], drawn_pictures(size)
+    train = validation = pictures
+    if split_record(checkpoint).exists():
+        parts = Split.read(split_record(checkpoint))
+        present = set(pictures)
+        train = [p for p in parts.train if p in present] or pictures
+        validation = [p for p in parts.validation if p in present] or pictures
+
+    def readers(chosen: Sequence[str]) -> list[Reader]:
+        return [lambda path=data / picture: read_pixels(path, size) for picture in chosen]
+
+    return readers(spread(train, CALIBRATING)), readers(spread(validation, COMPARED))
+
+
+def spread(pictures: Sequence[str], count: int) -> list[str]:
+    """Return up to `count` of `pictures`, which are sorted by class, evenly over the classes."""
+    step = max(len(pictures) / count, 1)
+    return [pictures[int(i * step)] for i in range(min(count, len(pictures)))]
+
+
+def drawn_pictures(size: tuple[int, int]) -> list[Reader]:
+    """Return readers of ten drawn pictures a flower, the same ones every time."""
+    rng = np.random.default_rng(0)
+    drawn = [draw(label, rng) for label in LABELS for _ in range(COMPARED // len(LABELS))]
+    return [lambda picture=picture: resize(picture, size) for picture in drawn]
+
+
+def to_tflite(model: keras.Model, quantize: str, calibrating: list[Reader]) -> bytes:
+    """Return `model` as a TFLite flatbuffer of the kind `quantize`; inputs and outputs float32."""
+    converter = tf.lite.TFLiteConverter.from_keras_model(model)
+    if quantize != "none":
+        converter.optimizations = [tf.lite.Optimize.DEFAULT]
+    if quantize == "float16":
+        converter.target_spec.supported_types = [tf.float16]
+    if quantize == "int8":
+        converter.target_spec.supported_ops = [tf.lite.OpsSet.TFLITE_BUILTINS_INT8]
+        converter.representative_dataset = lambda: (
+            [scale(read())[np.newaxis]] for read in calibrating
+        )
+    # The converter lists every variable on standard output, a few hundred lines.
+    with stderr_held_back(), contextlib.redirect_stdout(io.StringIO()):
+        return converter.convert()
+
+
+def labels_archive(class_names: tuple[str, ...]) -> bytes:
+    """Return the zip archive with the class names that is appended to the flatbuffer.
+
+    It is TFLite Metadata's way of an associated file: runtimes ignore it, zipfile finds it.
+    """
+    buffer = io.BytesIO()
+    with zipfile.ZipFile(buffer, "w") as archive:
+        # A fixed date, so that the same checkpoint gives the same file.
+        archive.writestr(zipfile.ZipInfo(LABELS_FILE), "\n".join(class_names) + "\n")
+    return buffer.getvalue()
+
+
+def compare(
+    model: keras.Model, path: Path, pictures: list[Reader], quantize: str, runtime: str | None
+) -> None:
+    """Print how far the model at `path` (.tflite) is from `model` on `pictures`.
+
+    Raises:
+        ModelError: further than `TOLERANCES` allows, or the runtime cannot load it.
+    """
+    print(f"Compare: with Keras, on {len(pictures)} pictures.", flush=True)
+    inputs = np.stack([scale(read()) for read in pictures])
+    received = ask(path, inputs, quantize, runtime)
+    expected = model.predict(inputs, batch_size=16, verbose=0)
+    difference = float(np.abs(expected - received).max())
+    agreeing = float((expected.argmax(axis=1) == received.argmax(axis=1)).mean())
+    allowed = TOLERANCES[quantize]
+    print(
+        f"  largest difference of a score: {difference:.6f} (allowed: {allowed.difference})\n"
+        f"  same first answer: {agreeing:.0%} (expected: {allowed.agreement:.0%} or more)"
+    )
+    if not difference <= allowed.difference or agreeing < allowed.agreement:
+        raise ModelError(
+            f"Expected scores within {allowed.difference} of Keras' and the same first answer on "
+            f"{allowed.agreement:.0%} of the pictures. Received: {difference:.6f} and "
+            f"{agreeing:.0%}. Nothing was written; try another --quantize."
+        )
+
+
+def ask(path: Path, inputs: np.ndarray, quantize: str, runtime: str | None) -> np.ndarray:
+    """Return what the serving runtime answers, float32 (n, classes).
+
+    Raises:
+        ModelError: it cannot load this kind; the sentence says which runtime can.
+    """
+    try:
+        return served_probabilities(path, inputs, runtime)
+    except ModelError as error:
+        tried = runtime or find_runtime()[0]
+        able = [name for name in RUNTIMES if name != tried and can_load(path, inputs, name)]
+        if not able:
+            raise
+        raise ModelError(
+            f"Expected a kind that {tried} {version(tried)} can load. Received: --quantize "
+            f"{quantize}, which only {able[0]} {version(able[0])} can: add --runtime {able[0]}, "
+            f"and build the image with --build-arg RUNTIME={able[0]}."
+        ) from error
+
+
+def can_load(path: Path, inputs: np.ndarray, runtime: str) -> bool:
+    """Return whether `runtime` is installed and runs the model at `path`."""
+    try:
+        served_probabilities(path, inputs[:1], runtime)
+    except ModelError:
+        return False
+    return True
+
+
+def parse_arguments(arguments: list[str] | None) -> argparse.Namespace:
+    """Return the command line's options."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    add = parser.add_argument
+    add("checkpoint", nargs="?", type=Path, help="a .h5 file [the best in --models]")
+    add("--quantize", choices=TOLERANCES, default="none", help="kind of weights [none: float32]")
+    add("--data", type=Path, default=Path("flowers"), help="pictures to compare on [flowers/]")
+    add("--models", type=Path, default=Path("models"), help="where checkpoints are [models/]")
+    add("--runtime", choices=RUNTIMES, help="that will serve it [the first one installed]")
+    return parser.parse_args(arguments)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

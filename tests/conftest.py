@@ -1,0 +1,112 @@
+"""What several tests need: a web server, small models, drawn pictures."""
+
+import contextlib
+import os
+import threading
+from collections.abc import Callable, Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+# Before TensorFlow: once that is imported, tflite-runtime loads no model any more.
+with contextlib.suppress(ImportError):
+    import tflite_runtime.interpreter  # noqa: F401
+
+ROOT = Path(__file__).parent.parent
+Answer = tuple[int, dict[str, str], bytes]
+Routes = dict[str, Answer | Callable[[BaseHTTPRequestHandler], Answer]]
+
+
+@pytest.fixture
+def http_server() -> Iterator[Callable[[Routes], str]]:
+    """Start a server on this machine that answers {path: (status, headers, body)}.
+
+    A function of the request may stand for the answer. Returns the server's URL.
+    """
+    servers = []
+
+    def start(routes: Routes) -> str:
+        class Handler(BaseHTTPRequestHandler):
+            def do_GET(self) -> None:
+                answer = routes.get(self.path, (404, {}, b""))
+                status, headers, body = answer(self) if callable(answer) else answer
+                self.send_response(status)
+                for name, value in ({"Content-Length": str(len(body))} | headers).items():
+                    self.send_header(name, value)
+                self.end_headers()
+                with contextlib.suppress(ConnectionError):
+                    self.wfile.write(body)
+
+            def log_message(self, *_: object) -> None:
+                pass
+
+        server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+        threading.Thread(target=server.serve_forever, args=(0.05,), daemon=True).start()
+        servers.append(server)
+        return f"http://127.0.0.1:{server.server_address[1]}"
+
+    yield start
+    for server in servers:
+        server.shutdown()
+        server.server_close()
+
+
+@pytest.fixture(scope="session")
+def drawn(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder of drawn flowers, ten of each."""
+    from training.sample import write_sample
+
+    folder = tmp_path_factory.mktemp("drawn") / "flowers"
+    write_sample(folder, per_class=10, seed=0)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def small_checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A checkpoint of a network that tells colours apart: red, green, blue; 32×48 pixels."""
+    from training.backend import keras
+    from training.checkpoint import Metadata, save_checkpoint
+
+    inputs = keras.Input((32, 48, 3))
+    x = keras.layers.GlobalAveragePooling2D()(inputs)
+    outputs = keras.layers.Dense(3, activation="softmax")(x)
+    model = keras.Model(inputs, outputs)
+    model.layers[-1].set_weights([np.eye(3) * 4, np.zeros(3)])
+    path = tmp_path_factory.mktemp("models") / "xception_fin_07_0.750.h5"
+    save_checkpoint(model, path, Metadata(("red", "green", "blue"), 7, 0.75))
+    return path
+
+
+@pytest.fixture(scope="session")
+def small_tflite(small_checkpoint: Path) -> Path:
+    """The `.tflite` file of `small_checkpoint`."""
+    import convert_to_tflite
+
+    assert convert_to_tflite.main([str(small_checkpoint), "--data", "no such folder"]) == 0
+    return small_checkpoint.with_suffix(".tflite")
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport() -> Iterator[None]:
+    """Count a skipped test as failed where REQUIRE_ALL says that everything has to run."""
+    report = yield
+    fail_if_skipped(report)
+    return report
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_make_collect_report() -> Iterator[None]:
+    """Count a skipped module as failed where REQUIRE_ALL says that everything has to run."""
+    report = yield
+    fail_if_skipped(report)
+    return report
+
+
+def fail_if_skipped(report: pytest.TestReport | pytest.CollectReport) -> None:
+    """Turn a skip into a failure that says why, if REQUIRE_ALL is set; xfail stays xfail."""
+    if report.skipped and os.environ.get("REQUIRE_ALL") and not hasattr(report, "wasxfail"):
+        reason = report.longrepr[-1] if isinstance(report.longrepr, tuple) else report.longrepr
+        report.outcome = "failed"
+        report.longrepr = f"REQUIRE_ALL is set, so this may not be skipped. {reason}"

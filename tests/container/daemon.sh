@@ -1,0 +1,71 @@
+#!/usr/bin/env bash
+# Makes a Docker daemon answer: leaves a running one alone, else starts one, installing Debian's
+# docker.io where there is no dockerd. Needs root for both.
+#
+#   tests/container/daemon.sh          what it started keeps running, its process id in $STATE/pid
+#   tests/container/daemon.sh stop     stops the daemon that it started, and no other
+set -euo pipefail
+
+STATE=${DOCKER_STATE:-${XDG_CACHE_HOME:-${HOME:-/root}/.cache}/flower-classifier-docker}
+PATIENCE=60 # seconds that a daemon may take to start
+
+fail() {
+  echo "$1" >&2
+  exit 1
+}
+
+answers() {
+  docker info >/dev/null 2>&1
+}
+
+started_pid() { # the id of the daemon started here, if it still runs
+  local pid
+  pid=$(cat "$STATE/pid" 2>/dev/null) || return 1
+  [ "$(cat "/proc/$pid/comm" 2>/dev/null)" = dockerd ] && echo "$pid"
+}
+
+install_docker() {
+  command -v apt-get >/dev/null ||
+    fail "Expected dockerd, or apt-get to install it. Received: neither. Install Docker by hand."
+  echo "Installing docker.io ..."
+  local log=$STATE/install.log
+  { apt-get update && DEBIAN_FRONTEND=noninteractive \
+    apt-get install --yes --no-install-recommends docker.io; } >"$log" 2>&1 </dev/null ||
+    fail "Expected apt-get to install docker.io. Received: $(tail -n 1 "$log"). See $log."
+}
+
+start_daemon() {
+  # A unit that the package has just started is as good as ours.
+  answers && return
+  echo "Starting dockerd ..."
+  setsid dockerd --data-root "$STATE/data" --pidfile "$STATE/pid" "$@" \
+    >"$STATE/dockerd.log" 2>&1 </dev/null &
+  local waited
+  for ((waited = 0; waited < PATIENCE; waited++)); do
+    answers && return
+    kill -0 $! 2>/dev/null || break
+    sleep 1
+  done
+  fail "Expected dockerd to answer within $PATIENCE seconds. Received: $(tail -n 1 "$STATE/dockerd.log"). See $STATE/dockerd.log."
+}
+
+if [ "${1:-}" = stop ]; then
+  if pid=$(started_pid); then
+    kill "$pid"
+    echo "Stopped dockerd (process $pid)."
+  else
+    echo "No dockerd that was started here is running."
+  fi
+  exit
+fi
+
+if answers; then
+  echo "A Docker daemon answers."
+  exit
+fi
+[ "$(id -u)" = 0 ] ||
+  fail "Expected a Docker daemon, or root to start one. Received: neither. Start Docker, or run this as root."
+mkdir -p "$STATE"
+command -v dockerd >/dev/null || install_docker
+start_daemon
+echo "A Docker daemon answers (process $(cat "$STATE/pid" 2>/dev/null || echo unknown), data in $STATE/data)."

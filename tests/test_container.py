@@ -1,0 +1,337 @@
+"""The Lambda image for real: built from the project's Dockerfile, run as Lambda does, and asked.
+
+Needs a Docker daemon (tests/container/daemon.sh starts one) and the package index.
+"""
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+import time
+import urllib.request
+import uuid
+import zipfile
+from dataclasses import dataclass
+
+import pytest
+from conftest import ROOT
+from packaging.markers import Marker
+from packaging.utils import canonicalize_name
+from PIL import Image
+
+from tests.container.base_images import UnavailableError, build_options, ensure_base_images
+
+PYTHONS = {"tflite-runtime": "3.11", "ai-edge-litert": "3.13"}
+IN_THE_CONTEXT = ("Dockerfile", ".dockerignore", "Pipfile", "Pipfile.lock", "lambda_function.py")
+# Lambda's: nothing can be written outside /tmp, and an ordinary user.
+AS_LAMBDA = ("--read-only", "--tmpfs", "/tmp", "--user", "993:990")  # noqa: S108
+PICTURES_PORT = 8000
+
+LIST_FILES = """
+import json, os
+found = []
+for folder, _, names in os.walk("/var/task"):
+    for name in names:
+        path = os.path.join(folder, name)
+        found.append([path, os.stat(path).st_mode])
+print(json.dumps(found))
+"""
+LIST_PACKAGES = """
+import json
+from importlib.metadata import distributions
+found = distributions(path=["/var/task"])
+print(json.dumps({package.metadata["Name"]: package.version for package in found}))
+"""
+
+
+@dataclass(frozen=True)
+class Service:
+    """A running container of the image for `runtime`."""
+
+    runtime: str
+    image: str
+    container: str
+    endpoint: str
+
+
+def run(*command, check=True, **options):
+    """Return the finished process of `command`, with what it printed on either stream."""
+    process = subprocess.run(
+        [str(word) for word in command],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        **options,
+    )
+    assert not check or process.returncode == 0, process.stdout
+    return process
+
+
+@pytest.fixture(scope="session")
+def docker():
+    """The Docker client, with base images in its daemon."""
+    if not shutil.which("docker") or run("docker", "version", check=False).returncode:
+        pytest.skip("no Docker daemon answers; tests/container/daemon.sh starts one")
+    try:
+        ensure_base_images()
+    except UnavailableError as error:
+        pytest.skip(str(error))
+    return "docker"
+
+
+@pytest.fixture(scope="session")
+def pictures(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("pictures")
+    for color in ("red", "green", "blue"):
+        Image.new("RGB", (60, 40), color).save(folder / f"{color}.png")
+    return folder
+
+
+@pytest.fixture(scope="session")
+def project(tmp_path_factory, small_tflite):
+    """The project with two small models, and with much that does not belong into an image."""
+    folder = tmp_path_factory.mktemp("project")
+    for name in IN_THE_CONTEXT:
+        shutil.copy(ROOT / name, folder)
+    shutil.copytree(ROOT / "serving", folder / "serving")
+    (folder / "serving" / "__pycache__").mkdir(exist_ok=True)
+    (folder / "serving" / "__pycache__" / "a.cpython-311.pyc").touch()
+    # What a clone under a strict umask looks like.
+    (folder / "lambda_function.py").chmod(0o600)
+    (folder / "serving").chmod(0o700)
+    for name in ("models", "models/demo", "flowers/rose", ".venv/lib", "training", ".git"):
+        (folder / name).mkdir(parents=True)
+        (folder / name / "not_for_the_image.h5").touch()
+        (folder / name / "not_for_the_image.jpg").touch()
+    shutil.copy(small_tflite, folder / "models" / "xception_fin_02_0.875.tflite")
+    shutil.copy(small_tflite, folder / "models" / "xception_fin_09_0.874.tflite")
+    shutil.copy(small_tflite, folder / "models" / "demo" / "xception_fin_01_0.500.tflite")
+    return folder
+
+
+def build(folder, *arguments, client="docker", check=True, environment=None):
+    """Run `docker build` in `folder` and return the finished process."""
+    return run(
+        *(client, "build", "--force-rm", *build_options(), *arguments, "."),
+        cwd=folder,
+        check=check,
+        env=os.environ | (environment or {}),
+    )
+
+
+@pytest.fixture
+def tag():
+    """A name for an image, which is removed after the test."""
+    name = f"flowers-test:{uuid.uuid4().hex[:12]}"
+    yield name
+    run("docker", "image", "rm", "--force", name, check=False)
+
+
+@pytest.fixture(scope="module", params=PYTHONS)
+def service(request, docker, project):
+    """The container of one runtime's image, run as Lambda runs it."""
+    name = f"flowers-test-{uuid.uuid4().hex[:12]}"
+    build(project, "--tag", name, "--build-arg", f"RUNTIME={request.param}")
+    run(docker, "run", "--detach", "--name", name, *AS_LAMBDA, "-p", "127.0.0.1::8080", name)
+    address = run(docker, "port", name, "8080").stdout.split()[0]
+    endpoint = f"http://{address}/2015-03-31/functions/function/invocations"
+    yield Service(request.param, name, name, endpoint)
+    run(docker, "rm", "--force", name, check=False)
+    run(docker, "image", "rm", "--force", name, check=False)
+
+
+@pytest.fixture(scope="module")
+def pictures_url(service, pictures):
+    """A web server with the pictures, within reach of the container: inside of it."""
+    inside = ("docker", "exec", "--interactive", service.container)
+    for path in pictures.iterdir():
+        with path.open("rb") as file:
+            run(*inside, "sh", "-c", f"cat > /tmp/{path.name}", stdin=file)
+    serve = ("-m", "http.server", PICTURES_PORT, "--bind", "127.0.0.1", "--directory", "/tmp")  # noqa: S108
+    run("docker", "exec", "--detach", service.container, "python3", *serve)
+    connect = f"import socket; socket.create_connection(('127.0.0.1', {PICTURES_PORT}))"
+    for _ in range(50):
+        if run(*inside, "python3", "-c", connect, check=False).returncode == 0:
+            return f"http://127.0.0.1:{PICTURES_PORT}"
+        time.sleep(0.1)
+    raise AssertionError("the pictures' web server does not listen")
+
+
+def docker_test(service, *arguments):
+    """Return the finished process of docker_test.py on `service`."""
+    command = (sys.executable, ROOT / "docker_test.py", "--endpoint", service.endpoint)
+    return run(*command, *arguments, check=False)
+
+
+def invoke(service, event):
+    """Return the text that the service answers to `event`."""
+    with urllib.request.urlopen(service.endpoint, json.dumps(event).encode(), timeout=60) as answer:
+        return answer.read().decode()
+
+
+def in_the_image(service, code):
+    """Return the JSON that `code` prints in a container of the image."""
+    name = ("docker", "run", "--rm", *AS_LAMBDA, "--entrypoint", "python3", service.image)
+    return json.loads(run(*name, "-c", code).stdout)
+
+
+def test_a_file_is_named(service, pictures):
+    for color in ("red", "green", "blue"):
+        picture = pictures / f"{color}.png"
+        process = docker_test(service, "--file", picture, "--expect", color)
+        assert process.returncode == 0, process.stdout
+        assert process.stdout.splitlines()[-4] == f"{picture}: {color}"
+
+
+def test_a_url_is_fetched_and_named(service, pictures_url):
+    process = docker_test(service, "--url", f"{pictures_url}/blue.png", "--expect", "blue")
+    assert process.returncode == 0, process.stdout
+
+
+def test_another_label_than_expected(service, pictures):
+    process = docker_test(service, "--file", pictures / "red.png", "--expect", "blue")
+    assert process.returncode == 1
+    assert process.stdout.endswith("Expected the label blue. Received: red.\n")
+
+
+def test_a_url_that_leads_nowhere(service):
+    event = {"url": "http://127.0.0.1:9/a.jpg"}
+    answer = json.loads(invoke(service, event))
+    assert list(answer) == ["error"]
+    assert answer["error"]["type"] == "FetchError"
+    assert "Traceback" not in str(answer)
+    assert "File" not in str(answer)
+    process = docker_test(service, "--url", event["url"])
+    assert process.returncode == 1
+    assert f"Received: FetchError: {answer['error']['message']}" in process.stdout
+
+
+def test_scores_are_of_every_class_with_five_decimals(service, pictures_url):
+    scores = json.loads(invoke(service, {"url": f"{pictures_url}/green.png"}))
+    assert list(scores) == ["red", "green", "blue"]
+    assert all(score == round(score, 5) for score in scores.values())
+    assert sum(scores.values()) == pytest.approx(1, abs=3e-5)
+
+
+def test_the_log_holds_no_stack_trace(service):
+    docker_test(service, "--url", "http://127.0.0.1:9/a.jpg")
+    assert "Traceback" not in run("docker", "logs", service.container).stdout
+
+
+def test_the_image_holds_what_it_needs_and_nothing_else(service):
+    files = dict(in_the_image(service, LIST_FILES))
+    models = [path for path in files if path.endswith((".tflite", ".h5"))]
+    assert models == ["/var/task/models/xception_fin_02_0.875.tflite"]
+    ours = {path.removeprefix("/var/task/").split("/")[0] for path in files}
+    assert {"lambda_function.py", "serving", "models"} <= ours
+    assert not ours & {"tensorflow", "keras", "training", "Pipfile", "Pipfile.lock", "Dockerfile"}
+    assert all(mode & 0o004 for mode in files.values()), "not readable for everybody"
+
+
+def test_byte_code_is_there(service):
+    files = [path for path, _ in in_the_image(service, LIST_FILES)]
+    ours = [path for path in files if path.endswith(".py") and "/serving/" in path]
+    assert len(ours) == len(list((ROOT / "serving").glob("*.py")))
+    suffix = f".cpython-{PYTHONS[service.runtime].replace('.', '')}.pyc"
+    for path in [*ours, "/var/task/lambda_function.py", "/var/task/numpy/__init__.py"]:
+        folder, _, name = path.rpartition("/")
+        assert f"{folder}/__pycache__/{name.removesuffix('.py')}{suffix}" in files
+
+
+def test_the_packages_are_those_of_the_lock(service):
+    found = in_the_image(service, LIST_PACKAGES)
+    python = PYTHONS[service.runtime]
+    environment = {"python_version": python, "python_full_version": f"{python}.0"}
+    locked = json.loads((ROOT / "Pipfile.lock").read_text())[service.runtime]
+    wanted = {
+        canonicalize_name(name): package["version"].removeprefix("==")
+        for name, package in locked.items()
+        if "markers" not in package or Marker(package["markers"]).evaluate(environment)
+    }
+    assert {canonicalize_name(name): version for name, version in found.items()} == wanted
+    assert service.runtime in wanted
+
+
+def test_only_what_the_dockerfile_copies_is_sent_to_the_daemon(docker, project, tag, tmp_path):
+    (tmp_path / "Dockerfile").write_text("FROM scratch\nCOPY . /\n")
+    build(project, "--tag", tag, "--file", tmp_path / "Dockerfile")
+    container = run(docker, "create", tag, "none").stdout.strip()
+    try:
+        with subprocess.Popen([docker, "export", container], stdout=subprocess.PIPE) as export:
+            listed = run("tar", "--list", stdin=export.stdout).stdout.splitlines()
+    finally:
+        run(docker, "rm", container)
+    # Docker itself puts empty mount points and its own files there.
+    own = ("dev/", "etc/", "proc/", "sys/", ".dockerenv")
+    sent = {name for name in listed if not name.startswith(own) and not name.endswith("/")}
+    assert sent - {name for name in sent if name.startswith("serving/")} == {
+        "Pipfile",
+        "Pipfile.lock",
+        "lambda_function.py",
+        "models/xception_fin_02_0.875.tflite",
+        "models/xception_fin_09_0.874.tflite",
+        "models/demo/xception_fin_01_0.500.tflite",
+    }
+    assert not [name for name in sent if name.endswith((".pyc", ".h5", ".jpg"))]
+
+
+def test_another_folder_of_models(docker, project, tag):
+    build(project, "--tag", tag, "--build-arg", "MODELS=models/demo")
+    listed = run(docker, "run", "--rm", "--entrypoint", "ls", tag, "models").stdout
+    assert listed.split() == ["xception_fin_01_0.500.tflite"]
+
+
+def failed_build(project, tmp_path, *arguments, model=None):
+    """Return what building `project` prints that has only `model`: {name: bytes}."""
+    folder = tmp_path / "project"
+    shutil.copytree(project, folder)
+    for path in folder.rglob("*.tflite"):
+        path.unlink()
+    for name, data in (model or {}).items():
+        (folder / "models" / name).write_bytes(data)
+    process = build(folder, *arguments, check=False)
+    assert process.returncode != 0
+    assert "Traceback" not in process.stdout
+    return process.stdout
+
+
+def test_without_a_model_the_build_says_what_to_run(docker, project, tmp_path):
+    printed = failed_build(project, tmp_path)
+    assert "in models. Received: none. Run python convert_to_tflite.py first" in printed
+
+
+def test_a_file_that_is_no_model_fails_the_build(docker, project, tmp_path):
+    path = tmp_path / "a.zip"
+    path.write_bytes(b"no model at all")
+    with zipfile.ZipFile(path, "a") as archive:
+        archive.writestr("labels.txt", "red\n")
+    model = {"xception_fin_01_0.500.tflite": path.read_bytes()}
+    printed = failed_build(project, tmp_path, model=model)
+    assert "ModelError: Expected a model that tflite-runtime 2." in printed
+    assert "can load. Received: xception_fin_01_0.500.tflite" in printed
+
+
+def buildkit_client(folder):
+    """Return a Docker client that builds with BuildKit, or None."""
+    (folder / "Dockerfile").write_text("FROM scratch\nCOPY Dockerfile /\n")
+    # A client without buildx may hide another one that has BuildKit built in.
+    for client in ("docker", "/usr/bin/docker"):
+        if shutil.which(client):
+            trial = run(client, "build", ".", cwd=folder, check=False, env=buildkit_environment())
+            if trial.returncode == 0:
+                return client
+    return None
+
+
+def buildkit_environment():
+    return os.environ | {"DOCKER_BUILDKIT": "1"}
+
+
+def test_it_builds_with_buildkit(docker, project, tag, tmp_path):
+    client = buildkit_client(tmp_path)
+    if client is None:
+        pytest.skip("no Docker client with BuildKit")
+    build(project, "--tag", tag, client=client, environment=buildkit_environment())
+    listed = run(docker, "run", "--rm", "--entrypoint", "ls", tag, "models").stdout
+    assert listed.split() == ["xception_fin_02_0.875.tflite"]

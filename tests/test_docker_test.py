@@ -1,0 +1,228 @@
+"""docker_test.py, run as a person runs it, against services good, bad, late and missing."""
+
+import base64
+import json
+import re
+import socket
+import subprocess
+import sys
+import threading
+import time
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+
+import pytest
+from conftest import ROOT
+
+PATH = "/2015-03-31/functions/function/invocations"
+SCORES = {"daisy": 0.00012, "rose": 0.9, "tulip": 0.09988}
+SHOWN = "  rose  0.90000\n  tulip 0.09988\n  daisy 0.00012\n"
+
+
+class Service:
+    """Stands for the container: answers every event with `status` and `body`, and keeps it."""
+
+    def __init__(self, body, status=200, port=0):
+        self.events = []
+        service = self
+
+        class Handler(BaseHTTPRequestHandler):
+            def do_POST(self):
+                received = self.rfile.read(int(self.headers["Content-Length"]))
+                service.events.append((self.path, json.loads(received)))
+                self.send_response(status)
+                self.end_headers()
+                self.wfile.write(body if isinstance(body, bytes) else json.dumps(body).encode())
+
+            def log_message(self, *_):
+                pass
+
+        self.server = ThreadingHTTPServer(("127.0.0.1", port), Handler)
+        self.endpoint = f"http://127.0.0.1:{self.server.server_address[1]}{PATH}"
+
+    def __enter__(self):
+        threading.Thread(target=self.server.serve_forever, args=(0.05,), daemon=True).start()
+        return self
+
+    def __exit__(self, *_):
+        self.server.shutdown()
+        self.server.server_close()
+
+
+def run(*arguments):
+    return subprocess.run(
+        [sys.executable, ROOT / "docker_test.py", *map(str, arguments)],
+        capture_output=True,
+        text=True,
+    )
+
+
+def ask(body, *arguments, status=200):
+    """Return docker_test.py's finished process and the events that its service got."""
+    with Service(body, status) as service:
+        return run("--endpoint", service.endpoint, *arguments), service.events
+
+
+def sentence(process):
+    """Return the one line on standard error of a run that must have failed with exit code 1."""
+    assert process.returncode == 1
+    [line] = process.stderr.splitlines()
+    assert line.startswith("docker_test.py: Expected ")
+    return line
+
+
+def free_port():
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        return listener.getsockname()[1]
+
+
+def test_scores_are_printed_the_highest_first():
+    url = "https://example.com/a.jpg"
+    process, events = ask(SCORES, "--url", url)
+    assert (process.returncode, process.stderr) == (0, "")
+    assert process.stdout == f"{url}: rose\n{SHOWN}"
+    assert events == [(PATH, {"url": url})]
+
+
+def test_a_file_is_sent_along(tmp_path):
+    (tmp_path / "a.jpg").write_bytes(b"\xff\xd8 bytes")
+    process, events = ask(SCORES, "--file", tmp_path / "a.jpg", "--expect", "rose")
+    assert process.returncode == 0
+    assert process.stdout == f"{tmp_path / 'a.jpg'}: rose\n{SHOWN}"
+    [(_, event)] = events
+    assert list(event) == ["image"]
+    assert base64.b64decode(event["image"]) == b"\xff\xd8 bytes"
+
+
+def test_the_default_picture_is_wikimedias_rose():
+    process, events = ask(SCORES)
+    assert process.returncode == 0
+    address = "https://upload.wikimedia.org/wikipedia/commons/5/51/Small_Red_Rose.JPG"
+    assert events == [(PATH, {"url": address})]
+    process, _ = ask({"daisy": 0.8, "rose": 0.2})
+    assert "Expected the label rose. Received: daisy." in sentence(process)
+
+
+def test_another_label_than_expected_fails():
+    process, _ = ask(SCORES, "--url", "https://example.com/a.jpg", "--expect", "daisy")
+    assert process.stdout.endswith(SHOWN)
+    assert sentence(process).endswith("Expected the label daisy. Received: rose.")
+    process, _ = ask(SCORES, "--expect", "dasiy")
+    assert sentence(process).endswith("rose, and no such class among daisy, rose, tulip.")
+
+
+@pytest.mark.parametrize(
+    ("body", "told"),
+    [
+        (
+            {"error": {"type": "FetchError", "message": "Expected a host. Received: none."}},
+            "Received: FetchError: Expected a host. Received: none.",
+        ),
+        (
+            {"errorMessage": "bad luck", "errorType": "Runtime.Exit", "stackTrace": ["line 1"]},
+            "Received: Runtime.Exit: bad luck. See the container's log.",
+        ),
+        (b"Task timed out after 3.00 seconds", "Received: Task timed out after 3.00 seconds."),
+        (b"", "Received: nothing."),
+        (b"\xff\xfe", "Received: "),
+        ([0.1, 0.9], "Received: [0.1, 0.9]."),
+        ({}, "Received: {}."),
+        ({"rose": "high"}, 'Received: {"rose": "high"}.'),
+        ({"rose": float("nan")}, 'Received: {"rose": NaN}.'),
+    ],
+)
+def test_anything_but_scores_fails(body, told):
+    process, _ = ask(body)
+    assert told in sentence(process)
+    assert "line 1" not in process.stderr
+    assert process.stdout == ""
+
+
+def test_an_error_status_is_told():
+    process, _ = ask(b"no such page", status=404)
+    assert "Received: no such page." in sentence(process)
+
+
+def test_it_waits_for_a_service_that_comes_up_late():
+    port = free_port()
+    asked = threading.Event()
+
+    def come_up():
+        time.sleep(1)
+        with Service(SCORES, port=port):
+            asked.wait(30)
+
+    thread = threading.Thread(target=come_up)
+    thread.start()
+    endpoint = f"http://127.0.0.1:{port}{PATH}"
+    process = run("--endpoint", endpoint, "--wait", 20)
+    asked.set()
+    thread.join()
+    assert (process.returncode, process.stderr) == (0, f"Waiting for {endpoint} ...\n")
+
+
+def test_it_waits_while_connections_are_dropped():
+    # What Docker's proxy does until something listens in the container.
+    with Service(SCORES) as service:
+        answers = iter([False, False, False])
+        service.server.verify_request = lambda *_: next(answers, True)
+        process = run("--endpoint", service.endpoint)
+    assert (process.returncode, process.stderr) == (0, f"Waiting for {service.endpoint} ...\n")
+    assert len(service.events) == 1
+
+
+def test_nobody_there():
+    start = time.monotonic()
+    endpoint = f"http://127.0.0.1:{free_port()}{PATH}"
+    process = run("--endpoint", endpoint, "--wait", 0)
+    assert f"Expected a service at {endpoint} within 0 seconds" in sentence(process)
+    assert "Received: Connection refused. Start it with `make run`" in process.stderr
+    assert time.monotonic() - start < 5
+
+
+@pytest.mark.parametrize("host", ["a..b", "localhost:port", "local host"])
+def test_an_address_that_leads_nowhere_is_not_waited_for(host):
+    told = sentence(run("--endpoint", f"http://{host}{PATH}"))
+    assert f"Expected an answer of http://{host}{PATH}. Received: " in told
+    assert told.endswith("Check --endpoint, and the container's log.")
+
+
+def test_proxies_of_the_environment_are_not_asked(monkeypatch):
+    monkeypatch.setenv("http_proxy", "http://127.0.0.1:9")
+    process, _ = ask(SCORES)
+    assert process.returncode == 0
+
+
+def test_a_file_that_is_not_there(tmp_path):
+    process = run("--file", tmp_path / "none.jpg", "--wait", 0)
+    assert f"Received: {tmp_path / 'none.jpg'} (No such file or directory)." in sentence(process)
+    assert "(Is a directory)" in sentence(run("--file", tmp_path, "--wait", 0))
+
+
+def test_a_file_that_is_too_large_for_lambda(tmp_path):
+    fits, too_large = 4_718_000, 4_719_000  # bytes; four thirds of them are about 6 MiB
+    (tmp_path / "a.jpg").write_bytes(bytes(fits))
+    process, events = ask(SCORES, "--file", tmp_path / "a.jpg")
+    assert process.returncode == 0
+    assert len(json.dumps(events[0][1])) <= 6 * 1024**2
+
+    (tmp_path / "a.jpg").write_bytes(bytes(too_large))
+    told = sentence(run("--file", tmp_path / "a.jpg", "--wait", 0))
+    assert re.search(r"Expected at most 4\.7 MB.* Received: \S+a\.jpg with 4\.7 MB\.", told)
+
+
+@pytest.mark.parametrize(
+    "arguments", [("--url", "file:///etc/passwd"), ("--endpoint", "localhost:8080")]
+)
+def test_addresses_are_http(arguments):
+    process = run(*arguments)
+    assert process.returncode == 2
+    assert "begins with http:// or https://, received: " + arguments[1] in process.stderr
+
+
+def test_it_imports_no_project_code():
+    source = (ROOT / "docker_test.py").read_text()
+    modules = {
+        name.split(".")[0] for name in re.findall(r"^(?:import|from) (\S+)", source, re.MULTILINE)
+    }
+    assert modules <= sys.stdlib_module_names

@@ -1,0 +1,99 @@
+"""training.model: the original's network, and where its weights come from."""
+
+import numpy as np
+import pytest
+from conftest import ROOT
+
+from serving.models import ModelError, best_model
+from training.backend import keras
+from training.checkpoint import Metadata, save_checkpoint
+from training.model import BASE_LAYER, build_model, load_base_weights
+
+SIZE = (71, 71)
+
+
+@pytest.fixture(scope="module")
+def model():
+    return build_model(SIZE, (512, 128, 32), 5)
+
+
+@pytest.fixture
+def no_download(monkeypatch):
+    """Keras without the internet: its download fails as it does on such a machine."""
+    xception = keras.applications.Xception
+
+    def offline(weights=None, **options):
+        if weights == "imagenet":
+            raise Exception("URL fetch failure on https://...: None -- [Errno -2] Unknown host")
+        return xception(weights=weights, **options)
+
+    monkeypatch.setattr(keras.applications, "Xception", offline)
+
+
+def test_it_is_the_originals_network(model):
+    assert [layer.name for layer in model.layers][1] == BASE_LAYER
+    assert [type(layer).__name__ for layer in model.layers[2:]] == [
+        "GlobalAveragePooling2D",
+        *["Dense"] * 4,
+    ]
+    dense = model.layers[3:]
+    assert [layer.units for layer in dense] == [512, 128, 32, 5]
+    assert [layer.activation.__name__ for layer in dense] == ["relu"] * 3 + ["softmax"]
+    trainable = sum(np.prod(variable.shape) for variable in model.trainable_variables)
+    assert trainable == 1_119_045  # 2048·512 + 512·128 + 128·32 + 32·5 and biases: a frozen base
+    assert model.count_params() == 20_861_480 + trainable  # Keras' figure for Xception, no top
+
+
+def test_the_frozen_base_stays_in_inference_mode(model):
+    x = np.random.default_rng(0).uniform(-1, 1, (2, *SIZE, 3)).astype("float32")
+    assert np.array_equal(model(x, training=True), model(x, training=False))
+
+
+def test_weights_none_leaves_them_random(model):
+    before = model.get_layer(BASE_LAYER).get_weights()[0].copy()
+    assert load_base_weights(model, "none", ROOT / "models") == "random weights"
+    assert np.array_equal(model.get_layer(BASE_LAYER).get_weights()[0], before)
+
+
+def test_a_checkpoint_gives_its_base(model, tmp_path):
+    source = build_model(SIZE, (8,), 3)
+    save_checkpoint(source, tmp_path / "a.h5", Metadata(("a", "b", "c"), 1, 0.5))
+    load_base_weights(model, str(tmp_path / "a.h5"), ROOT / "models")
+    for one, other in zip(
+        model.get_layer(BASE_LAYER).get_weights(),
+        source.get_layer(BASE_LAYER).get_weights(),
+        strict=True,
+    ):
+        assert np.array_equal(one, other)
+
+
+def test_keras_own_weights_file_fits(model, tmp_path):
+    source = keras.applications.Xception(weights=None, include_top=False)
+    source.save_weights(tmp_path / "notop.weights.h5")
+    load_base_weights(model, str(tmp_path / "notop.weights.h5"), ROOT / "models")
+    assert np.array_equal(model.get_layer(BASE_LAYER).get_weights()[0], source.get_weights()[0])
+
+
+@pytest.mark.usefixtures("no_download")
+def test_without_internet_the_shipped_checkpoints_base_is_taken(model, capsys):
+    source = load_base_weights(model, "imagenet", ROOT / "models")
+    shipped = best_model(ROOT / "models", ".h5")
+    assert source == f"the base of {shipped}"
+    assert (
+        capsys.readouterr().out
+        == "  Keras' download cannot be reached ([Errno -2] Unknown host).\n"
+    )
+
+
+@pytest.mark.usefixtures("no_download")
+def test_with_neither_it_says_so(model, tmp_path):
+    with pytest.raises(ModelError, match="Received: neither .*Unknown host.*--weights none"):
+        load_base_weights(model, "imagenet", tmp_path)
+
+
+def test_a_file_that_does_not_fit(model, tmp_path):
+    with pytest.raises(ModelError, match="none.h5, which does not exist"):
+        load_base_weights(model, str(tmp_path / "none.h5"), tmp_path)
+    (tmp_path / "a.h5").write_text("hello")
+    with pytest.raises(ModelError, match="^Expected a weights file of Xception"):
+        load_base_weights(model, str(tmp_path / "a.h5"), tmp_path)

@@ -1,0 +1,1 @@
+"""What the Makefile calls: set up, lock, and try the whole path."""

@@ -1,0 +1,322 @@
+"""Show the whole path in minutes: train briefly, convert, serve, and ask what a flower is.
+
+    python -m tools.demo                # on flowers/, or on drawn flowers where that is empty
+    python -m tools.demo --no-docker    # the service behind AWS's Lambda emulator, without Docker
+
+Works on few pictures and writes to .cache/ and models/demo/ only, so that it leaves flowers/ and
+real checkpoints alone. The exit code is 0 if the service named the flower right.
+"""
+
+import argparse
+import contextlib
+import json
+import os
+import platform
+import random
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+from serving.models import best_model
+from tools.emulator import INVOCATIONS, EmulatorError, free_port, local_service
+
+WORK = Path(".cache", "demo")  # this run's pictures and logs
+MODELS = Path("models", "demo")  # this run's checkpoint and .tflite
+
+# Enough to name flowers right, few enough for minutes: on two cores the network takes a tenth of
+# a second a picture.
+PICTURES = 40  # a class
+RECIPE = {
+    "--epochs": "2",
+    "--steps-per-epoch": "15",
+    "--batch-size": "16",
+    "--learning-rate": "0.05",
+    "--momentum": "0.9",
+}
+CANDIDATES = 10  # pictures to choose the asked one from
+SERVICE_LOG = WORK / "service.log"
+BUILD_SECONDS = 900.0
+SHOWN_LINES = 25  # of what a stage that failed printed
+STAGES = 7
+
+
+class StageError(Exception):
+    """A command of a stage failed; `str(error)` has the end of its output and the exit code.
+
+    Attributes:
+        reason: the last line that it printed, or else how it ended.
+    """
+
+    def __init__(self, command: Sequence[str], output: str, ending: str):
+        """Take the words of the `command`, its `output` and how it ended ("... exit code 1")."""
+        lines = [line for line in output.splitlines() if line.strip()]
+        words = [word for word in command if word != sys.executable]
+        name = " ".join(words[: 2 if words[0] in ("-m", "docker") else 1])
+        super().__init__("\n".join([f"`{name}` {ending}. It printed:", *lines[-SHOWN_LINES:]]))
+        self.reason = lines[-1].strip() if lines else ending
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Run every stage and return the exit code."""
+    options = parse_arguments(arguments)
+    # So that whoever ends the demo ends the service too.
+    signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))
+    started = time.monotonic()
+    try:
+        demo(options)
+    except (StageError, EmulatorError) as error:
+        print(f"tools.demo: {error}", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        print("Stopped, and the service with it.")
+        return 130
+    minutes, seconds = divmod(round(time.monotonic() - started), 60)
+    print(f"The service named it right and is stopped. {minutes} min {seconds} s in all.")
+    return 0
+
+
+def demo(options: argparse.Namespace) -> None:
+    """Go the whole path, up to the service's answer.
+
+    Raises:
+        StageError: a stage failed, or the service named the flower wrong.
+        EmulatorError: there is neither Docker nor AWS's emulator to serve with.
+    """
+    for folder in (WORK, MODELS):
+        shutil.rmtree(folder, ignore_errors=True)
+        folder.mkdir(parents=True)
+
+    with stage(1, f"Data: {describe(options.data)}"):
+        data = collect_pictures(options.data)
+
+    with stage(2, f"Train: {RECIPE['--epochs']} short epochs into {MODELS}/"):
+        recipe = [part for flag in RECIPE.items() for part in flag]
+        places = ["--data", data, "--models", MODELS, "--weights", options.weights]
+        python("train.py", *places, *recipe)
+        checkpoint = best_model(MODELS, ".h5")
+
+    with stage(3, f"Convert: {checkpoint.name} to TFLite"):
+        python("convert_to_tflite.py", checkpoint, "--data", data)
+
+    with stage(
+        4, f"Choose: of {CANDIDATES} pictures it was not trained on, the one it is surest of"
+    ):
+        picture = choose_picture(checkpoint, data)
+
+    with contextlib.ExitStack() as services:
+        with stage(5, "Image: docker build"):
+            image = build_image(services, options.docker)
+        with stage(6, f"Serve: {'in Docker' if image else 'behind the Lambda emulator'}"):
+            service = docker_service(image) if image else emulator_service(checkpoint)
+            endpoint = services.enter_context(service)
+        with stage(7, f"Ask: what is {picture}?"):
+            answer = ask(endpoint, data / picture, class_of(picture))
+    print(answer, end="", flush=True)
+
+
+@contextlib.contextmanager
+def stage(number: int, title: str) -> Iterator[None]:
+    """Print one line of progress: `title` now, and the seconds it took at the end."""
+    print(f"[{number}/{STAGES}] {title} ... ", end="", flush=True)
+    started = time.monotonic()
+    try:
+        yield
+    except BaseException as error:
+        print("failed" if isinstance(error, Exception) else "stopped", flush=True)
+        raise
+    print(f"{time.monotonic() - started:.0f} s", flush=True)
+
+
+def describe(folder: Path) -> str:
+    """Return where the pictures come from."""
+    if has_pictures(folder):
+        return f"up to {PICTURES} pictures a class of {folder}"
+    return f"no pictures in {folder}, so drawing {PICTURES} a class"
+
+
+def has_pictures(folder: Path) -> bool:
+    """Return whether two or more sub-folders of `folder` hold files."""
+    return len(list_files(folder)) > 1
+
+
+def list_files(folder: Path) -> dict[str, list[Path]]:
+    """Return the files of each sub-folder of `folder` that has some, hidden ones left out."""
+    files = {
+        sub_folder.name: sorted(f for f in sub_folder.glob("[!.]*") if f.is_file())
+        for sub_folder in sorted(folder.glob("[!.]*/"))
+    }
+    return {name: found for name, found in files.items() if found}
+
+
+def collect_pictures(folder: Path) -> Path:
+    """Return a folder with copies of some of `folder`'s pictures, or with drawn ones.
+
+    Raises:
+        StageError: they cannot be drawn.
+    """
+    data = WORK / "flowers"
+    if not has_pictures(folder):
+        python("-m", "training.sample", "--out", data, "--per-class", str(PICTURES))
+        return data
+    rng = random.Random(0)  # noqa: S311 - the same pictures each time, nothing secret
+    for name, files in list_files(folder).items():
+        (data / name).mkdir(parents=True)
+        for file in rng.sample(files, min(PICTURES, len(files))):
+            shutil.copyfile(file, data / name / file.name)
+    return data
+
+
+def choose_picture(checkpoint: Path, data: Path) -> str:
+    """Return "class/file" of that of some validation pictures which the model is surest of.
+
+    After so short a training it gets some wrong; the demo is about the path, not about those.
+
+    Raises:
+        StageError: a picture cannot be classified.
+    """
+    record = json.loads(checkpoint.with_suffix(".split.json").read_text(encoding="utf-8"))
+    validation = record["validation"]
+    pictures = validation[:: max(1, len(validation) // CANDIDATES)]  # some of every class
+    files = [data / picture for picture in pictures]
+    answers = python(
+        "predict.py", "--json", "--model", checkpoint.with_suffix(".tflite"), *files
+    ).splitlines()
+    scores = [json.loads(line)["scores"] for line in answers if line.startswith('{"image"')]
+    return max(zip(pictures, scores, strict=True), key=lambda pair: max(pair[1].values()))[0]
+
+
+def class_of(picture: str) -> str:
+    """Return the class of a "class/file"."""
+    return picture.split("/", 1)[0]
+
+
+def build_image(services: contextlib.ExitStack, wanted: bool) -> str | None:
+    """Return the id of a Docker image with the demo's model, which `services` removes at its end.
+
+    None where it is not `wanted`, no daemon answers or the build fails, after a word on why.
+    """
+    if not wanted:
+        print("not wanted ... ", end="")
+        return None
+    if not docker_answers():
+        print("no Docker daemon answers, going on without ... ", end="")
+        return None
+    id_file = WORK / "image.txt"
+    arguments = [f"MODELS={MODELS}"]
+    if platform.machine() != "x86_64":
+        arguments.append("RUNTIME=ai-edge-litert")  # tflite-runtime has no wheel for AWS's arm64
+    options = [part for argument in arguments for part in ("--build-arg", argument)]
+    try:
+        run(
+            ["docker", "build", "--force-rm", "--iidfile", id_file, *options, "."],
+            timeout=BUILD_SECONDS,
+        )
+    except StageError as error:
+        print(f"it failed, going on without Docker ({error.reason}) ... ", end="")
+        return None
+    image = id_file.read_text(encoding="utf-8").strip()
+    services.callback(run, ["docker", "image", "rm", "--force", image], check=False)
+    return image
+
+
+def docker_answers() -> bool:
+    """Return whether there is a Docker daemon to use."""
+    if shutil.which("docker") is None:
+        return False
+    try:
+        run(["docker", "version"], timeout=20)
+    except StageError:
+        return False
+    return True
+
+
+@contextlib.contextmanager
+def docker_service(image: str) -> Iterator[str]:
+    """Serve the Docker `image` while the context lasts; yield the URL to post events to.
+
+    Raises:
+        StageError: the container does not start.
+    """
+    port, name = free_port(), f"flowers-demo-{os.getpid()}-{time.time_ns()}"
+    try:
+        run(["docker", "run", "--detach", "--name", name, "-p", f"127.0.0.1:{port}:8080", image])
+        yield f"http://127.0.0.1:{port}{INVOCATIONS}"
+    finally:
+        run(["docker", "logs", name], log=SERVICE_LOG, check=False)
+        run(["docker", "rm", "--force", "--volumes", name], check=False)
+
+
+def emulator_service(checkpoint: Path) -> contextlib.AbstractContextManager[str]:
+    """Return the service of the .tflite beside `checkpoint`, behind AWS's emulator."""
+    model = checkpoint.with_suffix(".tflite").absolute()
+    return local_service(free_port(), {"MODEL_PATH": str(model)}, log=SERVICE_LOG)
+
+
+def ask(endpoint: str, picture: Path, expected: str) -> str:
+    """Return what `docker_test.py` prints of the service's answer on `picture`.
+
+    Raises:
+        StageError: there is no answer, or it is not `expected`.
+    """
+    arguments = ["--endpoint", endpoint, "--file", picture, "--expect", expected]
+    return python("docker_test.py", *arguments)
+
+
+def python(*arguments: str | Path) -> str:
+    """Run this Python with `arguments` and return what it printed; raises as `run` does."""
+    return run([sys.executable, *arguments])
+
+
+def run(
+    command: Sequence[str | Path],
+    *,
+    check: bool = True,
+    timeout: float | None = None,
+    log: Path | None = None,
+) -> str:
+    """Run `command` and return what it printed, on either stream, and write it to `log`.
+
+    Raises:
+        StageError: it took more than `timeout` seconds or, with `check`, it failed.
+    """
+    words = [str(word) for word in command]
+    try:
+        done = subprocess.run(
+            words,
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            errors="replace",
+            timeout=timeout,
+        )
+    except subprocess.TimeoutExpired as error:
+        output = (error.stdout or b"").decode(errors="replace")
+        raise StageError(words, output, f"took more than {timeout:.0f} s") from None
+    if log:
+        log.write_text(done.stdout, encoding="utf-8")
+    if check and done.returncode:
+        raise StageError(words, done.stdout, f"ended with exit code {done.returncode}")
+    return done.stdout
+
+
+def parse_arguments(arguments: list[str] | None) -> argparse.Namespace:
+    """Return the command line's options."""
+    parser = argparse.ArgumentParser(
+        prog="python -m tools.demo",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    add = parser.add_argument
+    add("--data", type=Path, default=Path("flowers"), help="one folder a class [flowers/]")
+    add("--weights", default="imagenet", help="what the network starts from, as for train.py")
+    add("--no-docker", dest="docker", action="store_false", help="serve without Docker")
+    return parser.parse_args(arguments)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

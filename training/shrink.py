@@ -1,0 +1,134 @@
+"""Make a checkpoint small enough to ship, and see that it still says the same.
+
+    python -m training.shrink models/xception_fin_28_0.900.h5 small/ --data flowers/
+
+Writes small/xception_fin_28_0.900.h5 and its split beside it. The weights keep float32 but lose
+the mantissa bits that float16 has not, so that HDF5's shuffle and gzip halve them; what only
+training needs (the optimizer's variables) is left out. Refuses where a validation picture changes
+its label.
+"""
+
+import argparse
+import sys
+from pathlib import Path
+
+import h5py
+import numpy as np
+
+from serving.models import ModelError
+from training.backend import keras
+from training.checkpoint import load_checkpoint, split_record, write_atomically
+from training.dataset import DataError, Split, scan
+from training.generators import PictureBatches
+
+DROPPED_BITS = 23 - 10  # of float32's mantissa, to be left with as many as float16 has
+ONLY_FOR_TRAINING = "optimizer_weights"
+BATCH_SIZE = 32
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Shrink as the command line says and return the exit code."""
+    options = parse_arguments(arguments)
+    try:
+        shrink(options.checkpoint, options.folder, options.data)
+    except (ModelError, DataError) as error:
+        print(f"shrink: {error}", file=sys.stderr)
+        return 1
+    return 0
+
+
+def shrink(checkpoint: Path, folder: Path, data: Path) -> None:
+    """Write the small copy of `checkpoint` into `folder`.
+
+    Raises:
+        ModelError: `checkpoint` is none, has no split beside it, or loses a label.
+        DataError: `data` does not hold its validation pictures.
+    """
+    model, _ = load_checkpoint(checkpoint)
+    if not split_record(checkpoint).exists():
+        raise ModelError(
+            f"Expected {split_record(checkpoint).name} beside the checkpoint. Received: no such "
+            "file. Copy it there from the folder that it was trained in."
+        )
+    parts = Split.read(split_record(checkpoint))
+    dataset = scan(data)
+    missing = set(parts.validation) - set(dataset.pictures)
+    if missing:
+        raise DataError(
+            f"Expected {data} to hold the {len(parts.validation)} validation pictures. "
+            f"Received: a folder without {len(missing)} of them. Name the right one with --data."
+        )
+    size = model.input_shape[1:3]
+    batches = PictureBatches(dataset, parts.validation, size, BATCH_SIZE)
+    before = model.predict(batches, verbose=0).argmax(axis=1)
+
+    def write_checked(temporary: Path) -> None:
+        copy_rounded(checkpoint, temporary)
+        small = keras.models.load_model(temporary, compile=False)
+        after = small.predict(batches, verbose=0).argmax(axis=1)
+        changed = int((before != after).sum())
+        truth = dataset.labels(parts.validation)
+        print(
+            f"{changed} of {len(truth)} validation pictures change their label; "
+            f"accuracy {(before == truth).mean():.4f} before, {(after == truth).mean():.4f} after."
+        )
+        if changed:
+            raise ModelError("Expected no label to change. Received: the above. Nothing written.")
+
+    folder.mkdir(parents=True, exist_ok=True)
+    path = folder / checkpoint.name
+    write_atomically(path, write_checked)
+    write_atomically(split_record(path), parts.write)
+    sizes = [f"{file.stat().st_size / 1e6:.1f} MB" for file in (checkpoint, path)]
+    print(f"Wrote: {path}, {sizes[1]} (was {sizes[0]}).")
+
+
+def copy_rounded(source: Path, target: Path) -> None:
+    """Copy the checkpoint `source` to `target` with rounded, compressed weights."""
+    with h5py.File(source) as original, h5py.File(target, "w") as copy:
+        copy.attrs.update(original.attrs)
+
+        def copy_item(name: str, item: h5py.Group | h5py.Dataset) -> None:
+            if name.split("/")[0] == ONLY_FOR_TRAINING:
+                return
+            if isinstance(item, h5py.Group):
+                new = copy.require_group(name)
+            elif item.shape:
+                new = copy.create_dataset(
+                    name, data=rounded(item[()]), shuffle=True, compression="gzip"
+                )
+            else:
+                new = copy.create_dataset(name, data=item[()])
+            new.attrs.update(item.attrs)
+
+        original.visititems(copy_item)
+        # Without its optimizer the model is one to be used, not one to be trained on.
+        copy.attrs.pop("training_config", None)
+
+
+def rounded(values: np.ndarray) -> np.ndarray:
+    """Return `values`, if float32, rounded to the nearest with float16's 10 bits of mantissa.
+
+    The exponent keeps its range, so nothing overflows or vanishes; at most 2**-11 of a value
+    is lost.
+    """
+    if values.dtype != np.float32:
+        return values
+    half = np.uint32(1 << (DROPPED_BITS - 1))
+    kept = np.uint32(0xFFFFFFFF << DROPPED_BITS & 0xFFFFFFFF)
+    return ((values.view(np.uint32) + half) & kept).view(np.float32)
+
+
+def parse_arguments(arguments: list[str] | None) -> argparse.Namespace:
+    """Return the command line's options."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("checkpoint", type=Path, help="a .h5 file of train.py")
+    parser.add_argument("folder", type=Path, help="where to write the small one")
+    parser.add_argument("--data", type=Path, default=Path("flowers"), help="[flowers/]")
+    return parser.parse_args(arguments)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
