@@ -66,6 +66,9 @@ def main(arguments: list[str] | None = None) -> int:
     except (ModelError, DataError) as error:
         print(f"convert_to_tflite.py: {error}", file=sys.stderr)
         return 1
+    except KeyboardInterrupt:
+        print("\nStopped; nothing was written.", file=sys.stderr)
+        return 130
     except OSError as error:
         print(
             f"convert_to_tflite.py: Expected to write beside the checkpoint. Received: {error}. "

@@ -1,7 +1,7 @@
 """Fine-tune Xception on a folder of pictures, one sub-folder a class.
 
     python train.py                          # flowers/, 30 epochs; about 3.5 hours on two cores
-    python train.py --data mine/ --epochs 5  # your own pictures, a shorter run
+    python train.py --data mine/ --models models/mine/  # your own pictures
     python train.py --resume                 # go on after an interruption
 
 The best epoch is kept as models/xception_fin_{epoch}_{val_accuracy}.h5; the last line names it.
@@ -14,7 +14,14 @@ from pathlib import Path
 
 from serving.models import ModelError
 from training.backend import keras
-from training.checkpoint import BestCheckpoint, RunState, read_run, restore_run, trim_history
+from training.checkpoint import (
+    BestCheckpoint,
+    RunState,
+    read_run,
+    remove_unfinished,
+    restore_run,
+    trim_history,
+)
 from training.dataset import DataError, Dataset, Split, scan, split
 from training.generators import ImageDataGenerator, PictureBatches, TrainingBatches
 from training.model import build_model, load_base_weights
@@ -70,6 +77,9 @@ def main(arguments: list[str] | None = None) -> int:
         return train(replace(Recipe(), **flags), options)
     except (DataError, ModelError) as error:
         print(f"train.py: {error}", file=sys.stderr)
+    except KeyboardInterrupt:
+        print("\nStopped before the first epoch.", file=sys.stderr)
+        return 130
     except OSError as error:
         print(
             f"train.py: Expected to read {options.data} and to write to {options.models}. "
@@ -83,6 +93,7 @@ def train(recipe: Recipe, options: argparse.Namespace) -> int:
     """Data, model, fit, report; return the exit code."""
     keras.utils.set_random_seed(recipe.seed)
     options.models.mkdir(parents=True, exist_ok=True)
+    remove_unfinished(options.models)
 
     # data
     dataset, parts = load_data(recipe, options.data)

@@ -1,12 +1,15 @@
 """training.checkpoint: whole files that say what they are."""
 
 import json
+import subprocess
+import sys
 
 import h5py
 import numpy as np
 import pytest
+from conftest import ROOT
 
-from serving.models import ModelError
+from serving.models import ModelError, best_model
 from training.backend import keras
 from training.checkpoint import (
     BestCheckpoint,
@@ -15,6 +18,7 @@ from training.checkpoint import (
     load_checkpoint,
     read_metadata,
     read_run,
+    remove_unfinished,
     restore_run,
     save_checkpoint,
     split_record,
@@ -91,6 +95,18 @@ def test_a_write_that_fails_leaves_the_old_file_and_nothing_else(tmp_path):
         write_atomically(path, fail)
     assert path.read_text() == "old"
     assert list(tmp_path.iterdir()) == [path]
+
+
+def test_what_a_killed_process_left_is_removed(tmp_path):
+    code = "import os, sys; from pathlib import Path; from training import checkpoint as c; "
+    code += "c.write_atomically(Path(sys.argv[1]), lambda p: (p.write_text('half'), os._exit(9)))"
+    command = [sys.executable, "-c", code, tmp_path / "a_1_0.500.h5"]
+    assert subprocess.run(command, cwd=ROOT).returncode == 9
+    [left] = tmp_path.iterdir()
+    with pytest.raises(ModelError):
+        best_model(tmp_path, ".h5")
+    remove_unfinished(tmp_path)
+    assert not left.exists()
 
 
 def best_checkpoint(model, folder, run=None):

@@ -27,6 +27,7 @@ IN_THE_CONTEXT = ("Dockerfile", ".dockerignore", "Pipfile", "Pipfile.lock", "lam
 # Lambda's: nothing can be written outside /tmp, and an ordinary user.
 AS_LAMBDA = ("--read-only", "--tmpfs", "/tmp", "--user", "993:990")  # noqa: S108
 PICTURES_PORT = 8000
+BUILDKIT = {"DOCKER_BUILDKIT": "1"}
 
 LIST_FILES = """
 import json, os
@@ -318,20 +319,16 @@ def buildkit_client(folder):
     # A client without buildx may hide another one that has BuildKit built in.
     for client in ("docker", "/usr/bin/docker"):
         if shutil.which(client):
-            trial = run(client, "build", ".", cwd=folder, check=False, env=buildkit_environment())
+            trial = build(folder, client=client, check=False, environment=BUILDKIT)
             if trial.returncode == 0:
                 return client
     return None
-
-
-def buildkit_environment():
-    return os.environ | {"DOCKER_BUILDKIT": "1"}
 
 
 def test_it_builds_with_buildkit(docker, project, tag, tmp_path):
     client = buildkit_client(tmp_path)
     if client is None:
         pytest.skip("no Docker client with BuildKit")
-    build(project, "--tag", tag, client=client, environment=buildkit_environment())
+    build(project, "--tag", tag, client=client, environment=BUILDKIT)
     listed = run(docker, "run", "--rm", "--entrypoint", "ls", tag, "models").stdout
     assert listed.split() == ["xception_fin_02_0.875.tflite"]

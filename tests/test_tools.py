@@ -124,10 +124,7 @@ def test_setup_begins_anew_after_an_interruption_and_shows_why_it_failed(checkou
 # tools/lock.py
 
 
-def test_the_lock_fits_the_pipfile_and_names_no_index(tmp_path: Path) -> None:
-    for name in ("Pipfile", "Pipfile.lock"):
-        shutil.copy(ROOT / name, tmp_path)
-    lock.pipenv(tmp_path / "Pipfile", "verify")
+def test_our_lock_passes_its_own_check() -> None:
     content = json.loads((ROOT / "Pipfile.lock").read_text(encoding="utf-8"))
     lock.check(content)
     assert content == lock.without_indexes(content)
@@ -331,8 +328,9 @@ def test_failed_commands_show_their_last_lines_and_exit_code() -> None:
 
 
 def test_commands_that_take_too_long_are_ended() -> None:
-    with pytest.raises(demo.StageError, match="took more than 1 s"):
-        demo.run([sys.executable, "-c", "import time; time.sleep(60)"], timeout=1)
+    program = "import time; print('half done', flush=True); time.sleep(60)"
+    with pytest.raises(demo.StageError, match="took more than 1 s(.|\\n)*half done"):
+        demo.run([sys.executable, "-c", program], timeout=1)
 
 
 @pytest.fixture
@@ -485,7 +483,7 @@ def test_demo_shows_the_stage_that_fails(small_project: Path) -> None:
     process = start_demo(small_project, "--weights", "bad")
     output, errors = process.communicate(timeout=120)
     assert process.returncode == 1
-    assert "... stopped\n" in output
+    assert output.splitlines()[-1].startswith("[2/7] Train:")
     assert output.endswith("... failed\n")
     assert "`train.py` ended with exit code 1." in errors
     assert errors.endswith("It printed:\ntrain.py: no such weights\n")

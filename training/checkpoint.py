@@ -21,6 +21,8 @@ from serving.preprocess import INPUT_SCALING, preprocess
 from training.backend import keras
 from training.dataset import Split
 
+UNFINISHED = ".unfinished_"
+
 
 @dataclass(frozen=True)
 class Metadata:
@@ -37,13 +39,19 @@ class Metadata:
     val_accuracy: float
 
 
+def remove_unfinished(folder: Path) -> None:
+    """Remove from `folder` what a process that was killed while writing has left there."""
+    for path in folder.glob(f"{UNFINISHED}*"):
+        path.unlink()
+
+
 def write_atomically(path: Path, write: Callable[[Path], None]) -> None:
     """Let `write` fill a file beside `path`, then give it that name.
 
     Killed at any moment, `path` is whole: as it was before, or as it is meant to be.
     """
     # Keras wants the ending; the dot keeps a half-written file from being taken for a model.
-    temporary = path.with_name(f".{path.name.split('.')[0]}.{os.getpid()}{''.join(path.suffixes)}")
+    temporary = path.with_name(UNFINISHED + path.name)
     try:
         write(temporary)
         with open(temporary, "rb") as file:

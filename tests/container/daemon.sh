@@ -29,16 +29,23 @@ install_docker() {
     fail "Expected dockerd, or apt-get to install it. Received: neither. Install Docker by hand."
   echo "Installing docker.io ..."
   local log=$STATE/install.log
-  { apt-get update && DEBIAN_FRONTEND=noninteractive \
-    apt-get install --yes --no-install-recommends docker.io; } >"$log" 2>&1 </dev/null ||
+  {
+    apt-get update && apt_install docker.io &&
+      # Newer Debians keep the client in a package of its own.
+      { command -v docker || apt_install docker-cli; }
+  } >"$log" 2>&1 </dev/null ||
     fail "Expected apt-get to install docker.io. Received: $(tail -n 1 "$log"). See $log."
 }
 
+apt_install() {
+  DEBIAN_FRONTEND=noninteractive apt-get install --yes --no-install-recommends "$@"
+}
+
 start_daemon() {
-  # A unit that the package has just started is as good as ours.
+  # What the package's own service has just started is as good as ours.
   answers && return
   echo "Starting dockerd ..."
-  setsid dockerd --data-root "$STATE/data" --pidfile "$STATE/pid" "$@" \
+  setsid dockerd --data-root "$STATE/data" --pidfile "$STATE/pid" \
     >"$STATE/dockerd.log" 2>&1 </dev/null &
   local waited
   for ((waited = 0; waited < PATIENCE; waited++)); do

@@ -1,0 +1,104 @@
+"""Pipfile.lock names no index, is up to date, and fits the images that are built from it."""
+
+import json
+import os
+import subprocess
+import sys
+
+import pytest
+from conftest import ROOT
+
+LOCK = json.loads((ROOT / "Pipfile.lock").read_text())
+CATEGORIES = [category for name, category in LOCK.items() if name != "_meta"]
+PACKAGES = [package for category in CATEGORIES for package in category.values()]
+# Per category: the Python of AWS's image, and the minor version of its glibc 2. A stand-in image
+# is newer, so that building on it does not show whether the wheels fit.
+IMAGES = {"tflite-runtime": ("3.11", 26), "ai-edge-litert": ("3.13", 34)}
+OLD_NAMES = {5: "manylinux1", 12: "manylinux2010", 17: "manylinux2014"}
+
+
+def pipenv(*arguments):
+    """Return the finished process of pipenv, which is to make no virtual environment."""
+    environment = os.environ | {"VIRTUAL_ENV": sys.prefix, "PIPENV_IGNORE_VIRTUALENVS": "0"}
+    return subprocess.run(
+        [sys.executable, "-m", "pipenv", *arguments],
+        cwd=ROOT,
+        env=environment,
+        capture_output=True,
+        text=True,
+    )
+
+
+def platforms(glibc):
+    """Return the platform tags of wheels that x86-64 Linux with glibc 2.`glibc` takes."""
+    tags = [f"manylinux_2_{minor}" for minor in range(glibc, 4, -1)]
+    tags += [name for minor, name in OLD_NAMES.items() if minor <= glibc]
+    return [f"{tag}_x86_64" for tag in [*tags, "linux"]]
+
+
+def pip_install(requirements, python, glibc):
+    """Return pip's finished dry run of installing `requirements` on another machine."""
+    tags = [f"--platform={tag}" for tag in platforms(glibc)]
+    tags += [f"--abi={abi}" for abi in (f"cp{python.replace('.', '')}", "abi3", "none")]
+    machine = [f"--python-version={python}", "--implementation=cp", *tags]
+    options = ["--dry-run", "--ignore-installed", "--no-deps", "--only-binary=:all:"]
+    options += ["--require-hashes", "--target=unused", "--disable-pip-version-check"]
+    return subprocess.run(
+        [sys.executable, "-m", "pip", "install", *options, *machine, "-r", requirements],
+        capture_output=True,
+        text=True,
+    )
+
+
+@pytest.fixture
+def requirements(tmp_path):
+    """Write a category of the lock, all of it or some packages, as the Dockerfile has pip read it.
+
+    Skips the test where no package index answers.
+    """
+
+    def write(category, names=None):
+        printed = pipenv("requirements", "--categories", category, "--hash", "--exclude-index")
+        lines = [line for line in printed.stdout.splitlines() if line]
+        assert len(lines) == len(LOCK[category]), printed.stderr
+        path = tmp_path / "requirements.txt"
+        path.write_text("\n".join(line for line in lines if names in (None, line.split("=")[0])))
+        return path
+
+    probe = write("tflite-runtime", "certifi")
+    process = pip_install(probe, "3.11", 26)
+    if process.returncode:
+        pytest.skip(f"no package index answers: {process.stderr.strip().splitlines()[-1]}")
+    return write
+
+
+@pytest.mark.parametrize("category", IMAGES)
+def test_every_serving_package_has_a_wheel_for_the_image(requirements, category):
+    process = pip_install(requirements(category), *IMAGES[category])
+    assert process.returncode == 0, process.stderr
+    assert process.stdout.splitlines()[-1].startswith("Would install ")
+
+
+def test_a_wheel_for_a_newer_glibc_is_refused(requirements):
+    process = pip_install(requirements("tflite-runtime", "numpy"), "3.11", 5)
+    assert process.returncode != 0
+    assert "No matching distribution found for numpy" in process.stderr
+
+
+def test_the_lock_names_no_index():
+    assert LOCK["_meta"]["sources"] == []
+    assert len(PACKAGES) > 50
+    assert not [package for package in PACKAGES if "index" in package]
+    assert "[[source]]" not in (ROOT / "Pipfile").read_text()
+
+
+def test_every_package_is_pinned_and_has_hashes():
+    for package in PACKAGES:
+        assert package["version"].startswith("==")
+        assert package["hashes"]
+        assert all(digest.startswith("sha256:") for digest in package["hashes"])
+
+
+def test_the_lock_is_that_of_the_pipfile():
+    process = pipenv("verify")
+    assert process.returncode == 0, process.stderr
