@@ -284,24 +284,45 @@ def run(
         StageError: it took more than `timeout` seconds or, with `check`, it failed.
     """
     words = [str(word) for word in command]
+    process = subprocess.Popen(
+        words,
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        errors="replace",
+    )
     try:
-        done = subprocess.run(
-            words,
-            stdin=subprocess.DEVNULL,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
-            errors="replace",
-            timeout=timeout,
-        )
-    except subprocess.TimeoutExpired as error:
-        output = (error.stdout or b"").decode(errors="replace")
-        raise StageError(words, output, f"took more than {timeout:.0f} s") from None
+        output = wait_for(process, timeout)
+    except subprocess.TimeoutExpired:
+        process.kill()
+        raise StageError(
+            words, process.communicate()[0], f"took more than {timeout:.0f} s"
+        ) from None
+    except BaseException:
+        process.kill()
+        process.wait()
+        raise
     if log:
-        log.write_text(done.stdout, encoding="utf-8")
-    if check and done.returncode:
-        raise StageError(words, done.stdout, f"ended with exit code {done.returncode}")
-    return done.stdout
+        log.write_text(output, encoding="utf-8")
+    if check and process.returncode:
+        raise StageError(words, output, f"ended with exit code {process.returncode}")
+    return output
+
+
+def wait_for(process: subprocess.Popen, timeout: float | None) -> str:
+    """Return what `process` prints until it ends; raises TimeoutExpired after `timeout` seconds.
+
+    Looks up now and then: a signal that comes just before Python begins to read would otherwise
+    wait until the process says something.
+    """
+    deadline = float("inf") if timeout is None else time.monotonic() + timeout
+    while True:
+        try:
+            return process.communicate(timeout=min(1.0, deadline - time.monotonic()))[0]
+        except subprocess.TimeoutExpired:
+            if time.monotonic() >= deadline:
+                raise
 
 
 def parse_arguments(arguments: list[str] | None) -> argparse.Namespace:
