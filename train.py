@@ -1,8 +1,8 @@
 """Fine-tune Xception on a folder of pictures, one sub-folder a class.
 
-    python train.py                          # flowers/, 30 epochs; about 3.5 hours on two cores
+    python train.py                                     # flowers/, 30 epochs; hours without a GPU
     python train.py --data mine/ --models models/mine/  # your own pictures
-    python train.py --resume                 # go on after an interruption
+    python train.py --resume                            # go on after an interruption
 
 The best epoch is kept as models/xception_fin_{epoch}_{val_accuracy}.h5; the last line names it.
 """
