@@ -90,5 +90,5 @@ def test_the_shipped_checkpoint_is_the_one_described():
     parts = Split.read(split_record(shipped))
     assert metadata.class_names == ("daisy", "dandelion", "rose", "sunflower", "tulip")
     assert f"validation accuracy {metadata.val_accuracy:.3f} on {len(parts.validation)}" in README
-    assert f"run to epoch {metadata.epoch} " in README
+    assert f"is epoch {metadata.epoch} of this command" in README
     assert shipped.stat().st_size <= 50e6
