@@ -33,7 +33,8 @@ from training.served import served_probabilities
 Reader = Callable[[], np.ndarray]  # reads a picture: uint8 (height, width, 3)
 
 COMPARED = 50  # pictures
-CALIBRATING = 200  # pictures; int8 takes the range of every activation from them
+# Pictures that int8 takes the range of every activation from: the calmer half of these.
+CALIBRATING = 100
 
 
 @dataclass(frozen=True)
@@ -53,7 +54,7 @@ TOLERANCES = {
     "none": Tolerance(0.001, 1.0),
     "float16": Tolerance(0.02, 0.98),
     "dynamic": Tolerance(0.25, 0.96),
-    "int8": Tolerance(0.5, 0.92),
+    "int8": Tolerance(0.5, 0.94),
 }
 
 
@@ -158,13 +159,29 @@ def to_tflite(model: keras.Model, quantize: str, calibrating: list[Reader]) -> b
     if quantize == "float16":
         converter.target_spec.supported_types = [tf.float16]
     if quantize == "int8":
+        inputs = calm_half(model, np.stack([scale(read()) for read in calibrating]))
         converter.target_spec.supported_ops = [tf.lite.OpsSet.TFLITE_BUILTINS_INT8]
-        converter.representative_dataset = lambda: (
-            [scale(read())[np.newaxis]] for read in calibrating
-        )
+        converter.representative_dataset = lambda: ([row[np.newaxis]] for row in inputs)
     # The converter lists every variable on standard output, a few hundred lines.
     with stderr_held_back(), contextlib.redirect_stdout(io.StringIO()):
         return converter.convert()
+
+
+def calm_half(model: keras.Model, inputs: np.ndarray) -> np.ndarray:
+    """Return the half of `inputs` that stays nearest to what they commonly excite in `model`.
+
+    `inputs` is float32 (n, height, width, 3), -1 to 1. TFLite stretches each activation's 256
+    steps over the extremes of all pictures, and a few excite a layer of Xception 19 times as much
+    as the others do: with 200 pictures as they come, int8 agreed with Keras on 58 % of 50.
+    """
+    base_model = next((layer for layer in model.layers if isinstance(layer, keras.Model)), model)
+    outputs = [layer.output for layer in base_model.layers[1:]]
+    peaks = [keras.ops.max(keras.ops.abs(x), axis=range(1, x.ndim)) for x in outputs]
+    peaks_model = keras.Model(base_model.inputs, keras.ops.stack(peaks, axis=1))
+    peaks = peaks_model.predict(inputs, batch_size=16, verbose=0)
+    common = np.maximum(np.median(peaks, axis=0), np.finfo(np.float32).tiny)
+    order = np.argsort((peaks / common).max(axis=1))
+    return inputs[order[: -(-len(inputs) // 2)]]
 
 
 def labels_archive(class_names: tuple[str, ...]) -> bytes:

@@ -95,6 +95,18 @@ def test_it_calibrates_on_training_and_compares_on_validation_pictures(checkpoin
         assert np.array_equal(np.stack([read() for read in readers]), np.stack(expected))
 
 
+def test_pictures_that_excite_a_layer_too_much_do_not_calibrate():
+    from training.backend import keras
+
+    inputs = keras.Input((4, 4, 3))
+    model = keras.Model(inputs, keras.layers.Conv2D(2, 1, activation="relu")(inputs))
+    model.set_weights([np.ones((1, 1, 3, 2), "float32"), np.zeros(2, "float32")])
+    strength = np.array([0.1, 5.0, 0.11, 0.09, 3.0, 0.1, 0.12, 7.0], dtype="float32")
+    pictures = np.ones((8, 4, 4, 3), "float32") * strength[:, None, None, None]
+    kept = convert_to_tflite.calm_half(model, pictures)
+    assert sorted(kept[:, 0, 0, 0]) == sorted(strength[[0, 2, 3, 5]])
+
+
 def test_without_an_argument_the_best_of_models(checkpoint, tmp_path, capsys):
     shutil.copy(checkpoint, tmp_path / "xception_fin_01_0.100.h5")
     flags = ["--models", str(tmp_path), "--data", "none"]

@@ -45,6 +45,8 @@ start_daemon() {
   # What the package's own service has just started is as good as ours.
   answers && return
   echo "Starting dockerd ..."
+  # Left by a daemon that was killed; its number may be another process' by now.
+  rm -f "$STATE/pid"
   setsid dockerd --data-root "$STATE/data" --pidfile "$STATE/pid" \
     >"$STATE/dockerd.log" 2>&1 </dev/null &
   local waited
