@@ -3,8 +3,8 @@
 from io import BytesIO
 from pathlib import Path
 
-# Importing a plugin registers its format; Pillow does that by itself only for JPEG and PNG, or
-# else for all its forty formats.
+# Importing a plugin registers its format; Pillow does that by itself only for a few common ones,
+# or else for all of its forty.
 from PIL import (  # noqa: F401
     AvifImagePlugin,
     BmpImagePlugin,
