@@ -1,40 +1,65 @@
 """Fine-tune Xception on a folder of pictures, one sub-folder a class.
 
-    python train.py                                     # flowers/, 30 epochs; hours without a GPU
+    python train.py                                     # flowers/, the original's recipe: minutes
+    python train.py --recipe fine-tune                  # more accurate: an hour without a GPU
     python train.py --data mine/ --models models/mine/  # your own pictures
     python train.py --resume                            # go on after an interruption
 
-The best epoch is kept as models/xception_fin_{epoch}_{val_accuracy}.h5; the last line names it.
+The best epoch is kept as models/xception_fin_{epoch}_{val_accuracy}.h5, and what there is to see of
+it in the folder of that name; the last lines name both.
 """
 
 import argparse
+import shlex
 import sys
-from dataclasses import asdict, dataclass, replace
+import tempfile
+import time
+from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 
+import numpy as np
+
 from serving.models import ModelError
-from training.backend import keras
+from training.backend import is_out_of_memory, keras
+from training.cache import CacheError
+from training.calibration import apply_temperature, bake_temperature, fit_temperature
 from training.checkpoint import (
     BestCheckpoint,
     RunState,
+    load_checkpoint,
+    note_in_run,
     read_run,
+    remove_checkpoint,
     remove_unfinished,
     restore_run,
+    save_checkpoint,
+    split_record,
     trim_history,
+    write_atomically,
 )
 from training.dataset import DataError, Dataset, Split, scan, split
-from training.generators import ImageDataGenerator, PictureBatches, TrainingBatches
-from training.model import build_model, load_base_weights
+from training.forward import fast_policy
+from training.generators import (
+    Activations,
+    Batches,
+    Pictures,
+    Source,
+    TrainingBatches,
+    indices,
+)
+from training.hygiene import inspect, lines
+from training.model import build_model, cut_at, load_base_weights, unfreeze, with_policy
 
 
 @dataclass(frozen=True)
 class Recipe:
-    """The original's settings; flags of the same names override some."""
+    """The settings of a run; flags of the same names override some. These are the original's."""
 
     # data
     input_size: int = 299  # pixels, height and width
     batch_size: int = 32
-    validation_fraction: float = 0.2
+    validation_fraction: float = 0.2  # of all pictures; they are reported on
+    selection_fraction: float = 0.0  # of the others; they pick the epoch, or else the above do
     seed: int = 69420
     # ImageDataGenerator's augmentation, of the training pictures only
     rotation_range: int = 40  # degrees
@@ -44,15 +69,47 @@ class Recipe:
     zoom_range: float = 0.3
     horizontal_flip: bool = True
     fill_mode: str = "nearest"
-    # network: frozen Xception, global average pooling, dense layers (ReLU), softmax
+    views: int = 4  # augmented views of each picture, by turns; without the cache always new ones
+    mixup: float = 0.0  # parameter of the beta distribution that pictures are mixed by; 0: not
+    # network: Xception, global average pooling, dense layers (ReLU), softmax
+    first_block: int | None = None  # of the base's 14: it learns from there on; None: frozen
     head: tuple[int, ...] = (512, 128, 32)
+    head_epochs: int = 0  # for which the head learns alone, before
+    dropout: float = 0.0  # before the softmax
     # optimizer: stochastic gradient descent
     learning_rate: float = 0.01
     momentum: float = 0.75
+    nesterov: bool = False
+    label_smoothing: float = 0.0
     # schedule
     epochs: int = 30
-    steps_per_epoch: int = 100
+    steps_per_epoch: int | None = 100  # None: each training picture once
+    warmup_epochs: float | None = None  # before a cosine decay; None: a constant learning rate
 
+
+ORIGINAL = Recipe()
+FINE_TUNE = Recipe(
+    selection_fraction=0.125,
+    rotation_range=25,
+    width_shift_range=0.1,
+    height_shift_range=0.1,
+    shear_range=0.1,
+    zoom_range=0.2,
+    views=6,
+    mixup=0.2,
+    first_block=5,
+    head=(),
+    head_epochs=15,
+    dropout=0.2,
+    learning_rate=8e-3,
+    momentum=0.9,
+    nesterov=True,
+    label_smoothing=0.1,
+    epochs=8,
+    steps_per_epoch=None,
+    warmup_epochs=0.5,
+)
+RECIPES = {"original": ORIGINAL, "fine-tune": FINE_TUNE}
 
 AUGMENTATION = (
     "rotation_range",
@@ -64,80 +121,119 @@ AUGMENTATION = (
     "fill_mode",
 )
 CHECKPOINT = "xception_fin_{epoch:02d}_{val_accuracy:.3f}.h5"
+PICKED = "xception_fin.picked.h5"  # the best epoch, until it is known what to put into its name
+MIXED_PARAMETERS = 5_000_000  # a network of fewer, such as a head alone, learns in float32
 STATE = "xception_fin.resume.weights.h5"
 HISTORY = "xception_fin.history.csv"
+SUSPECTS = "probable_wrong_labels.txt"
+TENSORBOARD = "tensorboard"
+CACHE = Path(".cache", "activations")
+SPLIT = ("train", "selection", "validation")
+HEAD_LEARNING_RATE = 1e-3  # of Adam, while the head learns by itself
+BATCH_SIZE = 32  # of what only asks
 SHIPPED = Path(__file__).parent / "models"
 
 
 def main(arguments: list[str] | None = None) -> int:
     """Train as the command line says and return the exit code."""
     options = parse_arguments(arguments)
-    flags = {name: value for name, value in vars(options).items() if hasattr(Recipe, name)}
+    names = {field.name for field in fields(Recipe)}
+    flags = {n: v for n, v in vars(options).items() if n in names and v is not None}
+    recipe = replace(RECIPES[options.recipe], **flags)
     try:
-        return train(replace(Recipe(), **flags), options)
-    except (DataError, ModelError) as error:
+        return train(recipe, options)
+    except (DataError, ModelError, CacheError) as error:
         print(f"train.py: {error}", file=sys.stderr)
     except KeyboardInterrupt:
         print("\nStopped before the first epoch.", file=sys.stderr)
         return 130
     except OSError as error:
         print(
-            f"train.py: Expected to read {options.data} and to write to {options.models}. "
-            f"Received: {error}. Free space or rights, then go on with --resume.",
+            f"train.py: Expected to read {options.data} and to write to {options.models} and "
+            f"{options.cache}. Received: {error}. Free space or rights, then go on with --resume.",
+            file=sys.stderr,
+        )
+    except Exception as error:
+        if not is_out_of_memory(error):
+            raise
+        print(
+            f"train.py: Expected batches of {recipe.batch_size} pictures to fit into memory. "
+            "Received: no memory left. Give a smaller --batch-size; what was written is whole.",
             file=sys.stderr,
         )
     return 1
 
 
 def train(recipe: Recipe, options: argparse.Namespace) -> int:
-    """Data, model, fit, report; return the exit code."""
+    """Data, model, inputs, fit, report; return the exit code."""
+    started = time.monotonic()
     keras.utils.set_random_seed(recipe.seed)
     options.models.mkdir(parents=True, exist_ok=True)
     remove_unfinished(options.models)
 
     # data
-    dataset, parts = load_data(recipe, options.data)
-
-    # model
+    dataset, parts = load_data(recipe, options)
+    size = (recipe.input_size, recipe.input_size)
+    pictures = Pictures(dataset, size, {name: getattr(recipe, name) for name in AUGMENTATION})
     settings = run_settings(recipe, options, parts)
     run = find_run(recipe, options, settings)
-    size = (recipe.input_size, recipe.input_size)
-    model = build_model(size, recipe.head, len(dataset.class_names))
-    if run:
-        print(f"Model: the interrupted run's, after {run['epochs']} epochs.")
-    else:
-        source = load_base_weights(model, options.weights, SHIPPED)
-        print(f"Model: Xception with {source}, frozen; dense layers {recipe.head} and a softmax.")
-    model.compile(
-        optimizer=keras.optimizers.SGD(recipe.learning_rate, momentum=recipe.momentum),
-        loss="categorical_crossentropy",
+
+    # model
+    model = build_model(size, recipe.head, len(dataset.class_names), recipe.dropout)
+    weights = load_base_weights(model, options.weights, SHIPPED)
+    print(f"Model: {describe(recipe, weights)}.", flush=True)
+    features = compute_features(recipe, options, pictures, model)
+    if recipe.head_epochs and not run:
+        fit_head(recipe, model, features, dataset, parts)
+    if recipe.first_block:
+        unfreeze(model, recipe.first_block)
+
+    # inputs
+    learner, source, judge = choose_inputs(recipe, options, pictures, parts, model)
+    steps = recipe.steps_per_epoch or max(1, len(parts.train) // recipe.batch_size)
+    training = TrainingBatches(
+        source,
+        parts.train,
+        recipe.batch_size,
+        steps=steps,
+        seed=recipe.seed,
+        views=None if source is pictures else recipe.views,
+        mixup=recipe.mixup,
+    )
+    validation = Batches(judge, parts.selection or parts.validation, recipe.batch_size)
+
+    # fit
+    trainee = learner
+    if learner.count_params() > MIXED_PARAMETERS and fast_policy() != "float32":
+        trainee = with_policy(learner, fast_policy())
+    trainee.compile(
+        optimizer=keras.optimizers.SGD(
+            schedule(recipe, steps), momentum=recipe.momentum, nesterov=recipe.nesterov
+        ),
+        loss=keras.losses.CategoricalCrossentropy(label_smoothing=recipe.label_smoothing),
         metrics=["accuracy"],
     )
     first_epoch = 0
     if run:
-        restore_run(model, options.models / STATE)
+        restore_run(trainee, options.models / STATE)
         first_epoch = run["epochs"]
+        print(f"Resume: after {first_epoch} finished epochs of the interrupted run.")
 
-    # fit
-    best = BestCheckpoint(options.models, CHECKPOINT, dataset.class_names, parts, run)
-    training = TrainingBatches(
-        dataset,
-        parts.train,
-        size,
-        recipe.batch_size,
-        steps=recipe.steps_per_epoch,
-        seed=recipe.seed,
-        augmentation=ImageDataGenerator(**{n: getattr(recipe, n) for n in AUGMENTATION}),
-    )
-    validation = PictureBatches(dataset, parts.validation, size, recipe.batch_size)
+    def trained() -> keras.Model:
+        if trainee is not learner:
+            learner.set_weights(trainee.get_weights())
+        return model
+
+    pattern = PICKED if parts.selection else CHECKPOINT
+    best = BestCheckpoint(options.models, pattern, trained, dataset.class_names, parts, run)
     trim_history(options.models / HISTORY, first_epoch)
     print(
-        f"Fit: epochs {first_epoch + 1} to {recipe.epochs} of {recipe.steps_per_epoch} batches "
+        f"Fit: epochs {first_epoch + 1} to {recipe.epochs} of {steps} batches "
         f"of {recipe.batch_size}; history in {options.models / HISTORY}.",
         flush=True,
     )
     try:
-        model.fit(
+        trainee.fit(
             training,
             validation_data=validation,
             epochs=recipe.epochs,
@@ -148,42 +244,59 @@ def train(recipe: Recipe, options: argparse.Namespace) -> int:
                 keras.callbacks.LambdaCallback(on_epoch_begin=training.begin_epoch),
                 best,
                 keras.callbacks.CSVLogger(options.models / HISTORY, append=bool(run)),
+                *(
+                    [keras.callbacks.TensorBoard(options.models / TENSORBOARD)]
+                    * options.tensorboard
+                ),
                 RunState(options.models / STATE, settings, best),
             ],
         )
-        exit_code = 0
     except KeyboardInterrupt:
         print("\nStopped. Go on after the last finished epoch with --resume.")
-        exit_code = 130
+        if best.path:
+            print(f"The best epoch so far: {best.path}")
+        return 130
 
     # report
-    report(best, len(parts.validation))
-    return exit_code
+    card = {
+        "command": shlex.join(["python", "train.py", *sys.argv[1:]]),
+        "recipe": asdict(recipe),
+        "seed": recipe.seed,
+        "weights": weights,
+        "split": {name: len(getattr(parts, name)) for name in SPLIT},
+        "seconds": round(time.monotonic() - started),
+    }
+    head_only = learner if judge is not pictures and recipe.first_block is None else None
+    report(options, dataset, parts, best, judge if head_only else pictures, features, card)
+    return 0
 
 
-def load_data(recipe: Recipe, folder: Path) -> tuple[Dataset, Split]:
-    """Return the checked pictures of `folder` and their split, and print what they are."""
-    print(f"Data: checking the pictures of {folder} ...", flush=True)
-    dataset = scan(folder)
-    for file, reason in dataset.left_out:
-        print(f"  left out: {folder / file}: {reason}")
+def load_data(recipe: Recipe, options: argparse.Namespace) -> tuple[Dataset, Split]:
+    """Return the checked pictures of `--data` and their split, and print what they are."""
+    print(f"Data: checking the pictures of {options.data} ...", flush=True)
+    dataset = scan(options.data, options.exclude)
+    for line in lines(inspect(dataset)):
+        print(f"  {line}")
     counts = ", ".join(f"{name} {count}" for name, count in dataset.counts.items())
-    parts = split(dataset, recipe.validation_fraction, recipe.seed)
+    parts = split(dataset, recipe.validation_fraction, recipe.seed, recipe.selection_fraction)
+    selecting = f", {len(parts.selection)} to pick the epoch" if parts.selection else ""
     print(
         f"  {len(dataset.pictures)} pictures: {counts}; {len(dataset.left_out)} files left out.\n"
-        f"  {len(parts.train)} to train, {len(parts.validation)} to validate."
+        f"  {len(parts.train)} to train{selecting}, {len(parts.validation)} to validate."
     )
     return dataset, parts
 
 
 def run_settings(recipe: Recipe, options: argparse.Namespace, parts: Split) -> dict:
-    """Return what two parts of one run must have in common: all but the number of epochs."""
+    """Return what two parts of one run must have in common."""
     settings = asdict(recipe) | {
         "head": list(recipe.head),
         "weights": options.weights,
         "pictures": parts.fingerprint,
+        "cache": options.cache is not None,
     }
-    del settings["epochs"]
+    if recipe.warmup_epochs is None:  # else the learning rate depends on it
+        del settings["epochs"]
     return settings
 
 
@@ -214,7 +327,7 @@ def find_run(recipe: Recipe, options: argparse.Namespace, settings: dict) -> dic
             f"Expected the settings of the interrupted run ({was}). Received: {now}. "
             "Resume with the same flags and pictures, or leave --resume out."
         )
-    if run["epochs"] >= recipe.epochs:
+    if run["epochs"] > recipe.epochs or (run["epochs"] == recipe.epochs and run["reported"]):
         raise ModelError(
             f"Expected more epochs than the {run['epochs']} that are finished. "
             f"Received: --epochs {recipe.epochs}. Raise it to train on."
@@ -222,42 +335,239 @@ def find_run(recipe: Recipe, options: argparse.Namespace, settings: dict) -> dic
     return run
 
 
-def report(best: BestCheckpoint, validation_count: int) -> None:
-    """Print which checkpoint to use."""
+def describe(recipe: Recipe, weights: str) -> str:
+    """Return what the network is, for a person."""
+    learning = {None: "frozen", 1: "all of it learning"}.get(
+        recipe.first_block, f"learning from block {recipe.first_block} on"
+    )
+    head = f"dense layers {recipe.head} and a softmax" if recipe.head else "a softmax layer"
+    return f"Xception with {weights}, {learning}; {head}"
+
+
+def compute_features(
+    recipe: Recipe, options: argparse.Namespace, pictures: Pictures, model: keras.Model
+) -> np.ndarray | None:
+    """Return what the base of `model` makes of each of `pictures`, float32 (pictures, 2048).
+
+    None where nothing wants it: with a frozen base on the plain path.
+    """
+    if not (options.cache or recipe.head_epochs):
+        return None
+    print("Base: what it makes of each picture, as it is.", flush=True)
+    picks = [(index, 0) for index in range(len(pictures.dataset.pictures))]
+    with tempfile.TemporaryDirectory() as folder:
+        cache = options.cache or Path(folder)
+        activations = Activations(pictures, cut_at(model, None)[0], fast_policy(), cache)
+        activations.compute(picks)
+        return activations.inputs(picks)
+
+
+def fit_head(
+    recipe: Recipe, model: keras.Model, features: np.ndarray, dataset: Dataset, parts: Split
+) -> None:
+    """Let the head of `model` learn alone, from the frozen base's `features` of all pictures.
+
+    Else its first random answers would tear at what the base knows.
+    """
+    print(f"Head: {recipe.head_epochs} epochs by itself.", flush=True)
+    _, head = cut_at(model, None)
+    head.compile(
+        keras.optimizers.Adam(HEAD_LEARNING_RATE),
+        loss=keras.losses.CategoricalCrossentropy(label_smoothing=recipe.label_smoothing),
+    )
+    targets = keras.utils.to_categorical(dataset.labels(parts.train), len(dataset.class_names))
+    head.fit(
+        features[indices(dataset, parts.train)],
+        targets,
+        batch_size=recipe.batch_size,
+        epochs=recipe.head_epochs,
+        verbose=0,
+    )
+
+
+def choose_inputs(
+    recipe: Recipe,
+    options: argparse.Namespace,
+    pictures: Pictures,
+    parts: Split,
+    model: keras.Model,
+) -> tuple[keras.Model, Source, Source]:
+    """Return (what learns, what it learns from, what it is judged on).
+
+    On the plain path that is all of `model`, and pictures twice; with a cache the part above
+    what is frozen, and activations, all of which are there on return.
+    """
+    if options.cache is None or recipe.first_block == 1:
+        return model, pictures, pictures
+    frozen, learner = cut_at(model, recipe.first_block)
+    dataset = pictures.dataset
+    source = judge = Activations(pictures, frozen, fast_policy(), options.cache)
+    if recipe.first_block is None:
+        # What the head answers to these is what the checkpoint will answer, to the fifth decimal.
+        judge = Activations(pictures, frozen, "float32", options.cache)
+    print(f"Cache: {recipe.views} augmented views of each picture, in {options.cache}.", flush=True)
+    train = indices(dataset, parts.train)
+    source.compute([(i, view + 1) for view in range(recipe.views) for i in train])
+    judge.compute([(i, 0) for i in indices(dataset, (*parts.selection, *parts.validation))])
+    return learner, source, judge
+
+
+def schedule(recipe: Recipe, steps: int) -> float | keras.optimizers.schedules.LearningRateSchedule:
+    """Return the learning rate: a constant, or a warm-up and a cosine decay to nearly zero.
+
+    `steps` is the number of batches an epoch.
+    """
+    if recipe.warmup_epochs is None:
+        return recipe.learning_rate
+    warmup = round(recipe.warmup_epochs * steps)
+    return keras.optimizers.schedules.CosineDecay(
+        initial_learning_rate=0.0,
+        warmup_target=recipe.learning_rate,
+        warmup_steps=warmup,
+        decay_steps=max(1, recipe.epochs * steps - warmup),
+    )
+
+
+def report(
+    options: argparse.Namespace,
+    dataset: Dataset,
+    parts: Split,
+    best: BestCheckpoint,
+    judge: Source,
+    features: np.ndarray | None,
+    card: dict,
+) -> None:
+    """Calibrate the best checkpoint, name it by its accuracy, and write and print its report.
+
+    `judge` gives inputs of the whole network, or of its head alone.
+    """
+    # Only here: what draws and counts takes seconds to import.
+    from training.labels import probable_wrong_labels, write_suspects
+    from training.metrics import table
+    from training.report import write_report
+
     if best.path is None:
-        print("No epoch was finished, so there is no checkpoint.")
-        return
-    print(f"Best validation accuracy: {best.best:.3f} on {validation_count} pictures.")
-    print(f"Use it: python convert_to_tflite.py {best.path}")
+        raise ModelError(
+            f"Expected the best checkpoint of the interrupted run in {options.models}. Received: "
+            "none. Train anew, without --resume."
+        )
+    model, metadata = load_checkpoint(best.path)
+    judged = model if isinstance(judge, Pictures) else cut_at(model, None)[1]
+
+    def answers(names: tuple[str, ...]) -> np.ndarray:
+        answered = judged.predict(Batches(judge, names, BATCH_SIZE), verbose=0)
+        # Without what an earlier report on this checkpoint has calibrated.
+        return apply_temperature(answered, 1 / metadata.temperature)
+
+    print("Report: asking the best checkpoint.", flush=True)
+    uncalibrated = answers(parts.validation)
+    picking = parts.selection or parts.validation
+    asked = answers(parts.selection) if parts.selection else uncalibrated
+    temperature = fit_temperature(asked, dataset.labels(picking))
+    probabilities = apply_temperature(uncalibrated, temperature)
+    bake_temperature(model, temperature / metadata.temperature)
+
+    accuracy = float((probabilities.argmax(axis=1) == dataset.labels(parts.validation)).mean())
+    path = options.models / CHECKPOINT.format(epoch=metadata.epoch, val_accuracy=accuracy)
+    metadata = replace(metadata, val_accuracy=accuracy, temperature=temperature)
+    save_checkpoint(model, path, metadata)
+    write_atomically(split_record(path), parts.write)
+    if best.path != path:
+        note_in_run(options.models / STATE, checkpoint=path.name)
+        remove_checkpoint(best.path)
+
+    suspects = []
+    if features is not None:
+        labels = dataset.labels(dataset.pictures)
+        suspects = probable_wrong_labels(
+            features, dataset.pictures, labels, dataset.class_names, card["seed"]
+        )
+    folder = path.with_suffix("")
+    metrics = write_report(
+        folder,
+        checkpoint=path,
+        model=model,
+        dataset=dataset,
+        pictures=parts.validation,
+        probabilities=probabilities,
+        uncalibrated=uncalibrated,
+        temperature=temperature,
+        history=options.models / HISTORY,
+        card=card
+        | {
+            "picked_on": f"the best of its epochs on {picked_on(parts)}",
+            "calibrated_on": f"temperature fitted on {picked_on(parts)}",
+        },
+        suspects=suspects,
+    )
+    if suspects:
+        write_suspects(folder / SUSPECTS, suspects)
+    note_in_run(options.models / STATE, reported=True)
+
+    print(table(metrics))
+    print(f"Best validation accuracy: {accuracy:.3f} on {len(parts.validation)} pictures.")
+    if suspects:
+        print(f"Probably wrong labels: {len(suspects)}, in {folder / SUSPECTS}.")
+    print(f"Report: {folder / 'README.md'}")
+    print(f"Use it: python convert_to_tflite.py {path}")
+
+
+def picked_on(parts: Split) -> str:
+    """Return which pictures picked the epoch, for a person."""
+    if parts.selection:
+        return f"{len(parts.selection)} pictures of their own, neither trained nor reported on"
+    return f"the {len(parts.validation)} validation pictures themselves, which flatters a little"
 
 
 def parse_arguments(arguments: list[str] | None) -> argparse.Namespace:
-    """Return the command line's options; the recipe gives their defaults."""
-    recipe = Recipe()
+    """Return the command line's options; what is not given the recipe tells."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     add = parser.add_argument
+    add("--recipe", choices=RECIPES, default="original", help="which settings [%(default)s]")
     add("--data", type=Path, default=Path("flowers"), help="one folder a class [flowers/]")
+    add("--exclude", type=Path, metavar="FILE", help="pictures to leave out, a class/file a line")
     add(
         "--weights",
         default="imagenet",
         help="what the base starts from: imagenet, none, or a file [imagenet]",
     )
-    add("--epochs", type=positive(int), default=recipe.epochs, help="[%(default)s]")
-    add("--batch-size", type=positive(int), default=recipe.batch_size, help="[%(default)s]")
-    add("--learning-rate", type=positive(float), default=recipe.learning_rate, help="[%(default)s]")
-    add("--momentum", type=fraction, default=recipe.momentum, help="0 to 1 [%(default)s]")
-    add(
-        "--steps-per-epoch",
-        type=positive(int),
-        default=recipe.steps_per_epoch,
-        help="batches an epoch [%(default)s]",
-    )
-    add("--seed", type=int, default=recipe.seed, help="of split, order and weights [%(default)s]")
     add("--models", type=Path, default=Path("models"), help="where to write to [models/]")
+    add("--cache", type=Path, default=CACHE, help="where activations are kept [%(default)s/]")
+    add(
+        "--no-cache",
+        dest="cache",
+        action="store_const",
+        const=None,
+        help="the plain path: every picture through the whole network, every time",
+    )
     add("--resume", action="store_true", help="go on after the last finished epoch")
+    add("--tensorboard", action="store_true", help=f"logs for TensorBoard in models/{TENSORBOARD}/")
+    settings = parser.add_argument_group("settings of the recipe", "[original / fine-tune]")
+
+    def override(name: str, kind: object, text: str = "") -> None:
+        values = " / ".join(str(getattr(recipe, name)) for recipe in RECIPES.values())
+        help_text = f"{text} [{values}]".lstrip()
+        settings.add_argument(f"--{name.replace('_', '-')}", type=kind, help=help_text)
+
+    override("epochs", positive(int))
+    override("batch_size", positive(int))
+    override("learning_rate", positive(float))
+    override("momentum", fraction, "0 to 1")
+    override("steps_per_epoch", positive(int), "batches an epoch; None: all training pictures")
+    override("views", positive(int), "augmented views of each picture in the cache")
+    override("first_block", block, "from which on the base learns, 1 to 14; None: frozen")
+    override("seed", int, "of split, order and weights")
     return parser.parse_args(arguments)
+
+
+def block(text: str) -> int:
+    """Return `text` as the number of a block of Xception."""
+    value = int(text)
+    if not 1 <= value <= 14:
+        raise argparse.ArgumentTypeError(f"expected a block from 1 to 14. Received: {text}")
+    return value
 
 
 def positive(kind: type) -> object:

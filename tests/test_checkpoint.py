@@ -16,8 +16,10 @@ from training.checkpoint import (
     Metadata,
     RunState,
     load_checkpoint,
+    note_in_run,
     read_metadata,
     read_run,
+    remove_checkpoint,
     remove_unfinished,
     restore_run,
     save_checkpoint,
@@ -110,45 +112,86 @@ def test_what_a_killed_process_left_is_removed(tmp_path):
 
 
 def best_checkpoint(model, folder, run=None):
-    best = BestCheckpoint(folder, PATTERN, ("a", "b"), PARTS, run)
-    best.set_model(model)
-    return best
+    return BestCheckpoint(folder, PATTERN, lambda: model, ("a", "b"), PARTS, run)
 
 
 def test_only_better_epochs_are_kept(model, tmp_path):
     best = best_checkpoint(model, tmp_path)
     for epoch, accuracy in enumerate([0.5, 0.4, 0.5, 0.75]):
-        best.on_epoch_end(epoch, {"val_accuracy": accuracy})
+        best.on_epoch_end(epoch, {"val_accuracy": accuracy, "val_loss": 1.0})
     names = sorted(path.name for path in tmp_path.glob("*.h5"))
     assert names == ["xception_fin_01_0.500.h5", "xception_fin_04_0.750.h5"]
-    assert (best.best, best.path) == (0.75, tmp_path / names[1])
+    assert (best.best, best.path) == ((0.75, 1.0), tmp_path / names[1])
     assert Split.read(split_record(best.path)) == PARTS
     assert read_metadata(best.path).class_names == ("a", "b")
 
 
+def test_of_equal_epochs_the_one_with_the_lower_loss_is_kept(model, tmp_path):
+    best = best_checkpoint(model, tmp_path)
+    for epoch, loss in enumerate([0.6, 0.5, 0.5, 0.7]):
+        best.on_epoch_end(epoch, {"val_accuracy": 0.5, "val_loss": loss})
+    assert best.path.name == "xception_fin_02_0.500.h5"
+
+
+def test_a_name_without_fields_is_written_over(model, tmp_path):
+    best = BestCheckpoint(tmp_path, "picked.h5", lambda: model, ("a", "b"), PARTS)
+    for epoch, accuracy in enumerate([0.5, 0.75, 0.6]):
+        best.on_epoch_end(epoch, {"val_accuracy": accuracy, "val_loss": 1.0})
+    assert [path.name for path in tmp_path.glob("*.h5")] == ["picked.h5"]
+    assert read_metadata(tmp_path / "picked.h5") == Metadata(("a", "b"), 2, 0.75)
+    # Another run's, however good, is in the way of this one's best.
+    BestCheckpoint(tmp_path, "picked.h5", lambda: model, ("a", "b"), PARTS).on_epoch_end(
+        0, {"val_accuracy": 0.1, "val_loss": 1.0}
+    )
+    assert read_metadata(tmp_path / "picked.h5").val_accuracy == 0.1
+
+
+def test_facts_of_a_run_can_be_changed(model, tmp_path):
+    path = tmp_path / "a.weights.h5"
+    note_in_run(path, reported=True)  # there is no run
+    assert not path.exists()
+    best = best_checkpoint(model, tmp_path)
+    best.on_epoch_end(0, {"val_accuracy": 0.5, "val_loss": 1.0})
+    state = RunState(path, {"seed": 1}, best)
+    state.set_model(model)
+    state.on_epoch_end(0)
+    before = read_run(path)
+    note_in_run(path, checkpoint="other.h5", reported=True)
+    assert read_run(path) == before | {"checkpoint": "other.h5", "reported": True}
+    restore_run(model, path)
+
+
+def test_a_checkpoint_is_removed_with_its_split(model, tmp_path):
+    best = best_checkpoint(model, tmp_path)
+    best.on_epoch_end(0, {"val_accuracy": 0.5, "val_loss": 1.0})
+    for _ in range(2):
+        remove_checkpoint(best.path)
+        assert not list(tmp_path.iterdir())
+
+
 def test_a_resumed_run_remembers_its_best(model, tmp_path):
-    best_checkpoint(model, tmp_path).on_epoch_end(1, {"val_accuracy": 0.8})
-    run = {"best": 0.8, "checkpoint": "xception_fin_02_0.800.h5"}
+    best_checkpoint(model, tmp_path).on_epoch_end(1, {"val_accuracy": 0.8, "val_loss": 1.0})
+    run = {"best": [0.8, 1.0], "checkpoint": "xception_fin_02_0.800.h5"}
     best = best_checkpoint(model, tmp_path, run)
-    best.on_epoch_end(2, {"val_accuracy": 0.7})
+    best.on_epoch_end(2, {"val_accuracy": 0.7, "val_loss": 1.0})
     assert best.path.name == "xception_fin_02_0.800.h5"
     assert len(list(tmp_path.glob("*.h5"))) == 1
 
 
 def test_a_better_checkpoint_of_the_same_name_is_not_overwritten(model, tmp_path):
-    best_checkpoint(model, tmp_path).on_epoch_end(0, {"val_accuracy": 0.8004})
+    best_checkpoint(model, tmp_path).on_epoch_end(0, {"val_accuracy": 0.8004, "val_loss": 1.0})
     before = (tmp_path / "xception_fin_01_0.800.h5").read_bytes()
     train(model, 3)
-    best_checkpoint(model, tmp_path).on_epoch_end(0, {"val_accuracy": 0.8001})
+    best_checkpoint(model, tmp_path).on_epoch_end(0, {"val_accuracy": 0.8001, "val_loss": 1.0})
     assert (tmp_path / "xception_fin_01_0.800.h5").read_bytes() == before
-    best_checkpoint(model, tmp_path).on_epoch_end(0, {"val_accuracy": 0.8004})
+    best_checkpoint(model, tmp_path).on_epoch_end(0, {"val_accuracy": 0.8004, "val_loss": 1.0})
     assert (tmp_path / "xception_fin_01_0.800.h5").read_bytes() != before
 
 
 def test_a_run_goes_on_exactly(model, tmp_path):
     train(model, 3)
     best = best_checkpoint(model, tmp_path)
-    best.on_epoch_end(4, {"val_accuracy": 0.5})
+    best.on_epoch_end(4, {"val_accuracy": 0.5, "val_loss": 1.0})
     state = RunState(tmp_path / "a.weights.h5", {"seed": 1}, best)
     state.set_model(model)
     state.on_epoch_end(4)
@@ -163,8 +206,9 @@ def test_a_run_goes_on_exactly(model, tmp_path):
     assert read_run(tmp_path / "a.weights.h5") == {
         "settings": {"seed": 1},
         "epochs": 5,
-        "best": 0.5,
+        "best": [0.5, 1.0],
         "checkpoint": "xception_fin_05_0.500.h5",
+        "reported": False,
     }
 
 

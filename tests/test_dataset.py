@@ -1,21 +1,24 @@
 """training.dataset: checked, counted, split."""
 
+import hashlib
+import json
 import shutil
 
 import numpy as np
 import pytest
-from PIL import Image
+from PIL import Image, ImageOps
 
-from training.dataset import DataError, Split, class_of, scan, split
+from training import dataset as module
+from training.dataset import DataError, Dataset, Split, class_of, duplicates, main, scan, split
 
 
 @pytest.fixture
 def folder(tmp_path):
     """Two classes of plain pictures: 10 and 25."""
-    for name, count in (("rose", 10), ("aster", 25)):
+    for name, count, green in (("rose", 10, 0), ("aster", 25, 9)):
         (tmp_path / name).mkdir()
         for i in range(count):
-            Image.new("RGB", (8, 8), (i, 0, 0)).save(tmp_path / name / f"{i:02d}.png")
+            Image.new("RGB", (8, 8), (i, green, 0)).save(tmp_path / name / f"{i:02d}.png")
     return tmp_path
 
 
@@ -107,3 +110,236 @@ def test_labels_are_indices_of_class_names(folder):
     dataset = scan(folder)
     labels = dataset.labels(dataset.pictures)
     assert np.bincount(labels).tolist() == [25, 10]
+
+
+def test_the_record_of_a_run_from_before_there_was_a_selection_is_read(folder, tmp_path):
+    parts = split(scan(folder), 0.2, seed=1)
+    parts.write(tmp_path / "split.json")
+    assert set(json.loads((tmp_path / "split.json").read_text())) == {
+        "seed",
+        "fraction",
+        "train",
+        "validation",
+    }
+    assert Split.read(tmp_path / "split.json").selection == ()
+    old = Split(1, 0.2, ("a/1",), ("a/2",))
+    assert old.fingerprint == "c00e554e293e1cc6"  # which interrupted runs have on record
+
+
+def test_a_picture_is_known_by_its_bytes_and_its_look(drawn):
+    dataset = scan(drawn)
+    assert set(dataset.digests) == set(dataset.hashes) == set(dataset.pictures)
+    name = dataset.pictures[0]
+    assert dataset.digests[name] == hashlib.sha256((drawn / name).read_bytes()).hexdigest()
+    assert len(set(dataset.hashes.values())) == len(dataset.pictures)
+    assert dataset.mismatched == ()
+    assert duplicates(dataset) == []
+
+
+def test_plain_pictures_look_like_nothing(folder):
+    shutil.copy(folder / "rose" / "00.png", folder / "aster" / "rose.png")
+    dataset = scan(folder)
+    assert dataset.hashes == {}
+    assert duplicates(dataset) == [("aster/rose.png", "rose/00.png")]  # of the same bytes
+
+
+def test_a_type_that_the_name_does_not_say_is_reported_and_used(folder):
+    noise = Image.effect_noise((16, 16), 50)
+    for name, type_ in {
+        "jpeg.png": "JPEG",
+        "png.txt": "PNG",
+        "right.JPG": "JPEG",
+        "right.jfif": "JPEG",
+        "gif.webp": "GIF",
+        "bare": "PNG",
+        "bare.2": "PNG",
+    }.items():
+        noise.save(folder / "rose" / name, type_)
+    phone = Image.new("RGB", (9, 9))
+    phone.save(folder / "rose" / "phone.jpg", "MPO", save_all=True, append_images=[phone])
+    dataset = scan(folder)
+    assert dict(dataset.mismatched) == {
+        "rose/jpeg.png": "named .png, is JPEG",
+        "rose/png.txt": "named .txt, is PNG",
+        "rose/gif.webp": "named .webp, is GIF",
+    }
+    assert dataset.left_out == ()
+    assert dataset.counts["rose"] == 18
+
+
+def test_what_a_file_lists_is_left_out(folder):
+    (folder / "rose" / "a #1.png").write_bytes((folder / "rose" / "00.png").read_bytes())
+    (folder / "rose" / "b#2.png").write_bytes((folder / "rose" / "00.png").read_bytes())
+    listed = folder / "doubtful.txt"
+    listed.write_text(
+        "# all doubtful\n\n  # more\nrose/03.png\r\nrose/04.png  # looks like aster, 0.98 sure\n"
+        "rose/a #1.png # a number\nrose/b#2.png\n"
+    )
+    dataset = scan(folder, listed)
+    assert dict(dataset.left_out) == dict.fromkeys(
+        ["rose/03.png", "rose/04.png", "rose/a #1.png", "rose/b#2.png"], f"excluded by {listed}"
+    )
+    assert "rose/03.png" not in dataset.pictures
+    assert set(dataset.digests) == set(dataset.pictures)
+    assert (folder / "rose" / "03.png").exists()
+
+
+def test_an_unreadable_picture_may_be_excluded(folder):
+    (folder / "rose" / "broken.png").write_bytes(b"x")
+    (folder / "list.txt").write_text("rose/broken.png")
+    assert dict(scan(folder, folder / "list.txt").left_out)["rose/broken.png"].startswith(
+        "excluded"
+    )
+
+
+@pytest.mark.parametrize(
+    ("text", "sentence"),
+    [
+        ("rose/01.png\nrose/gone.png  # blurred\n", "Received: rose/gone.png in line 2. Correct"),
+        ("01.png", "to name a file of .* as class/file. Received: 01.png in line 1"),
+        ("aster/00.png#1", "Received: aster/00.png#1 in line 1"),
+        (None, r"a text file .* Received: .*list.txt \(No such file or directory\). Correct"),
+    ],
+)
+def test_a_list_that_cannot_be_right_is_refused(folder, text, sentence):
+    if text is not None:
+        (folder / "list.txt").write_text(text)
+    with pytest.raises(DataError, match=sentence) as caught:
+        scan(folder, folder / "list.txt")
+    assert "\n" not in str(caught.value)
+
+
+def test_excluding_too_many_is_refused(folder):
+    (folder / "list.txt").write_text("\n".join(f"rose/{i:02d}.png" for i in range(6)))
+    with pytest.raises(DataError, match="at least 5 pictures of each class. Received: 4 in"):
+        scan(folder, folder / "list.txt")
+
+
+@pytest.fixture
+def copies(drawn, tmp_path):
+    """The drawn flowers, with copies: as they are, anew, mirrored, and across classes."""
+    folder = shutil.copytree(drawn, tmp_path / "flowers")
+    rose, tulip = folder / "rose" / "rose_0000.jpg", folder / "tulip" / "tulip_0000.jpg"
+    shutil.copy(rose, folder / "rose" / "same.jpg")
+    with Image.open(rose) as picture:
+        small = picture.resize((picture.width * 2 // 3, picture.height * 2 // 3))
+        small.save(folder / "rose" / "smaller.jpg", quality=60)
+    with Image.open(tulip) as picture:
+        ImageOps.mirror(picture).save(folder / "tulip" / "mirrored.jpg", quality=80)
+        picture.save(folder / "daisy" / "tulip.webp", quality=70)
+    return folder
+
+
+GROUPS = [
+    ("daisy/tulip.webp", "tulip/mirrored.jpg", "tulip/tulip_0000.jpg"),
+    ("rose/rose_0000.jpg", "rose/same.jpg", "rose/smaller.jpg"),
+]
+
+
+def test_copies_are_found_also_across_classes(copies):
+    assert duplicates(scan(copies)) == GROUPS
+
+
+def test_copies_are_never_in_two_parts(copies):
+    dataset = scan(copies)
+    for seed in range(40):
+        parts = split(dataset, 0.2, seed, selection=0.2)
+        sides = [set(parts.train), set(parts.validation), set(parts.selection)]
+        assert sorted(p for side in sides for p in side) == sorted(dataset.pictures)
+        for group in GROUPS:
+            assert sum(bool(side & set(group)) for side in sides) == 1
+        for side in sides:
+            assert {class_of(picture) for picture in side} == set(dataset.class_names)
+
+
+def of(**groups):
+    """Return a data set whose classes have groups of copies of these sizes."""
+    digests = {
+        f"{name}/{group}_{i}": f"{name} {group}"
+        for name, sizes in groups.items()
+        for group, size in enumerate(sizes)
+        for i in range(size)
+    }
+    return Dataset(None, tuple(sorted(groups)), tuple(sorted(digests)), (), digests)
+
+
+def test_without_copies_the_split_is_the_plain_draw():
+    dataset = of(a=[1] * 50, b=[1] * 31)
+    rng = np.random.default_rng(7)
+    plain = {p for n, k in (("a", 10), ("b", 6)) for p in rng.permutation(dataset.of_class(n))[:k]}
+    assert set(split(dataset, 0.2, seed=7).validation) == plain
+
+
+def test_the_shares_hold_where_copies_fit():
+    dataset = of(a=[3, 2, 2, *[1] * 43], b=[4, *[1] * 16])
+    for seed in range(20):
+        parts = split(dataset, 0.2, seed, selection=0.1)
+        for side, counts in ((parts.validation, [10, 4]), (parts.selection, [4, 2])):
+            assert [sum(class_of(p) == name for p in side) for name in "ab"] == counts
+
+
+def test_a_selection_leaves_the_validation_as_it_is():
+    dataset = of(a=[1] * 40, b=[2] * 20)
+    without, with_ = split(dataset, 0.25, 3), split(dataset, 0.25, 3, selection=0.4)
+    assert with_.validation == without.validation
+    assert set(with_.train) | set(with_.selection) == set(without.train)
+    assert len(with_.selection) == 24
+    assert with_.selection_fraction == 0.4
+    assert split(dataset, 0.25, 3, selection=0.4) == with_
+    assert len({without.fingerprint, with_.fingerprint, split(dataset, 0.25, 4).fingerprint}) == 3
+
+
+def test_a_selection_survives_its_record(tmp_path):
+    parts = split(of(a=[1] * 10, b=[1] * 10), 0.2, 1, selection=0.25)
+    parts.write(tmp_path / "split.json")
+    assert Split.read(tmp_path / "split.json") == parts
+
+
+def test_groups_larger_than_the_share_still_leave_one_on_each_side():
+    for seed in range(10):
+        parts = split(of(a=[6, 4], b=[1] * 10), 0.1, seed)
+        assert len([p for p in parts.validation if class_of(p) == "a"]) == 4
+
+
+@pytest.mark.parametrize(("selection", "sizes"), [(0.0, [10]), (0.2, [5, 5])])
+def test_a_class_of_copies_cannot_be_split(selection, sizes):
+    with pytest.raises(DataError, match=f"of {len(sizes) + 1} parts.* 10, of which 10 have"):
+        split(of(a=sizes, b=[1] * 10), 0.2, 1, selection)
+
+
+def test_the_command_line_reports_and_deletes_nothing(copies, capsys):
+    (copies / "rose" / "broken.jpg").write_bytes(b"x")
+    before = sorted(copies.rglob("*"))
+    assert main([str(copies)]) == 0
+    out = capsys.readouterr().out
+    assert out.startswith(f"54 usable pictures in {copies}: daisy 11, dandelion 10, rose 12,")
+    assert "rose/broken.jpg: Expected a picture" in out
+    assert "daisy/tulip.webp = tulip/mirrored.jpg = tulip/tulip_0000.jpg" in out
+    assert "Nothing was deleted." in out
+    assert sorted(copies.rglob("*")) == before
+
+
+def test_the_command_line_excludes_and_speaks_json(copies, capsys, tmp_path):
+    listed = tmp_path / "list.txt"
+    listed.write_text("\n".join(GROUPS[0][:2]))
+    assert main([str(copies), "--exclude", str(listed), "--json"]) == 0
+    record = json.loads(capsys.readouterr().out)
+    assert [file for file, _ in record["left_out"]] == list(GROUPS[0][:2])
+    assert record["exact"] == [list(GROUPS[1][:2])]
+    assert record["near"] == [list(GROUPS[1])]
+    assert record["across_classes"] == []
+
+
+def test_the_command_line_ends_with_one_sentence(tmp_path, capsys, monkeypatch):
+    assert main([str(tmp_path / "none")]) == 1
+    captured = capsys.readouterr()
+    assert captured.out == ""
+    assert captured.err.startswith("dataset: Expected")
+    assert captured.err.count("\n") == 1
+
+    def interrupted(*_):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(module, "scan", interrupted)
+    assert main([str(tmp_path)]) == 130
+    assert capsys.readouterr().err == "\ndataset: Stopped.\n"

@@ -7,7 +7,15 @@ from conftest import ROOT
 from serving.models import ModelError, best_model
 from training.backend import keras
 from training.checkpoint import Metadata, save_checkpoint
-from training.model import BASE_LAYER, build_model, load_base_weights
+from training.model import (
+    BASE_LAYER,
+    build_model,
+    cut_at,
+    load_base_weights,
+    unfreeze,
+    weights_digest,
+    with_policy,
+)
 
 SIZE = (71, 71)
 
@@ -47,6 +55,77 @@ def test_it_is_the_originals_network(model):
 def test_the_frozen_base_stays_in_inference_mode(model):
     x = np.random.default_rng(0).uniform(-1, 1, (2, *SIZE, 3)).astype("float32")
     assert np.array_equal(model(x, training=True), model(x, training=False))
+
+
+@pytest.mark.parametrize(
+    ("block", "shape"),
+    [(None, (2048,)), (1, (*SIZE, 3)), (2, (33, 33, 64)), (5, (5, 5, 728)), (14, (3, 3, 1024))],
+)
+def test_a_cut_network_answers_as_the_whole(block, shape):
+    model = build_model(SIZE, (8,), 5, dropout=0.5)
+    x = np.random.default_rng(0).uniform(-1, 1, (2, *SIZE, 3)).astype("float32")
+    if block:
+        unfreeze(model, block)
+    frozen, learner = cut_at(model, block)
+    assert frozen.output_shape[1:] == shape
+    assert np.allclose(learner(frozen(x)), model(x), atol=1e-6)
+    # All that learns is above the cut, and what is learned there the whole network knows.
+    assert not frozen.trainable_variables
+    learning = {id(variable) for variable in model.trainable_variables}
+    assert {id(variable) for variable in learner.trainable_variables} == learning
+    assert not any("gamma" in variable.name for variable in model.trainable_variables)
+    kernel = learner.layers[-1].kernel
+    kernel.assign(kernel + 1)
+    assert np.allclose(learner(frozen(x)), model(x), atol=1e-6)
+
+
+def test_unfrozen_batch_normalization_stays_in_inference_mode():
+    model = build_model(SIZE, (), 3)
+    unfreeze(model, 9)
+    _, learner = cut_at(model, 9)
+    learner.compile(keras.optimizers.SGD(0.1), loss="categorical_crossentropy")
+    norms = [
+        layer
+        for layer in model.get_layer(BASE_LAYER).layers
+        if isinstance(layer, keras.layers.BatchNormalization)
+    ]
+    before = [norm.get_weights() for norm in norms]
+    convolution = model.get_layer(BASE_LAYER).get_layer("block9_sepconv1")
+    kernel = convolution.get_weights()[0].copy()
+    x = np.random.default_rng(0).normal(size=(4, *learner.input_shape[1:]))
+    learner.train_on_batch(x, np.eye(3)[[0, 1, 2, 0]])
+    for norm, weights in zip(norms, before, strict=True):
+        for one, other in zip(norm.get_weights(), weights, strict=True):
+            assert np.array_equal(one, other)
+    assert not np.array_equal(convolution.get_weights()[0], kernel)
+
+
+def test_mixed_precision_is_a_copy_with_the_same_weights():
+    model = build_model(SIZE, (8,), 5)
+    unfreeze(model, 5)
+    _, learner = cut_at(model, 5)
+    mixed = with_policy(learner, "mixed_bfloat16")
+    x = np.random.default_rng(0).normal(size=(2, *learner.input_shape[1:])).astype("float32")
+    expected = np.asarray(learner(x))
+    assert np.allclose(mixed(x), expected, atol=0.02)
+    assert not np.array_equal(mixed(x), expected)
+    assert [v.shape for v in mixed.trainable_variables] == [
+        v.shape for v in learner.trainable_variables
+    ]
+    assert {v.dtype for v in mixed.variables} == {"float32"}
+    for one, other in zip(mixed.get_weights(), learner.get_weights(), strict=True):
+        assert np.array_equal(one, other)
+    assert not np.shares_memory(mixed.get_weights()[0], learner.get_weights()[0])
+
+
+def test_the_digest_is_of_the_weights(model):
+    before = weights_digest(model)
+    assert weights_digest(model) == before
+    bias = model.layers[-1].bias
+    bias.assign_add([0, 0, 1e-6, 0, 0])
+    assert weights_digest(model) != before
+    bias.assign_add([0, 0, -1e-6, 0, 0])
+    assert weights_digest(model) == before
 
 
 def test_weights_none_leaves_them_random(model):

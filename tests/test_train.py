@@ -5,6 +5,7 @@ import json
 import signal
 import subprocess
 import sys
+import time
 from dataclasses import asdict, replace
 
 import h5py
@@ -14,26 +15,51 @@ from conftest import ROOT
 
 import train
 from serving.models import best_model
-from train import Recipe
-from training.checkpoint import Split, read_metadata, split_record
-from training.dataset import class_of
+from train import FINE_TUNE, ORIGINAL, RECIPES
+from training import generators
+from training.backend import keras
+from training.checkpoint import load_checkpoint, read_metadata, split_record
+from training.dataset import Split, class_of, scan
+from training.generators import Batches, Pictures
+from training.model import build_model, cut_at, load_base_weights, weights_digest
 
 # Small pictures and a base of random weights: quick, and nothing here asks for a good answer.
-SMALL = replace(Recipe(), input_size=71, batch_size=8, steps_per_epoch=2, epochs=1)
+SMALL = replace(ORIGINAL, input_size=71, batch_size=8, steps_per_epoch=2, epochs=1, views=2)
+SMALL_FINE_TUNE = {
+    "first_block": 13,
+    "selection_fraction": 0.25,
+    "head": (),
+    "head_epochs": 2,
+    "dropout": 0.2,
+    "label_smoothing": 0.1,
+    "mixup": 0.3,
+    "warmup_epochs": 0.5,
+    "epochs": 2,
+}
 
 
 @pytest.fixture
-def run(drawn, tmp_path, capsys):
+def run(drawn, random_base, tmp_path, capsys):
     """Train in this process; returns (exit code, standard output)."""
 
     def start(*flags, **recipe):
-        options = train.parse_arguments(
-            ["--data", str(drawn), "--models", str(tmp_path), "--weights", "none", *flags]
-        )
+        places = ["--data", drawn, "--models", tmp_path, "--cache", tmp_path / "cache"]
+        weights = ["--weights", random_base]
+        options = train.parse_arguments([str(word) for word in (*places, *weights, *flags)])
         capsys.readouterr()
         return train.train(replace(SMALL, **recipe), options), capsys.readouterr().out
 
     return start
+
+
+@pytest.fixture(scope="module")
+def random_base(tmp_path_factory):
+    """Weights of the base, random but the same for every run, so that its activations are kept."""
+    keras.utils.set_random_seed(0)
+    base_model = keras.applications.Xception(weights=None, include_top=False)
+    path = tmp_path_factory.mktemp("base") / "random.weights.h5"
+    base_model.save_weights(path)
+    return path
 
 
 def history(folder):
@@ -42,7 +68,8 @@ def history(folder):
 
 
 def test_the_defaults_are_the_originals():
-    assert asdict(Recipe()) == {
+    settings = asdict(ORIGINAL)
+    assert {
         "input_size": 299,
         "batch_size": 32,
         "validation_fraction": 0.2,
@@ -59,29 +86,62 @@ def test_the_defaults_are_the_originals():
         "momentum": 0.75,
         "epochs": 30,
         "steps_per_epoch": 100,
+    }.items() <= settings.items()
+    # What the original did not have is switched off.
+    assert {n: settings[n] for n in ("selection_fraction", "mixup", "dropout", "head_epochs")} == {
+        "selection_fraction": 0.0,
+        "mixup": 0.0,
+        "dropout": 0.0,
+        "head_epochs": 0,
     }
+    assert settings["first_block"] is settings["warmup_epochs"] is None
+    assert train.parse_arguments([]).recipe == "original"
 
 
-def test_flags_reach_the_recipe(monkeypatch):
+@pytest.mark.parametrize("name", RECIPES)
+def test_flags_reach_the_recipe(name, monkeypatch):
     seen = {}
     monkeypatch.setattr(train, "train", lambda recipe, options: seen.update(asdict(recipe)) or 0)
+    assert train.main(["--recipe", name]) == 0
+    assert seen == asdict(RECIPES[name])
     flags = (
-        "--epochs 2 --batch-size 4 --learning-rate 0.1 --momentum 0 --steps-per-epoch 3 --seed 1"
+        "--epochs 2 --batch-size 4 --learning-rate 0.1 --momentum 0 --steps-per-epoch 3 --seed 1 "
+        "--views 9 --first-block 11"
     )
-    assert train.main(flags.split()) == 0
-    changed = {name for name, value in asdict(Recipe()).items() if seen[name] != value}
-    assert {name: seen[name] for name in changed} == {
+    assert train.main(["--recipe", name, *flags.split()]) == 0
+    changed = {n for n, value in asdict(RECIPES[name]).items() if seen[n] != value}
+    assert {n: seen[n] for n in changed} == {
         "epochs": 2,
         "batch_size": 4,
         "learning_rate": 0.1,
         "momentum": 0.0,
         "steps_per_epoch": 3,
         "seed": 1,
+        "views": 9,
+        "first_block": 11,
     }
 
 
+def test_the_learning_rate_warms_up_and_decays():
+    assert train.schedule(ORIGINAL, 100) == 0.01
+    rate = train.schedule(replace(FINE_TUNE, epochs=4, learning_rate=0.1, warmup_epochs=0.5), 10)
+    assert [round(float(rate(step)), 4) for step in (0, 1, 5)] == [0.0, 0.02, 0.1]
+    later = [float(rate(step)) for step in range(5, 41)]
+    assert later == sorted(later, reverse=True)
+    assert later[-1] < 1e-6
+
+
 @pytest.mark.parametrize(
-    "flags", ["--epochs 0", "--batch-size -1", "--learning-rate nan", "--momentum 1", "--epochs x"]
+    "flags",
+    [
+        "--epochs 0",
+        "--batch-size -1",
+        "--learning-rate nan",
+        "--momentum 1",
+        "--epochs x",
+        "--first-block 15",
+        "--recipe best",
+    ],
 )
 def test_numbers_out_of_range_are_refused(flags, capsys):
     with pytest.raises(SystemExit) as caught:
@@ -98,47 +158,184 @@ def test_without_pictures_it_says_how_to_get_them(tmp_path, capsys):
     assert "make data" in error
 
 
-def test_a_run_leaves_checkpoint_split_and_history(run, tmp_path, drawn):
-    exit_code, out = run()
+def test_a_run_leaves_checkpoint_split_history_and_report(run, tmp_path, drawn):
+    exit_code, out = run("--tensorboard")
     assert exit_code == 0
     checkpoint = best_model(tmp_path, ".h5")
-    assert out.splitlines()[-1] == f"Use it: python convert_to_tflite.py {checkpoint}"
+    assert out.splitlines()[-2:] == [
+        f"Report: {checkpoint.with_suffix('') / 'README.md'}",
+        f"Use it: python convert_to_tflite.py {checkpoint}",
+    ]
     assert "daisy 10, dandelion 10, rose 10, sunflower 10, tulip 10" in out
 
     metadata = read_metadata(checkpoint)
     assert metadata.class_names == ("daisy", "dandelion", "rose", "sunflower", "tulip")
+    assert metadata.temperature > 0
     [row] = history(tmp_path)
+    # A frozen base: what the epoch was judged by is what the checkpoint answers.
     assert float(row["val_accuracy"]) == pytest.approx(metadata.val_accuracy, abs=1e-6)
 
     parts = Split.read(split_record(checkpoint))
-    assert (len(parts.train), len(parts.validation)) == (40, 10)
+    assert (len(parts.train), len(parts.selection), len(parts.validation)) == (40, 0, 10)
     assert {class_of(p) for p in parts.validation} == set(metadata.class_names)
     assert all((drawn / p).exists() for p in parts.train + parts.validation)
 
+    metrics = json.loads((checkpoint.with_suffix("") / "metrics.json").read_text())
+    assert metrics["n"] == 10
+    assert metrics["accuracy"] == pytest.approx(metadata.val_accuracy)
+    assert f"accuracy {metadata.val_accuracy:.3f} (" in out
+    assert any((tmp_path / train.TENSORBOARD).rglob("events.out.tfevents.*"))
 
-def test_a_resumed_run_ends_as_one_that_never_stopped(run, tmp_path):
-    run(epochs=3)
+
+def test_fine_tuning_picks_on_pictures_of_their_own(run, tmp_path, drawn):
+    exit_code, out = run(**SMALL_FINE_TUNE)
+    assert exit_code == 0
+    assert "Xception with the weights of" in out
+    assert "learning from block 13 on; a softmax layer" in out
+    assert "30 to train, 10 to pick the epoch, 10 to validate" in out
+    [checkpoint] = tmp_path.glob("xception_fin_*.h5")  # what was picked has got its name
+    assert not list(tmp_path.glob("xception_fin.picked*"))
+    parts = Split.read(split_record(checkpoint))
+    assert not set(parts.train) & set(parts.selection) | set(parts.selection) & set(
+        parts.validation
+    )
+    # The name tells the accuracy of what the file answers, asked as anybody would.
+    model, metadata = load_checkpoint(checkpoint)
+    pictures = Pictures(scan(drawn), (71, 71))
+    batches = Batches(pictures, parts.validation, 4)
+    truth = np.concatenate([batches[i][1] for i in range(len(batches))])
+    answers = model.predict(batches, verbose=0)
+    assert (answers.argmax(1) == truth.argmax(1)).mean() == pytest.approx(metadata.val_accuracy)
+    metrics = json.loads((checkpoint.with_suffix("") / "metrics.json").read_text())
+    assert metrics["log_loss"] == pytest.approx(
+        -np.log(np.clip((answers * truth).sum(1), 1e-7, 1)).mean(), abs=1e-3
+    )
+    # The lower blocks are as they were, the upper ones learned.
+    frozen, _ = cut_at(model, 13)
+    base = build_model((71, 71), (), 5)
+    load_base_weights(base, out.split("the weights of ")[1].split(",")[0], tmp_path)
+    before, _ = cut_at(base, 13)
+    assert weights_digest(frozen) == weights_digest(before)
+    assert weights_digest(cut_at(model, None)[0]) != weights_digest(cut_at(base, None)[0])
+
+
+def test_the_second_run_computes_nothing_again(run, tmp_path, monkeypatch):
+    run()
+    monkeypatch.setattr(generators, "compile_forward", None)
+    assert run(epochs=2)[0] == 0
+
+
+def test_with_and_without_the_cache_the_same_is_learned(run, tmp_path):
+    # As many views as rounds: the pictures are the same ones; the base's answers are rounded.
+    recipe = {"epochs": 2, "steps_per_epoch": 5, "views": 2, "learning_rate": 0.1}
+    run(**recipe)
+    cached = history(tmp_path)
+    run("--no-cache", **recipe)
+    for one, other in zip(cached, history(tmp_path), strict=True):
+        assert float(one["val_loss"]) == pytest.approx(float(other["val_loss"]), rel=0.02)
+        assert float(one["loss"]) == pytest.approx(float(other["loss"]), rel=0.02)
+
+
+MODES = {
+    "frozen": ((), {"epochs": 3}),
+    "frozen without cache": (("--no-cache",), {"epochs": 3}),
+    "fine-tune": ((), SMALL_FINE_TUNE | {"epochs": 3}),
+}
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_the_same_seed_gives_the_same_model(mode, run, tmp_path):
+    flags, recipe = MODES[mode]
+    run(*flags, **recipe)
+    weights = read_weights(tmp_path / train.STATE)
+    run(*flags, **recipe)
+    assert_equal(read_weights(tmp_path / train.STATE), weights)
+    run(*flags, "--seed", "1", **recipe | {"seed": 1})
+    other = read_weights(tmp_path / train.STATE)
+    assert any(not np.array_equal(other[name], weights[name]) for name in weights)
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_a_resumed_run_ends_as_one_that_never_stopped(mode, run, tmp_path, monkeypatch):
+    flags, recipe = MODES[mode]
+    run(*flags, **recipe)
     whole = history(tmp_path)
     weights = read_weights(tmp_path / train.STATE)
-    for path in tmp_path.glob("xception_fin*"):
-        path.unlink()
+    for path in [tmp_path / train.STATE, tmp_path / train.HISTORY, *tmp_path.glob("*.h5")]:
+        path.unlink(missing_ok=True)
 
-    run(epochs=1)
+    write = train.RunState.on_epoch_end
+
+    def write_and_interrupt(self, epoch, logs=None):
+        write(self, epoch, logs)
+        signal.raise_signal(signal.SIGINT)
+
+    monkeypatch.setattr(train.RunState, "on_epoch_end", write_and_interrupt)
+    assert run(*flags, **recipe)[0] == 130
+    monkeypatch.setattr(train.RunState, "on_epoch_end", write)
     (tmp_path / train.HISTORY).write_text(  # as if killed between history and state
         (tmp_path / train.HISTORY).read_text() + "1,0,0,0,0\n"
     )
-    exit_code, out = run("--resume", epochs=3)
+    exit_code, out = run("--resume", *flags, **recipe)
 
     assert exit_code == 0
-    assert "the interrupted run's, after 1 epochs" in out
+    assert "Resume: after 1 finished epochs" in out
     resumed = history(tmp_path)
     assert [row["epoch"] for row in resumed] == ["0", "1", "2"]
-    for one, other in zip(whole, resumed, strict=True):
-        assert {k: float(v) for k, v in one.items()} == pytest.approx(
-            {k: float(v) for k, v in other.items()}, rel=1e-4
-        )
-    for name, values in read_weights(tmp_path / train.STATE).items():
-        assert np.allclose(values, weights[name], rtol=1e-4, atol=1e-6), name
+    assert resumed == whole
+    assert_equal(read_weights(tmp_path / train.STATE), weights)
+
+
+def assert_equal(one, other):
+    assert one.keys() == other.keys()
+    for name, values in one.items():
+        assert np.array_equal(values, other[name]), name
+
+
+RUN = """
+import sys, json, train
+from dataclasses import replace
+flags, recipe = json.loads(sys.argv[1])
+sys.exit(train.train(replace(train.ORIGINAL, **recipe), train.parse_arguments(flags)))
+"""
+
+
+def test_killed_at_any_moment_it_resumes_to_the_same_model(drawn, random_base, tmp_path):
+    """The process itself is killed: in the cache, in an epoch, while it writes, in the report."""
+    recipe = asdict(SMALL) | {**SMALL_FINE_TUNE, "epochs": 3, "steps_per_epoch": 8}
+
+    def start(folder, *flags):
+        places = ["--data", drawn, "--models", folder, "--cache", folder / "cache"]
+        words = [str(word) for word in (*places, "--weights", random_base, *flags)]
+        command = [sys.executable, "-c", RUN, json.dumps([words, recipe])]
+        with open(tmp_path / "log", "a") as log:
+            return subprocess.Popen(command, cwd=ROOT, stdout=log, stderr=log)
+
+    whole, killed = tmp_path / "whole", tmp_path / "killed"
+    assert start(whole).wait() == 0
+    moments = {
+        "index.txt": 0.0,  # the cache is being filled
+        train.STATE: 0.2,  # after the first epoch
+        "xception_fin_": 0.05,  # what was picked is getting its name
+    }
+    for name, seconds in moments.items():
+        process = start(killed, *(["--resume"] if (killed / train.STATE).exists() else []))
+        while not any(killed.rglob(f"{name}*")) and process.poll() is None:
+            time.sleep(0.01)
+        time.sleep(seconds)
+        process.kill()
+        process.wait()
+    process = start(killed, "--resume")
+    exit_code = process.wait()
+    # Killed after its report was written, there is nothing left to do.
+    done = "more epochs than the 3 that are finished" in (tmp_path / "log").read_text()
+    assert exit_code == 0 or done, (tmp_path / "log").read_text()
+    assert_equal(read_weights(killed / train.STATE), read_weights(whole / train.STATE))
+    [one], [other] = ([*folder.glob("xception_fin_*.h5")] for folder in (killed, whole))
+    assert one.name == other.name
+    assert_equal(read_weights(one), read_weights(other))
+    assert (killed / one.stem / "README.md").exists()
+    assert not list(killed.glob(".*"))
 
 
 def read_weights(path):
@@ -186,7 +383,7 @@ def test_ctrl_c_keeps_the_best_checkpoint(run, tmp_path, monkeypatch):
     exit_code, out = run(epochs=5)
     assert exit_code == 130
     assert "Go on after the last finished epoch with --resume" in out
-    assert out.splitlines()[-1].endswith(str(best_model(tmp_path, ".h5")))
+    assert out.splitlines()[-1] == f"The best epoch so far: {best_model(tmp_path, '.h5')}"
     assert not list(tmp_path.glob(".*"))
 
 

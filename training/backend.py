@@ -8,6 +8,8 @@ import sys
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import cache
 
 
 @contextmanager
@@ -42,4 +44,41 @@ with stderr_held_back():
 # Keras calls .h5 a legacy format at every save; here it is the format asked for.
 absl_logging.set_verbosity(absl_logging.ERROR)
 
-__all__ = ["keras", "stderr_held_back", "tf"]
+__all__ = ["accelerator", "is_out_of_memory", "keras", "stderr_held_back", "tf"]
+
+
+@dataclass(frozen=True)
+class Accelerator:
+    """A GPU.
+
+    Attributes:
+        compute_capability: NVIDIA's number of its generation; 8.0 and above do bfloat16.
+    """
+
+    compute_capability: float
+
+
+@cache
+def accelerator() -> Accelerator | None:
+    """Return the first GPU that Keras' backend computes on, or None."""
+    if keras.backend.backend() == "jax":
+        import jax
+
+        if jax.default_backend() != "gpu":
+            return None
+        return Accelerator(float(getattr(jax.devices()[0], "compute_capability", 8.0)))
+    devices = tf.config.list_physical_devices("GPU")
+    if not devices:
+        return None
+    major, minor = tf.config.experimental.get_device_details(devices[0]).get(
+        "compute_capability", (8, 0)
+    )
+    return Accelerator(major + minor / 10)
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Return whether `error` is Python's, TensorFlow's or JAX's way to say so."""
+    return isinstance(error, MemoryError | tf.errors.ResourceExhaustedError) or (
+        type(error).__name__ in ("XlaRuntimeError", "JaxRuntimeError")
+        and "RESOURCE_EXHAUSTED" in str(error)
+    )

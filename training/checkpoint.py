@@ -1,11 +1,13 @@
 """Checkpoints that say what they are, and the state that a run resumes from.
 
 A checkpoint is a standard Keras `.h5`. Its root attributes tell what Keras does not know:
-`class_names` (JSON list), `input_scaling` (keras-image-helper's name), `val_accuracy`, `epoch`.
+`class_names` (JSON list), `input_scaling` (keras-image-helper's name), `val_accuracy`, `epoch`,
+`temperature`.
 """
 
 import json
 import os
+import shutil
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
@@ -32,11 +34,14 @@ class Metadata:
         class_names: in the order of the model's outputs.
         epoch: how many epochs it was trained.
         val_accuracy: accuracy on the validation pictures, 0 to 1.
+        temperature: what the last layer's weights were divided by after training, so that the
+            scores are as sure as they are right; 1 for nothing.
     """
 
     class_names: tuple[str, ...]
     epoch: int
     val_accuracy: float
+    temperature: float = 1.0
 
 
 def remove_unfinished(folder: Path) -> None:
@@ -78,6 +83,7 @@ def write_metadata(file: h5py.File, metadata: Metadata) -> None:
     file.attrs["input_scaling"] = INPUT_SCALING
     file.attrs["epoch"] = metadata.epoch
     file.attrs["val_accuracy"] = metadata.val_accuracy
+    file.attrs["temperature"] = metadata.temperature
 
 
 def read_metadata(path: Path) -> Metadata:
@@ -93,6 +99,7 @@ def read_metadata(path: Path) -> Metadata:
             tuple(json.loads(attributes["class_names"])),
             int(attributes["epoch"]),
             float(attributes["val_accuracy"]),
+            float(attributes.get("temperature", 1.0)),
         )
         scaling = attributes["input_scaling"]
     except FileNotFoundError:
@@ -128,6 +135,12 @@ def split_record(checkpoint: Path) -> Path:
     return checkpoint.with_suffix(".split.json")
 
 
+def remove_checkpoint(checkpoint: Path) -> None:
+    """Remove `checkpoint` and the record of its split."""
+    checkpoint.unlink(missing_ok=True)
+    split_record(checkpoint).unlink(missing_ok=True)
+
+
 class CheckpointClassifier:
     """A `.h5` checkpoint with the interface of `serving.classifier.Classifier`."""
 
@@ -149,11 +162,11 @@ class CheckpointClassifier:
 class BestCheckpoint(keras.callbacks.Callback):
     """Keep the model of each epoch whose validation accuracy beats all before it.
 
-    Keras' ModelCheckpoint writes in place, where a kill leaves half a file, and has no room
-    for class names.
+    Of equal ones the lower validation loss is better. Keras' ModelCheckpoint writes in place,
+    where a kill leaves half a file, and has no room for class names.
 
     Attributes:
-        best: highest validation accuracy so far, 0 to 1.
+        best: highest validation accuracy so far, 0 to 1, and its loss.
         path: its checkpoint, None before the first.
     """
 
@@ -161,30 +174,35 @@ class BestCheckpoint(keras.callbacks.Callback):
         self,
         folder: Path,
         pattern: str,
+        whole: Callable[[], keras.Model],
         class_names: tuple[str, ...],
         split: Split,
         run: dict | None = None,
     ):
-        """Name checkpoints in `folder` by `pattern`, with fields `epoch` (from 1) and
-        `val_accuracy`; `run` has the facts of a run that goes on, as `read_run` gives them.
+        """Name checkpoints in `folder` by `pattern`, which may have the fields `epoch` (from 1)
+        and `val_accuracy`.
+
+        `whole` returns the model to keep, from pictures to probabilities; `run` has the facts of
+        a run that goes on, as `read_run` gives them.
         """
         super().__init__()
-        self.folder, self.pattern = folder, pattern
+        self.folder, self.pattern, self.whole = folder, pattern, whole
         self.class_names, self.split = class_names, split
-        self.best, self.path = -1.0, None
+        self.best, self.path = (-1.0, 0.0), None
         if run and run["checkpoint"] and (folder / run["checkpoint"]).exists():
-            self.best, self.path = run["best"], folder / run["checkpoint"]
+            self.best, self.path = tuple(run["best"]), folder / run["checkpoint"]
 
     def on_epoch_end(self, epoch: int, logs: dict | None = None) -> None:
         """Write a checkpoint, if this is the best epoch; Keras calls this."""
-        accuracy = float(logs["val_accuracy"])
-        if accuracy <= self.best:
+        accuracy, loss = float(logs["val_accuracy"]), float(logs["val_loss"])
+        if (accuracy, -loss) <= (self.best[0], -self.best[1]):
             return
         path = self.folder / self.pattern.format(epoch=epoch + 1, val_accuracy=accuracy)
-        if not _holds_better(path, accuracy):
-            save_checkpoint(self.model, path, Metadata(self.class_names, epoch + 1, accuracy))
+        if path.name == self.pattern or not _holds_better(path, accuracy):
+            metadata = Metadata(self.class_names, epoch + 1, accuracy)
+            save_checkpoint(self.whole(), path, metadata)
             write_atomically(split_record(path), self.split.write)
-        self.best, self.path = accuracy, path
+        self.best, self.path = (accuracy, loss), path
 
 
 def _holds_better(path: Path, accuracy: float) -> bool:
@@ -213,6 +231,7 @@ class RunState(keras.callbacks.Callback):
             "epochs": epoch + 1,
             "best": self.checkpoint.best,
             "checkpoint": self.checkpoint.path.name if self.checkpoint.path else None,
+            "reported": False,
         }
 
         def write(temporary: Path) -> None:
@@ -226,8 +245,8 @@ class RunState(keras.callbacks.Callback):
 def read_run(path: Path) -> dict | None:
     """Return the facts of the run whose state is at `path`, or None where there is none.
 
-    Keys: `settings`, `epochs` (finished), `best` (validation accuracy), `checkpoint` (its file
-    name or None).
+    Keys: `settings`, `epochs` (finished), `best` (validation accuracy and loss), `checkpoint`
+    (its file name or None), `reported` (whether its report is written).
 
     Raises:
         ModelError: the file is no state of a run.
@@ -242,6 +261,20 @@ def read_run(path: Path) -> dict | None:
             f"Expected the state of a training run. Received: {path}, which is none. "
             "Delete it and train anew."
         ) from None
+
+
+def note_in_run(path: Path, **facts: object) -> None:
+    """Change `facts` of the run whose state is at `path`; nothing where there is none."""
+    run = read_run(path)
+    if run is None:
+        return
+
+    def write(temporary: Path) -> None:
+        shutil.copyfile(path, temporary)
+        with h5py.File(temporary, "a") as file:
+            file.attrs["run"] = json.dumps(run | facts)
+
+    write_atomically(path, write)
 
 
 def trim_history(path: Path, epochs: int) -> None:

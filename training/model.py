@@ -1,8 +1,10 @@
-"""Xception with a new head, and where its weights come from."""
+"""Xception with a new head, the part of it that learns, and where its weights come from."""
 
+import hashlib
 from pathlib import Path
 
 import h5py
+import numpy as np
 
 from serving.models import ModelError, best_model
 from training.backend import keras
@@ -11,11 +13,12 @@ BASE_LAYER = "xception"
 
 
 def build_model(
-    input_size: tuple[int, int], head: tuple[int, ...], class_count: int
+    input_size: tuple[int, int], head: tuple[int, ...], class_count: int, dropout: float = 0.0
 ) -> keras.Model:
     """Return Xception without its top, frozen, and dense layers `head` (ReLU) and a softmax.
 
     Input: float32 (n, height, width, 3), -1 to 1. Output: float32 (n, class_count), 0 to 1.
+    `dropout` is the share of values that are dropped before the softmax while it learns.
     """
     inputs = keras.Input((*input_size, 3))
     base_model = keras.applications.Xception(
@@ -27,8 +30,78 @@ def build_model(
     x = keras.layers.GlobalAveragePooling2D()(x)
     for units in head:
         x = keras.layers.Dense(units, activation="relu")(x)
+    if dropout:
+        x = keras.layers.Dropout(dropout)(x)
     outputs = keras.layers.Dense(class_count, activation="softmax")(x)
     return keras.Model(inputs, outputs)
+
+
+def unfreeze(model: keras.Model, first_block: int) -> None:
+    """Let the base of `model` learn from block `first_block` (1 to 14) on.
+
+    Batch normalization stays as it is: its statistics are those of far more pictures.
+    """
+    base_model = model.get_layer(BASE_LAYER)
+    base_model.trainable = True
+    below = keras.Model(base_model.input, cut_tensor(base_model, first_block)).layers
+    for layer in base_model.layers:
+        layer.trainable = layer not in below and not isinstance(
+            layer, keras.layers.BatchNormalization
+        )
+
+
+def cut_at(model: keras.Model, first_block: int | None) -> tuple[keras.Model, keras.Model]:
+    """Return `model` as (the frozen part below, the part above that learns).
+
+    Both share `model`'s layers, so what the upper part learns `model` knows. The cut is before
+    block `first_block` of the base or, for None, after the pooling that follows the base.
+    """
+    base_model = model.get_layer(BASE_LAYER)
+    place = model.layers.index(base_model)
+    pooling, *head = model.layers[place + 1 :]
+    if first_block is None:
+        frozen = keras.Model(model.input, pooling.output)
+        inputs = x = keras.Input(pooling.output.shape[1:])
+    else:
+        cut = cut_tensor(base_model, first_block)
+        frozen = keras.Model(base_model.input, cut)
+        inputs = keras.Input(cut.shape[1:])
+        x = pooling(keras.Model(cut, base_model.output, name="upper")(inputs, training=False))
+    for layer in head:
+        x = layer(x)
+    return frozen, keras.Model(inputs, x)
+
+
+def cut_tensor(base_model: keras.Model, block: int):
+    """Return what goes into `block` (1 to 14) of Xception."""
+    return next(
+        layer.input for layer in base_model.layers if layer.name.startswith(f"block{block}_")
+    )
+
+
+def with_policy(model: keras.Model, policy: str) -> keras.Model:
+    """Return a copy of `model` whose base computes in the Keras dtype policy `policy`.
+
+    Its weights are float32, as `model`'s, and so are its pooling, its head and its outputs.
+    """
+
+    def cast(layer: keras.layers.Layer) -> keras.layers.Layer:
+        config = layer.get_config()
+        if not isinstance(layer, keras.layers.Dense | keras.layers.GlobalAveragePooling2D):
+            config["dtype"] = policy
+        return type(layer).from_config(config)
+
+    copy = keras.models.clone_model(model, clone_function=cast, recursive=True)
+    copy.set_weights(model.get_weights())
+    return copy
+
+
+def weights_digest(model: keras.Model) -> str:
+    """Return a SHA-256 of all weights of `model`, hexadecimal."""
+    digest = hashlib.sha256()
+    for values in model.get_weights():
+        digest.update(np.ascontiguousarray(values).data)
+    return digest.hexdigest()
 
 
 def load_base_weights(model: keras.Model, weights: str, shipped: Path) -> str:

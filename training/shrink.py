@@ -2,13 +2,14 @@
 
     python -m training.shrink models/xception_fin_28_0.900.h5 small/ --data flowers/
 
-Writes small/xception_fin_28_0.900.h5 and its split beside it. The weights stay float32 but lose
-the last bits of their mantissas, so that HDF5's shuffle and gzip nearly halve them; what only
-training needs (the optimizer's variables) is left out. Refuses where a validation picture changes
-its label.
+Writes small/xception_fin_28_0.900.h5, its split and its report beside it. The weights stay float32
+but lose the last bits of their mantissas, so that HDF5's shuffle and gzip nearly halve them; what
+only training needs (the optimizer's variables) is left out. Refuses where a validation picture
+changes its label.
 """
 
 import argparse
+import shutil
 import sys
 from pathlib import Path
 
@@ -19,7 +20,7 @@ from serving.models import ModelError
 from training.backend import keras
 from training.checkpoint import load_checkpoint, split_record, write_atomically
 from training.dataset import DataError, Split, scan
-from training.generators import PictureBatches
+from training.generators import Batches, Pictures
 
 # Of float32's 23 bits of mantissa. With float16's 10, two of 691 pictures changed their label.
 KEPT_BITS = 13
@@ -60,7 +61,7 @@ def shrink(checkpoint: Path, folder: Path, data: Path) -> None:
             f"Received: a folder without {len(missing)} of them. Name the right one with --data."
         )
     size = model.input_shape[1:3]
-    batches = PictureBatches(dataset, parts.validation, size, BATCH_SIZE)
+    batches = Batches(Pictures(dataset, size), parts.validation, BATCH_SIZE)
     before = model.predict(batches, verbose=0).argmax(axis=1)
 
     def write_checked(temporary: Path) -> None:
@@ -80,6 +81,9 @@ def shrink(checkpoint: Path, folder: Path, data: Path) -> None:
     path = folder / checkpoint.name
     write_atomically(path, write_checked)
     write_atomically(split_record(path), parts.write)
+    report = checkpoint.with_suffix("")
+    if report.is_dir() and report != path.with_suffix(""):
+        shutil.copytree(report, path.with_suffix(""), dirs_exist_ok=True)
     sizes = [f"{file.stat().st_size / 1e6:.1f} MB" for file in (checkpoint, path)]
     print(f"Wrote: {path}, {sizes[1]} (was {sizes[0]}).")
 

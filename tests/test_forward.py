@@ -1,0 +1,67 @@
+"""training.forward: whichever engine computes it, the same answers."""
+
+import numpy as np
+import pytest
+
+from training import forward
+from training.backend import keras
+from training.forward import compile_forward, engine_name, fast_policy
+
+
+@pytest.fixture(scope="module")
+def model():
+    keras.utils.set_random_seed(1)
+    inputs = keras.Input((40, 40, 3))
+    x = keras.layers.SeparableConv2D(16, 3, activation="relu")(inputs)
+    x = keras.layers.BatchNormalization()(x)
+    x = keras.layers.SeparableConv2D(8, 3, strides=2)(x)
+    return keras.Model(inputs, x)
+
+
+@pytest.fixture
+def inputs():
+    return np.random.default_rng(0).uniform(-1, 1, (5, 40, 40, 3)).astype(np.float32)
+
+
+@pytest.mark.parametrize("engine", ["openvino", "tensorflow"])
+@pytest.mark.parametrize("rows", [1, 4])
+def test_it_answers_as_keras_does(model, inputs, engine, rows, monkeypatch):
+    if engine == "tensorflow":
+        monkeypatch.setattr(forward, "_openvino", lambda: None)
+    assert engine_name("float32") == f"{engine} float32"
+    answers = compile_forward(model, "float32", batch_size=4)(inputs[:rows])
+    assert answers.shape == (rows, 18, 18, 8)
+    assert np.allclose(answers, model(inputs[:rows], training=False), atol=1e-5)
+
+
+@pytest.mark.parametrize("engine", ["openvino", "tensorflow"])
+def test_mixed_precision_is_near(model, inputs, engine, monkeypatch):
+    if engine == "tensorflow":
+        monkeypatch.setattr(forward, "_openvino", lambda: None)
+    expected = np.asarray(model(inputs, training=False))
+    answers = compile_forward(model, "mixed_bfloat16", batch_size=5)(inputs)
+    assert np.abs(answers.astype(np.float32) - expected).max() < 0.03 * np.abs(expected).max()
+
+
+@pytest.mark.parametrize(
+    ("flags", "policy"),
+    [
+        ("avx2 avx512_bf16 fma", "mixed_bfloat16"),
+        ("amx_bf16", "mixed_bfloat16"),
+        ("avx2", "float32"),
+    ],
+)
+def test_the_policy_follows_the_processor(flags, policy, tmp_path, monkeypatch):
+    (tmp_path / "cpuinfo").write_text(f"flags : {flags}\n")
+    monkeypatch.setattr(forward, "CPU_INFO", tmp_path / "cpuinfo")
+    assert fast_policy() == policy
+    monkeypatch.setattr(forward, "CPU_INFO", tmp_path / "none")
+    assert fast_policy() == "float32"
+
+
+@pytest.mark.parametrize(("generation", "policy"), [(7.5, "mixed_float16"), (9, "mixed_bfloat16")])
+def test_the_policy_follows_the_gpu(generation, policy, monkeypatch):
+    from training.backend import Accelerator
+
+    monkeypatch.setattr(forward, "accelerator", lambda: Accelerator(generation))
+    assert fast_policy() == policy

@@ -1,0 +1,80 @@
+"""Pictures that look alike: a perceptual hash, and the pairs whose hashes are near."""
+
+from collections.abc import Iterator, Sequence
+
+import imagehash
+import numpy as np
+from PIL import Image, ImageStat
+
+SIDE = 32  # pixels, of the grey picture that is hashed
+BITS = 128  # of a hash
+# Of BITS. Looked at in 3,458 photographs from Flickr: the 26 pairs up to 16 apart are one
+# photograph twice, edited or shot again, as are two pairs 20 apart; different flowers begin at 22.
+# Saved at two thirds of the size and JPEG quality 60, 99.97% of them were this near to themselves,
+# and 99.0% when mirrored as well.
+MAX_DISTANCE = 16
+# Standard deviation of the grey picture, levels of 255. What is flatter has no structure to hash:
+# all such pictures would look alike. The flattest of those photographs has 15.
+MIN_CONTRAST = 2.0
+BLOCK = 256  # hashes compared at once with all others; of 50,000, some 100 MB
+
+
+def small_grey(picture: Image.Image) -> Image.Image:
+    """Return all of `picture` that its hash depends on: `SIDE`×`SIDE` pixels, grey."""
+    return picture.convert("L").resize((SIDE, SIDE), Image.Resampling.BOX)
+
+
+def perceptual_hash(picture: Image.Image) -> int | None:
+    """Return `BITS` bits that hardly change when `picture` is resized, edited or saved anew.
+
+    They are imagehash's pHash, then its dHash, 64 bits each: the first sees what is coarse, the
+    second edges, and together they take fewer different pictures for the same than either alone.
+    Colour does not count. None stands for a picture that is nearly of one grey. A picture and its
+    `small_grey` have the same.
+    """
+    small = small_grey(picture)
+    if ImageStat.Stat(small).stddev[0] < MIN_CONTRAST:
+        return None
+    return int(f"{imagehash.phash(small)}{imagehash.dhash(small)}", 16)
+
+
+def near_pairs(hashes: Sequence[int]) -> Iterator[tuple[int, int]]:
+    """Yield pairs of indices into `hashes` whose pictures look alike, as they are or mirrored.
+
+    Not every such pair: those yielded connect all that look alike, directly or through others.
+    """
+    first: dict[int, int] = {}
+    for index, value in enumerate(hashes):
+        if first.setdefault(value, index) != index:
+            yield first[value], index
+    distinct = list(first.values())
+    for one, other in _near(_signs([hashes[index] for index in distinct])):
+        yield distinct[one], distinct[other]
+
+
+def _near(signs: np.ndarray) -> Iterator[tuple[int, int]]:
+    """Yield every pair of rows of `signs`, (hashes, BITS) of -1 and 1, up to MAX_DISTANCE apart."""
+    mirrored = _mirrored(signs)
+    least = BITS - 2 * MAX_DISTANCE  # the dot product of two rows is BITS less twice the distance
+    for start in range(0, len(signs), BLOCK):
+        block = signs[start : start + BLOCK]
+        near = block @ signs[start:].T >= least
+        near |= block @ mirrored[start:].T >= least
+        for one, other in np.argwhere(near).tolist():
+            if one < other:
+                yield start + one, start + other
+
+
+def _signs(hashes: Sequence[int]) -> np.ndarray:
+    """Return `hashes` as float32 (hashes, BITS) of -1 and 1; BLAS multiplies no other type."""
+    packed = b"".join(value.to_bytes(BITS // 8, "big") for value in hashes)
+    bits = np.unpackbits(np.frombuffer(packed, np.uint8)).reshape(-1, BITS)
+    return bits.astype(np.float32) * 2 - 1
+
+
+def _mirrored(signs: np.ndarray) -> np.ndarray:
+    """Return, to a few bits, the signs that the mirrored pictures have."""
+    coarse, edges = signs.reshape(-1, 2, 8, 8).swapaxes(0, 1)
+    alternating = np.where(np.arange(8) % 2, -1, 1)  # a cosine wave mirrored, by its frequency
+    pair = np.stack([coarse * alternating, -edges[:, :, ::-1]], axis=1)
+    return pair.reshape(-1, BITS).astype(np.float32)
