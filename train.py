@@ -4,18 +4,25 @@
     python train.py --recipe fine-tune                  # more accurate: an hour without a GPU
     python train.py --data mine/ --models models/mine/  # your own pictures
     python train.py --resume                            # go on after an interruption
+    python train.py --distribute                        # over all GPUs, or machines: see README
 
 The best epoch is kept as models/xception_fin_{epoch}_{val_accuracy}.h5, and what there is to see of
 it in the folder of that name; the last lines name both.
 """
 
 import argparse
+import os
 import shlex
 import sys
 import tempfile
 import time
 from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
+
+from training import distribute
+
+if __name__ == "__main__":
+    distribute.relaunch()  # before Keras is imported, which then has to run on JAX
 
 import numpy as np
 
@@ -38,10 +45,12 @@ from training.checkpoint import (
     write_atomically,
 )
 from training.dataset import DataError, Dataset, Split, scan, split
+from training.distribute import DistributeError
 from training.forward import fast_policy
 from training.generators import (
     Activations,
     Batches,
+    EvenBatches,
     Pictures,
     Source,
     TrainingBatches,
@@ -142,7 +151,7 @@ def main(arguments: list[str] | None = None) -> int:
     recipe = replace(RECIPES[options.recipe], **flags)
     try:
         return train(recipe, options)
-    except (DataError, ModelError, CacheError) as error:
+    except (DataError, ModelError, CacheError, DistributeError) as error:
         print(f"train.py: {error}", file=sys.stderr)
     except KeyboardInterrupt:
         print("\nStopped before the first epoch.", file=sys.stderr)
@@ -150,7 +159,8 @@ def main(arguments: list[str] | None = None) -> int:
     except OSError as error:
         print(
             f"train.py: Expected to read {options.data} and to write to {options.models} and "
-            f"{options.cache}. Received: {error}. Free space or rights, then go on with --resume.",
+            f"{options.cache}. Received: {reason(error)}. Free space or rights, then go on with "
+            "--resume.",
             file=sys.stderr,
         )
     except Exception as error:
@@ -164,27 +174,40 @@ def main(arguments: list[str] | None = None) -> int:
     return 1
 
 
+def reason(error: OSError) -> str:
+    """Return what went wrong, and with which file, on one line; HDF5 tells a page."""
+    text = os.strerror(error.errno) if error.errno else str(error).splitlines()[0]
+    return f"{text} ({error.filename})" if error.filename else text
+
+
 def train(recipe: Recipe, options: argparse.Namespace) -> int:
     """Data, model, inputs, fit, report; return the exit code."""
     started = time.monotonic()
+    workers = distribute.join(options)
+    rows = workers.rows(recipe.batch_size)
     keras.utils.set_random_seed(recipe.seed)
-    options.models.mkdir(parents=True, exist_ok=True)
-    remove_unfinished(options.models)
+    if workers.chief:
+        options.models.mkdir(parents=True, exist_ok=True)
+        remove_unfinished(options.models)
 
     # data
     dataset, parts = load_data(recipe, options)
     size = (recipe.input_size, recipe.input_size)
     pictures = Pictures(dataset, size, {name: getattr(recipe, name) for name in AUGMENTATION})
     settings = run_settings(recipe, options, parts)
-    run = find_run(recipe, options, settings)
+    workers.check_same(settings | {"precision": fast_policy()})
+    state = workers.chiefs_file(options.models / STATE)
+    run = find_run(recipe, options, settings, state)
 
     # model
     model = build_model(size, recipe.head, len(dataset.class_names), recipe.dropout)
-    weights = load_base_weights(model, options.weights, SHIPPED)
-    print(f"Model: {describe(recipe, weights)}.", flush=True)
-    features = compute_features(recipe, options, pictures, model)
-    if recipe.head_epochs and not run:
-        fit_head(recipe, model, features, dataset, parts)
+    weights, features = "the chief's weights", None
+    if workers.chief:  # the others get what it has made of the model
+        weights = load_base_weights(model, options.weights, SHIPPED)
+        print(f"Model: {describe(recipe, weights)}.", flush=True)
+        features = compute_features(recipe, options, pictures, model)
+        if recipe.head_epochs and not run:
+            fit_head(recipe, model, features, dataset, parts)
     if recipe.first_block:
         unfreeze(model, recipe.first_block)
 
@@ -199,23 +222,26 @@ def train(recipe: Recipe, options: argparse.Namespace) -> int:
         seed=recipe.seed,
         views=None if source is pictures else recipe.views,
         mixup=recipe.mixup,
+        rows=rows,
     )
-    validation = Batches(judge, parts.selection or parts.validation, recipe.batch_size)
+    batches = EvenBatches if workers.distributed else Batches
+    validation = batches(judge, parts.selection or parts.validation, recipe.batch_size, rows)
 
     # fit
     trainee = learner
     if learner.count_params() > MIXED_PARAMETERS and fast_policy() != "float32":
         trainee = with_policy(learner, fast_policy())
+    trainee = workers.spread(trainee, recipe.seed)
     trainee.compile(
         optimizer=keras.optimizers.SGD(
             schedule(recipe, steps), momentum=recipe.momentum, nesterov=recipe.nesterov
         ),
         loss=keras.losses.CategoricalCrossentropy(label_smoothing=recipe.label_smoothing),
-        metrics=["accuracy"],
+        weighted_metrics=["accuracy"],
     )
     first_epoch = 0
     if run:
-        restore_run(trainee, options.models / STATE)
+        restore_run(trainee, state)
         first_epoch = run["epochs"]
         print(f"Resume: after {first_epoch} finished epochs of the interrupted run.")
 
@@ -226,7 +252,8 @@ def train(recipe: Recipe, options: argparse.Namespace) -> int:
 
     pattern = PICKED if parts.selection else CHECKPOINT
     best = BestCheckpoint(options.models, pattern, trained, dataset.class_names, parts, run)
-    trim_history(options.models / HISTORY, first_epoch)
+    if workers.chief:
+        trim_history(options.models / HISTORY, first_epoch)
     print(
         f"Fit: epochs {first_epoch + 1} to {recipe.epochs} of {steps} batches "
         f"of {recipe.batch_size}; history in {options.models / HISTORY}.",
@@ -239,23 +266,29 @@ def train(recipe: Recipe, options: argparse.Namespace) -> int:
             epochs=recipe.epochs,
             initial_epoch=first_epoch,
             shuffle=False,  # the batches are shuffled already; Keras would reorder them
-            verbose=1 if sys.stdout.isatty() else 2,
+            verbose=(1 if sys.stdout.isatty() else 2) if workers.chief else 0,
             callbacks=[
                 keras.callbacks.LambdaCallback(on_epoch_begin=training.begin_epoch),
-                best,
-                keras.callbacks.CSVLogger(options.models / HISTORY, append=bool(run)),
-                *(
-                    [keras.callbacks.TensorBoard(options.models / TENSORBOARD)]
-                    * options.tensorboard
+                *workers.chiefs(
+                    best,
+                    keras.callbacks.CSVLogger(options.models / HISTORY, append=bool(run)),
+                    *(
+                        [keras.callbacks.TensorBoard(options.models / TENSORBOARD)]
+                        * options.tensorboard
+                    ),
+                    RunState(options.models / STATE, settings, best),
                 ),
-                RunState(options.models / STATE, settings, best),
             ],
         )
+        workers.part()
     except KeyboardInterrupt:
         print("\nStopped. Go on after the last finished epoch with --resume.")
         if best.path:
             print(f"The best epoch so far: {best.path}")
         return 130
+
+    if not workers.chief:
+        return 0
 
     # report
     card = {
@@ -300,13 +333,15 @@ def run_settings(recipe: Recipe, options: argparse.Namespace, parts: Split) -> d
     return settings
 
 
-def find_run(recipe: Recipe, options: argparse.Namespace, settings: dict) -> dict | None:
-    """Return the facts of the run to resume, or None for a new one.
+def find_run(
+    recipe: Recipe, options: argparse.Namespace, settings: dict, state: Path
+) -> dict | None:
+    """Return the facts of the run to resume, whose file is `state`, or None for a new one.
 
     Raises:
         ModelError: there is nothing to resume, or it was another kind of run.
     """
-    run = read_run(options.models / STATE)
+    run = read_run(state)
     if not options.resume:
         if run:
             print(
@@ -559,7 +594,11 @@ def parse_arguments(arguments: list[str] | None) -> argparse.Namespace:
     override("views", positive(int), "augmented views of each picture in the cache")
     override("first_block", block, "from which on the base learns, 1 to 14; None: frozen")
     override("seed", int, "of split, order and weights")
-    return parser.parse_args(arguments)
+    distribute.add_flags(parser)
+    options = parser.parse_args(arguments)
+    if options.distribute:
+        options.cache = None  # a cache is one process's, and one machine's
+    return options
 
 
 def block(text: str) -> int:

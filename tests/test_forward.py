@@ -5,7 +5,7 @@ import pytest
 
 from training import forward
 from training.backend import keras
-from training.forward import compile_forward, engine_name, fast_policy
+from training.forward import ENGINES, best_engine, compile_forward, fast_policy
 
 
 @pytest.fixture(scope="module")
@@ -23,24 +23,28 @@ def inputs():
     return np.random.default_rng(0).uniform(-1, 1, (5, 40, 40, 3)).astype(np.float32)
 
 
-@pytest.mark.parametrize("engine", ["openvino", "tensorflow"])
+@pytest.mark.parametrize("engine", ENGINES)
 @pytest.mark.parametrize("rows", [1, 4])
-def test_it_answers_as_keras_does(model, inputs, engine, rows, monkeypatch):
-    if engine == "tensorflow":
-        monkeypatch.setattr(forward, "_openvino", lambda: None)
-    assert engine_name("float32") == f"{engine} float32"
-    answers = compile_forward(model, "float32", batch_size=4)(inputs[:rows])
+def test_it_answers_as_keras_does(model, inputs, engine, rows):
+    answers = compile_forward(model, "float32", 4, engine)(inputs[:rows])
     assert answers.shape == (rows, 18, 18, 8)
     assert np.allclose(answers, model(inputs[:rows], training=False), atol=1e-5)
 
 
-@pytest.mark.parametrize("engine", ["openvino", "tensorflow"])
-def test_mixed_precision_is_near(model, inputs, engine, monkeypatch):
-    if engine == "tensorflow":
-        monkeypatch.setattr(forward, "_openvino", lambda: None)
+@pytest.mark.parametrize("engine", ENGINES)
+def test_mixed_precision_is_near(model, inputs, engine):
     expected = np.asarray(model(inputs, training=False))
-    answers = compile_forward(model, "mixed_bfloat16", batch_size=5)(inputs)
+    answers = compile_forward(model, "mixed_bfloat16", 5, engine)(inputs)
     assert np.abs(answers.astype(np.float32) - expected).max() < 0.03 * np.abs(expected).max()
+
+
+def test_openvino_is_used_where_it_is_installed(monkeypatch):
+    assert best_engine() == "openvino"
+    monkeypatch.setattr(forward, "find_spec", lambda name: None)
+    assert best_engine() == "keras"
+    monkeypatch.undo()
+    monkeypatch.setattr(forward, "accelerator", lambda: object())
+    assert best_engine() == "keras"
 
 
 @pytest.mark.parametrize(

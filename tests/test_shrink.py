@@ -33,7 +33,13 @@ def checkpoint(tmp_path, drawn):
     save_checkpoint(model, path, METADATA)
     split(scan(drawn), 0.2, seed=1).write(split_record(path))
     path.with_suffix("").mkdir()
-    path.with_suffix("").joinpath("metrics.json").write_text("{}")
+    for name, text in {
+        "metrics.json": "{}",
+        "README.md": "Card.\n\n![What is ours](per_class.png)\n\n![What is not](mistakes.png)\n",
+        "per_class.png": "figure",
+        "mistakes.png": "photographs",
+    }.items():
+        path.with_suffix("").joinpath(name).write_text(text)
     return path
 
 
@@ -44,7 +50,16 @@ def test_it_is_smaller_and_plain_keras_opens_it(checkpoint, drawn, tmp_path, cap
     assert small.stat().st_size < 0.4 * checkpoint.stat().st_size
     assert read_metadata(small) == METADATA
     assert Split.read(split_record(small)) == Split.read(split_record(checkpoint))
-    assert small.with_suffix("").joinpath("metrics.json").read_text() == "{}"
+    report = small.with_suffix("")
+    assert sorted(p.name for p in report.iterdir()) == [
+        "README.md",
+        "metrics.json",
+        "per_class.png",
+    ]
+    card = (report / "README.md").read_text()
+    assert "![What is ours](per_class.png)" in card
+    assert "mistakes.png" not in card
+    assert shrink.NOT_PUBLISHED in card
     x = np.random.default_rng(0).uniform(-1, 1, (4, 24, 24, 3)).astype("float32")
     original, _ = load_checkpoint(checkpoint)
     assert np.allclose(keras.models.load_model(small)(x), original(x), atol=1e-3)

@@ -2,11 +2,13 @@
 
 import csv
 import json
+import shutil
 import signal
 import subprocess
 import sys
 import time
 from dataclasses import asdict, replace
+from pathlib import Path
 
 import h5py
 import numpy as np
@@ -18,7 +20,7 @@ from serving.models import best_model
 from train import FINE_TUNE, ORIGINAL, RECIPES
 from training import generators
 from training.backend import keras
-from training.checkpoint import load_checkpoint, read_metadata, split_record
+from training.checkpoint import load_checkpoint, read_metadata, read_run, split_record
 from training.dataset import Split, class_of, scan
 from training.generators import Batches, Pictures
 from training.model import build_model, cut_at, load_base_weights, weights_digest
@@ -293,43 +295,99 @@ def assert_equal(one, other):
 
 
 RUN = """
-import sys, json, train
+import json, resource, sys
+import train
 from dataclasses import replace
-flags, recipe = json.loads(sys.argv[1])
-sys.exit(train.train(replace(train.ORIGINAL, **recipe), train.parse_arguments(flags)))
+flags, recipe, limits = json.loads(sys.argv[1])
+train.RECIPES["original"] = replace(train.ORIGINAL, **recipe)
+for name, limit in limits.items():
+    resource.setrlimit(getattr(resource, name), (limit, limit))
+sys.exit(train.main(flags))
 """
 
 
-def test_killed_at_any_moment_it_resumes_to_the_same_model(drawn, random_base, tmp_path):
-    """The process itself is killed: in the cache, in an epoch, while it writes, in the report."""
-    recipe = asdict(SMALL) | {**SMALL_FINE_TUNE, "epochs": 3, "steps_per_epoch": 8}
+@pytest.fixture
+def start(drawn, random_base, tmp_path):
+    """Start train.py in a process of its own, with another recipe and limits; returns it."""
 
-    def start(folder, *flags):
-        places = ["--data", drawn, "--models", folder, "--cache", folder / "cache"]
+    def start_process(folder, *flags, recipe=None, **limits):
+        places = ["--data", drawn, "--models", folder, "--cache", tmp_path / "cache"]
         words = [str(word) for word in (*places, "--weights", random_base, *flags)]
-        command = [sys.executable, "-c", RUN, json.dumps([words, recipe])]
-        with open(tmp_path / "log", "a") as log:
-            return subprocess.Popen(command, cwd=ROOT, stdout=log, stderr=log)
+        settings = json.dumps([words, asdict(SMALL) | (recipe or {}), limits])
+        return subprocess.Popen(
+            [sys.executable, "-c", RUN, settings],
+            cwd=ROOT,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
 
+    return start_process
+
+
+def sentence_of(process):
+    """Return the one line on standard error that a process ends with, apart from progress."""
+    _, error = process.communicate()
+    assert process.returncode == 1, error
+    lines = [line for line in error.splitlines() if "activations:" not in line]
+    assert len(lines) == 1, error
+    [line] = lines
+    return line
+
+
+def test_a_full_disk_ends_with_one_sentence_and_what_was_best_stays(start, tmp_path):
+    start(tmp_path).communicate()
+    checkpoint = best_model(tmp_path, ".h5")
+    before = checkpoint.read_bytes()
+    # As on a full disk, the file breaks off while it is written.
+    process = start(tmp_path, "--resume", "--epochs", "2", RLIMIT_FSIZE=1_000_000)
+    sentence = sentence_of(process)
+    assert sentence.startswith("train.py: Expected to read")
+    assert "File too large" in sentence
+    assert "go on with --resume" in sentence
+    assert checkpoint.read_bytes() == before
+    assert read_run(tmp_path / train.STATE)["epochs"] == 1
+    assert not list(tmp_path.glob(".*"))
+    process = start(tmp_path, "--resume", "--epochs", "2")
+    assert (process.communicate(), process.returncode)[1] == 0
+
+
+def test_a_folder_that_cannot_be_written(start):
+    assert "train.py: Expected to read" in sentence_of(start(Path("/proc/models")))
+
+
+def test_too_large_a_batch_ends_with_one_sentence(start, tmp_path):
+    batch_size = 4_000_000  # 2,048 activations of 4 bytes each: 33 GB
+    process = start(tmp_path, recipe={"batch_size": batch_size}, RLIMIT_AS=30 * 2**30)
+    sentence = sentence_of(process)
+    assert sentence.startswith(f"train.py: Expected batches of {batch_size} pictures to fit into")
+    assert "smaller --batch-size" in sentence
+
+
+def test_killed_at_any_moment_it_resumes_to_the_same_model(start, tmp_path):
+    """The process itself is killed: in the cache, after an epoch, while it reports."""
+    recipe = SMALL_FINE_TUNE | {"epochs": 3, "steps_per_epoch": 8}
     whole, killed = tmp_path / "whole", tmp_path / "killed"
-    assert start(whole).wait() == 0
+    process = start(whole, recipe=recipe)
+    assert (process.communicate(), process.returncode)[1] == 0
+    shutil.rmtree(tmp_path / "cache")
     moments = {
-        "index.txt": 0.0,  # the cache is being filled
-        train.STATE: 0.2,  # after the first epoch
-        "xception_fin_": 0.05,  # what was picked is getting its name
+        "cache/*/index.txt": 0.0,  # the cache is being filled
+        f"killed/{train.STATE}": 0.2,  # after the first epoch
+        "killed/xception_fin_*.h5": 0.0,  # what was picked has just got its name
     }
     for name, seconds in moments.items():
-        process = start(killed, *(["--resume"] if (killed / train.STATE).exists() else []))
-        while not any(killed.rglob(f"{name}*")) and process.poll() is None:
+        flags = ["--resume"] if (killed / train.STATE).exists() else []
+        process = start(killed, *flags, recipe=recipe)
+        while not any(tmp_path.glob(name)) and process.poll() is None:
             time.sleep(0.01)
         time.sleep(seconds)
+        assert process.poll() is None
         process.kill()
-        process.wait()
-    process = start(killed, "--resume")
-    exit_code = process.wait()
-    # Killed after its report was written, there is nothing left to do.
-    done = "more epochs than the 3 that are finished" in (tmp_path / "log").read_text()
-    assert exit_code == 0 or done, (tmp_path / "log").read_text()
+        process.communicate()
+    process = start(killed, "--resume", recipe=recipe)
+    _, error = process.communicate()
+    assert process.returncode == 0, error
     assert_equal(read_weights(killed / train.STATE), read_weights(whole / train.STATE))
     [one], [other] = ([*folder.glob("xception_fin_*.h5")] for folder in (killed, whole))
     assert one.name == other.name

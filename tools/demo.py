@@ -34,6 +34,7 @@ RECIPE = {
     "--epochs": "2",
     "--steps-per-epoch": "15",
     "--batch-size": "16",
+    "--views": "2",
     "--learning-rate": "0.05",
     "--momentum": "0.9",
 }

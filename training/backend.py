@@ -41,6 +41,10 @@ with stderr_held_back():
 
     from absl import logging as absl_logging
 
+if keras.backend.backend() == "jax":
+    # TensorFlow only lends its ImageDataGenerator then, and would take the GPUs' memory.
+    tf.config.set_visible_devices([], "GPU")
+
 # Keras calls .h5 a legacy format at every save; here it is the format asked for.
 absl_logging.set_verbosity(absl_logging.ERROR)
 

@@ -194,7 +194,8 @@ class BestCheckpoint(keras.callbacks.Callback):
 
     def on_epoch_end(self, epoch: int, logs: dict | None = None) -> None:
         """Write a checkpoint, if this is the best epoch; Keras calls this."""
-        accuracy, loss = float(logs["val_accuracy"]), float(logs["val_loss"])
+        # Rounded, as weights of rows leave an error in the last digits.
+        accuracy, loss = round(float(logs["val_accuracy"]), 6), float(logs["val_loss"])
         if (accuracy, -loss) <= (self.best[0], -self.best[1]):
             return
         path = self.folder / self.pattern.format(epoch=epoch + 1, val_accuracy=accuracy)

@@ -4,6 +4,7 @@ OpenVINO does it on processors, where it is installed; Keras does elsewhere.
 """
 
 from collections.abc import Callable
+from importlib.util import find_spec
 from pathlib import Path
 
 import numpy as np
@@ -26,45 +27,37 @@ def fast_policy() -> str:
     return "mixed_bfloat16" if BFLOAT16_FLAGS & set(flags) else "float32"
 
 
-def engine_name(policy: str) -> str:
-    """Return what `compile_forward` would use for `policy`, as a part of a cache's key."""
-    return f"{'openvino' if _openvino() else keras.backend.backend()} {policy}"
+def best_engine() -> str:
+    """Return what computes a frozen network fastest here: "openvino", or "keras"."""
+    if accelerator() or keras.backend.backend() != "tensorflow":
+        return "keras"
+    return "openvino" if find_spec("openvino") else "keras"
 
 
-def compile_forward(model: keras.Model, policy: str, batch_size: int) -> Forward:
+def compile_forward(
+    model: keras.Model, policy: str, batch_size: int, engine: str | None = None
+) -> Forward:
     """Return a function from inputs to `model`'s outputs, both float arrays (n, ...).
 
-    `policy` is the Keras dtype policy to compute in; n is at most `batch_size`.
+    `policy` is the Keras dtype policy to compute in, and n at most `batch_size`; `engine` as
+    `best_engine` gives it, by default that.
     """
-    compiled = _compile_openvino if _openvino() else _compile_keras
-    forward = compiled(model, policy, batch_size)
+    compiled = ENGINES[engine or best_engine()](model, policy, batch_size)
 
-    def padded(inputs: np.ndarray) -> np.ndarray:
+    def forward(inputs: np.ndarray) -> np.ndarray:
         # One shape, so that nothing is compiled twice.
         rows = len(inputs)
         filler = np.zeros((batch_size - rows, *inputs.shape[1:]), inputs.dtype)
-        return np.asarray(forward(np.concatenate([inputs, filler]) if len(filler) else inputs))[
-            :rows
-        ]
+        return compiled(np.concatenate([inputs, filler]) if len(filler) else inputs)[:rows]
 
-    return padded
-
-
-def _openvino():
-    """Return the module of OpenVINO where it is of use, else None."""
-    if accelerator() or keras.backend.backend() != "tensorflow":
-        return None
-    try:
-        import openvino
-    except ImportError:
-        return None
-    return openvino
+    return forward
 
 
 def _compile_openvino(model: keras.Model, policy: str, batch_size: int) -> Forward:
+    import openvino
+
     from training.backend import tf
 
-    openvino = _openvino()
     signature = tf.TensorSpec((batch_size, *model.input_shape[1:]), tf.float32)
     function = tf.function(lambda x: model(x, training=False), input_signature=[signature])
     network = openvino.convert_model(function.get_concrete_function())
@@ -79,3 +72,6 @@ def _compile_openvino(model: keras.Model, policy: str, batch_size: int) -> Forwa
 def _compile_keras(model: keras.Model, policy: str, batch_size: int) -> Forward:
     network = model if policy == "float32" else with_policy(model, policy)
     return lambda inputs: keras.ops.convert_to_numpy(network(inputs, training=False))
+
+
+ENGINES = {"openvino": _compile_openvino, "keras": _compile_keras}

@@ -10,7 +10,7 @@ import json
 import os
 import threading
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import lru_cache
 from importlib.metadata import version
@@ -25,12 +25,13 @@ from serving.preprocess import INPUT_SCALING, resize, scale
 from training.backend import keras, tf
 from training.cache import Table
 from training.dataset import Dataset
-from training.forward import compile_forward, engine_name
+from training.forward import best_engine, compile_forward
 from training.model import weights_digest
 
 ImageDataGenerator = tf.keras.preprocessing.image.ImageDataGenerator
 # ImageDataGenerator draws from NumPy's global generator, which the loader's threads share.
 _DRAWING = threading.Lock()
+ALL_ROWS = slice(None)
 WORKERS = os.cpu_count() or 1  # decoding and augmenting leave Python, so threads go side by side
 PROGRESS_SECONDS = 30  # between two lines of progress where they are not on a terminal
 
@@ -97,7 +98,7 @@ class Activations:
             "weights": weights_digest(frozen),
             "input_size": list(pictures.size),
             "preprocessing": f"{INPUT_SCALING}, pillow {version('pillow')}",
-            "engine": engine_name(policy),
+            "engine": f"{best_engine()} {policy}",
         }
         shape = frozen.output_shape[1:]
         self.table = Table(folder, key, shape, "float16" if len(shape) > 1 else "float32")
@@ -145,10 +146,15 @@ class Batches(keras.utils.PyDataset):
     A batch is (float32 (n, ...), float32 (n, classes)); the last one is what is left.
     """
 
-    def __init__(self, source: Source, names: Sequence[str], batch_size: int):
-        """Serve what `source` gives of the pictures `names` ("class/file")."""
+    def __init__(
+        self, source: Source, names: Sequence[str], batch_size: int, rows: slice = ALL_ROWS
+    ):
+        """Serve what `source` gives of the pictures `names` ("class/file").
+
+        Only `rows` of each batch are made.
+        """
         super().__init__(workers=WORKERS, max_queue_size=2 * WORKERS + 2)
-        self.source, self.batch_size = source, batch_size
+        self.source, self.batch_size, self.rows = source, batch_size, rows
         dataset = source.dataset
         self.indices = indices(dataset, names)
         self.targets = np.eye(len(dataset.class_names), dtype=np.float32)[dataset.labels(names)]
@@ -157,8 +163,26 @@ class Batches(keras.utils.PyDataset):
         return -(-len(self.indices) // self.batch_size)
 
     def __getitem__(self, index: int) -> tuple[np.ndarray, np.ndarray]:
-        rows = slice(index * self.batch_size, (index + 1) * self.batch_size)
-        return self.source.inputs([(i, 0) for i in self.indices[rows]]), self.targets[rows]
+        start, end = index * self.batch_size, (index + 1) * self.batch_size
+        places = range(start, min(end, len(self.indices)))[self.rows]
+        return self.source.inputs([(self.indices[p], 0) for p in places]), self.targets[places]
+
+
+class EvenBatches(Batches):
+    """The same in batches of one size, for devices to share: (inputs, targets, weights).
+
+    What fills up the last batch weighs nothing. The others weigh so much that all rows weigh 1 on
+    average, as Keras divides the sum of losses by the number of rows: loss and weighted metrics
+    come out as without filling.
+    """
+
+    def __getitem__(self, index: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        start, count = index * self.batch_size, len(self.indices)
+        wanted = np.arange(start, start + self.batch_size)[self.rows]
+        places = np.minimum(wanted, count - 1)
+        weights = (wanted < count) * np.float32(len(self) * self.batch_size / count)
+        inputs = self.source.inputs([(self.indices[place], 0) for place in places])
+        return inputs, self.targets[places], weights
 
 
 class TrainingBatches(Batches):
@@ -178,6 +202,7 @@ class TrainingBatches(Batches):
         seed: int,
         views: int | None = None,
         mixup: float = 0.0,
+        rows: slice = ALL_ROWS,
     ):
         """Serve `source`, from the first epoch on; `begin_epoch` goes to another.
 
@@ -185,7 +210,7 @@ class TrainingBatches(Batches):
         `mixup` is the parameter of the beta distribution that inputs and classes are mixed by
         (Zhang et al. 2018), 0 for none.
         """
-        super().__init__(source, names, batch_size)
+        super().__init__(source, names, batch_size, rows)
         self.steps, self.seed, self.views, self.mixup = steps, seed, views, mixup
         self.epoch = 0
 
@@ -202,7 +227,10 @@ class TrainingBatches(Batches):
 
     def __getitem__(self, index: int) -> tuple[np.ndarray, np.ndarray]:
         batch = self.epoch * self.steps + index
-        drawn = [self._draw(batch * self.batch_size + row) for row in range(self.batch_size)]
+        wanted = range(self.batch_size)
+        # Mixing takes rows of the whole batch, whoever gets them.
+        wanted = wanted if self.mixup else wanted[self.rows]
+        drawn = [self._draw(batch * self.batch_size + row) for row in wanted]
         inputs = self.source.inputs([(self.indices[place], view) for place, view in drawn])
         targets = self.targets[[place for place, _ in drawn]]
         return self._mixed(inputs, targets, batch) if self.mixup else (inputs, targets)
@@ -225,7 +253,7 @@ class TrainingBatches(Batches):
             share = shares.reshape(-1, *[1] * (rows.ndim - 1))
             return share * rows + (1 - share) * rows[others]
 
-        return mix(inputs), mix(targets)
+        return mix(inputs)[self.rows], mix(targets)[self.rows]
 
 
 @lru_cache(maxsize=4)
@@ -240,14 +268,18 @@ def indices(dataset: Dataset, names: Sequence[str]) -> list[int]:
     return [places[name] for name in names]
 
 
-def ahead(batches: Sequence[Sequence[Pick]], read: object) -> Iterator[tuple]:
-    """Yield (batch, read(batch)) of each of `batches`, reading a few ahead on threads."""
-    with ThreadPoolExecutor(WORKERS) as pool:
+def ahead(
+    batches: Sequence[Sequence[Pick]],
+    read: Callable[[Sequence[Pick]], np.ndarray],
+    workers: int = WORKERS,
+) -> Iterator[tuple[Sequence[Pick], np.ndarray]]:
+    """Yield (batch, read(batch)) of each of `batches`, read ahead on `workers` threads."""
+    with ThreadPoolExecutor(workers) as pool:
         reading: deque = deque()
         try:
             for batch in batches:
                 reading.append((batch, pool.submit(read, batch)))
-                if len(reading) > 2 * WORKERS:
+                if len(reading) > 2 * workers:
                     batch, inputs = reading.popleft()
                     yield batch, inputs.result()
             while reading:

@@ -9,6 +9,7 @@ changes its label.
 """
 
 import argparse
+import re
 import shutil
 import sys
 from pathlib import Path
@@ -21,11 +22,14 @@ from training.backend import keras
 from training.checkpoint import load_checkpoint, split_record, write_atomically
 from training.dataset import DataError, Split, scan
 from training.generators import Batches, Pictures
+from training.report import CARD
 
 # Of float32's 23 bits of mantissa. With float16's 10, two of 691 pictures changed their label.
 KEPT_BITS = 13
 ONLY_FOR_TRAINING = "optimizer_weights"
 BATCH_SIZE = 32
+PHOTOGRAPHS = ("mistakes.png", "gradcam.png", "suspects.png")  # figures that show pictures
+NOT_PUBLISHED = "(The figure shows photographs of others; whoever trains gets it.)"
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -83,9 +87,23 @@ def shrink(checkpoint: Path, folder: Path, data: Path) -> None:
     write_atomically(split_record(path), parts.write)
     report = checkpoint.with_suffix("")
     if report.is_dir() and report != path.with_suffix(""):
-        shutil.copytree(report, path.with_suffix(""), dirs_exist_ok=True)
+        copy_report(report, path.with_suffix(""))
     sizes = [f"{file.stat().st_size / 1e6:.1f} MB" for file in (checkpoint, path)]
     print(f"Wrote: {path}, {sizes[1]} (was {sizes[0]}).")
+
+
+def copy_report(source: Path, target: Path) -> None:
+    """Copy the report in the folder `source` to `target` without the figures that show pictures.
+
+    Who may train on a photograph may not therefore publish it.
+    """
+    shutil.copytree(source, target, dirs_exist_ok=True, ignore=shutil.ignore_patterns(*PHOTOGRAPHS))
+    card = target / CARD
+    if card.exists():
+        text = card.read_text(encoding="utf-8")
+        for name in PHOTOGRAPHS:
+            text = re.sub(rf"!\[.*\]\({re.escape(name)}\)", NOT_PUBLISHED, text)
+        write_atomically(card, lambda new: new.write_text(text, encoding="utf-8"))
 
 
 def copy_rounded(source: Path, target: Path) -> None:
