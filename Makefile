@@ -6,16 +6,16 @@ RUNTIME =
 ARGS =
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test train convert predict build run data sample lock format clean
+.PHONY: help setup demo test train convert predict build run data sample benchmark lock format clean
 
 help: ## list these commands
 	@echo "make demo shows the whole path, make test checks it. All of them:"
 	@echo
-	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  make %-8s %s\n", $$1, $$2}' Makefile
+	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  make %-9s %s\n", $$1, $$2}' Makefile
 	@echo
 	@echo "Variables:"
-	@echo "  ARGS     further arguments of demo, test, train, convert, predict, build, run, data"
-	@echo "           and sample: make train ARGS=\"--epochs 5\", make train ARGS=--help"
+	@echo "  ARGS     further arguments of demo, test, train, convert, predict, build, run, data,"
+	@echo "           sample and benchmark: make train ARGS=\"--epochs 5\", make train ARGS=--help"
 	@echo "  IMAGE    what to predict, a file, a folder or a URL: make predict IMAGE=rose.jpg"
 	@echo "  RUNTIME  what the image runs, tflite-runtime or ai-edge-litert: make build"
 	@echo "           RUNTIME=ai-edge-litert"
@@ -53,6 +53,9 @@ data: setup ## download the data set into flowers/
 
 sample: setup ## draw a small data set into flowers/
 	$(PYTHON) -m training.sample $(ARGS)
+
+benchmark: setup ## measure how fast each way of training is, side by side
+	$(PYTHON) -m benchmarks.training $(ARGS)
 
 lock: setup ## lock the versions and hashes of the Pipfile's packages anew
 	$(PYTHON) -m tools.lock
