@@ -84,7 +84,6 @@ class Recipe:
     first_block: int | None = None  # of the base's 14: it learns from there on; None: frozen
     head: tuple[int, ...] = (512, 128, 32)
     head_epochs: int = 0  # for which the head learns alone, before
-    dropout: float = 0.0  # before the softmax
     # optimizer: stochastic gradient descent
     learning_rate: float = 0.01
     momentum: float = 0.75
@@ -94,6 +93,7 @@ class Recipe:
     epochs: int = 30
     steps_per_epoch: int | None = 100  # None: each training picture once
     warmup_epochs: float | None = None  # before a cosine decay; None: a constant learning rate
+    monitor: str = "val_accuracy"  # the epoch that is best by it is kept
 
 
 ORIGINAL = Recipe()
@@ -109,7 +109,6 @@ FINE_TUNE = Recipe(
     first_block=5,
     head=(),
     head_epochs=15,
-    dropout=0.2,
     learning_rate=8e-3,
     momentum=0.9,
     nesterov=True,
@@ -117,6 +116,7 @@ FINE_TUNE = Recipe(
     epochs=8,
     steps_per_epoch=None,
     warmup_epochs=0.5,
+    monitor="val_loss",  # few pictures pick, so that accuracies differ by chance
 )
 RECIPES = {"original": ORIGINAL, "fine-tune": FINE_TUNE}
 
@@ -200,7 +200,7 @@ def train(recipe: Recipe, options: argparse.Namespace) -> int:
     run = find_run(recipe, options, settings, state)
 
     # model
-    model = build_model(size, recipe.head, len(dataset.class_names), recipe.dropout)
+    model = build_model(size, recipe.head, len(dataset.class_names))
     weights, features = "the chief's weights", None
     if workers.chief:  # the others get what it has made of the model
         weights = load_base_weights(model, options.weights, SHIPPED)
@@ -251,7 +251,9 @@ def train(recipe: Recipe, options: argparse.Namespace) -> int:
         return model
 
     pattern = PICKED if parts.selection else CHECKPOINT
-    best = BestCheckpoint(options.models, pattern, trained, dataset.class_names, parts, run)
+    best = BestCheckpoint(
+        options.models, pattern, trained, dataset.class_names, parts, recipe.monitor, run
+    )
     if workers.chief:
         trim_history(options.models / HISTORY, first_epoch)
     print(

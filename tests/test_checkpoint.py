@@ -1,6 +1,7 @@
 """training.checkpoint: whole files that say what they are."""
 
 import json
+import math
 import subprocess
 import sys
 
@@ -112,7 +113,7 @@ def test_what_a_killed_process_left_is_removed(tmp_path):
 
 
 def best_checkpoint(model, folder, run=None):
-    return BestCheckpoint(folder, PATTERN, lambda: model, ("a", "b"), PARTS, run)
+    return BestCheckpoint(folder, PATTERN, lambda: model, ("a", "b"), PARTS, run=run)
 
 
 def test_only_better_epochs_are_kept(model, tmp_path):
@@ -144,6 +145,15 @@ def test_a_name_without_fields_is_written_over(model, tmp_path):
         0, {"val_accuracy": 0.1, "val_loss": 1.0}
     )
     assert read_metadata(tmp_path / "picked.h5").val_accuracy == 0.1
+
+
+def test_the_lowest_loss_can_pick_too(model, tmp_path):
+    best = BestCheckpoint(tmp_path, "picked.h5", lambda: model, ("a", "b"), PARTS, "val_loss")
+    epochs = [(0.5, math.nan), (0.75, 1.0), (0.9, 1.1), (0.6, 0.9), (0.9, math.nan)]
+    for epoch, (accuracy, loss) in enumerate(epochs):
+        best.on_epoch_end(epoch, {"val_accuracy": accuracy, "val_loss": loss})
+        assert read_metadata(tmp_path / "picked.h5").epoch == (1, 2, 2, 4, 4)[epoch]
+    assert best.best == (0.6, 0.9)
 
 
 def test_facts_of_a_run_can_be_changed(model, tmp_path):

@@ -38,7 +38,7 @@ if __name__ == "__main__":
 import train
 from training.backend import keras
 
-def build(size, head, classes, dropout):
+def build(size, head, classes):
     inputs = keras.Input((*size, 3))
     x = keras.layers.Conv2D(8, 5, 4, activation="relu", name="conv")(inputs)
     base = keras.Model(inputs, keras.layers.Conv2D(8, 3, 2, activation="relu")(x), name="xception")

@@ -62,7 +62,7 @@ def test_the_frozen_base_stays_in_inference_mode(model):
     [(None, (2048,)), (1, (*SIZE, 3)), (2, (33, 33, 64)), (5, (5, 5, 728)), (14, (3, 3, 1024))],
 )
 def test_a_cut_network_answers_as_the_whole(block, shape):
-    model = build_model(SIZE, (8,), 5, dropout=0.5)
+    model = build_model(SIZE, (8,), 5)
     x = np.random.default_rng(0).uniform(-1, 1, (2, *SIZE, 3)).astype("float32")
     if block:
         unfreeze(model, block)

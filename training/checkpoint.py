@@ -6,6 +6,7 @@ A checkpoint is a standard Keras `.h5`. Its root attributes tell what Keras does
 """
 
 import json
+import math
 import os
 import shutil
 from collections.abc import Callable
@@ -160,13 +161,13 @@ class CheckpointClassifier:
 
 
 class BestCheckpoint(keras.callbacks.Callback):
-    """Keep the model of each epoch whose validation accuracy beats all before it.
+    """Keep the model of each epoch that beats all before it on the validation pictures.
 
-    Of equal ones the lower validation loss is better. Keras' ModelCheckpoint writes in place,
-    where a kill leaves half a file, and has no room for class names.
+    Keras' ModelCheckpoint writes in place, where a kill leaves half a file, and has no room for
+    class names.
 
     Attributes:
-        best: highest validation accuracy so far, 0 to 1, and its loss.
+        best: validation accuracy of the best so far, 0 to 1, and its loss.
         path: its checkpoint, None before the first.
     """
 
@@ -177,26 +178,30 @@ class BestCheckpoint(keras.callbacks.Callback):
         whole: Callable[[], keras.Model],
         class_names: tuple[str, ...],
         split: Split,
+        monitor: str = "val_accuracy",
         run: dict | None = None,
     ):
         """Name checkpoints in `folder` by `pattern`, which may have the fields `epoch` (from 1)
         and `val_accuracy`.
 
-        `whole` returns the model to keep, from pictures to probabilities; `run` has the facts of
-        a run that goes on, as `read_run` gives them.
+        `whole` returns the model to keep, from pictures to probabilities. `monitor` is what to
+        beat, "val_accuracy" or "val_loss"; where it is equal the other one tells. `run` has the
+        facts of a run that goes on, as `read_run` gives them.
         """
         super().__init__()
         self.folder, self.pattern, self.whole = folder, pattern, whole
         self.class_names, self.split = class_names, split
-        self.best, self.path = (-1.0, 0.0), None
+        self.monitor = monitor
+        self.best, self.path = (0.0, math.inf), None
         if run and run["checkpoint"] and (folder / run["checkpoint"]).exists():
             self.best, self.path = tuple(run["best"]), folder / run["checkpoint"]
 
     def on_epoch_end(self, epoch: int, logs: dict | None = None) -> None:
         """Write a checkpoint, if this is the best epoch; Keras calls this."""
         # Rounded, as weights of rows leave an error in the last digits.
-        accuracy, loss = round(float(logs["val_accuracy"]), 6), float(logs["val_loss"])
-        if (accuracy, -loss) <= (self.best[0], -self.best[1]):
+        accuracy = round(float(logs["val_accuracy"]), 6)
+        loss = float(np.nan_to_num(logs["val_loss"], nan=math.inf))
+        if self.path and self._rank(accuracy, loss) <= self._rank(*self.best):
             return
         path = self.folder / self.pattern.format(epoch=epoch + 1, val_accuracy=accuracy)
         if path.name == self.pattern or not _holds_better(path, accuracy):
@@ -204,6 +209,9 @@ class BestCheckpoint(keras.callbacks.Callback):
             save_checkpoint(self.whole(), path, metadata)
             write_atomically(split_record(path), self.split.write)
         self.best, self.path = (accuracy, loss), path
+
+    def _rank(self, accuracy: float, loss: float) -> tuple[float, float]:
+        return (accuracy, -loss) if self.monitor == "val_accuracy" else (-loss, accuracy)
 
 
 def _holds_better(path: Path, accuracy: float) -> bool:

@@ -13,12 +13,11 @@ BASE_LAYER = "xception"
 
 
 def build_model(
-    input_size: tuple[int, int], head: tuple[int, ...], class_count: int, dropout: float = 0.0
+    input_size: tuple[int, int], head: tuple[int, ...], class_count: int
 ) -> keras.Model:
     """Return Xception without its top, frozen, and dense layers `head` (ReLU) and a softmax.
 
     Input: float32 (n, height, width, 3), -1 to 1. Output: float32 (n, class_count), 0 to 1.
-    `dropout` is the share of values that are dropped before the softmax while it learns.
     """
     inputs = keras.Input((*input_size, 3))
     base_model = keras.applications.Xception(
@@ -30,8 +29,6 @@ def build_model(
     x = keras.layers.GlobalAveragePooling2D()(x)
     for units in head:
         x = keras.layers.Dense(units, activation="relu")(x)
-    if dropout:
-        x = keras.layers.Dropout(dropout)(x)
     outputs = keras.layers.Dense(class_count, activation="softmax")(x)
     return keras.Model(inputs, outputs)
 
