@@ -592,6 +592,8 @@ def parse_arguments(arguments: list[str] | None) -> argparse.Namespace:
     override("batch_size", positive(int))
     override("learning_rate", positive(float))
     override("momentum", fraction, "0 to 1")
+    override("label_smoothing", fraction, "0 to 1")
+    override("mixup", fraction, "0 to 1; 0 mixes no pictures")
     override("steps_per_epoch", positive(int), "batches an epoch; None: all training pictures")
     override("views", positive(int), "augmented views of each picture in the cache")
     override("first_block", block, "from which on the base learns, 1 to 14; None: frozen")

@@ -106,7 +106,7 @@ def test_flags_reach_the_recipe(name, monkeypatch):
     assert seen == asdict(RECIPES[name])
     flags = (
         "--epochs 2 --batch-size 4 --learning-rate 0.1 --momentum 0 --steps-per-epoch 3 --seed 1 "
-        "--views 9 --first-block 11"
+        "--views 9 --first-block 11 --mixup 0.5 --label-smoothing 0.3"
     )
     assert train.main(["--recipe", name, *flags.split()]) == 0
     changed = {n for n, value in asdict(RECIPES[name]).items() if seen[n] != value}
@@ -119,6 +119,8 @@ def test_flags_reach_the_recipe(name, monkeypatch):
         "seed": 1,
         "views": 9,
         "first_block": 11,
+        "mixup": 0.5,
+        "label_smoothing": 0.3,
     }
 
 
@@ -138,6 +140,7 @@ def test_the_learning_rate_warms_up_and_decays():
         "--batch-size -1",
         "--learning-rate nan",
         "--momentum 1",
+        "--mixup -0.1",
         "--epochs x",
         "--first-block 15",
         "--recipe best",
