@@ -95,6 +95,19 @@ class Recipe:
     warmup_epochs: float | None = None  # before a cosine decay; None: a constant learning rate
     monitor: str = "val_accuracy"  # the epoch that is best by it is kept
 
+    @property
+    def augmentation(self) -> dict:
+        """The settings of the augmentation, by the names that `ImageDataGenerator` gives them."""
+        return {
+            "rotation_range": self.rotation_range,
+            "width_shift_range": self.width_shift_range,
+            "height_shift_range": self.height_shift_range,
+            "shear_range": self.shear_range,
+            "zoom_range": self.zoom_range,
+            "horizontal_flip": self.horizontal_flip,
+            "fill_mode": self.fill_mode,
+        }
+
 
 ORIGINAL = Recipe()
 FINE_TUNE = Recipe(
@@ -120,15 +133,6 @@ FINE_TUNE = Recipe(
 )
 RECIPES = {"original": ORIGINAL, "fine-tune": FINE_TUNE}
 
-AUGMENTATION = (
-    "rotation_range",
-    "width_shift_range",
-    "height_shift_range",
-    "shear_range",
-    "zoom_range",
-    "horizontal_flip",
-    "fill_mode",
-)
 CHECKPOINT = "xception_fin_{epoch:02d}_{val_accuracy:.3f}.h5"
 PICKED = "xception_fin.picked.h5"  # the best epoch, until it is known what to put into its name
 MIXED_PARAMETERS = 5_000_000  # a network of fewer, such as a head alone, learns in float32
@@ -193,7 +197,7 @@ def train(recipe: Recipe, options: argparse.Namespace) -> int:
     # data
     dataset, parts = load_data(recipe, options)
     size = (recipe.input_size, recipe.input_size)
-    pictures = Pictures(dataset, size, {name: getattr(recipe, name) for name in AUGMENTATION})
+    pictures = Pictures(dataset, size, recipe.augmentation)
     settings = run_settings(recipe, options, parts)
     workers.check_same(settings | {"precision": fast_policy()})
     state = workers.chiefs_file(options.models / STATE)

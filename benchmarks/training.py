@@ -20,6 +20,7 @@ from pathlib import Path
 import numpy as np
 
 from serving.models import ModelError
+from train import FINE_TUNE, ORIGINAL
 from training.backend import keras
 from training.dataset import DataError, Dataset, scan
 from training.forward import best_engine, compile_forward, fast_policy
@@ -27,18 +28,9 @@ from training.generators import WORKERS, Activations, Pictures, ahead
 from training.model import build_model, cut_at, load_base_weights, unfreeze, with_policy
 
 ROOT = Path(__file__).resolve().parent.parent
-SIZE = (299, 299)
-BATCH_SIZE = 32
-HEAD = (512, 128, 32)
-CUT = 5  # where train.py --recipe fine-tune lets the base learn from
-AUGMENTATION = {
-    "rotation_range": 40,
-    "width_shift_range": 0.4,
-    "height_shift_range": 0.4,
-    "shear_range": 0.2,
-    "zoom_range": 0.3,
-    "horizontal_flip": True,
-}
+SIZE = (ORIGINAL.input_size, ORIGINAL.input_size)
+BATCH_SIZE = ORIGINAL.batch_size
+CUT = FINE_TUNE.first_block
 Job = Callable[[], None]
 
 
@@ -47,7 +39,7 @@ def main(arguments: list[str] | None = None) -> int:
     options = parse_arguments(arguments)
     try:
         dataset = scan(options.data)
-        model = build_model(SIZE, HEAD, len(dataset.class_names))
+        model = build_model(SIZE, ORIGINAL.head, len(dataset.class_names))
         load_base_weights(model, options.weights, ROOT / "models")
         with tempfile.TemporaryDirectory() as folder:
             paths = build_paths(dataset, model, options.pictures, Path(folder))
@@ -69,7 +61,7 @@ def build_paths(
 
     The first way of each `what` is what its ratios are of.
     """
-    pictures = Pictures(dataset, SIZE, AUGMENTATION)
+    pictures = Pictures(dataset, SIZE, ORIGINAL.augmentation)
     step = max(1, len(dataset.pictures) // count)
     picks = [(i * step, 1) for i in range(count)]
     batches = [picks[i : i + BATCH_SIZE] for i in range(0, count, BATCH_SIZE)]

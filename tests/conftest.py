@@ -2,6 +2,7 @@
 
 import contextlib
 import os
+import signal
 import threading
 from collections.abc import Callable, Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -13,6 +14,9 @@ import pytest
 # Before TensorFlow: once that is imported, tflite-runtime loads no model any more.
 with contextlib.suppress(ImportError):
     import tflite_runtime.interpreter  # noqa: F401
+
+# A shell's background job ignores Ctrl-C, and so would the processes that tests start.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 ROOT = Path(__file__).parent.parent
 Answer = tuple[int, dict[str, str], bytes]

@@ -285,8 +285,7 @@ def assert_equal(one, other):
 
 
 RUN = """
-import json, resource, signal, sys
-signal.signal(signal.SIGINT, signal.default_int_handler)  # also where the tests ignore it
+import json, resource, sys
 import train
 from dataclasses import replace
 flags, recipe, limits = json.loads(sys.argv[1])
