@@ -38,10 +38,12 @@ def test_the_time_to_an_accuracy_is_measured_cold_and_warm(small, drawn, capsys,
     training.show_times(options)
     out = capsys.readouterr().out
     [cold], [warm] = (
-        re.findall(rf"\| {name} cache \| (\d+) s \| (\d+) s \|", out) for name in ("cold", "warm")
+        re.findall(rf"\| {name} cache \| (\d+) s \| (\d+) s \| ([\d.]+) \|", out)
+        for name in ("cold", "warm")
     )
     assert int(cold[1]) < int(cold[0])
     assert int(warm[0]) < int(cold[0])
+    assert float(cold[2]) == float(warm[2]) >= 0.3
 
 
 def test_a_folder_without_pictures_is_one_sentence(tmp_path, capsys):
