@@ -75,7 +75,7 @@ class Recipe:
     width_shift_range: float = 0.4  # of the width
     height_shift_range: float = 0.4
     shear_range: float = 0.2  # degrees
-    zoom_range: float = 0.3
+    zoom_range: float | tuple[float, float] = 0.3  # 1 ± it, or from and to; below 1: closer
     horizontal_flip: bool = True
     fill_mode: str = "nearest"
     views: int = 4  # augmented views of each picture, by turns; without the cache always new ones
@@ -116,8 +116,8 @@ FINE_TUNE = Recipe(
     width_shift_range=0.1,
     height_shift_range=0.1,
     shear_range=0.1,
-    zoom_range=0.2,
-    views=6,
+    zoom_range=(0.5, 1.0),
+    views=9,
     mixup=0.2,
     first_block=5,
     head=(),
@@ -126,7 +126,7 @@ FINE_TUNE = Recipe(
     momentum=0.9,
     nesterov=True,
     label_smoothing=0.1,
-    epochs=8,
+    epochs=18,
     steps_per_epoch=None,
     warmup_epochs=0.5,
     monitor="val_loss",  # few pictures pick, so that accuracies differ by chance
@@ -328,8 +328,8 @@ def load_data(recipe: Recipe, options: argparse.Namespace) -> tuple[Dataset, Spl
 
 def run_settings(recipe: Recipe, options: argparse.Namespace, parts: Split) -> dict:
     """Return what two parts of one run must have in common."""
-    settings = asdict(recipe) | {
-        "head": list(recipe.head),
+    recorded = {n: list(v) if isinstance(v, tuple) else v for n, v in asdict(recipe).items()}
+    settings = recorded | {
         "weights": options.weights,
         "pictures": parts.fingerprint,
         "cache": options.cache is not None,

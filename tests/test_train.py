@@ -34,6 +34,7 @@ SMALL_FINE_TUNE = {
     "head_epochs": 2,
     "label_smoothing": 0.1,
     "mixup": 0.3,
+    "zoom_range": (0.5, 1.0),
     "warmup_epochs": 0.5,
     "epochs": 2,
 }
