@@ -107,7 +107,7 @@ def test_flags_reach_the_recipe(name, monkeypatch):
     assert seen == asdict(RECIPES[name])
     flags = (
         "--epochs 2 --batch-size 4 --learning-rate 0.1 --momentum 0 --steps-per-epoch 3 --seed 1 "
-        "--views 9 --first-block 11 --mixup 0.5 --label-smoothing 0.3"
+        "--views 5 --first-block 11 --mixup 0.5 --label-smoothing 0.3"
     )
     assert train.main(["--recipe", name, *flags.split()]) == 0
     changed = {n for n, value in asdict(RECIPES[name]).items() if seen[n] != value}
@@ -118,7 +118,7 @@ def test_flags_reach_the_recipe(name, monkeypatch):
         "momentum": 0.0,
         "steps_per_epoch": 3,
         "seed": 1,
-        "views": 9,
+        "views": 5,
         "first_block": 11,
         "mixup": 0.5,
         "label_smoothing": 0.3,
