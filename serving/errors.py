@@ -4,28 +4,76 @@
 class ServingError(Exception):
     """Something the caller, the picture or its host did; `str(error)` is one sentence.
 
-    The class name is the error's type in the service's answer.
+    The class name is the error's type in the service's answer, `status` its HTTP status code.
     """
+
+    status = 500
 
 
 class InvalidRequestError(ServingError):
     """The event holds no picture and no usable address of one."""
 
+    status = 400
 
-class FetchError(ServingError):
-    """The picture's host could not be reached, was too slow or answered with an error."""
+
+class AddressError(ServingError):
+    """The address leads to where the service fetches nothing: it may not be asked for."""
+
+    status = 400
+
+
+class NotFoundError(ServingError):
+    """There is nothing at this path."""
+
+    status = 404
+
+
+class MethodError(ServingError):
+    """There is something at this path, for other methods."""
+
+    status = 405
 
 
 class TooLargeError(ServingError):
     """More bytes or more pixels than the service reads."""
 
+    status = 413
+
+
+class UnsupportedTypeError(ServingError):
+    """A request's body or a picture is of a type that the service does not read."""
+
+    status = 415
+
 
 class ImageError(ServingError):
-    """The bytes are no picture of a supported format, or a broken one."""
+    """The picture breaks off or is damaged."""
+
+    status = 422
 
 
 class InternalError(ServingError):
     """A defect of ours; the log has the details."""
+
+    status = 500
+
+
+class FetchError(ServingError):
+    """The picture's host could not be reached, or answered with an error."""
+
+    status = 502
+
+
+class FetchTimeoutError(FetchError):
+    """The picture's host was too slow."""
+
+    status = 504
+
+
+class DeadlineError(ServingError):
+    """The invocation's time ran out before this picture's turn."""
+
+    status = 504
 
 
 def as_answer(error: ServingError) -> dict:
