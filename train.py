@@ -57,7 +57,14 @@ from training.generators import (
     indices,
 )
 from training.hygiene import inspect, lines
-from training.model import build_model, cut_at, load_base_weights, unfreeze, with_policy
+from training.model import (
+    build_model,
+    cut_at,
+    load_base_weights,
+    unfreeze,
+    with_input_size,
+    with_policy,
+)
 
 
 @dataclass(frozen=True)
@@ -66,6 +73,7 @@ class Recipe:
 
     # data
     input_size: int = 299  # pixels, height and width
+    inference_size: int | None = None  # of the finished network; None: input_size
     batch_size: int = 32
     validation_fraction: float = 0.2  # of all pictures; they are reported on
     selection_fraction: float = 0.0  # of the others; they pick the epoch, or else the above do
@@ -111,6 +119,9 @@ class Recipe:
 
 ORIGINAL = Recipe()
 FINE_TUNE = Recipe(
+    # Close crops show flowers larger than whole pictures do; larger pictures make up for some of
+    # it (Touvron et al. 2019, "Fixing the train-test resolution discrepancy").
+    inference_size=331,
     selection_fraction=0.125,
     rotation_range=25,
     width_shift_range=0.1,
@@ -305,8 +316,11 @@ def train(recipe: Recipe, options: argparse.Namespace) -> int:
         "split": {name: len(getattr(parts, name)) for name in SPLIT},
         "seconds": round(time.monotonic() - started),
     }
-    head_only = learner if judge is not pictures and recipe.first_block is None else None
-    report(options, dataset, parts, best, judge if head_only else pictures, features, card)
+    if recipe.inference_size and recipe.inference_size != recipe.input_size:
+        judge = Pictures(dataset, (recipe.inference_size, recipe.inference_size))
+    elif recipe.first_block is not None:
+        judge = pictures  # not activations: they are as coarse as training may be
+    report(options, dataset, parts, best, judge, features, card)
     return 0
 
 
@@ -329,6 +343,7 @@ def load_data(recipe: Recipe, options: argparse.Namespace) -> tuple[Dataset, Spl
 def run_settings(recipe: Recipe, options: argparse.Namespace, parts: Split) -> dict:
     """Return what two parts of one run must have in common."""
     recorded = {n: list(v) if isinstance(v, tuple) else v for n, v in asdict(recipe).items()}
+    del recorded["inference_size"]  # nothing of it before the report
     settings = recorded | {
         "weights": options.weights,
         "pictures": parts.fingerprint,
@@ -480,7 +495,7 @@ def report(
 ) -> None:
     """Calibrate the best checkpoint, name it by its accuracy, and write and print its report.
 
-    `judge` gives inputs of the whole network, or of its head alone.
+    `judge` gives inputs of the whole network, of the size that it is to have, or of its head.
     """
     # Only here: what draws and counts takes seconds to import.
     from training.labels import probable_wrong_labels, write_suspects
@@ -493,14 +508,18 @@ def report(
             "none. Train anew, without --resume."
         )
     model, metadata = load_checkpoint(best.path)
-    judged = model if isinstance(judge, Pictures) else cut_at(model, None)[1]
+    if isinstance(judge, Pictures):
+        model = judged = with_input_size(model, judge.size)
+    else:
+        judged = cut_at(model, None)[1]
 
     def answers(names: tuple[str, ...]) -> np.ndarray:
         answered = judged.predict(Batches(judge, names, BATCH_SIZE), verbose=0)
         # Without what an earlier report on this checkpoint has calibrated.
         return apply_temperature(answered, 1 / metadata.temperature)
 
-    print("Report: asking the best checkpoint.", flush=True)
+    height, width = model.input_shape[1:3]
+    print(f"Report: asking the best checkpoint, at {width}×{height} pixels.", flush=True)
     uncalibrated = answers(parts.validation)
     picking = parts.selection or parts.validation
     asked = answers(parts.selection) if parts.selection else uncalibrated
@@ -592,6 +611,7 @@ def parse_arguments(arguments: list[str] | None) -> argparse.Namespace:
         help_text = f"{text} [{values}]".lstrip()
         settings.add_argument(f"--{name.replace('_', '-')}", type=kind, help=help_text)
 
+    override("inference_size", positive(int), "pixels, of the finished network; None: as trained")
     override("epochs", positive(int))
     override("batch_size", positive(int))
     override("learning_rate", positive(float))

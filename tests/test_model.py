@@ -14,6 +14,7 @@ from training.model import (
     load_base_weights,
     unfreeze,
     weights_digest,
+    with_input_size,
     with_policy,
 )
 
@@ -116,6 +117,18 @@ def test_mixed_precision_is_a_copy_with_the_same_weights():
     for one, other in zip(mixed.get_weights(), learner.get_weights(), strict=True):
         assert np.array_equal(one, other)
     assert not np.shares_memory(mixed.get_weights()[0], learner.get_weights()[0])
+
+
+def test_another_input_size_is_a_copy_with_the_same_weights():
+    model = build_model(SIZE, (8,), 5)
+    unfreeze(model, 13)
+    assert with_input_size(model, SIZE) is model
+    larger = with_input_size(model, (90, 80))
+    assert larger.input_shape == (None, 90, 80, 3)
+    assert weights_digest(larger) == weights_digest(model)
+    back = with_input_size(larger, SIZE)
+    x = np.random.default_rng(0).uniform(-1, 1, (2, *SIZE, 3)).astype("float32")
+    assert np.allclose(back(x), model(x), atol=1e-6)
 
 
 def test_the_digest_is_of_the_weights(model):

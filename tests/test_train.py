@@ -23,7 +23,13 @@ from training.backend import keras
 from training.checkpoint import load_checkpoint, read_metadata, read_run, split_record
 from training.dataset import Split, class_of, scan
 from training.generators import Batches, Pictures
-from training.model import build_model, cut_at, load_base_weights, weights_digest
+from training.model import (
+    build_model,
+    cut_at,
+    load_base_weights,
+    weights_digest,
+    with_input_size,
+)
 
 # Small pictures and a base of random weights: quick, and nothing here asks for a good answer.
 SMALL = replace(ORIGINAL, input_size=71, batch_size=8, steps_per_epoch=2, epochs=1, views=2)
@@ -37,6 +43,7 @@ SMALL_FINE_TUNE = {
     "zoom_range": (0.5, 1.0),
     "warmup_epochs": 0.5,
     "epochs": 2,
+    "inference_size": 80,
 }
 
 
@@ -107,7 +114,7 @@ def test_flags_reach_the_recipe(name, monkeypatch):
     assert seen == asdict(RECIPES[name])
     flags = (
         "--epochs 2 --batch-size 4 --learning-rate 0.1 --momentum 0 --steps-per-epoch 3 --seed 1 "
-        "--views 5 --first-block 11 --mixup 0.5 --label-smoothing 0.3"
+        "--views 5 --first-block 11 --mixup 0.5 --label-smoothing 0.3 --inference-size 320"
     )
     assert train.main(["--recipe", name, *flags.split()]) == 0
     changed = {n for n, value in asdict(RECIPES[name]).items() if seen[n] != value}
@@ -122,6 +129,7 @@ def test_flags_reach_the_recipe(name, monkeypatch):
         "first_block": 11,
         "mixup": 0.5,
         "label_smoothing": 0.3,
+        "inference_size": 320,
     }
 
 
@@ -205,7 +213,9 @@ def test_fine_tuning_picks_on_pictures_of_their_own(run, tmp_path, drawn):
     )
     # The name tells the accuracy of what the file answers, asked as anybody would.
     model, metadata = load_checkpoint(checkpoint)
-    pictures = Pictures(scan(drawn), (71, 71))
+    assert "asking the best checkpoint, at 80×80 pixels" in out
+    assert model.input_shape[1:3] == (80, 80)
+    pictures = Pictures(scan(drawn), (80, 80))
     batches = Batches(pictures, parts.validation, 4)
     truth = np.concatenate([batches[i][1] for i in range(len(batches))])
     answers = model.predict(batches, verbose=0)
@@ -215,6 +225,7 @@ def test_fine_tuning_picks_on_pictures_of_their_own(run, tmp_path, drawn):
         -np.log(np.clip((answers * truth).sum(1), 1e-7, 1)).mean(), abs=1e-3
     )
     # The lower blocks are as they were, the upper ones learned.
+    model = with_input_size(model, (71, 71))
     frozen, _ = cut_at(model, 13)
     base = build_model((71, 71), (), 5)
     load_base_weights(base, out.split("the weights of ")[1].split(",")[0], tmp_path)

@@ -93,6 +93,20 @@ def with_policy(model: keras.Model, policy: str) -> keras.Model:
     return copy
 
 
+def with_input_size(model: keras.Model, size: tuple[int, int]) -> keras.Model:
+    """Return `model` for pictures of `size` (height, width), in pixels: the same weights.
+
+    A new model, but for `model` itself where it has that size already.
+    """
+    if model.input_shape[1:3] == tuple(size):
+        return model
+    base_model = model.get_layer(BASE_LAYER)
+    head = model.layers[model.layers.index(base_model) + 2 :]
+    copy = build_model(size, tuple(layer.units for layer in head[:-1]), head[-1].units)
+    copy.set_weights(model.get_weights())
+    return copy
+
+
 def weights_digest(model: keras.Model) -> str:
     """Return a SHA-256 of all weights of `model`, hexadecimal."""
     digest = hashlib.sha256()
