@@ -13,7 +13,11 @@ CATEGORIES = [category for name, category in LOCK.items() if name != "_meta"]
 PACKAGES = [package for category in CATEGORIES for package in category.values()]
 # Per category: the Python of AWS's image, and the minor version of its glibc 2. A stand-in image
 # is newer, so that building on it does not show whether the wheels fit.
-IMAGES = {"tflite-runtime": ("3.11", 26), "ai-edge-litert": ("3.13", 34)}
+IMAGES = {
+    "tflite-runtime": ("3.11", 26),
+    "ai-edge-litert": ("3.13", 34),
+    "openvino": ("3.13", 34),
+}
 OLD_NAMES = {5: "manylinux1", 12: "manylinux2010", 17: "manylinux2014"}
 
 
