@@ -26,6 +26,7 @@ MEMBERS = {
     "x86_64": "samcli/local/rapid/aws-lambda-rie-x86_64",
     "aarch64": "samcli/local/rapid/aws-lambda-rie-arm64",
 }
+SAMPLES = "samcli/lib/generated_sample_events/events"
 INVOCATIONS = "/2015-03-31/functions/function/invocations"  # where Lambda takes events
 START_SECONDS = 30.0
 STOP_SECONDS = 5.0
@@ -47,23 +48,43 @@ def emulator_binary() -> Path:
             "Expected Linux on x86-64 or arm64, which AWS's Lambda emulator is made for. "
             f"Received: {platform.system()} on {platform.machine()}. Start Docker instead."
         )
-    lock = json.loads((ROOT / "Pipfile.lock").read_text(encoding="utf-8"))
-    package = lock["emulator"]["aws-sam-cli"]
-    binary = CACHE / f"aws-lambda-rie-{package['version'].removeprefix('==')}"
+    wheel = _wheel()
+    binary = CACHE / f"aws-lambda-rie-{wheel.stem.split('-')[1]}"
     if not binary.exists():
-        _fetch(package, member, binary)
+        with tempfile.TemporaryDirectory(dir=CACHE, prefix="emulator-") as folder:
+            with zipfile.ZipFile(wheel) as archive:
+                unpacked = Path(archive.extract(member, folder))
+            unpacked.chmod(0o755)
+            unpacked.replace(binary)
     return binary
 
 
-def _fetch(package: dict, member: str, binary: Path) -> None:
-    """Put `member` of the locked aws-sam-cli `package`'s wheel at `binary`."""
-    CACHE.mkdir(exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=CACHE, prefix="emulator-") as folder:
-        wheel = _download(package, Path(folder))
-        with zipfile.ZipFile(wheel) as archive:
-            unpacked = Path(archive.extract(member, folder))
-        unpacked.chmod(0o755)
-        unpacked.replace(binary)
+def sample_event(name: str, **values: str) -> dict:
+    """Return AWS's own example of an event, `name` such as "apigateway/HttpApi".
+
+    `values` take the places that the example leaves open: method, path, body, ...
+
+    Raises:
+        EmulatorError: the package index does not give aws-sam-cli, which has it.
+    """
+    with zipfile.ZipFile(_wheel()) as archive:
+        text = archive.read(f"{SAMPLES}/{name}.json").decode()
+    for key, value in values.items():
+        text = text.replace(f"{{{{{{{key}}}}}}}", json.dumps(value)[1:-1])
+    return json.loads(text)
+
+
+def _wheel() -> Path:
+    """Return the locked aws-sam-cli's wheel, fetched the first time and kept in .cache/."""
+    lock = json.loads((ROOT / "Pipfile.lock").read_text(encoding="utf-8"))
+    package = lock["emulator"]["aws-sam-cli"]
+    version = package["version"].removeprefix("==")
+    kept = CACHE / f"aws_sam_cli-{version}-py3-none-any.whl"
+    if not kept.exists():
+        CACHE.mkdir(exist_ok=True)
+        with tempfile.TemporaryDirectory(dir=CACHE, prefix="emulator-") as folder:
+            _download(package, Path(folder)).replace(kept)
+    return kept
 
 
 def _download(package: dict, folder: Path) -> Path:
