@@ -1,0 +1,157 @@
+"""Which network addresses the service goes to, whatever name led there."""
+
+import re
+from collections.abc import Iterable
+from dataclasses import dataclass
+from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network, ip_address, ip_network
+
+from serving.errors import AddressError
+
+VARIABLE = "FETCH_ALLOW"
+PORTS = (80, 443)
+
+# IPv6 addresses of the Internet are given out of this block only (RFC 4291, section 2.4). What it
+# leaves out: loopback and unspecified, IPv4-compatible and IPv4-mapped (RFC 4291), IPv4-translated
+# (RFC 2765), NAT64 (RFC 6052, RFC 8215), discard-only (RFC 6666), segment routing (RFC 9602),
+# unique local (RFC 4193), link-local, site-local (RFC 3879), multicast, and all that is reserved.
+GLOBAL_UNICAST = ip_network("2000::/3")
+
+# The rest is listed and not left to ipaddress, whose flags differ between versions of Python and
+# let 6to4 and AS112 pass. Sources: IANA's special-purpose address registries for IPv4 and IPv6.
+SPECIAL_PURPOSE = tuple(
+    ip_network(network)
+    for network in (
+        "0.0.0.0/8",  # this network: RFC 791
+        "10.0.0.0/8",  # private use: RFC 1918
+        "100.64.0.0/10",  # behind a carrier's NAT: RFC 6598
+        "127.0.0.0/8",  # loopback: RFC 1122
+        "168.63.129.16/32",  # a public address by its number, on Azure the host's own services
+        "169.254.0.0/16",  # link-local, and clouds' metadata: RFC 3927
+        "172.16.0.0/12",  # private use: RFC 1918
+        "192.0.0.0/24",  # protocol assignments: RFC 6890
+        "192.0.2.0/24",  # documentation: RFC 5737
+        "192.31.196.0/24",  # AS112: RFC 7535
+        "192.52.193.0/24",  # multicast tunnels: RFC 7450
+        "192.88.99.0/24",  # 6to4 relays: RFC 7526
+        "192.168.0.0/16",  # private use: RFC 1918
+        "192.175.48.0/24",  # AS112: RFC 7534
+        "198.18.0.0/15",  # benchmarking: RFC 2544
+        "198.51.100.0/24",  # documentation: RFC 5737
+        "203.0.113.0/24",  # documentation: RFC 5737
+        "224.0.0.0/4",  # multicast: RFC 5771
+        "240.0.0.0/4",  # reserved, and broadcast: RFC 1112, RFC 919
+        # Protocol assignments: RFC 2928. Among them Teredo (RFC 4380), benchmarking (RFC 5180),
+        # ORCHID and its second version (RFC 4843, RFC 7343), AS112 (RFC 7535), drones (RFC 9374).
+        "2001::/23",
+        "2001:db8::/32",  # documentation: RFC 3849
+        "2002::/16",  # 6to4, an IPv4 address inside: RFC 3056
+        "2620:4f:8000::/48",  # AS112: RFC 7534
+        "3ffe::/16",  # the 6bone, given back: RFC 3701
+        "3fff::/20",  # documentation: RFC 9637
+    )
+)
+
+# The second quarter of an ISATAP interface identifier, before an IPv4 address; the first bit that
+# varies says whether that is unique: RFC 5214, section 6.1. Any prefix may stand before it.
+ISATAP = (0x0000_5EFE, 0x0200_5EFE)
+
+_LABEL = r"[a-z0-9_]([a-z0-9_-]*[a-z0-9_])?"
+# The last label has a letter, so that no unusual spelling of an IPv4 address passes for a name.
+_HOST = re.compile(rf"({_LABEL}\.)*(?=[0-9_-]*[a-z]){_LABEL}")
+_HEXADECIMAL = re.compile(r"0x[0-9a-f]*")
+
+
+class AllowError(ValueError):
+    """FETCH_ALLOW cannot be read, so nothing is fetched; `str(error)` says what to do."""
+
+
+@dataclass(frozen=True)
+class Allowed:
+    """What the service may be led to besides public addresses: `hosts` in lower case."""
+
+    hosts: frozenset[str] = frozenset()
+    networks: tuple[IPv4Network | IPv6Network, ...] = ()
+
+
+def parse_allowed(text: str) -> Allowed:
+    """Return the host names and networks that `text` lists, separated by commas.
+
+    Raises:
+        AllowError: an entry is neither.
+    """
+    hosts = set()
+    networks = []
+    for entry in filter(None, (part.strip().lower() for part in text.split(","))):
+        try:
+            networks.append(ip_network(entry))
+        except ValueError:
+            hosts.add(_host(entry))
+    return Allowed(frozenset(hosts), tuple(networks))
+
+
+def check_addresses(host: str, port: int, addresses: Iterable[str], allowed: Allowed) -> None:
+    """Refuse to go to any of `addresses`, all that `host` stands for, if one is off limits.
+
+    Raises:
+        AddressError: one is neither public nor allowed, or `port` is not one of `PORTS` and the
+            host or the address is not allowed.
+    """
+    if _bare(host) in allowed.hosts:
+        return
+    for address in addresses:
+        if _is_in(address, allowed.networks):
+            continue
+        if port not in PORTS:
+            raise AddressError(
+                "Expected a url at port 80 or 443, as http and https have them. "
+                "Received: another port. Use a host on the public Internet."
+            )
+        if not is_public(address):
+            raise AddressError(
+                "Expected the address of a host on the public Internet. "
+                "Received: one that is private or reserved. Use a public host."
+            )
+
+
+def is_public(address: str | IPv4Address | IPv6Address) -> bool:
+    """Return whether `address` is a host's on the public Internet: global, unicast, not special.
+
+    A prefix that a network itself translates to IPv4 with cannot be told from others (RFC 6052,
+    section 3.1): there it has to be the network that lets nobody through.
+
+    Raises:
+        ValueError: it is no IP address.
+    """
+    parsed = ip_address(address)
+    if parsed.version == 6 and (
+        parsed not in GLOBAL_UNICAST or parsed.scope_id or _embedded(parsed) in ISATAP
+    ):
+        return False
+    # The flags come second: they may know what a later version of the registries added.
+    return parsed.is_global and not (
+        any(parsed in network for network in SPECIAL_PURPOSE)
+        or parsed.is_multicast
+        or parsed.is_reserved
+    )
+
+
+def _embedded(address: IPv6Address) -> int:
+    return int(address) >> 32 & 0xFFFF_FFFF
+
+
+def _is_in(address: str, networks: tuple[IPv4Network | IPv6Network, ...]) -> bool:
+    return any(ip_address(address) in network for network in networks)
+
+
+def _host(entry: str) -> str:
+    host = _bare(entry)
+    if not _HOST.fullmatch(host) or _HEXADECIMAL.fullmatch(host.rpartition(".")[2]):
+        raise AllowError(
+            f"Expected host names and networks, separated by commas, in {VARIABLE}, such as "
+            f"pictures.internal,10.0.0.0/8. Received: {entry!r}. Correct it, or unset {VARIABLE}."
+        )
+    return host
+
+
+def _bare(host: str) -> str:
+    return host.lower().removesuffix(".")
