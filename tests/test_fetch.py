@@ -848,26 +848,15 @@ def test_no_files_and_no_threads_are_left(talk, certificate, monkeypatch):
     urls = [f"{scheme}://{talk(each)}/" for scheme in functions for each in functions[scheme]]
     urls += [url.replace("127.0.0.1", "127.0.0.2") for url in urls[:2]]  # not allowed
     urls += ["http://no-such-host.invalid/", "http://127.0.0.1:1/", "ftp://a"]
-    for url in urls:  # what is loaded at the first use stays
-        with contextlib.suppress(ServingError):
-            fetch(url)
-    before = settled(*held())
+    files, threads = held()
     for url in urls * 5:
         with contextlib.suppress(ServingError):
             fetch(url)
-    assert settled(*before) == before
-
-
-def settled(files: int, threads: int) -> tuple[int, int]:
-    """Return what is held once no more than that is, or after some seconds.
-
-    The servers in this process close their side a little later.
-    """
-    for _ in range(100):
-        if held() <= (files, threads) and held()[1] <= threads:
+    for _ in range(100):  # the servers in this process close their side a little later
+        if held()[0] <= files and held()[1] <= threads:
             break
         time.sleep(0.05)
-    return held()
+    assert held() == (files, threads)
 
 
 @pytest.mark.parametrize("level", [logging.DEBUG, logging.WARNING])
