@@ -127,7 +127,7 @@ def test_setup_begins_anew_after_an_interruption_and_shows_why_it_failed(checkou
 def test_our_lock_passes_its_own_check() -> None:
     content = json.loads((ROOT / "Pipfile.lock").read_text(encoding="utf-8"))
     lock.check(content)
-    assert content == lock.without_indexes(content)
+    assert content == lock.cleaned(content)
 
 
 def test_lock_of_no_packages(tmp_path: Path) -> None:
@@ -149,14 +149,14 @@ def test_lock_that_fails_leaves_the_old_one(tmp_path: Path) -> None:
     assert sorted(path.name for path in tmp_path.iterdir()) == ["Pipfile", "Pipfile.lock"]
 
 
-def test_indexes_are_taken_out_and_all_else_stays() -> None:
+def test_indexes_and_unwanted_packages_are_taken_out_and_all_else_stays() -> None:
     package = {"version": "==1.0", "hashes": ["sha256:ab"], "markers": "python_version >= '3'"}
     content = {
         "_meta": {"hash": {"sha256": "cd"}, "sources": [{"name": "it", "url": "https://index"}]},
-        "default": {"one": package | {"index": "it"}},
+        "default": {"one": package | {"index": "it"}, "openvino-telemetry": package},
         "emulator": {"two": package},
     }
-    assert lock.without_indexes(content) == {
+    assert lock.cleaned(content) == {
         "_meta": {"hash": {"sha256": "cd"}, "sources": []},
         "default": {"one": package},
         "emulator": {"two": package},

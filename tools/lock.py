@@ -14,6 +14,9 @@ import tempfile
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
+# What other packages ask for and work without: this one reports to Google Analytics, and writes
+# into the home directory, whenever OpenVINO is imported.
+UNWANTED = ("openvino-telemetry",)
 
 
 class LockError(Exception):
@@ -43,19 +46,20 @@ def lock(pipfile: Path) -> None:
         copy.write_bytes(pipfile.read_bytes())
         pipenv(copy, "lock")
         new = copy.with_name("Pipfile.lock")
-        content = without_indexes(json.loads(new.read_text(encoding="utf-8")))
+        content = cleaned(json.loads(new.read_text(encoding="utf-8")))
         check(content)
         new.write_text(json.dumps(content, indent=4, sort_keys=True) + "\n", encoding="utf-8")
         pipenv(copy, "verify")
         new.replace(pipfile.with_name("Pipfile.lock"))
 
 
-def without_indexes(content: dict) -> dict:
-    """Return a lock's `content` without the indexes that its packages were found on."""
+def cleaned(content: dict) -> dict:
+    """Return a lock's `content` without `UNWANTED`, and without the indexes it was found on."""
     categories = {
         category: {
             name: {key: value for key, value in package.items() if key != "index"}
             for name, package in packages.items()
+            if name not in UNWANTED
         }
         for category, packages in content.items()
         if category != "_meta"
