@@ -1,9 +1,12 @@
-"""A .tflite file to named scores, on whichever TFLite runtime is installed."""
+"""A .tflite file to named scores, on whichever runtime is installed."""
 
 import zipfile
+from collections.abc import Callable
+from dataclasses import dataclass
 from importlib import import_module
 from importlib.metadata import version
 from pathlib import Path
+from types import ModuleType
 
 import numpy as np
 from PIL import Image
@@ -11,30 +14,82 @@ from PIL import Image
 from serving.models import ModelError
 from serving.preprocess import preprocess
 
-# The package's name and the module with its Interpreter, the preferred one first.
+# The package's name and the module that runs models, the preferred one first.
 RUNTIMES = {
     "tflite-runtime": "tflite_runtime.interpreter",
     "ai-edge-litert": "ai_edge_litert.interpreter",
+    "openvino": "openvino",
 }
 LABELS_FILE = "labels.txt"  # the zip entry that TFLite Metadata keeps class names in
 DECIMALS = 5
 
 
-def find_runtime(runtime: str | None = None) -> tuple[str, type]:
-    """Return (package name, Interpreter class) of `runtime`, or of the first one installed.
+@dataclass(frozen=True)
+class Network:
+    """A loaded model.
+
+    Attributes:
+        input_shape: (1, height, width, 3).
+        outputs: how many scores it answers.
+        run: from float32 inputs of that shape to a float32 array (outputs,).
+    """
+
+    input_shape: tuple[int, ...]
+    outputs: int
+    run: Callable[[np.ndarray], np.ndarray]
+
+
+def find_runtime(runtime: str | None = None) -> tuple[str, ModuleType]:
+    """Return (package name, module) of `runtime`, or of the first one installed.
 
     Raises:
         ModelError: it is not installed.
     """
     for name in [runtime] if runtime else RUNTIMES:
         try:
-            return name, import_module(RUNTIMES[name]).Interpreter
+            return name, import_module(RUNTIMES[name])
         except ModuleNotFoundError:
             continue
     raise ModelError(
         f"Expected {runtime or ' or '.join(RUNTIMES)} to be installed. "
         "Received: no such package. Run `make setup`, or use another runtime."
     )
+
+
+def _load_tflite(interpreter_module: ModuleType, path: Path, threads: int) -> Network:
+    interpreter = interpreter_module.Interpreter(model_path=str(path), num_threads=threads)
+    interpreter.allocate_tensors()
+    [taken] = interpreter.get_input_details()
+    [given] = interpreter.get_output_details()
+
+    def run(inputs: np.ndarray) -> np.ndarray:
+        interpreter.set_tensor(taken["index"], inputs)
+        interpreter.invoke()
+        return interpreter.get_tensor(given["index"])[0]
+
+    return Network(tuple(map(int, taken["shape"])), int(given["shape"][-1]), run)
+
+
+def _load_openvino(openvino: ModuleType, path: Path, threads: int) -> Network:
+    settings = {
+        "INFERENCE_NUM_THREADS": threads,
+        "PERFORMANCE_HINT": "LATENCY",  # all threads on one picture
+        # Or it computes in bfloat16 where the processor can, and answers differently there.
+        "INFERENCE_PRECISION_HINT": "f32",
+        # Or two services of one thread share the first core and leave the second idle.
+        "ENABLE_CPU_PINNING": False,
+    }
+    core = openvino.Core()
+    try:
+        model = core.read_model(path)
+        _, *geometry = model.input().partial_shape
+        model.reshape([1, *geometry])
+        compiled = core.compile_model(model, "CPU", settings)
+    except RuntimeError as error:
+        # The lines before the last name its own source files.
+        raise RuntimeError(str(error).strip().splitlines()[-1]) from error
+    outputs = compiled.output().shape[-1]
+    return Network(tuple(compiled.input().shape), outputs, lambda inputs: compiled(inputs)[0][0])
 
 
 def named_scores(labels: tuple[str, ...], probabilities: np.ndarray) -> dict[str, float]:
@@ -61,22 +116,20 @@ class Classifier:
             ModelError: no such file, no model that the runtime can load, or no class names.
         """
         path = Path(path)
-        self.runtime, interpreter_class = find_runtime(runtime)
+        self.runtime, module = find_runtime(runtime)
         self.labels = read_labels(path)
+        load = _load_openvino if self.runtime == "openvino" else _load_tflite
         try:
-            self._interpreter = interpreter_class(model_path=str(path), num_threads=threads)
-            self._interpreter.allocate_tensors()
+            self._network = load(module, path, threads)
         except (RuntimeError, ValueError) as error:
             raise ModelError(self._cannot_load(path, error)) from error
-        [self._input] = self._interpreter.get_input_details()
-        [self._output] = self._interpreter.get_output_details()
-        _, height, width, _ = self._input["shape"]
-        self.input_size = (int(height), int(width))
-        outputs = int(self._output["shape"][-1])
-        if outputs != len(self.labels):
+        _, height, width, _ = self._network.input_shape
+        self.input_size = (height, width)
+        if self._network.outputs != len(self.labels):
             raise ModelError(
-                f"Expected one class name for each of the {outputs} outputs of {path.name}. "
-                f"Received: {len(self.labels)}. Convert it again with convert_to_tflite.py."
+                f"Expected one class name for each of the {self._network.outputs} outputs of "
+                f"{path.name}. Received: {len(self.labels)}. "
+                "Convert it again with convert_to_tflite.py."
             )
 
     def _cannot_load(self, path: Path, error: Exception) -> str:
@@ -93,9 +146,7 @@ class Classifier:
 
         `inputs` is one picture as `preprocess` makes it: float32 (1, height, width, 3), -1 to 1.
         """
-        self._interpreter.set_tensor(self._input["index"], inputs)
-        self._interpreter.invoke()
-        return self._interpreter.get_tensor(self._output["index"])[0]
+        return self._network.run(inputs)
 
     def classify(self, picture: Image.Image) -> dict[str, float]:
         """Return {label: score} of an upright RGB picture, scores 0 to 1 with five decimals."""
