@@ -77,16 +77,16 @@ def styled(function: Callable) -> Callable:
 
 
 @styled
-def save(figure: Figure, path: Path) -> None:
-    """Write `figure` to `path` as a PNG of at most `MAX_BYTES`; many photographs cost colours."""
+def save(figure: Figure, path: Path, max_bytes: int = MAX_BYTES) -> None:
+    """Write `figure` to `path` as a PNG of at most `max_bytes`; many photographs cost colours."""
     for dpi in (DPI, 90, 75, 60, 50, 40):
         picture = _rendered(figure, dpi)
         png = _png(picture)
-        if len(png) > MAX_BYTES:
+        if len(png) > max_bytes:
             # The octree is the fastest of Pillow's, and dithered the closest on photographs.
             palette = picture.quantize(COLOURS, Image.Quantize.FASTOCTREE)
             png = _png(picture.quantize(palette=palette))
-        if len(png) <= MAX_BYTES:
+        if len(png) <= max_bytes:
             break
     path.write_bytes(png)
 

@@ -72,7 +72,7 @@ class Pictures:
 
     def _pixels(self, index: int, view: int) -> np.ndarray:
         name = self.dataset.pictures[index]
-        pixels = read_pixels(self.dataset.folder / name, self.size)
+        pixels = self.read(index)
         if view == 0:
             return pixels
         # By content, so that a picture's views are the same whatever else is in the folder.
@@ -81,6 +81,25 @@ class Pictures:
         with _DRAWING:
             change = self._augmentation.get_random_transform(pixels.shape, seed=int(seed))
         return self._augmentation.apply_transform(pixels.astype(np.float32), change)
+
+    def read(self, index: int) -> np.ndarray:
+        """Return a picture as it is, uint8 (height, width, 3), 0 to 255."""
+        return read_pixels(self.dataset.folder / self.dataset.pictures[index], self.size)
+
+
+class RememberedPictures(Pictures):
+    """The same, each decoded once and kept in memory: for networks that wait for their pictures."""
+
+    def __init__(self, dataset: Dataset, size: tuple[int, int], settings: dict | None = None):
+        """Augment by `settings`; without any all views are equal."""
+        super().__init__(dataset, size, settings)
+        self._read: dict[int, np.ndarray] = {}
+
+    def read(self, index: int) -> np.ndarray:
+        """Return a picture as it is, uint8 (height, width, 3), 0 to 255."""
+        if index not in self._read:
+            self._read[index] = super().read(index)
+        return self._read[index]
 
 
 class Activations:

@@ -27,10 +27,19 @@ def build_model(
     # training=False keeps batch normalization in inference mode, also once layers are unfrozen.
     x = base_model(inputs, training=False)
     x = keras.layers.GlobalAveragePooling2D()(x)
+    return keras.Model(inputs, add_head(x, head, class_count))
+
+
+def add_head(x, head: tuple[int, ...], class_count: int, dropout: float = 0.0):
+    """Return a softmax (n, class_count) on dense layers `head` (ReLU) on the tensor `x` (n, ...).
+
+    `dropout` is the share, 0 to 1, of the softmax layer's inputs that training leaves out.
+    """
     for units in head:
         x = keras.layers.Dense(units, activation="relu")(x)
-    outputs = keras.layers.Dense(class_count, activation="softmax")(x)
-    return keras.Model(inputs, outputs)
+    if dropout:
+        x = keras.layers.Dropout(dropout)(x)
+    return keras.layers.Dense(class_count, activation="softmax")(x)
 
 
 def unfreeze(model: keras.Model, first_block: int) -> None:
