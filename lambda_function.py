@@ -3,39 +3,28 @@
     {"url": "https://..."} or {"image": "<base64 of a picture file>"}
     -> {"daisy": 0.00012, "dandelion": 0.00003, "rose": 0.99821, ...}
     -> {"error": {"type": "FetchError", "message": "..."}}
+    {"urls": [...]} or {"images": [...]} -> a list of these, in order
+    HTTP requests of API Gateway, Function URLs and load balancers -> the same as JSON
 
 The model is the best .tflite file of models/ beside this file; MODEL_PATH names another one.
 """
 
-import logging
 import os
 from pathlib import Path
 
-from serving import events
 from serving.classifier import Classifier
-from serving.errors import InternalError, ServingError, as_answer
-from serving.fetch import fetch
-from serving.image import open_picture
 from serving.models import best_model, thread_count
-
-log = logging.getLogger(__name__)
+from serving.service import Service
 
 MODEL_PATH = os.environ.get("MODEL_PATH") or best_model(Path(__file__).parent / "models", ".tflite")
 classifier = Classifier(MODEL_PATH, threads=thread_count())
+service = Service(classifier, Path(MODEL_PATH).stem)
 
 
-def lambda_handler(event: object, context: object) -> dict:
-    """Return {label: score} of the picture that `event` names or holds, or why there is none.
+def lambda_handler(event: object, context: object) -> dict | list:
+    """Return what `event` asks for, or why there is none: see README, "Serve".
 
-    Scores go from 0 to 1 and are rounded to five decimals. `context` is not used.
+    Scores go from 0 to 1 and are rounded to five decimals. Of `context` the remaining time and
+    the request's id are used, where it has them.
     """
-    try:
-        request = events.parse(event)
-        data = request.image if request.url is None else fetch(request.url)
-        return classifier.classify(open_picture(data))
-    except ServingError as error:
-        return as_answer(error)
-    except Exception:
-        # The caller learns nothing of our insides; the log keeps all of it.
-        log.exception("a request failed")
-        return as_answer(InternalError("The service failed on this request; its log says why."))
+    return service.handle(event, context)

@@ -26,6 +26,8 @@ MODELS = Path("models")
 class AnyClassifier(Protocol):
     """What `.tflite` and `.h5` files have in common once they are loaded."""
 
+    input_size: tuple[int, int]
+
     def classify(self, picture: Image.Image) -> dict[str, float]:
         """Return {label: score} of an upright RGB picture."""
 
@@ -42,7 +44,7 @@ def main(arguments: list[str] | None = None) -> int:
     exit_code = 0
     for image in expand(options.images):
         try:
-            show(image, classifier.classify(read_picture(image)))
+            show(image, classifier.classify(read_picture(image, classifier.input_size)))
         except ServingError as error:
             show(image, as_answer(error))
             exit_code = 1
@@ -79,14 +81,14 @@ def is_url(image: str) -> bool:
     return "://" in image
 
 
-def read_picture(image: str) -> Image.Image:
-    """Return the upright RGB picture at the path or URL `image`.
+def read_picture(image: str, size: tuple[int, int]) -> Image.Image:
+    """Return the upright RGB picture at the path or URL `image`, for inputs of `size`.
 
     Raises:
         ServingError: it cannot be had, or is no picture.
     """
     try:
-        return open_picture(fetch(image) if is_url(image) else Path(image))
+        return open_picture(fetch(image) if is_url(image) else Path(image), size)
     except OSError as error:
         raise ImageError(
             f"Expected a file that can be read. Received: {image} ({error.strerror}). "

@@ -1,4 +1,4 @@
-"""The events that the service understands."""
+"""What is asked for: pictures, by address or by content, and how much of the answer."""
 
 import base64
 import binascii
@@ -6,38 +6,99 @@ from dataclasses import dataclass
 
 from serving.errors import InvalidRequestError
 
-EXPECTED = 'Expected {"url": "https://..."} or {"image": "<base64 of a picture file>"}.'
+MAX_PICTURES = 16  # in one request
+ONE = ("url", "image")
+SEVERAL = {"urls": "url", "images": "image"}
+EXPECTED = (
+    'Expected {"url": "https://..."}, {"image": "<base64 of a picture file>"}, {"urls": [...]} '
+    'or {"images": [...]}.'
+)
+
+
+@dataclass(frozen=True)
+class Source:
+    """A picture by its address or by the bytes of its file; just one of them is there."""
+
+    url: str | None = None
+    image: bytes | None = None
 
 
 @dataclass(frozen=True)
 class Request:
-    """What was asked for: the address of a picture, or its bytes."""
+    """What is asked for.
 
-    url: str | None = None
-    image: bytes | None = None
+    Attributes:
+        sources: one for each picture, in order, or what is wrong with it.
+        several: whether a list is to be answered, which one picture may be as well.
+        top: only so many of the best classes; None for all, in the order of the classes.
+    """
+
+    sources: tuple[Source | InvalidRequestError, ...]
+    several: bool = False
+    top: int | None = None
 
 
 def parse(event: object) -> Request:
     """Return what `event` asks for.
 
     Raises:
-        InvalidRequestError: it is not a JSON object with exactly one of `url` and `image`.
+        InvalidRequestError: it is not a JSON object with exactly one of `url`, `image`, `urls`
+            and `images`, `top` is no number from 1, or the list has none or over `MAX_PICTURES`.
     """
     if not isinstance(event, dict):
         raise InvalidRequestError(f"{EXPECTED} Received: {_kind(event)}.")
-    named = [key for key in ("url", "image") if event.get(key) is not None]
+    named = [key for key in (*ONE, *SEVERAL) if event.get(key) is not None]
     if len(named) != 1:
-        received = "both" if named else "neither"
+        received = " and ".join(named) or "none of these"
         raise InvalidRequestError(f"{EXPECTED} Received: {received}.")
     [key] = named
-    value = event[key]
+    top = parse_top(event.get("top"))
+    if key in ONE:
+        return Request((_source(key, event[key]),), top=top)
+    return Request(tuple(_sources(key, event[key])), several=True, top=top)
+
+
+def parse_top(value: object) -> int | None:
+    """Return how many classes to answer; None stands for all.
+
+    Raises:
+        InvalidRequestError: `value` is no whole number from 1.
+    """
+    if value is None:
+        return None
+    if type(value) is not int or value < 1:
+        raise InvalidRequestError(
+            f"Expected top to be a whole number from 1. Received: {_kind(value)}. "
+            "Leave it out for all classes."
+        )
+    return value
+
+
+def _sources(key: str, values: object) -> list[Source | InvalidRequestError]:
+    if not isinstance(values, list) or not 1 <= len(values) <= MAX_PICTURES:
+        received = str(len(values)) if isinstance(values, list) else _kind(values)
+        raise InvalidRequestError(
+            f"Expected {key} to be a list of 1 to {MAX_PICTURES}. Received: {received}."
+        )
+    found = []
+    for value in values:
+        try:
+            found.append(_source(SEVERAL[key], value))
+        except InvalidRequestError as error:  # costs the others nothing
+            found.append(error)
+    return found
+
+
+def _source(key: str, value: object) -> Source:
     if not isinstance(value, str) or not value.strip():
         received = "an empty string" if isinstance(value, str) else _kind(value)
         raise InvalidRequestError(f"{EXPECTED} Received: {received} as {key}.")
-    return Request(url=value.strip()) if key == "url" else Request(image=_decode(value))
+    return Source(url=value.strip()) if key == "url" else Source(image=_decode(value))
 
 
 def _decode(text: str) -> bytes:
+    if text.lstrip().startswith("data:"):  # as browsers read files
+        text = text.partition(",")[2]
     try:
         return base64.b64decode("".join(text.split()), validate=True)
     except (binascii.Error, ValueError):

@@ -3,6 +3,7 @@
 Needs a Docker daemon (tests/container/daemon.sh starts one) and the package index.
 """
 
+import base64
 import json
 import os
 import shutil
@@ -22,7 +23,7 @@ from PIL import Image
 
 from tests.container.base_images import UnavailableError, build_options, ensure_base_images
 
-PYTHONS = {"tflite-runtime": "3.11", "ai-edge-litert": "3.13"}
+PYTHONS = {"tflite-runtime": "3.11", "ai-edge-litert": "3.13", "openvino": "3.13"}
 IN_THE_CONTEXT = ("Dockerfile", ".dockerignore", "Pipfile", "Pipfile.lock", "lambda_function.py")
 # Lambda's: nothing can be written outside /tmp, and an ordinary user.
 AS_LAMBDA = ("--read-only", "--tmpfs", "/tmp", "--user", "993:990")  # noqa: S108
@@ -134,12 +135,19 @@ def service(request, docker, project):
     """The container of one runtime's image, run as Lambda runs it."""
     name = f"flowers-test-{uuid.uuid4().hex[:12]}"
     build(project, "--tag", name, "--build-arg", f"RUNTIME={request.param}")
-    run(docker, "run", "--detach", "--name", name, *AS_LAMBDA, "-p", "127.0.0.1::8080", name)
-    address = run(docker, "port", name, "8080").stdout.split()[0]
-    endpoint = f"http://{address}/2015-03-31/functions/function/invocations"
+    # Its own addresses, where the pictures are.
+    endpoint = start(docker, name, name, "--env", "FETCH_ALLOW=127.0.0.1")
     yield Service(request.param, name, name, endpoint)
     run(docker, "rm", "--force", name, check=False)
     run(docker, "image", "rm", "--force", name, check=False)
+
+
+def start(docker, image, container, *options):
+    """Start `container` of `image` as Lambda does, and return where it takes events."""
+    command = (docker, "run", "--detach", "--name", container, *AS_LAMBDA, *options)
+    run(*command, "-p", "127.0.0.1::8080", image)
+    address = run(docker, "port", container, "8080").stdout.split()[0]
+    return f"http://{address}/2015-03-31/functions/function/invocations"
 
 
 @pytest.fixture(scope="module")
@@ -206,6 +214,34 @@ def test_a_url_that_leads_nowhere(service):
     process = docker_test(service, "--url", event["url"])
     assert process.returncode == 1
     assert f"Received: FetchError: {answer['error']['message']}" in process.stdout
+
+
+def test_by_default_it_goes_to_public_addresses_only(docker, service):
+    name = f"{service.container}-closed"
+    try:
+        closed = Service(service.runtime, service.image, name, start(docker, service.image, name))
+        # Lambda's own interface, clouds' metadata, and this machine by other names.
+        hosts = ("127.0.0.1:9001", "localhost", "169.254.169.254", "[::1]:8080", "2130706433")
+        for host in hosts:
+            answer = json.loads(invoke(closed, {"url": f"http://{host}/"}))
+            assert answer["error"]["type"] == "AddressError", host
+        answer = json.loads(invoke(closed, {"url": "file:///etc/passwd"}))
+        assert answer["error"]["type"] == "InvalidRequestError"
+    finally:
+        run(docker, "rm", "--force", name, check=False)
+
+
+def test_killed_it_is_started_anew(service, pictures):
+    kill = (
+        "import os, signal; from pathlib import Path; "
+        "[os.kill(int(p.parent.name), signal.SIGKILL) for p in Path('/proc').glob('[0-9]*/cmdline')"
+        " if b'awslambdaric' in p.read_bytes() and b'lambda-rie' not in p.read_bytes()"
+        " and int(p.parent.name) != os.getpid()]"
+    )
+    run("docker", "exec", service.container, "python3", "-c", kill)
+    event = {"image": base64.b64encode((pictures / "red.png").read_bytes()).decode()}
+    answers = [json.loads(invoke(service, event)) for _ in range(2)]
+    assert max(answers[1], key=answers[1].get) == "red"
 
 
 def test_scores_are_of_every_class_with_five_decimals(service, pictures_url):

@@ -5,30 +5,65 @@ import base64
 import pytest
 
 from serving.errors import InvalidRequestError
-from serving.events import Request, parse
+from serving.events import MAX_PICTURES, Request, Source, parse
 
 
 def test_a_url():
     assert parse({"url": " https://example.com/rose.jpg "}) == Request(
-        url="https://example.com/rose.jpg"
+        (Source(url="https://example.com/rose.jpg"),)
     )
 
 
-def test_an_image():
-    assert parse({"image": base64.b64encode(b"bytes").decode()}) == Request(image=b"bytes")
+@pytest.mark.parametrize(
+    "text",
+    [
+        base64.b64encode(b"x" * 100).decode(),
+        base64.encodebytes(b"x" * 100).decode(),
+        "data:image/png;base64," + base64.b64encode(b"x" * 100).decode(),
+    ],
+)
+def test_an_image(text):
+    assert parse({"image": text}) == Request((Source(image=b"x" * 100),))
 
 
-def test_base64_with_line_breaks():
-    assert parse({"image": base64.encodebytes(b"x" * 100).decode()}) == Request(image=b"x" * 100)
+def test_several_in_order():
+    urls = ["https://example.com/1", "https://example.com/2"]
+    assert parse({"urls": urls, "top": 2}) == Request(
+        tuple(Source(url=url) for url in urls), several=True, top=2
+    )
+    assert parse({"images": ["aGk="]}) == Request((Source(image=b"hi"),), several=True)
+
+
+def test_a_wrong_one_costs_the_others_nothing():
+    request = parse({"images": ["aGk=", "not base64!", 7, "aG8="]})
+    assert [type(source) for source in request.sources] == [
+        Source,
+        InvalidRequestError,
+        InvalidRequestError,
+        Source,
+    ]
+    assert request.sources[3] == Source(image=b"ho")
+
+
+@pytest.mark.parametrize("top", [1, 5, 10**6])
+def test_top(top):
+    assert parse({"url": "http://a", "top": top}).top == top
+
+
+@pytest.mark.parametrize("top", [0, -1, 1.0, True, "", "1", [1], {}])
+def test_top_is_a_whole_number_from_1(top):
+    with pytest.raises(InvalidRequestError, match="^Expected top to be a whole number from 1"):
+        parse({"url": "http://a", "top": top})
 
 
 @pytest.mark.parametrize(
     ("event", "received"),
     [
-        ({}, "neither"),
-        ({"uri": "x"}, "neither"),
-        ({"url": None}, "neither"),
-        ({"url": "http://a", "image": "aGk="}, "both"),
+        ({}, "none of these"),
+        ({"uri": "x"}, "none of these"),
+        ({"url": None}, "none of these"),
+        ({"url": "http://a", "image": "aGk="}, "url and image"),
+        ({"url": "http://a", "urls": ["http://a"]}, "url and urls"),
         ({"url": 7}, "a number as url"),
         ({"url": ["http://a"]}, "a list as url"),
         ({"url": "  "}, "an empty string as url"),
@@ -45,5 +80,19 @@ def test_base64_with_line_breaks():
 def test_anything_else_is_refused_in_one_sentence(event, received):
     with pytest.raises(InvalidRequestError) as caught:
         parse(event)
-    assert str(caught.value).startswith('Expected {"url": "https://..."} or {"image": ')
+    assert str(caught.value).startswith('Expected {"url": "https://..."}, {"image": ')
     assert str(caught.value).endswith(f"Received: {received}.")
+
+
+@pytest.mark.parametrize(
+    ("values", "received"),
+    [
+        ([], "0"),
+        (["http://a"] * (MAX_PICTURES + 1), "17"),
+        ("http://a", "a string"),
+        ({}, "an obj"),
+    ],
+)
+def test_a_list_is_neither_empty_nor_too_long(values, received):
+    with pytest.raises(InvalidRequestError, match=f"a list of 1 to 16. Received: {received}"):
+        parse({"urls": values})

@@ -4,19 +4,27 @@ import base64
 import json
 import os
 import re
+import signal
 import subprocess
 import sys
+import threading
+import time
+import urllib.error
+import urllib.request
+from concurrent.futures import ThreadPoolExecutor
 from io import BytesIO
+from pathlib import Path
 
 import pytest
 from conftest import ROOT
 from PIL import Image
 
 from serving.classifier import RUNTIMES
+from tools.emulator import free_port, local_service
 
 # Answers each event of standard input, with some packages made unfindable.
 ASK = """
-import json, sys
+import contextlib, io, json, sys
 class Blocked:
     def find_spec(self, name, path=None, target=None):
         if name.split(".")[0] in sys.argv[1].split(","):
@@ -24,7 +32,8 @@ class Blocked:
 sys.meta_path.insert(0, Blocked())
 import lambda_function
 events = json.load(sys.stdin)
-answers = [lambda_function.lambda_handler(event, None) for event in events]
+with contextlib.redirect_stdout(io.StringIO()):  # the log
+    answers = [lambda_function.lambda_handler(event, None) for event in events]
 print(json.dumps([answers, lambda_function.classifier.runtime, sorted(sys.modules)]))
 """
 TRAINING_ONLY = "tensorflow,keras,training,h5py,scipy"
@@ -34,7 +43,7 @@ def ask(model, events, blocked=TRAINING_ONLY, **environment):
     process = subprocess.run(
         [sys.executable, "-c", ASK, blocked],
         cwd=ROOT,
-        env=os.environ | {"MODEL_PATH": str(model)} | environment,
+        env=os.environ | {"MODEL_PATH": str(model), "FETCH_ALLOW": "127.0.0.1"} | environment,
         input=json.dumps(events),
         capture_output=True,
         text=True,
@@ -67,8 +76,8 @@ def events(http_server):
 
 @pytest.mark.parametrize("runtime", RUNTIMES)
 def test_events_are_answered_without_tensorflow(small_tflite, events, runtime):
-    other = next(name for name in RUNTIMES if name != runtime)
-    blocked = f"{TRAINING_ONLY},{other.replace('-', '_')}"
+    others = [name.replace("-", "_") for name in RUNTIMES if name != runtime]
+    blocked = ",".join((TRAINING_ONLY, *others))
     answers, used, modules = ask(small_tflite, list(events.values()), blocked)
     answers = dict(zip(events, answers, strict=True))
 
@@ -83,7 +92,7 @@ def test_events_are_answered_without_tensorflow(small_tflite, events, runtime):
         "missing": "InvalidRequestError",
         "file": "InvalidRequestError",
         "not found": "FetchError",
-        "page": "ImageError",
+        "page": "UnsupportedTypeError",
         "silent": "FetchError",
     }
     for error in errors.values():
@@ -91,15 +100,61 @@ def test_events_are_answered_without_tensorflow(small_tflite, events, runtime):
         assert not re.search(r"Traceback|\.py|/etc/passwd|127\.0\.0\.1", error["message"])
 
 
-def test_a_defect_of_ours_is_logged_and_not_told(small_tflite, monkeypatch, caplog):
-    monkeypatch.setenv("MODEL_PATH", str(small_tflite))
-    import lambda_function
+def test_addresses_of_this_machine_are_refused_unless_allowed(small_tflite, events):
+    asked = [events["url"], events["silent"]]
+    answers, _, _ = ask(small_tflite, asked, FETCH_ALLOW="")
+    assert [answer["error"]["type"] for answer in answers] == ["AddressError"] * 2
 
-    monkeypatch.setattr(lambda_function, "open_picture", lambda data: 1 / 0)
-    answer = lambda_function.lambda_handler({"image": "aGk="}, None)
-    assert answer["error"]["type"] == "InternalError"
-    assert "division" not in str(answer)
-    assert "division by zero" in caplog.text
+
+def test_killed_in_a_request_it_answers_the_next(small_tflite, http_server, tmp_path):
+    started = threading.Event()
+    pictures = http_server(
+        {
+            "/red.png": (200, {}, picture("red")),
+            "/slow": lambda _: started.set() or time.sleep(5) or (200, {}, picture("red")),
+        }
+    )
+    environment = {"MODEL_PATH": str(small_tflite), "FETCH_ALLOW": "127.0.0.1"}
+    log = tmp_path / "service.log"
+    with (
+        local_service(free_port(), environment, log=log) as url,
+        ThreadPoolExecutor(1) as pool,
+    ):
+        lost = pool.submit(post, url, {"url": f"{pictures}/slow"})
+        assert started.wait(30)
+        [handler] = [
+            int(path.name)
+            for path in Path("/proc").glob("[0-9]*")
+            if f"MODEL_PATH={small_tflite}".encode() in environment_of(path)
+            and b"awslambdaric" in command_of(path)
+            and b"aws-lambda-rie" not in command_of(path)
+        ]
+        os.kill(handler, signal.SIGKILL)
+        assert "errorType" in lost.result(30)
+        answer = post(url, {"url": f"{pictures}/red.png"})
+        assert max(answer, key=answer.get) == "red"
+
+
+def post(url, event):
+    try:
+        with urllib.request.urlopen(url, json.dumps(event).encode(), timeout=60) as response:
+            return json.load(response)
+    except urllib.error.HTTPError as error:
+        return json.load(error)
+
+
+def environment_of(process):
+    try:
+        return (process / "environ").read_bytes()
+    except OSError:
+        return b""
+
+
+def command_of(process):
+    try:
+        return (process / "cmdline").read_bytes()
+    except OSError:
+        return b""
 
 
 def test_without_a_model_it_says_what_to_run(tmp_path):

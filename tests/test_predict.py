@@ -14,7 +14,7 @@ def predict(*arguments, cwd=ROOT):
     return subprocess.run(
         [sys.executable, ROOT / "predict.py", *map(str, arguments)],
         cwd=cwd,
-        env=os.environ | {"PYTHONPATH": str(ROOT)},
+        env=os.environ | {"PYTHONPATH": str(ROOT), "FETCH_ALLOW": "127.0.0.1"},
         capture_output=True,
         text=True,
     )

@@ -1,0 +1,235 @@
+"""What one service sustains: many requests, one after the other, and what they leave behind.
+
+    python -m benchmarks.load --data flowers/                    # behind AWS's emulator, here
+    python -m benchmarks.load --data flowers/ --image flowers    # in the container of that image
+    python -m benchmarks.load --data flowers/ --slow 0.1         # a tenth of the pictures come late
+
+Lambda gives a container one request at a time, and so does this. Half of the requests bring
+their picture, half name its address on a server of this machine. Prints a Markdown table, a tenth
+of the requests a row; exits with 1 if one of them fails or if memory grows.
+"""
+
+import argparse
+import base64
+import contextlib
+import json
+import random
+import subprocess
+import sys
+import threading
+import time
+import urllib.request
+import uuid
+from collections.abc import Callable, Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+
+import numpy as np
+
+from tools.emulator import INVOCATIONS, EmulatorError, free_port, local_service
+
+PICTURES = 50  # different ones
+PARTS = 10
+WARM = 100  # requests after which memory may not grow any more
+GROWTH = 0.05  # of the memory after those
+LATE = 2.0  # seconds that a late picture takes
+ALLOW = {"FETCH_ALLOW": "127.0.0.1"}
+OPENER = urllib.request.build_opener(urllib.request.ProxyHandler({}))
+
+
+class LoadError(Exception):
+    """There is nothing to measure; `str(error)` says why."""
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Measure as the command line says; return the exit code."""
+    options = parse_arguments(arguments)
+    try:
+        pictures = read_pictures(options.data)
+        with (
+            picture_server(pictures, options.slow) as address,
+            service(options.image) as (endpoint, memory),
+        ):
+            events = make_events(pictures, address)
+            return measure(endpoint, events, options.requests, memory)
+    except (LoadError, EmulatorError) as error:
+        print(f"benchmarks.load: {error}", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        return 130
+
+
+def read_pictures(folder: Path) -> dict[str, bytes]:
+    """Return {path for a URL: content} of `PICTURES` files in the sub-folders of `folder`."""
+    found = sorted(path for path in folder.glob("*/*") if path.suffix.lower() in (".jpg", ".jpeg"))
+    if not found:
+        raise LoadError(
+            f"Expected JPEG files in the sub-folders of {folder}. Received: none. "
+            "Name another folder with --data."
+        )
+    chosen = found[:: max(1, len(found) // PICTURES)][:PICTURES]
+    return {f"/{number}.jpg": path.read_bytes() for number, path in enumerate(chosen)}
+
+
+@contextlib.contextmanager
+def picture_server(pictures: dict[str, bytes], slow: float) -> Iterator[str]:
+    """Serve `pictures` on this machine, a share of `slow` of them only after `LATE` seconds."""
+    rng = random.Random(0)  # noqa: S311
+
+    class Handler(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            if rng.random() < slow:
+                time.sleep(LATE)
+            self.send_response(200)
+            self.send_header("Content-Length", str(len(pictures[self.path])))
+            self.end_headers()
+            self.wfile.write(pictures[self.path])
+
+        def log_message(self, *_: object) -> None:
+            pass
+
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    try:
+        yield f"http://127.0.0.1:{server.server_address[1]}"
+    finally:
+        server.shutdown()
+        server.server_close()
+
+
+@contextlib.contextmanager
+def service(image: str | None) -> Iterator[tuple[str, Callable[[], int]]]:
+    """Start the service, in a container of `image` if there is one.
+
+    Yields its endpoint and a function that returns the kilobytes of memory that its processes
+    have.
+    """
+    if image is None:
+        port = free_port()
+        with local_service(port, ALLOW) as endpoint:
+            yield endpoint, lambda: resident(handler_processes(port))
+        return
+    name = f"flowers-load-{uuid.uuid4().hex[:8]}"
+    # The host's network, for the container to reach the pictures.
+    docker(
+        *("run", "--detach", "--rm", "--name", name, "--network", "host", "--read-only"),
+        *("--env", "FETCH_ALLOW=127.0.0.1", "--env", "AWS_LAMBDA_FUNCTION_MEMORY_SIZE=1769"),
+        image,
+    )
+    try:
+        pids = docker("top", name, "-eo", "pid").split()[1:]
+        yield f"http://127.0.0.1:8080{INVOCATIONS}", lambda: resident(pids)
+    finally:
+        docker("stop", "--time", "2", name)
+
+
+def docker(*arguments: str) -> str:
+    """Return what the Docker client prints."""
+    done = subprocess.run(["docker", *arguments], capture_output=True, text=True)
+    if done.returncode:
+        reason = (done.stderr.strip().splitlines() or ["no reason given"])[-1]
+        raise LoadError(f"Expected docker {arguments[0]} to work. Received: {reason}")
+    return done.stdout
+
+
+def handler_processes(port: int) -> list[str]:
+    """Return the ids of the emulator that listens on `port` and of all that it started."""
+    mark = f"127.0.0.1:{port}".encode()
+    commands = {}
+    for path in Path("/proc").glob("[0-9]*"):
+        with contextlib.suppress(OSError):
+            parent = path.joinpath("stat").read_text().rpartition(")")[2].split()[1]
+            commands[path.name] = (parent, path.joinpath("cmdline").read_bytes())
+    found = [pid for pid, (_, command) in commands.items() if mark in command.split(b"\0")]
+    for pid in found:
+        found += [child for child, (parent, _) in commands.items() if parent == pid]
+    return found
+
+
+def resident(pids: list[str]) -> int:
+    """Return the kilobytes of memory that the processes `pids` hold together."""
+    total = 0
+    for pid in pids:
+        with contextlib.suppress(OSError):
+            for line in Path("/proc", pid, "status").read_text().splitlines():
+                if line.startswith("VmRSS:"):
+                    total += int(line.split()[1])
+    return total
+
+
+def make_events(pictures: dict[str, bytes], address: str) -> list[dict]:
+    """Return an event for each of `pictures`, every other one with its address."""
+    return [
+        {"url": address + path} if number % 2 else {"image": base64.b64encode(data).decode()}
+        for number, (path, data) in enumerate(pictures.items())
+    ]
+
+
+def measure(endpoint: str, events: list[dict], requests: int, memory: Callable[[], int]) -> int:
+    """Ask `requests` times, print how it went, and return 0, or 1 if something failed or grew."""
+    for _ in range(150):  # the service starts, and loads its model
+        with contextlib.suppress(OSError):
+            post(endpoint, events[0])
+            break
+        time.sleep(0.2)
+    print("| requests | failed | a second | p50 ms | p99 ms | longest ms | memory MB |")
+    print("| --- | --- | --- | --- | --- | --- | --- |")
+    failures, warm, used, done = 0, 0, 0, 0
+    size = max(1, requests // PARTS)
+    while done < requests:
+        times, failed = [], 0
+        for _ in range(min(size, requests - done)):
+            started = time.monotonic()
+            failed += not is_scores(post(endpoint, events[done % len(events)]))
+            times.append((time.monotonic() - started) * 1000)
+            done += 1
+            if done == min(WARM, requests):
+                warm = memory()
+        used = memory()
+        p50, p99 = np.percentile(times, [50, 99])
+        speed = 1000 * len(times) / sum(times)
+        print(
+            f"| {done} | {failed} | {speed:.1f} | {p50:.0f} | {p99:.0f} | {max(times):.0f} "
+            f"| {used / 1000:.1f} |",
+            flush=True,
+        )
+        failures += failed
+    growth = used / warm - 1
+    print(f"\n{failures} of {requests} failed; memory {growth:+.1%} since request {WARM}.")
+    if failures or growth > GROWTH:
+        print(
+            f"benchmarks.load: Expected no failure, and memory to grow by at most {GROWTH:.0%}. "
+            "Received: the above.",
+            file=sys.stderr,
+        )
+        return 1
+    return 0
+
+
+def post(endpoint: str, event: dict) -> object:
+    """Return what the service answers to `event`."""
+    request = urllib.request.Request(endpoint, json.dumps(event).encode())
+    with OPENER.open(request, timeout=60) as response:
+        return json.load(response)
+
+
+def is_scores(answer: object) -> bool:
+    """Return whether `answer` is {label: score}."""
+    return isinstance(answer, dict) and all(isinstance(v, float | int) for v in answer.values())
+
+
+def parse_arguments(arguments: list[str] | None) -> argparse.Namespace:
+    """Return the command line's options."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    add = parser.add_argument
+    add("--data", type=Path, default=Path("flowers"), help="pictures to ask about [flowers/]")
+    add("--requests", type=int, default=10_000, help="[%(default)s]")
+    add("--image", help="Docker image of the service, which takes port 8080 [none: no Docker]")
+    add("--slow", type=float, default=0.0, help="share of the pictures that come late [0]")
+    return parser.parse_args(arguments)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,260 @@
+"""From an event to its answer: fetch, open, ask the model, for each picture; and what HTTP adds."""
+
+import json
+import os
+import time
+from dataclasses import dataclass, field
+from pathlib import Path
+from urllib.parse import urlsplit
+
+import numpy as np
+
+from serving import events, gateway, log
+from serving.classifier import Classifier, named_scores
+from serving.errors import (
+    DeadlineError,
+    InternalError,
+    MethodError,
+    NotFoundError,
+    ServingError,
+    TooLargeError,
+    as_answer,
+)
+from serving.events import Request, Source
+from serving.fetch import MAX_BYTES, fetch_all
+from serving.gateway import HttpRequest
+from serving.image import open_picture
+from serving.preprocess import preprocess
+
+MARGIN = 1.0  # seconds that a picture may take once it is there: to decode, and to ask the model
+# The last part of a path, and what may be done there; everywhere else a picture may be sent.
+ROUTES = {"health": ("GET",), "openapi.json": ("GET",), "": ("POST",)}
+OPENAPI = Path(__file__).with_name("openapi.json")
+
+
+@dataclass
+class Picture:
+    """What became of a picture, and what the log says of it; times are in milliseconds."""
+
+    source: Source | ServingError
+    data: bytes | None = None
+    answer: dict | None = None
+    error: ServingError | None = None
+    facts: dict = field(default_factory=dict)
+
+    def fail(self, error: ServingError) -> None:
+        """Let `error` be the answer."""
+        self.error, self.answer = error, as_answer(error)
+        self.facts["error"] = type(error).__name__
+
+
+class Service:
+    """A model that answers events."""
+
+    def __init__(self, classifier: Classifier, name: str):
+        """Answer by `classifier`, whose model is called `name`."""
+        self.classifier, self.name = classifier, name
+        self._cold = True
+
+    def handle(self, event: object, context: object = None) -> dict | list:
+        """Return the answer to `event`; whatever happens, it is one that JSON can hold.
+
+        `context` is Lambda's, of which the remaining time and the request's id are used.
+        """
+        started = time.monotonic()
+        request_id = getattr(context, "aws_request_id", None)
+        facts: dict = {"request_id": request_id, "cold_start": self._cold}
+        self._cold = False
+        http = gateway.read_event(event)
+        try:
+            if http is None:
+                facts["event"] = "direct"
+                answer, error = self._direct(event, end_of(context, started), facts)
+            else:
+                facts |= {"event": f"http {http.form}", "method": http.method[:16]}
+                answer, error = self._http(http, end_of(context, started), facts)
+        except Exception as defect:
+            # The caller learns nothing of our insides; the log keeps all of it.
+            log.write_defect(request_id, defect)
+            error = InternalError("The service failed on this request; its log says why.")
+            answer = as_answer(error)
+            if http is not None:
+                answer = gateway.answer(http, error.status, answer, cors())
+        if error:
+            facts["error"] = type(error).__name__
+        facts["ms"] = milliseconds(started)
+        log.write_request(**facts)
+        return answer
+
+    def _direct(
+        self, event: object, end: float, facts: dict
+    ) -> tuple[dict | list, ServingError | None]:
+        try:
+            request = events.parse(event)
+        except ServingError as error:
+            return as_answer(error), error
+        return self._classify(request, end, facts)
+
+    def _http(self, http: HttpRequest, end: float, facts: dict) -> tuple[dict, ServingError | None]:
+        error, headers = None, cors()
+        try:
+            status, payload, error = self._route(http, end, facts)
+        except ServingError as refused:
+            status, payload, error = refused.status, as_answer(refused), refused
+            if isinstance(refused, MethodError):
+                headers["Allow"] = ", ".join((*ROUTES.get(http.route, ("POST",)), "OPTIONS"))
+        facts["status"] = status
+        return gateway.answer(http, status, payload, headers), error
+
+    def _route(
+        self, http: HttpRequest, end: float, facts: dict
+    ) -> tuple[int, object, ServingError | None]:
+        """Return (status, what to answer, the error that it tells of)."""
+        if http.method == "OPTIONS":
+            return 204, None, None
+        method = "GET" if http.method == "HEAD" else http.method
+        if method not in ROUTES.get(http.route, ("POST",)):
+            if method == "GET" and http.route not in ROUTES:
+                raise NotFoundError(
+                    "Expected GET /health, GET /openapi.json or POST /. "
+                    "Received: another path. See /openapi.json."
+                )
+            raise MethodError(
+                f"Expected {' or '.join(ROUTES.get(http.route, ('POST',)))} at this path. "
+                "Received: another method. See /openapi.json."
+            )
+        if http.route == "health":
+            return 200, self.health(), None
+        if http.route == "openapi.json":
+            return 200, json.loads(OPENAPI.read_text(encoding="utf-8")), None
+        answer, error = self._classify(gateway.parse_body(http), end, facts)
+        return error.status if error else 200, answer, error
+
+    def health(self) -> dict:
+        """Return that the service is ready, and with what."""
+        return {
+            "status": "ready",
+            "model": self.name,
+            "runtime": self.classifier.runtime,
+            "classes": list(self.classifier.labels),
+        }
+
+    def _classify(
+        self, request: Request, end: float, facts: dict
+    ) -> tuple[dict | list, ServingError | None]:
+        """Return the answer to `request`, due at `end` (of time.monotonic), and the error of it.
+
+        A list of several has no error of its own. `facts` get what the log says of the pictures.
+        """
+        pictures = [Picture(source) for source in request.sources]
+        latest = end - MARGIN
+        self._fetch(pictures, latest, facts)
+        for picture in pictures:
+            if picture.error is None:
+                self._ask(picture, latest, request.top)
+        facts["pictures"] = [picture.facts for picture in pictures]
+        facts["errors"] = sum(picture.error is not None for picture in pictures)
+        for name in ("decode_ms", "infer_ms"):
+            facts[name] = round(sum(picture.facts.get(name, 0) for picture in pictures), 1)
+        if request.several:
+            return [picture.answer for picture in pictures], None
+        [picture] = pictures
+        return picture.answer, picture.error
+
+    def _fetch(self, pictures: list[Picture], latest: float, facts: dict) -> None:
+        """Give each of `pictures` its bytes, the ones with addresses at the same time."""
+        started = time.monotonic()
+        remote = []
+        for picture in pictures:
+            if isinstance(picture.source, ServingError):
+                picture.fail(picture.source)
+            elif picture.source.url is not None:
+                picture.facts |= {"source": "url", "url": loggable(picture.source.url)}
+                remote.append(picture)
+            else:
+                picture.facts["source"] = "image"
+                picture.data = picture.source.image
+                if len(picture.data) > MAX_BYTES:
+                    picture.fail(
+                        TooLargeError(
+                            f"Expected at most {MAX_BYTES / 1e6:.0f} MB. Received: more. "
+                            "Send a smaller picture."
+                        )
+                    )
+        fetched = fetch_all([picture.source.url for picture in remote], latest) if remote else []
+        for picture, found in zip(remote, fetched, strict=True):
+            if isinstance(found, ServingError):
+                picture.fail(found)
+            else:
+                picture.data = found
+        facts["fetch_ms"] = milliseconds(started)
+
+    def _ask(self, picture: Picture, latest: float, top: int | None) -> None:
+        """Decode `picture` and ask the model, unless it is later than `latest`."""
+        facts, size = picture.facts, self.classifier.input_size
+        facts["bytes"] = len(picture.data)
+        started = time.monotonic()
+        try:
+            if started > latest:
+                raise DeadlineError(
+                    "Expected to be done within the invocation's time. Received: no time left "
+                    "for this picture. Send fewer at once, or raise the function's timeout."
+                )
+            opened = open_picture(picture.data, size)
+            facts["format"] = opened.info["format"]
+            facts["width"], facts["height"] = opened.info["size"]
+            inputs = preprocess(opened, size)
+            facts["decode_ms"] = milliseconds(started)
+            started = time.monotonic()
+            probabilities = self.classifier.probabilities(inputs)
+            facts["infer_ms"] = milliseconds(started)
+            picture.answer = best(self.classifier.labels, probabilities, top)
+        except ServingError as error:
+            picture.fail(error)
+        except Exception as defect:  # of this picture only
+            log.write_defect(None, defect)
+            picture.fail(InternalError("The service failed on this picture; its log says why."))
+        finally:
+            picture.data = None  # several large ones would add up
+
+
+def best(labels: tuple[str, ...], probabilities: np.ndarray, top: int | None) -> dict[str, float]:
+    """Return {label: score}: of all `labels` in their order, or of the `top` best ones by score."""
+    scores = named_scores(labels, probabilities)
+    if top is None:
+        return scores
+    return dict(sorted(scores.items(), key=lambda item: -item[1])[:top])
+
+
+def end_of(context: object, started: float) -> float:
+    """Return when Lambda ends an invocation that `started`, both of time.monotonic."""
+    remaining = getattr(context, "get_remaining_time_in_millis", None)
+    return started + remaining() / 1000 if remaining else float("inf")
+
+
+def loggable(url: str) -> str:
+    """Return `url` without what may be secret: user info, query, fragment, and what is no URL."""
+    try:
+        parts = urlsplit(url)
+    except ValueError:
+        return "unreadable"
+    if parts.scheme not in ("http", "https") or not parts.netloc:
+        return "unreadable"
+    return f"{parts.scheme}://{parts.netloc.rpartition('@')[2]}{parts.path}"[:200]
+
+
+def cors() -> dict[str, str]:
+    """Return the headers that let pages of other origins ask; CORS_ORIGIN names one, not all."""
+    origin = os.environ.get("CORS_ORIGIN") or "*"
+    headers = {
+        "Access-Control-Allow-Origin": origin,
+        "Access-Control-Allow-Methods": "GET, POST, OPTIONS",
+        "Access-Control-Allow-Headers": "Content-Type",
+        "Access-Control-Max-Age": "86400",  # seconds that a browser remembers it: a day
+    }
+    return headers if origin == "*" else headers | {"Vary": "Origin"}
+
+
+def milliseconds(started: float) -> float:
+    """Return the milliseconds since `started` (of time.monotonic), with one decimal."""
+    return round((time.monotonic() - started) * 1000, 1)
