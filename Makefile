@@ -6,7 +6,7 @@ RUNTIME =
 ARGS =
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test train convert predict build run data sample benchmark lock format clean
+.PHONY: help setup demo test train convert predict build run http data sample benchmark fuzz lock format clean
 
 help: ## list these commands
 	@echo "make demo shows the whole path, make test checks it. All of them:"
@@ -14,11 +14,11 @@ help: ## list these commands
 	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  make %-9s %s\n", $$1, $$2}' Makefile
 	@echo
 	@echo "Variables:"
-	@echo "  ARGS     further arguments of demo, test, train, convert, predict, build, run, data,"
-	@echo "           sample and benchmark: make train ARGS=\"--epochs 5\", make train ARGS=--help"
+	@echo "  ARGS     further arguments of demo, test, train, convert, predict, build, run, http,"
+	@echo "           data, sample, benchmark and fuzz: make train ARGS=\"--epochs 5\", make train ARGS=--help"
 	@echo "  IMAGE    what to predict, a file, a folder or a URL: make predict IMAGE=rose.jpg"
-	@echo "  RUNTIME  what the image runs, tflite-runtime or ai-edge-litert: make build"
-	@echo "           RUNTIME=ai-edge-litert"
+	@echo "  RUNTIME  what the image runs, tflite-runtime, ai-edge-litert or openvino: make"
+	@echo "           build RUNTIME=openvino"
 
 setup: ## make .venv with all that Pipfile.lock pins
 	@bash tools/setup.sh
@@ -48,6 +48,9 @@ build: setup ## build the Lambda image `flowers`, converting first where nothing
 run: ## serve the image `flowers` on port 8080, until Ctrl-C
 	docker run --rm -p 8080:8080 $(ARGS) flowers
 
+http: setup ## plain HTTP on port 9000 in front of `make run`, as AWS would put it there
+	$(PYTHON) -m tools.function_url $(ARGS)
+
 data: setup ## download the data set into flowers/
 	$(PYTHON) -m training.download $(ARGS)
 
@@ -56,6 +59,10 @@ sample: setup ## draw a small data set into flowers/
 
 benchmark: setup ## measure how fast each way of training is, side by side
 	$(PYTHON) -m benchmarks.training $(ARGS)
+
+fuzz: setup ## ask the service 100,000 events and pictures that nobody meant to send
+	$(PYTHON) -m fuzz.events $(ARGS)
+	$(PYTHON) -m fuzz.pictures $(ARGS)
 
 lock: setup ## lock the versions and hashes of the Pipfile's packages anew
 	$(PYTHON) -m tools.lock
