@@ -1,0 +1,344 @@
+"""Look at the pictures before anything is trained on them.
+
+    python -m experiments.explore                    # flowers/
+    python -m experiments.explore --data mine/ --out mine-explored/
+
+Writes index.html, a page with everything on it that needs nothing else, its figures (*.png), and
+the numbers (numbers.json) into --out. What is measured of a picture is kept in pictures.jsonl: a
+stopped run goes on.
+"""
+
+import argparse
+import json
+import sys
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+from experiments import charts
+from experiments.command import parser, run
+from experiments.page import Section, markdown_table, write_page
+from experiments.records import Records
+from serving.image import open_picture
+from training.checkpoint import write_atomically
+from training.dataset import Dataset, scan, split
+from training.generators import indices, progress
+from training.hygiene import Hygiene, inspect, lines
+from training.metrics import shown, wilson, with_interval
+
+EPOCHS = 50  # passes of the model that knows colours only
+VALIDATION, SELECTION = 0.2, 0.125  # of each class; as experiments.compare splits
+INPUT_SIZE = 299  # pixels, height and width; what Xception was made for
+SMALL = 64  # pixels, height and width, of what colours are measured on
+HUES = 24  # bins of the colour circle, the first one around red
+# Largest class by smallest one. Google's guide to imbalanced data calls two classes of 20 % and
+# 80 % still mildly imbalanced, and says to train on such data as they are.
+EVEN, MILD = 1.5, 4.0
+TOO_SMALL = 0.05  # share of pictures that an input size may enlarge
+LISTED = 20  # findings of each kind on the page; numbers.json has all
+COPIES = 6  # groups of copies that are shown
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Explore as the command line says and return the exit code."""
+    return run(explore, parse_arguments(arguments))
+
+
+def explore(options: argparse.Namespace) -> None:
+    """Measure, draw, write, and print what there is to look at."""
+    print(f"Data: checking the pictures of {options.data} ...", flush=True)
+    dataset = scan(options.data, options.exclude)
+    hygiene = inspect(dataset)
+    for line in lines(hygiene):
+        print(f"  {line}")
+    measured = measure_all(dataset, options.out / "pictures.jsonl")
+    numbers = {
+        "pictures": len(dataset.pictures),
+        "classes": evenness(dataset.counts),
+        "sizes": sizes(measured),
+        "colours": colours(dataset, measured),
+        "colour_alone": colour_alone(dataset, measured, options.epochs, options.seed),
+        "hygiene": asdict(hygiene),
+    }
+    text = json.dumps(numbers, indent=1)
+    write_atomically(options.out / "numbers.json", lambda new: new.write_text(text + "\n"))
+    sections = draw(dataset, measured, hygiene, numbers, options)
+    page = options.out / "index.html"
+    counted = f"{len(dataset.pictures)} pictures of {len(dataset.class_names)} classes"
+    write_page(page, f"What is in {options.data.resolve().name}", f"{counted}.", sections)
+    print(markdown_table(CLASS_HEAD, class_rows(numbers)))
+    for section in sections:
+        for paragraph in section.text:
+            print(f"{section.title}: {paragraph}")
+    print(f"Look at it: {page}")
+
+
+# What is measured
+
+
+def measure_all(dataset: Dataset, path: Path) -> list[dict]:
+    """Return what `measure` says of each picture of `dataset`; `path` keeps it for the next run."""
+    records = Records(path, {"small": SMALL, "hues": HUES})
+    known = {row["digest"]: row for row in records.rows}
+    missing = {dataset.digests[name]: name for name in dataset.pictures}
+    missing = {digest: name for digest, name in missing.items() if digest not in known}
+
+    def look(name: str) -> dict:
+        return measure(open_picture(dataset.folder / name))
+
+    with ThreadPoolExecutor() as pool, progress(len(missing), "  measured") as bar:
+        try:
+            for digest, row in zip(missing, pool.map(look, missing.values()), strict=True):
+                known[digest] = {"digest": digest} | row
+                records.append(known[digest])
+                bar.update()
+        except BaseException:
+            pool.shutdown(cancel_futures=True)
+            raise
+    return [known[dataset.digests[name]] for name in dataset.pictures]
+
+
+def measure(picture: Image.Image) -> dict:
+    """Return what is to be measured of an RGB picture, fit for JSON.
+
+    Keys: `width` and `height` in pixels; `brightness`, the mean, and `contrast`, the standard
+    deviation, of its grey levels, 0 to 255; `colour`, its mean red, green and blue, 0 to 255;
+    `saturation`, 0 to 1; `hues`, for each of `HUES` bins of the colour circle the mean chroma
+    (saturation by value, 0 to 1) of the pixels of that hue, counted over all pixels.
+    """
+    small = picture.resize((SMALL, SMALL), Image.Resampling.BOX)
+    grey = np.asarray(small.convert("L"), dtype=float)
+    hue, saturation, value = np.moveaxis(np.asarray(small.convert("HSV"), dtype=float), 2, 0) / 255
+    bins = np.round(hue * HUES).astype(int) % HUES
+    chroma = np.bincount(bins.ravel(), (saturation * value).ravel(), HUES) / bins.size
+    return {
+        "width": picture.width,
+        "height": picture.height,
+        "brightness": round(float(grey.mean()), 2),
+        "contrast": round(float(grey.std()), 2),
+        "colour": np.asarray(small, dtype=float).mean(axis=(0, 1)).round(2).tolist(),
+        "saturation": round(float(saturation.mean()), 4),
+        "hues": chroma.round(5).tolist(),
+    }
+
+
+def evenness(counts: dict[str, int]) -> dict:
+    """Return how even `counts` (pictures of each class) are, and what follows from it.
+
+    `ratio` is the largest class by the smallest, as Buda et al. 2018 ("A systematic study of the
+    class imbalance problem in convolutional neural networks") measure imbalance; `entropy` that of
+    the classes' shares by the largest possible one, 1 for equal classes (Pielou's evenness);
+    `guess` the accuracy of always answering the largest class; `verdict` a sentence.
+    """
+    sizes = np.array(list(counts.values()))
+    shares = sizes / sizes.sum()
+    ratio = float(sizes.max() / sizes.min())
+    if ratio <= EVEN:
+        verdict = f"even (at most {EVEN}): no resampling needed"
+    elif ratio <= MILD:
+        verdict = f"mildly uneven (at most {MILD:.0f}): no resampling needed"
+    else:
+        verdict = f"uneven (above {MILD:.0f}): weigh or resample classes, and look at each recall"
+    return {
+        "counts": counts,
+        "ratio": ratio,
+        "entropy": float(-(shares * np.log(shares)).sum() / np.log(len(shares))),
+        "guess": float(shares.max()),
+        "verdict": verdict,
+    }
+
+
+def sizes(measured: Sequence[dict]) -> dict:
+    """Return the quartiles of widths, heights and aspect ratios, and what they say of input sizes.
+
+    `enlarged` is the share of pictures that `INPUT_SIZE` enlarges in height or width, `largest`
+    the largest size that does so to at most `TOO_SMALL` of them, `stretched` by how much the
+    median picture's shape changes, as it is resized to a square.
+    """
+    widths = np.array([row["width"] for row in measured])
+    heights = np.array([row["height"] for row in measured])
+    aspects = widths / heights
+    shorter = np.minimum(widths, heights)
+    return {
+        "width": _quartiles(widths),
+        "height": _quartiles(heights),
+        "aspect_ratio": _quartiles(aspects),
+        "input_size": INPUT_SIZE,
+        "enlarged": float((shorter < INPUT_SIZE).mean()),
+        "largest": int(np.quantile(shorter, TOO_SMALL, method="lower")),
+        "stretched": float(np.median(np.maximum(aspects, 1 / aspects))),
+    }
+
+
+def _quartiles(values: np.ndarray) -> dict[str, float]:
+    names = ("least", "quarter", "median", "three_quarters", "most")
+    return dict(zip(names, np.quantile(values, (0, 0.25, 0.5, 0.75, 1)).tolist(), strict=True))
+
+
+def colours(dataset: Dataset, measured: Sequence[dict]) -> dict[str, dict]:
+    """Return the medians of each class: brightness, contrast, saturation; and its mean colour."""
+    labels = dataset.labels(dataset.pictures)
+    found = {}
+    for index, name in enumerate(dataset.class_names):
+        rows = [row for row, label in zip(measured, labels, strict=True) if label == index]
+        keys = ("brightness", "contrast", "saturation")
+        found[name] = {key: float(np.median([row[key] for row in rows])) for key in keys}
+        for key in ("colour", "hues"):
+            found[name][key] = np.mean([row[key] for row in rows], axis=0).round(5).tolist()
+    return found
+
+
+def colour_alone(dataset: Dataset, measured: Sequence[dict], epochs: int, seed: int) -> dict:
+    """Return the accuracy of a linear model that is told brightness and colours, and no shapes.
+
+    It is fitted in `epochs` passes to the training pictures of the split that `seed` draws, and
+    judged on those that validate. Any network has to beat it.
+    """
+    from sklearn.linear_model import SGDClassifier
+    from sklearn.pipeline import make_pipeline
+    from sklearn.preprocessing import StandardScaler
+
+    keys = ("brightness", "contrast", "saturation")
+    told = np.array(
+        [[*(row[key] for key in keys), *row["colour"], *np.sqrt(row["hues"])] for row in measured]
+    )
+    labels = dataset.labels(dataset.pictures)
+    parts = split(dataset, VALIDATION, seed, SELECTION)
+    train, validation = indices(dataset, parts.train), indices(dataset, parts.validation)
+    model = make_pipeline(
+        StandardScaler(),
+        SGDClassifier("log_loss", max_iter=epochs, tol=None, average=True, random_state=seed),
+    )
+    model.fit(told[train], labels[train])
+    hits = int((model.predict(told[validation]) == labels[validation]).sum())
+    return {
+        "accuracy": hits / len(validation),
+        "accuracy_interval": wilson(hits, len(validation)),
+        "n": len(validation),
+        "epochs": epochs,
+        "seed": seed,
+    }
+
+
+# What is shown
+
+CLASS_HEAD = ("class", "pictures", "share", "brightness", "contrast", "saturation")
+
+
+def class_rows(numbers: dict) -> list[list[str]]:
+    """Return a row of text a class."""
+    counts = numbers["classes"]["counts"]
+    return [
+        [
+            shown(name),
+            str(counts[name]),
+            f"{counts[name] / numbers['pictures']:.1%}",
+            f"{row['brightness']:.0f}",
+            f"{row['contrast']:.0f}",
+            f"{row['saturation']:.2f}",
+        ]
+        for name, row in numbers["colours"].items()
+    ]
+
+
+def draw(
+    dataset: Dataset,
+    measured: Sequence[dict],
+    hygiene: Hygiene,
+    numbers: dict,
+    options: argparse.Namespace,
+) -> list[Section]:
+    """Draw the figures into `options.out` and return the page's sections."""
+    labels = dataset.labels(dataset.pictures)
+
+    def drawn(name: str, figure, shows: str) -> list[tuple[Path, str]]:
+        path = options.out / name
+        charts.save(figure, path)
+        return [(path, shows)]
+
+    rng = np.random.default_rng(options.seed)
+    chosen = [str(rng.choice(dataset.of_class(name))) for name in dataset.class_names]
+    examples = charts.examples(dataset.folder, chosen)
+    of_size = numbers["sizes"]
+    quartiles = [
+        [name, *(f"{value:.4g}" for value in of_size[key].values())]
+        for key, name in (("width", "width"), ("height", "height"), ("aspect_ratio", "aspect"))
+    ]
+    classes = charts.classes(numbers["classes"])
+    extent = charts.sizes(measured, INPUT_SIZE)
+    palette = charts.colours(dataset.class_names, labels, measured, numbers["colours"])
+    return [
+        Section(
+            "One example a class",
+            ["Drawn at random; another --seed draws others."],
+            drawn("examples.png", examples, "a picture of each class"),
+        ),
+        Section(
+            "Classes",
+            [describe_classes(numbers["classes"])],
+            drawn("classes.png", classes, "pictures of each class"),
+            CLASS_HEAD,
+            class_rows(numbers),
+        ),
+        Section(
+            "Sizes",
+            [describe_sizes(of_size)],
+            drawn("sizes.png", extent, "widths, heights and aspect ratios"),
+            ("pixels", "least", "a quarter below", "median", "three quarters below", "most"),
+            quartiles,
+        ),
+        Section(
+            "Brightness and colour",
+            [describe_colours(numbers["colour_alone"], numbers["classes"]["guess"])],
+            drawn("colours.png", palette, "brightness, saturation and hues of each class"),
+        ),
+        Section(
+            "Copies and broken files",
+            lines(hygiene, limit=0)[:1],
+            drawn("copies.png", charts.copies(dataset.folder, hygiene, COPIES), "copies"),
+            findings=lines(hygiene, LISTED)[1:],
+        ),
+    ]
+
+
+def describe_classes(found: dict) -> str:
+    """Return what `evenness` found, for a person."""
+    return (
+        f"Largest class by smallest: {found['ratio']:.2f}, {found['verdict']}. Normalized entropy "
+        f"{found['entropy']:.3f} (1: equal classes). Always answering the largest class is right "
+        f"in {found['guess']:.1%}."
+    )
+
+
+def describe_sizes(found: dict) -> str:
+    """Return what `sizes` found, for a person."""
+    size = found["input_size"]
+    return (
+        f"An input of {size}×{size} pixels enlarges {found['enlarged']:.0%} of the pictures in "
+        f"height or width; up to {found['largest']}×{found['largest']} it is at most "
+        f"{TOO_SMALL:.0%}. Resizing to a square changes the median picture's shape by a factor of "
+        f"{found['stretched']:.2f}."
+    )
+
+
+def describe_colours(found: dict, guess: float) -> str:
+    """Return what `colour_alone` found, for a person."""
+    accuracy = with_interval(found["accuracy"], found["accuracy_interval"])
+    return (
+        f"A linear model that is told brightness and colours, but no shapes, is right in "
+        f"{accuracy} of {found['n']} pictures that it was not fitted to; always answering the "
+        f"largest class, in {guess:.3f}. A network has to beat both."
+    )
+
+
+def parse_arguments(arguments: list[str] | None) -> argparse.Namespace:
+    """Return the command line's options."""
+    return parser(__doc__, "explore", EPOCHS).parse_args(arguments)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
