@@ -48,7 +48,7 @@ def main(arguments: list[str] | None = None) -> int:
         pictures = read_pictures(options.data)
         with (
             picture_server(pictures, options.slow) as address,
-            service(options.image) as (endpoint, memory),
+            service(options.image, options.model) as (endpoint, memory),
         ):
             events = make_events(pictures, address)
             return measure(endpoint, events, options.requests, memory)
@@ -98,15 +98,16 @@ def picture_server(pictures: dict[str, bytes], slow: float) -> Iterator[str]:
 
 
 @contextlib.contextmanager
-def service(image: str | None) -> Iterator[tuple[str, Callable[[], int]]]:
-    """Start the service, in a container of `image` if there is one.
+def service(image: str | None, model: Path | None) -> Iterator[tuple[str, Callable[[], int]]]:
+    """Start the service, in a container of `image` if there is one, else with `model`.
 
     Yields its endpoint and a function that returns the kilobytes of memory that its processes
     have.
     """
     if image is None:
         port = free_port()
-        with local_service(port, ALLOW) as endpoint:
+        chosen = {"MODEL_PATH": str(model.resolve())} if model else {}
+        with local_service(port, ALLOW | chosen) as endpoint:
             yield endpoint, lambda: resident(handler_processes(port))
         return
     name = f"flowers-load-{uuid.uuid4().hex[:8]}"
@@ -125,7 +126,10 @@ def service(image: str | None) -> Iterator[tuple[str, Callable[[], int]]]:
 
 def docker(*arguments: str) -> str:
     """Return what the Docker client prints."""
-    done = subprocess.run(["docker", *arguments], capture_output=True, text=True)
+    try:
+        done = subprocess.run(["docker", *arguments], capture_output=True, text=True)
+    except OSError:
+        raise LoadError("Expected Docker's client. Received: none. Leave --image out.") from None
     if done.returncode:
         reason = (done.stderr.strip().splitlines() or ["no reason given"])[-1]
         raise LoadError(f"Expected docker {arguments[0]} to work. Received: {reason}")
@@ -227,6 +231,7 @@ def parse_arguments(arguments: list[str] | None) -> argparse.Namespace:
     add("--data", type=Path, default=Path("flowers"), help="pictures to ask about [flowers/]")
     add("--requests", type=int, default=10_000, help="[%(default)s]")
     add("--image", help="Docker image of the service, which takes port 8080 [none: no Docker]")
+    add("--model", type=Path, help="a .tflite file, without --image [the best of models/]")
     add("--slow", type=float, default=0.0, help="share of the pictures that come late [0]")
     return parser.parse_args(arguments)
 

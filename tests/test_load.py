@@ -1,0 +1,58 @@
+"""benchmarks.load: a short run against the real handler behind AWS's emulator."""
+
+import re
+
+import pytest
+
+from benchmarks import load
+
+PART = re.compile(
+    r"^\| (\d+) \| (\d+) \| ([\d.]+) \| (\d+) \| (\d+) \| (\d+) \| ([\d.]+) \|$", re.M
+)
+
+
+def test_requests_are_counted_timed_and_weighed(drawn, small_tflite, capsys):
+    flags = ["--data", str(drawn), "--model", str(small_tflite), "--requests", "30"]
+    assert load.main(flags) == 0
+    out = capsys.readouterr().out
+    rows = PART.findall(out)
+    assert [int(row[0]) for row in rows] == [3 * part for part in range(1, 11)]
+    assert all(row[1] == "0" and float(row[2]) > 0 and float(row[6]) > 20 for row in rows)
+    assert re.search(r"^0 of 30 failed; memory [+-][\d.]+% since request 100.$", out, re.M)
+
+
+def test_late_pictures_show_in_the_tail(drawn, small_tflite, capsys, monkeypatch):
+    monkeypatch.setattr(load, "LATE", 0.6)
+    flags = ["--data", str(drawn), "--model", str(small_tflite), "--requests", "20"]
+    assert load.main([*flags, "--slow", "0.5"]) == 0
+    longest = [int(row[5]) for row in PART.findall(capsys.readouterr().out)]
+    assert max(longest) >= 600
+
+
+def test_a_failure_is_counted_and_told(drawn, small_tflite, capsys, monkeypatch):
+    monkeypatch.setattr(load, "ALLOW", {})  # so that addresses of this machine are refused
+    flags = ["--data", str(drawn), "--model", str(small_tflite), "--requests", "10"]
+    assert load.main(flags) == 1
+    out, err = capsys.readouterr()
+    assert "5 of 10 failed" in out
+    assert err.startswith("benchmarks.load: Expected no failure")
+
+
+def test_growing_memory_is_told(capsys, monkeypatch):
+    sizes = iter([1000, *range(1000, 2000, 100)])
+    monkeypatch.setattr(load, "post", lambda *_: {"rose": 1.0})
+    assert load.measure("", [{}], 10, lambda: next(sizes)) == 1
+    assert "Expected no failure, and memory to grow by at most 5%" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("flags", "sentence"),
+    [
+        (["--data", "none"], "Expected JPEG files in the sub-folders of none. Received: none."),
+        (["--image", "no-such-image:here"], "Expected docker run to work. Received: "),
+    ],
+)
+def test_without_what_it_needs_it_says_so(drawn, flags, sentence, capsys, monkeypatch, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    assert load.main(["--data", str(drawn), *flags]) == 1
+    assert capsys.readouterr().err.startswith(f"benchmarks.load: {sentence}")
