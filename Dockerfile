@@ -1,7 +1,8 @@
-# The Lambda image: the packages of one TFLite runtime, one model, serving/ and lambda_function.py.
+# The Lambda image: the packages of one runtime, one model, serving/ and lambda_function.py.
 #
 #   docker build -t flowers .                                      Python 3.11, tflite-runtime
 #   docker build -t flowers --build-arg RUNTIME=ai-edge-litert .   Python 3.13, ai-edge-litert
+#   docker build -t flowers --build-arg RUNTIME=openvino .         Python 3.13, OpenVINO
 #   docker build -t flowers --build-arg MODELS=models/demo .       the best model of another folder
 #
 # To push it to AWS add --provenance=false --platform linux/amd64: Lambda takes one architecture.
@@ -11,6 +12,7 @@ ARG RUNTIME=tflite-runtime
 
 FROM public.ecr.aws/lambda/python:3.11 AS tflite-runtime
 FROM public.ecr.aws/lambda/python:3.13 AS ai-edge-litert
+FROM public.ecr.aws/lambda/python:3.13 AS openvino
 
 FROM ${RUNTIME} AS build
 ARG RUNTIME
@@ -21,12 +23,18 @@ COPY Pipfile Pipfile.lock ./
 RUN version=$(python3 -c "import json; print(json.load(open('Pipfile.lock'))['develop']['pipenv']['version'])") \
     && python3 -m pip install --no-cache-dir --root-user-action=ignore \
         --target /opt/pipenv "pipenv$version"
-# Byte code that is never checked against its source: a read-only file system stays untouched.
+# The lock has all that is needed: pip need not look for more. Byte code is never checked against
+# its source: a read-only file system stays untouched.
 RUN PYTHONPATH=/opt/pipenv python3 -m pipenv requirements \
         --categories "$RUNTIME" --hash --exclude-index > requirements.txt \
     && python3 -m pip install --no-cache-dir --root-user-action=ignore --no-compile \
-        --require-hashes --only-binary=:all: --target packages -r requirements.txt \
+        --require-hashes --no-deps --only-binary=:all: --target packages -r requirements.txt \
     && python3 -m compileall -q --invalidation-mode unchecked-hash packages
+# Nearly half of OpenVINO is for other processors and other kinds of model files.
+RUN cd packages && rm -rf openvino/tools openvino/include openvino/libs/cache.json \
+        openvino/libs/*_gpu_* openvino/libs/*_npu_* openvino/libs/*_onnx_* \
+        openvino/libs/*_pytorch_* openvino/libs/*_paddle_* openvino/libs/*_gguf_* \
+        openvino/libs/*_jax_* openvino/libs/*_tensorflow_frontend*
 
 COPY lambda_function.py code/
 COPY serving code/serving
