@@ -161,3 +161,111 @@ def copies(folder: Path, hygiene: Hygiene, limit: int) -> Figure:
             tiles.append(Tile(open_picture(folder / picture), caption))
     title = f"Copies, two by two ({min(limit, len(groups))} of {len(groups)} groups)"
     return gallery(title, tiles, columns=min(6, len(tiles)))
+
+
+# How networks compare
+
+
+@styled
+def curves(histories: dict[str, dict[str, np.ndarray]], kept: dict[str, int]) -> Figure:
+    """Draw accuracy and loss by epoch of each network, and mark the epochs that were `kept`."""
+    figure = Figure(figsize=(9.5, 4.6), layout="constrained")
+    panels = figure.subplots(1, 2)
+    for axes, metric in zip(panels, ("accuracy", "loss"), strict=True):
+        for (name, history), colour in zip(histories.items(), CYCLE, strict=False):
+            values, picked = history[f"val_{metric}"], kept[name]
+            epochs = np.arange(1, len(values) + 1)
+            axes.plot(epochs, history[metric], color=colour, lw=1, ls=":")
+            axes.plot(epochs, values, color=colour, lw=1.8, label=name)
+            axes.plot(picked, values[picked - 1], "o", color=colour, ms=6)
+        axes.set_title(metric.capitalize())
+        axes.set_xlabel("epoch")
+        axes.xaxis.get_major_locator().set_params(integer=True)
+        axes.grid(axis="y")
+    # What a network that only memorizes does would leave no room for the others.
+    start = max(history["val_loss"][0] for history in histories.values())
+    panels[1].set_ylim(0, min(panels[1].get_ylim()[1], 1.5 * start))
+    figure.legend(
+        *panels[0].get_legend_handles_labels(),
+        loc="outside lower center",
+        ncols=5,
+        fontsize=9,
+        title="line: pictures that pick the epoch; dots: training pictures; mark: kept",
+        title_fontsize=9,
+    )
+    return figure
+
+
+@styled
+def accuracy_by_time(rows: Sequence[dict]) -> Figure:
+    """Draw the accuracy of `rows`, with its interval, by the seconds for a picture."""
+    figure = Figure(figsize=(8, 4.4), layout="constrained")
+    axes = figure.subplots()
+    for row, colour in zip(rows, CYCLE, strict=False):
+        x, y = row["inference_seconds"] * 1000, row["accuracy"]
+        low, high = row["accuracy_interval"]
+        axes.errorbar(
+            x, y, [[y - low], [high - y]], fmt="o", color=colour, ms=8, capsize=3, label=row["name"]
+        )
+    axes.set_xscale("log")
+    axes.margins(x=0.12)
+    axes.xaxis.set_major_formatter("{x:g}")
+    axes.set_xlabel("milliseconds a picture, one thread")
+    axes.set_ylabel("validation accuracy")
+    axes.grid()
+    axes.set_title("Better is up and left")
+    figure.legend(loc="outside right upper", fontsize=9)
+    return figure
+
+
+# How a search went
+
+
+@styled
+def trials(found: Sequence[tuple], original) -> Figure:
+    """Draw the trials of a search by learning rate and momentum, and the best loss over time.
+
+    `found` as `tune.search` gives it, the best first; `original` is the setting to compare with.
+    """
+    figure = Figure(figsize=(9.5, 4), layout="constrained")
+    left, right = figure.subplots(1, 2, width_ratios=(1.35, 1))
+    losses = np.array([facts["val_loss"] for _, facts in found])
+    rates = [setting.learning_rate for setting, _ in found]
+    momentums = [setting.momentum for setting, _ in found]
+    # What diverged would leave one colour for all others.
+    top = min(losses.max(), 2 * losses.min())
+    style = {"cmap": "viridis_r", "vmin": losses.min(), "vmax": top, "zorder": 3}
+    dots = left.scatter(rates, momentums, c=losses, s=70, edgecolor="white", **style)
+    left.plot(
+        rates[0], momentums[0], "o", ms=15, mfc="none", mec=RED, mew=2, label="best", zorder=4
+    )
+    left.plot(
+        original.learning_rate,
+        original.momentum,
+        "x",
+        color=INK,
+        ms=10,
+        mew=2,
+        zorder=5,
+        label="the original's",
+    )
+    left.set_xscale("log")
+    left.margins(0.1)
+    left.set_xlabel("learning rate")
+    left.set_ylabel("momentum")
+    left.set_title("Loss of each trial")
+    left.grid()
+    figure.colorbar(dots, ax=left, extend="max" if losses.max() > top else "neither")
+    figure.legend(*left.get_legend_handles_labels(), loc="outside lower left", ncols=2, fontsize=9)
+    by_time = sorted((facts["trial"], facts["val_loss"]) for _, facts in found)
+    numbers = np.arange(1, len(by_time) + 1)
+    in_time = np.array([loss for _, loss in by_time])
+    right.plot(numbers, in_time, "o", color=GREY, ms=5)
+    right.step(numbers, np.minimum.accumulate(in_time), color=BLUE, lw=1.8, where="post")
+    right.set_ylim(0.9 * losses.min(), 1.05 * top)
+    right.set_title("The best so far")
+    right.set_xlabel("trial")
+    right.set_ylabel("loss")
+    right.xaxis.get_major_locator().set_params(integer=True)
+    right.grid(axis="y")
+    return figure
