@@ -4,6 +4,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
+from PIL import Image
 from scipy import ndimage
 
 from serving.image import open_picture
@@ -35,10 +36,21 @@ def test_an_unaugmented_training_batch_is_servings_input_to_the_last_bit(dataset
     inputs, targets = batches[0]
     chosen = drawn_at(batches, 8)
     files = [dataset.folder / dataset.pictures[i] for i in chosen]
-    expected = np.concatenate([preprocess(open_picture(f.read_bytes()), SIZE) for f in files])
+    expected = np.concatenate([preprocess(open_picture(f.read_bytes(), SIZE), SIZE) for f in files])
     assert inputs.dtype == expected.dtype == np.float32
     assert np.array_equal(inputs, expected)
     assert np.array_equal(targets.argmax(axis=1), dataset.labels(dataset.pictures)[chosen])
+
+
+def test_a_large_picture_is_read_as_serving_reads_it(tmp_path):
+    height, width = SIZE
+    waves = np.sin(np.mgrid[: height * 9, : width * 9].sum(0) / 50) * 100 + 128
+    for name in ("large.jpg", "large.png"):
+        path = tmp_path / name
+        Image.fromarray(waves.astype(np.uint8)).save(path)
+        expected = preprocess(open_picture(path.read_bytes(), SIZE), SIZE)[0]
+        assert open_picture(path, SIZE).width < width * 9
+        assert np.array_equal(scale(read_pixels(path, SIZE)), expected)
 
 
 def test_validation_is_never_augmented_and_covers_all_once(dataset):
@@ -48,7 +60,7 @@ def test_validation_is_never_augmented_and_covers_all_once(dataset):
     inputs, targets = (
         np.concatenate(part) for part in zip(*[batches[i] for i in range(6)], strict=True)
     )
-    expected = [preprocess(open_picture(dataset.folder / p), SIZE)[0] for p in names]
+    expected = [preprocess(open_picture(dataset.folder / p, SIZE), SIZE)[0] for p in names]
     assert np.array_equal(inputs, np.stack(expected))
     assert np.array_equal(targets.argmax(axis=1), dataset.labels(names))
     assert np.array_equal(targets.sum(axis=1), np.ones(47))

@@ -324,4 +324,4 @@ def progress(total: int, what: str) -> tqdm:
 
 def read_pixels(path: Path, size: tuple[int, int]) -> np.ndarray:
     """Return the picture at `path` as serving reads it: uint8 (height, width, 3), 0 to 255."""
-    return resize(open_picture(path), size)
+    return resize(open_picture(path, size), size)
