@@ -55,7 +55,7 @@ from training.metrics import wilson, with_interval
 from training.model import weights_digest
 
 import keras_tuner  # isort: skip  (imports Keras, which training.backend keeps quiet)
-from keras_tuner.engine import base_tuner, stateful  # isort: skip
+from keras_tuner.engine import base_tuner  # isort: skip
 
 EPOCHS, STEPS, VIEWS, INPUT_SIZE = 30, 100, 4, 299  # what train.py does by itself
 VALIDATION, SELECTION = 0.2, 0.125  # of each class; of what is then left
@@ -150,6 +150,7 @@ def prepare(options: argparse.Namespace) -> Task:
         f"{len(parts.validation)} to report on."
     )
     size = (INPUT_SIZE, INPUT_SIZE)
+    keras.utils.set_random_seed(options.seed)  # of a base without weights
     frozen = build_base(XCEPTION, size, options.weights)
     pictures = Pictures(dataset, size, AUGMENTATION)
     learned, judged = cached_features(pictures, frozen, parts, VIEWS, options.cache)
@@ -217,10 +218,10 @@ class Whole:
 
     def save(self) -> None:
         """Write the state."""
-        _save_whole(self, self._get_oracle_fname())
+        _save_whole(self, Path(self._get_oracle_fname()))
 
     def _save_trial(self, trial: object) -> None:
-        _save_whole(trial, str(Path(self._get_trial_dir(trial.trial_id), "trial.json")))
+        _save_whole(trial, Path(self._get_trial_dir(trial.trial_id), "trial.json"))
 
     def reload(self) -> None:
         """Read what `save` wrote; trials that have not ended are to be run again."""
@@ -228,8 +229,9 @@ class Whole:
         self._retry_queue = [i for i, t in self.trials.items() if t.status == "RUNNING"]
 
 
-def _save_whole(saved: stateful.Stateful, path: str) -> None:
-    write_atomically(Path(path), lambda new: stateful.Stateful.save(saved, str(new)))
+def _save_whole(saved: object, path: Path) -> None:
+    text = json.dumps(saved.get_state())
+    write_atomically(path, lambda new: new.write_text(text, encoding="utf-8"))
 
 
 class Pairs(Whole, keras_tuner.Oracle):
@@ -325,7 +327,7 @@ class Tuner(base_tuner.BaseTuner):
         """Write the state; KerasTuner calls this."""
         if not self._is_worker():
             self.oracle.save()
-        _save_whole(self, self._get_tuner_fname())
+        _save_whole(self, Path(self._get_tuner_fname()))
 
 
 def search(
@@ -339,6 +341,7 @@ def search(
         DataError: the search in `folder` has other settings.
     """
     oracle = build_oracle(options, task.common)
+    oracle.verbose = 0
     tuner = Tuner(oracle, task, folder)
     oracle_here = tuner.oracle is oracle
     if oracle_here:
@@ -348,11 +351,10 @@ def search(
     total = oracle.total() if options.tuner == "hyperband" else total
     done = len(finished(oracle))
     print(f"Search: {options.tuner}, {total} trials, {done} of them done.", flush=True)
-    with progress(total, "  trials") as bar:
-        bar.unit = " trials"
+    with progress(total, "  search", "trials") as bar:
         bar.update(done)
         try:
-            tuner.search(bar=bar, verbose=0)
+            tuner.search(bar=bar)
         except keras_tuner.errors.FatalError as error:
             raise error.__cause__ from None
     if not oracle_here:
@@ -392,8 +394,7 @@ def repeat(
     print(f"Report: the best setting and the original's, from {options.repeats} seeds each.")
     validation = task.parts.validation
     truth = task.judged.dataset.labels(validation)
-    with progress(len(missing), "  fits") as bar:
-        bar.unit = " fits"
+    with progress(len(missing), "  report", "fits") as bar:
         for setting, seed in missing:
             head, facts = fit(setting, options.epochs, seed, task)
             answers = head.predict(Batches(task.judged, validation, BATCH_SIZE), verbose=0)

@@ -309,13 +309,13 @@ def ahead(
                 inputs.cancel()
 
 
-def progress(total: int, what: str) -> tqdm:
-    """Return a progress bar over `total` pictures; nothing where there is nothing to do."""
+def progress(total: int, what: str, unit: str = "pictures") -> tqdm:
+    """Return a progress bar over `total` of `unit`; nothing where there is nothing to do."""
     on_terminal = os.isatty(2)
     return tqdm(
         total=total,
         desc=what,
-        unit=" pictures",
+        unit=f" {unit}",
         disable=total == 0,
         mininterval=0.1 if on_terminal else PROGRESS_SECONDS,
         ncols=None if on_terminal else 80,
