@@ -138,7 +138,7 @@ def _upright_rgb(picture: Image.Image, size: tuple[int, int] | None) -> Image.Im
     orientation = _orientation(picture)
     factors, extent = (1, 1), picture.size
     if size:
-        height, width = reversed(size) if orientation in LYING else size
+        height, width = size[::-1] if orientation in LYING else size
         least = (REDUCED * width, REDUCED * height)
         drafted = picture.draft(None, least)  # JPEG: computes fewer pixels of each block
         extent = drafted[1][2:] if drafted else extent
@@ -155,7 +155,9 @@ def _upright_rgb(picture: Image.Image, size: tuple[int, int] | None) -> Image.Im
 
 def _orientation(picture: Image.Image) -> int:
     """Return 1 to 8, what the EXIF of `picture` says of how it lies; upright, 1, if nothing."""
-    if picture.format == "TIFF":  # Pillow turns it while it decodes it
+    if picture.format not in ("JPEG", "MPO"):
+        picture.load()  # getexif() would, for EXIF behind a PNG's pixels, which may be broken
+    if picture.format == "TIFF":  # Pillow has turned it
         return 1
     try:
         orientation = picture.getexif().get(ExifTags.Base.Orientation)
@@ -237,7 +239,7 @@ class _BoundedDirectory(TiffImagePlugin.ImageFileDirectory_v2):
     def load(self, fp: IO[bytes]) -> None:
         """Read the tags at the place where `fp` stands, as many as the bound allows."""
         place = fp.tell()
-        length = fp.seek(0, SEEK_END) or fp.tell()
+        length = fp.seek(0, SEEK_END)
         fp.seek(place)
         super().load(_BoundedFile(fp, count=length))
 

@@ -1,0 +1,1 @@
+"""Fuzzers: commands that make, without end, what nobody meant to send."""
