@@ -210,9 +210,6 @@ class _Adapter(HTTPAdapter):
         # It would log paths and query strings, in which people keep passwords.
         logging.getLogger("urllib3").setLevel(logging.CRITICAL)
 
-    def cert_verify(self, *_: object) -> None:
-        """Do nothing: the connection verifies, with one context for all of them."""
-
 
 class _CheckedConnection:
     """A connection that goes to checked addresses only, and only until the deadline."""
@@ -245,7 +242,8 @@ class _HTTPSConnection(_CheckedConnection, urllib3.connection.HTTPSConnection):
         """Connect, and verify that the certificate is one for the name in the URL."""
         self.sock = self._new_conn()
         try:
-            # The socket's timeout is that of the whole handshake.
+            # The socket's timeout is that of the whole handshake. The context is ours: those that
+            # requests and urllib3 make read the CA bundle for each connection.
             self.sock = tls_context().wrap_socket(self.sock, server_hostname=self.host)
         except ssl.SSLCertVerificationError:
             raise FetchError(
@@ -317,6 +315,7 @@ def _connect(answers: list[tuple], deadline: float) -> socket.socket:
         try:
             connection.settimeout(_wait(deadline))
             connection.connect(address)
+            # The handshake that may follow has what is left.
             connection.settimeout(_wait(deadline))
         except OSError as error:
             connection.close()

@@ -606,6 +606,20 @@ def test_too_long_a_body_announced_or_not(http_server, headers, monkeypatch):
         fetch(f"{url}/")
 
 
+def test_a_length_that_is_too_long_is_enough(talk):
+    """The body need not come first."""
+    done = threading.Event()
+
+    def announce(connection: socket.socket) -> None:
+        connection.recv(65536)
+        connection.sendall(b"HTTP/1.1 200 OK\r\nContent-Length: 99999999999\r\n\r\n")
+        done.wait(20)
+
+    with pytest.raises(TooLargeError):
+        fetch(f"http://{talk(announce)}/")
+    done.set()
+
+
 def test_a_body_of_just_the_size_is_not_too_long(http_server, monkeypatch):
     monkeypatch.setattr(module, "MAX_BYTES", 100_000)
     url = http_server({"/": (200, {}, b"x" * 100_000), "/1": (200, {}, b"x" * 100_001)})
