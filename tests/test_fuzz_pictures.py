@@ -19,18 +19,18 @@ pytestmark = pytest.mark.filterwarnings("ignore")
 
 ROOT = Path(__file__).parent.parent
 CORPUS = ROOT / FOLDER
-RUNS = 4000  # some 10 seconds; `make fuzz` makes many more
+RUNS = 3000  # some 10 seconds; `make fuzz` makes many more
 
 
 @pytest.mark.parametrize("path", sorted(CORPUS.glob("*.*")), ids=lambda path: path.name)
 def test_what_is_whole_opens(path):
     for size in (None, (6, 4)):
-        assert check(path.read_bytes(), size) == "RGB"
+        assert check(path.read_bytes(), size)[0] == "RGB"
 
 
 @pytest.mark.parametrize("path", sorted(CORPUS.glob(f"{REFUSED}/*")), ids=lambda path: path.name)
 def test_what_is_not_is_refused(path):
-    assert check(path.read_bytes()).endswith("Error")
+    assert check(path.read_bytes())[0].endswith("Error")
 
 
 def test_the_corpus_is_what_its_command_draws(tmp_path, capsys):
@@ -135,10 +135,9 @@ def command(*arguments: object) -> subprocess.CompletedProcess:
 
 def test_the_command_checks_files_again():
     done = command(CORPUS / "420.jpg", CORPUS / REFUSED / "half.jpg")
-    assert done.stdout.splitlines() == [
-        f"{CORPUS / '420.jpg'}: RGB",
-        f"{CORPUS / REFUSED / 'half.jpg'}: ImageError",
-    ]
+    whole, half = done.stdout.splitlines()
+    assert whole.startswith(f"{CORPUS / '420.jpg'}: RGB in 0.")
+    assert half.startswith(f"{CORPUS / REFUSED / 'half.jpg'}: ImageError in 0.")
     assert done.returncode == 0
     missing = command("no-such-file")
     assert missing.returncode == 1
