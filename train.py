@@ -316,8 +316,8 @@ def train(recipe: Recipe, options: argparse.Namespace) -> int:
         "split": {name: len(getattr(parts, name)) for name in SPLIT},
         "seconds": round(time.monotonic() - started),
     }
-    if recipe.inference_size and recipe.inference_size != recipe.input_size:
-        judge = Pictures(dataset, (recipe.inference_size, recipe.inference_size))
+    if final_size(recipe) != recipe.input_size:
+        judge = Pictures(dataset, (final_size(recipe), final_size(recipe)))
     elif recipe.first_block is not None:
         judge = pictures  # not activations: they are as coarse as training may be
     report(options, dataset, parts, best, judge, features, card)
@@ -383,12 +383,19 @@ def find_run(
             f"Expected the settings of the interrupted run ({was}). Received: {now}. "
             "Resume with the same flags and pictures, or leave --resume out."
         )
-    if run["epochs"] > recipe.epochs or (run["epochs"] == recipe.epochs and run["reported"]):
+    reported = run["epochs"] == recipe.epochs and run["reported"] == final_size(recipe)
+    if run["epochs"] > recipe.epochs or reported:
         raise ModelError(
             f"Expected more epochs than the {run['epochs']} that are finished. "
-            f"Received: --epochs {recipe.epochs}. Raise it to train on."
+            f"Received: --epochs {recipe.epochs}. Raise it to train on, or give the finished "
+            "network another --inference-size."
         )
     return run
+
+
+def final_size(recipe: Recipe) -> int:
+    """Return the height and width of what the finished network looks at, in pixels."""
+    return recipe.inference_size or recipe.input_size
 
 
 def describe(recipe: Recipe, weights: str) -> str:
@@ -499,7 +506,7 @@ def report(
     """
     # Only here: what draws and counts takes seconds to import.
     from training.labels import probable_wrong_labels, write_suspects
-    from training.metrics import table
+    from training.metrics import evaluate, table
     from training.report import write_report
 
     if best.path is None:
@@ -532,9 +539,12 @@ def report(
     metadata = replace(metadata, val_accuracy=accuracy, temperature=temperature)
     save_checkpoint(model, path, metadata)
     write_atomically(split_record(path), parts.write)
+    folder = path.with_suffix("")
     if best.path != path:
         note_in_run(options.models / STATE, checkpoint=path.name)
         remove_checkpoint(best.path)
+        if best.path.with_suffix("").is_dir() and not folder.exists():
+            best.path.with_suffix("").rename(folder)  # an earlier report on the same epoch
 
     suspects = []
     if features is not None:
@@ -542,7 +552,6 @@ def report(
         suspects = probable_wrong_labels(
             features, dataset.pictures, labels, dataset.class_names, card["seed"]
         )
-    folder = path.with_suffix("")
     metrics = write_report(
         folder,
         checkpoint=path,
@@ -562,9 +571,17 @@ def report(
     )
     if suspects:
         write_suspects(folder / SUSPECTS, suspects)
-    note_in_run(options.models / STATE, reported=True)
+    note_in_run(options.models / STATE, reported=height)
 
     print(table(metrics))
+    if parts.selection:
+        there = evaluate(
+            apply_temperature(asked, temperature), dataset.labels(picking), dataset.class_names
+        )
+        print(
+            f"  on the {there['n']} pictures that picked the epoch: "
+            f"accuracy {there['accuracy']:.3f}, loss {there['log_loss']:.3f}"
+        )
     print(f"Best validation accuracy: {accuracy:.3f} on {len(parts.validation)} pictures.")
     if suspects:
         print(f"Probably wrong labels: {len(suspects)}, in {folder / SUSPECTS}.")

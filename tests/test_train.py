@@ -2,6 +2,7 @@
 
 import csv
 import json
+import re
 import shutil
 import signal
 import subprocess
@@ -16,7 +17,7 @@ import pytest
 from conftest import ROOT
 
 import train
-from serving.models import best_model
+from serving.models import ModelError, best_model
 from train import FINE_TUNE, ORIGINAL, RECIPES
 from training import generators
 from training.backend import keras
@@ -74,6 +75,10 @@ def random_base(tmp_path_factory):
 def history(folder):
     with open(folder / train.HISTORY, newline="") as file:
         return list(csv.DictReader(file))
+
+
+def base_digest(checkpoint):
+    return weights_digest(cut_at(load_checkpoint(checkpoint)[0], None)[0])
 
 
 def test_the_defaults_are_the_originals():
@@ -232,6 +237,24 @@ def test_fine_tuning_picks_on_pictures_of_their_own(run, tmp_path, drawn):
     before, _ = cut_at(base, 13)
     assert weights_digest(frozen) == weights_digest(before)
     assert weights_digest(cut_at(model, None)[0]) != weights_digest(cut_at(base, None)[0])
+
+
+def test_a_finished_network_can_be_given_another_size(run, tmp_path):
+    run(**SMALL_FINE_TUNE)
+    [first] = tmp_path.glob("xception_fin_*.h5")
+    base = base_digest(first)
+    with pytest.raises(ModelError, match="or give the finished network another --inference-size"):
+        run("--resume", **SMALL_FINE_TUNE)
+    exit_code, out = run("--resume", **SMALL_FINE_TUNE | {"inference_size": 90})
+    assert exit_code == 0
+    assert "at 90×90 pixels" in out
+    assert re.search(r"on the 10 pictures that picked the epoch: accuracy 0\.\d+, loss \d", out)
+    [second] = tmp_path.glob("xception_fin_*.h5")
+    assert load_checkpoint(second)[0].input_shape[1:3] == (90, 90)
+    assert [path for path in tmp_path.glob("xception_fin_*") if path.is_dir()] == [
+        second.with_suffix("")
+    ]
+    assert base_digest(second) == base
 
 
 def test_the_second_run_computes_nothing_again(run, tmp_path, monkeypatch):

@@ -255,7 +255,7 @@ def read_run(path: Path) -> dict | None:
     """Return the facts of the run whose state is at `path`, or None where there is none.
 
     Keys: `settings`, `epochs` (finished), `best` (validation accuracy and loss), `checkpoint`
-    (its file name or None), `reported` (whether its report is written).
+    (its file name or None), `reported` (at which input size its report is written, or false).
 
     Raises:
         ModelError: the file is no state of a run.
