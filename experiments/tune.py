@@ -31,6 +31,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import numpy as np
+from tqdm import tqdm
 
 from experiments import charts
 from experiments.command import count, parser, run
@@ -214,7 +215,12 @@ class Whole:
 
     KerasTuner writes in place, where a kill leaves half a file, on which the next start fails; and
     it forgets a trial that a kill meets between its two files.
+
+    Attributes:
+        bar: of progress; moves with every trial that ends, here or in a worker.
     """
+
+    bar: tqdm
 
     def save(self) -> None:
         """Write the state."""
@@ -227,6 +233,11 @@ class Whole:
         """Read what `save` wrote; trials that have not ended are to be run again."""
         super().reload()
         self._retry_queue = [i for i, t in self.trials.items() if t.status == "RUNNING"]
+
+    def end_trial(self, trial: object) -> None:
+        """Note that `trial` has ended; KerasTuner calls this."""
+        super().end_trial(trial)
+        self.bar.update()
 
 
 def _save_whole(saved: object, path: Path) -> None:
@@ -309,7 +320,7 @@ class Tuner(base_tuner.BaseTuner):
         with contextlib.redirect_stdout(io.StringIO()):  # that it goes on we say ourselves
             super().__init__(oracle, directory=str(folder), project_name=SEARCH)
 
-    def run_trial(self, trial: object, bar: object) -> dict:
+    def run_trial(self, trial: object) -> dict:
         """Return the facts of the trial's best epoch; KerasTuner calls this."""
         values = trial.hyperparameters.values
         try:
@@ -320,7 +331,6 @@ class Tuner(base_tuner.BaseTuner):
         except Exception as error:
             # Not the setting's fault; KerasTuner would note a bad setting, and go on.
             raise keras_tuner.errors.FatalError from error
-        bar.update()
         return facts
 
     def save(self) -> None:
@@ -343,24 +353,30 @@ def search(
     oracle = build_oracle(options, task.common)
     oracle.verbose = 0
     tuner = Tuner(oracle, task, folder)
-    oracle_here = tuner.oracle is oracle
-    if oracle_here:
-        found = oracle.get_space().values
-        check_same({name: found[name] for name in task.common}, task.common, folder)
+    if tuner.oracle is not oracle:
+        print("Search: runs the trials that the chief hands out.", flush=True)
+        run_trials(tuner)
+        return None
+    found = oracle.get_space().values
+    check_same({name: found[name] for name in task.common}, task.common, folder)
     total = len(PAIRS) if options.tuner == "grid" else options.trials
     total = oracle.total() if options.tuner == "hyperband" else total
     done = len(finished(oracle))
     print(f"Search: {options.tuner}, {total} trials, {done} of them done.", flush=True)
-    with progress(total, "  search", "trials") as bar:
-        bar.update(done)
-        try:
-            tuner.search(bar=bar)
-        except keras_tuner.errors.FatalError as error:
-            raise error.__cause__ from None
-    if not oracle_here:
-        return None
+    with progress(total, "  search", "trials") as oracle.bar:
+        oracle.bar.update(done)
+        run_trials(tuner)
     ended = sorted(finished(oracle), key=lambda trial: trial.score)
     return [(setting_of(trial.hyperparameters.values), facts_of(trial)) for trial in ended]
+
+
+def run_trials(tuner: Tuner) -> None:
+    """Run, or as a chief hand out, trials until there are no more."""
+    try:
+        with contextlib.redirect_stdout(io.StringIO()):  # KerasTuner's workers print a 1 a message
+            tuner.search()
+    except keras_tuner.errors.FatalError as error:
+        raise error.__cause__ from None
 
 
 def finished(oracle: keras_tuner.Oracle) -> list:

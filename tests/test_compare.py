@@ -1,0 +1,207 @@
+"""experiments.compare: one budget, one split, nothing lost, and what the table says is so."""
+
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+
+import numpy as np
+import pytest
+from conftest import ROOT
+
+import train
+from experiments import compare, explore, networks, tune
+from serving.models import ModelError
+from training.backend import keras
+from training.checkpoint import load_checkpoint
+from training.dataset import scan, split
+from training.figures import read_history
+from training.model import build_model, cut_at, weights_digest
+from training.served import served_probabilities
+
+EPOCHS = 6
+
+
+@pytest.fixture(scope="module")
+def flags(drawn, tmp_path_factory):
+    """Small pictures and random weights: quick, and nothing here asks for a good network."""
+    cache = tmp_path_factory.mktemp("cache")
+    common = f"--epochs {EPOCHS} --size 48 --weights none --seed 3"
+    return ["--data", str(drawn), "--cache", str(cache), *common.split()]
+
+
+@pytest.fixture(scope="module")
+def compared(flags, tmp_path_factory):
+    """The folder of a whole comparison, and which pictures its networks were fitted to."""
+    out = tmp_path_factory.mktemp("compared")
+    fitted = []
+
+    class Watched(compare.TrainingBatches):
+        def __init__(self, source, names, *positional, **named):
+            fitted.append(set(names))
+            super().__init__(source, names, *positional, **named)
+
+    names = ["--networks", "baseline", "deeper", "mobilenet-v3"]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(compare, "TrainingBatches", Watched)
+        assert compare.main([*flags, *names, "--out", str(out)]) == 0
+    return out, fitted
+
+
+def rows_of(out):
+    return {row["name"]: row for row in json.loads((out / compare.SUMMARY).read_text())["networks"]}
+
+
+def test_what_is_reported_was_never_trained_on_nor_used_to_pick(compared, drawn):
+    out, fitted = compared
+    parts = split(scan(drawn), 0.2, 3, 0.125)
+    assert fitted == [set(parts.train)] * 3
+    assert not set(parts.train) & {*parts.validation, *parts.selection}
+    assert not set(parts.validation) & set(parts.selection)
+    for name, row in rows_of(out).items():
+        history = read_history(out / name / compare.HISTORY)
+        assert row["epoch"] == 1 + int(history["val_loss"].argmin())
+        assert row["selection_loss"] == pytest.approx(history["val_loss"].min(), rel=1e-5)
+        assert row["n"] == len(parts.validation) == 10
+
+
+def test_the_table_says_what_the_tflite_file_does(compared, drawn):
+    out, _ = compared
+    dataset = scan(drawn)
+    parts = split(dataset, 0.2, 3, 0.125)
+    for name, row in rows_of(out).items():
+        path = out / name / "model.tflite"
+        pictures = compare.Pictures(dataset, (row["pixels"], row["pixels"]))
+        validation = compare.Batches(pictures, parts.validation, 10)
+        answers = served_probabilities(path, validation[0][0], None)
+        hits = (answers.argmax(axis=1) == dataset.labels(parts.validation)).sum()
+        assert row["accuracy"] == hits / 10
+        assert row["accuracy_interval"][0] < row["accuracy"] < row["accuracy_interval"][1]
+        assert path.stat().st_size > row["tflite_bytes"] > 4 * 0.9 * row["parameters"]
+        learned, _ = load_checkpoint(out / name / compare.PICKED)
+        assert learned.count_params() <= row["parameters"]
+        assert row["inference_seconds"] > 0
+        assert row["epoch_seconds"] > 0
+    assert (
+        rows_of(out)["baseline"]["base_seconds"] == 0 < rows_of(out)["mobilenet-v3"]["parameters"]
+    )
+    assert rows_of(out)["mobilenet-v3"]["base_seconds"] > 0
+
+
+def test_the_page_has_the_table_and_both_figures(compared, capsys, flags):
+    out, _ = compared
+    page = (out / "index.html").read_text(encoding="utf-8")
+    assert len(re.findall(r'<img src="data:image/png;base64,', page)) == 2
+    assert all(f"<td>{name}</td>" in page for name in ("baseline", "deeper", "mobilenet-v3"))
+    assert all(figure.stat().st_size < 200_000 for figure in out.glob("*.png"))
+
+
+def test_a_second_run_trains_nothing_again(compared, flags, capsys, monkeypatch):
+    out, _ = compared
+    monkeypatch.setattr(compare, "fit", None)
+    assert compare.main([*flags, "--networks", "baseline", "deeper", "--out", str(out)]) == 0
+    printed = capsys.readouterr().out
+    assert "baseline: done before." in printed
+    rows = re.findall(r"^\| (\S+) \| [\d.]+ \([\d.]+–[\d.]+\) \| \d+ \| [\d.]+ M \|", printed, re.M)
+    assert rows == ["baseline", "deeper"]
+
+
+def test_another_budget_is_not_mixed_into_the_table(compared, flags, capsys):
+    out, _ = compared
+    assert compare.main([*flags, "--epochs", "9", "--out", str(out)]) == 1
+    assert f"(epochs {EPOCHS}). Received: epochs 9." in capsys.readouterr().err
+
+
+def test_a_killed_run_goes_on_and_comes_to_the_same(compared, flags, tmp_path, capsys):
+    out, _ = compared
+    arguments = [*flags, "--networks", "baseline", "--out", str(tmp_path)]
+    command = [sys.executable, "-m", "experiments.compare", *arguments]
+    history = tmp_path / "baseline" / compare.HISTORY
+    with subprocess.Popen(command, cwd=ROOT, stdout=subprocess.DEVNULL) as process:
+        deadline = time.monotonic() + 120
+        while not (history.exists() and len(history.read_bytes().splitlines()) > 2):
+            assert process.poll() is None
+            assert time.monotonic() < deadline
+            time.sleep(0.02)
+        process.send_signal(signal.SIGKILL)
+    assert compare.main(arguments) == 0
+    assert re.search(r"Goes on after [1-5] finished epochs", capsys.readouterr().out)
+    whole, resumed = (rows_of(folder)["baseline"] for folder in (out, tmp_path))
+    assert resumed["epoch"] == whole["epoch"]
+    assert resumed["selection_loss"] == pytest.approx(whole["selection_loss"], rel=1e-4)
+    assert len(read_history(history)["val_loss"]) == EPOCHS
+
+
+def test_networks_without_their_weights_say_so_and_are_skipped(drawn, tmp_path):
+    # No network and an empty folder of downloads, whatever this machine has.
+    closed = {"HTTPS_PROXY": "http://127.0.0.1:9", "KERAS_HOME": str(tmp_path / "keras")}
+    flags = ["--data", drawn, "--out", tmp_path, "--cache", tmp_path, "--size", "48"]
+    flags += ["--epochs", "1", "--networks", "baseline", "convnext-tiny", "xception"]
+    process = subprocess.run(
+        [sys.executable, "-m", "experiments.compare", *flags],
+        cwd=ROOT,
+        env=os.environ | closed,
+        capture_output=True,
+        text=True,
+    )
+    assert process.returncode == 0, process.stderr
+    assert re.search(
+        r"convnext-tiny was skipped\. Expected Keras' ImageNet weights of ConvNeXtTiny\. "
+        r"Received: none \(.+\)\. Run it where Keras can download them\.\n",
+        process.stdout,
+    )
+    assert "xception was skipped. Expected" in process.stdout
+    assert "or give a file with --weights.\n" in process.stdout
+    assert list(rows_of(tmp_path)) == ["baseline"]
+
+
+def test_a_base_takes_keras_weights_file_and_shares_train_pys_cache(tmp_path):
+    keras.utils.set_random_seed(0)
+    model = build_model((71, 71), (), 2)
+    path = tmp_path / "xception.weights.h5"
+    model.get_layer("xception").save_weights(path)
+    base = networks.build_base(networks.XCEPTION, (71, 71), str(path))
+    assert weights_digest(base) == weights_digest(cut_at(model, None)[0])
+    pictures = np.random.default_rng(0).uniform(-1, 1, (2, 71, 71, 3)).astype(np.float32)
+    expected = cut_at(model, None)[0].predict(pictures, verbose=0)
+    assert np.allclose(base.predict(pictures, verbose=0), expected, atol=1e-5)
+    with pytest.raises(ModelError, match="does not exist"):
+        networks.build_base(networks.XCEPTION, (71, 71), str(tmp_path / "no.h5"))
+
+
+def test_the_originals_settings_are_train_pys():
+    recipe = train.ORIGINAL
+    assert recipe.augmentation == networks.AUGMENTATION
+    assert recipe.head == networks.HEAD
+    assert recipe.batch_size == networks.BATCH_SIZE
+    assert (recipe.learning_rate, recipe.momentum) == (networks.LEARNING_RATE, networks.MOMENTUM)
+    assert (recipe.epochs, recipe.steps_per_epoch) == (tune.EPOCHS, tune.STEPS)
+    assert recipe.views == tune.VIEWS == compare.VIEWS
+    assert recipe.input_size == tune.INPUT_SIZE == explore.INPUT_SIZE
+    assert recipe.seed == explore.parse_arguments([]).seed
+    for script in (explore, compare, tune):
+        split_as = (script.VALIDATION, script.SELECTION)
+        assert split_as == (recipe.validation_fraction, train.FINE_TUNE.selection_fraction)
+
+
+def test_the_small_networks_are_the_originals():
+    small = {n.name: n for n in networks.NETWORKS if n.layers}
+    assert list(small) == ["baseline", "augmented", "batch-32", "deeper"]
+    assert {(n.learning_rate, n.momentum) for n in small.values()} == {(0.002, 0.8)}
+    assert [n.batch_size for n in small.values()] == [10, 10, 32, 32]
+    assert [n.augmented for n in small.values()] == [False, True, True, True]
+
+    def layers(name, kind):
+        model = networks.build_small(small[name], (48, 48), 5)
+        assert model.output_shape == (None, 5)
+        return sum(isinstance(layer, kind) for layer in model.layers)
+
+    convolutions, dense = keras.layers.Conv2D, keras.layers.Dense
+    assert [layers("baseline", kind) for kind in (convolutions, dense)] == [2, 2]
+    assert layers("baseline", keras.layers.Dropout) == 0
+    assert layers("deeper", convolutions) > 2
+    assert layers("deeper", dense) > 2
+    assert layers("deeper", keras.layers.Dropout) > 0
