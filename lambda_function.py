@@ -12,6 +12,7 @@ The model is the best .tflite file of models/ beside this file; MODEL_PATH names
 import os
 from pathlib import Path
 
+from serving import fetch
 from serving.classifier import Classifier
 from serving.models import best_model, thread_count
 from serving.service import Service
@@ -19,6 +20,7 @@ from serving.service import Service
 MODEL_PATH = os.environ.get("MODEL_PATH") or best_model(Path(__file__).parent / "models", ".tflite")
 classifier = Classifier(MODEL_PATH, threads=thread_count())
 service = Service(classifier, Path(MODEL_PATH).stem)
+fetch.prepare()
 
 
 def lambda_handler(event: object, context: object) -> dict | list:

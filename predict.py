@@ -3,6 +3,8 @@
 python predict.py rose.jpg https://example.com/tulip.jpg
 python predict.py --json holiday/ > scores.jsonl
 python predict.py --model models/xception_fin_05_0.893.h5 rose.jpg
+
+URLs are those of public hosts; FETCH_ALLOW=localhost,192.168.0.0/16 in the environment adds some.
 """
 
 import argparse
@@ -14,9 +16,10 @@ from typing import Protocol
 
 from PIL import Image
 
+from serving.addresses import AllowError
 from serving.classifier import Classifier
 from serving.errors import ImageError, ServingError, as_answer
-from serving.fetch import fetch
+from serving.fetch import fetch, prepare
 from serving.image import open_picture
 from serving.models import ModelError, best_model, thread_count
 
@@ -37,7 +40,9 @@ def main(arguments: list[str] | None = None) -> int:
     options = parse_arguments(arguments)
     try:
         classifier = load_classifier(options.model or best_model(MODELS, ".tflite", ".h5"))
-    except ModelError as error:
+        if any(map(is_url, options.images)):
+            prepare()
+    except (ModelError, AllowError) as error:
         print(f"predict.py: {error}", file=sys.stderr)
         return 1
     show = show_json if options.json else show_text

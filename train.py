@@ -271,11 +271,12 @@ def train(recipe: Recipe, options: argparse.Namespace) -> int:
     )
     if workers.chief:
         trim_history(options.models / HISTORY, first_epoch)
-    print(
-        f"Fit: epochs {first_epoch + 1} to {recipe.epochs} of {steps} batches "
-        f"of {recipe.batch_size}; history in {options.models / HISTORY}.",
-        flush=True,
-    )
+    if first_epoch < recipe.epochs:
+        print(
+            f"Fit: epochs {first_epoch + 1} to {recipe.epochs} of {steps} batches "
+            f"of {recipe.batch_size}; history in {options.models / HISTORY}.",
+            flush=True,
+        )
     try:
         trainee.fit(
             training,

@@ -88,12 +88,19 @@ def fetch_all(urls: Sequence[str], deadline: float | None = None) -> list[bytes 
         return list(threads.map(lambda url: _fetch_or_error(url, deadline, allowed), urls))
 
 
+def prepare() -> None:
+    """Do what the first fetch need not wait for, and find out whether FETCH_ALLOW can be read.
+
+    Raises:
+        AllowError: it cannot.
+    """
+    parse_allowed(os.environ.get(VARIABLE, ""))
+    tls_context()
+
+
 @functools.cache
 def tls_context() -> ssl.SSLContext:
-    """Return the one context of all connections: reading the CA bundle costs more than a fetch.
-
-    Call it where a service starts, and its first picture need not wait for that.
-    """
+    """Return the one context of all connections: reading the CA bundle costs more than a fetch."""
     context = ssl.create_default_context(cafile=requests.certs.where())
     context.set_alpn_protocols(["http/1.1"])
     context.sslsocket_class = _TLSSocket

@@ -157,6 +157,18 @@ def command_of(process):
         return b""
 
 
+def test_a_wrong_allowance_shows_at_the_start(small_tflite):
+    process = subprocess.run(
+        [sys.executable, "-c", "import lambda_function"],
+        cwd=ROOT,
+        env=os.environ | {"MODEL_PATH": str(small_tflite), "FETCH_ALLOW": "10.0.0.0/8;a"},
+        capture_output=True,
+        text=True,
+    )
+    assert process.returncode != 0
+    assert "Expected host names and networks" in process.stderr.splitlines()[-1]
+
+
 def test_without_a_model_it_says_what_to_run(tmp_path):
     process = subprocess.run(
         [sys.executable, "-c", "import lambda_function"],

@@ -10,11 +10,11 @@ from conftest import ROOT
 from PIL import Image
 
 
-def predict(*arguments, cwd=ROOT):
+def predict(*arguments, cwd=ROOT, allow="127.0.0.1"):
     return subprocess.run(
         [sys.executable, ROOT / "predict.py", *map(str, arguments)],
         cwd=cwd,
-        env=os.environ | {"PYTHONPATH": str(ROOT), "FETCH_ALLOW": "127.0.0.1"},
+        env=os.environ | {"PYTHONPATH": str(ROOT), "FETCH_ALLOW": allow},
         capture_output=True,
         text=True,
     )
@@ -83,6 +83,15 @@ def test_one_bad_picture_costs_the_others_nothing(small_tflite, red, tmp_path, h
     assert errors[0].startswith(f"{tmp_path / 'text.jpg'}: Expected a picture")
     assert "No such file" in errors[1]
     assert "Received: 404" in errors[2]
+
+
+def test_addresses_of_this_machine_want_to_be_allowed(small_tflite):
+    answer = predict("http://127.0.0.1:9/a.jpg", "--model", small_tflite, allow="")
+    assert "Expected a url at port 80 or 443" in answer.stderr
+    answer = predict("http://127.0.0.1:9/a.jpg", "--model", small_tflite, allow="http://a")
+    assert answer.returncode == 1
+    [line] = [line for line in answer.stderr.splitlines() if line.startswith("predict.py: ")]
+    assert "Expected host names and networks" in line
 
 
 def test_json_has_one_object_a_line_also_for_errors(small_tflite, red, tmp_path):
