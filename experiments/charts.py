@@ -207,15 +207,21 @@ def accuracy_by_time(rows: Sequence[dict]) -> Figure:
         axes.errorbar(
             x, y, [[y - low], [high - y]], fmt="o", color=colour, ms=8, capsize=3, label=row["name"]
         )
-    axes.set_xscale("log")
+    _logarithmic(axes)
     axes.margins(x=0.12)
-    axes.xaxis.set_major_formatter("{x:g}")
     axes.set_xlabel("milliseconds a picture, one thread")
     axes.set_ylabel("validation accuracy")
     axes.grid()
     axes.set_title("Better is up and left")
     figure.legend(loc="outside right upper", fontsize=9)
     return figure
+
+
+def _logarithmic(axes: Axes) -> None:
+    """Make the horizontal axis logarithmic, its numbers plain: the style sets no powers."""
+    axes.set_xscale("log")
+    axes.xaxis.set_major_formatter("{x:g}")
+    axes.xaxis.set_minor_formatter("")
 
 
 # How a search went
@@ -249,7 +255,7 @@ def trials(found: Sequence[tuple], original) -> Figure:
         zorder=5,
         label="the original's",
     )
-    left.set_xscale("log")
+    _logarithmic(left)
     left.margins(0.1)
     left.set_xlabel("learning rate")
     left.set_ylabel("momentum")

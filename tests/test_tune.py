@@ -18,6 +18,8 @@ import train
 from experiments import tune
 from training.dataset import scan, split
 
+# KerasTuner asks threads for their names in the old way.
+pytestmark = pytest.mark.filterwarnings("ignore:(currentThread|getName):DeprecationWarning")
 QUICK = "--epochs 1 --repeats 1 --weights none --seed 3"
 
 
