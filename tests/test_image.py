@@ -178,7 +178,7 @@ def test_cmyk_has_its_right_colours(name):
 def test_ycck_has_its_right_colours():
     # As Adobe stores red: Y, Cb and Cr of its inks, then K, all upside down.
     upside_down = tuple(255 - value for value in (179, 171, 1, 255))
-    data = encoded(Image.new("CMYK", (8, 8), upside_down[:3] + (0,)), "JPEG", quality=95)
+    data = encoded(Image.new("CMYK", (8, 8), (*upside_down[:3], 0)), "JPEG", quality=95)
     transform = data.index(b"Adobe") + 11
     opened = open_picture(data[:transform] + b"\2" + data[transform + 1 :])
     assert np.abs(np.array(opened.getpixel((4, 4))) - (255, 0, 0)).max() < 5
