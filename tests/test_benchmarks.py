@@ -1,11 +1,12 @@
 """benchmarks/: every path runs, and the tables say what was measured."""
 
 import re
+import shutil
 
 import pytest
 from conftest import ROOT
 
-from benchmarks import training
+from benchmarks import serving, training
 from serving.models import best_model
 
 
@@ -49,3 +50,48 @@ def test_the_time_to_an_accuracy_is_measured_cold_and_warm(small, drawn, capsys,
 def test_a_folder_without_pictures_is_one_sentence(tmp_path, capsys):
     assert training.main(["--data", str(tmp_path)]) == 1
     assert capsys.readouterr().err.startswith("benchmarks.training: Expected")
+
+
+@pytest.fixture
+def converted(small_checkpoint, small_tflite, monkeypatch, tmp_path):
+    """The small model as what the benchmark has converted before."""
+    monkeypatch.setattr(serving, "MADE", tmp_path)
+    (tmp_path / "none").mkdir()
+    for path in (small_checkpoint, small_tflite):
+        shutil.copy(path, tmp_path / "none")
+    return str(small_checkpoint)
+
+
+def test_every_handler_is_measured_beside_the_originals(converted, drawn, capsys):
+    flags = ["--data", str(drawn), "--checkpoint", converted, "--kinds", "none", "float16"]
+    assert serving.main([*flags, "--rounds", "2", "--starts", "1", "--threads", "1"]) == 0
+    out = capsys.readouterr().out
+    rows = re.findall(
+        r"^\| (.+), (.+) \| (.+) \| 1 \| \d+, \d+ \| ([\d.]+) \| \d+, \d+ \| ([\d.]+) \| (\d+) \|$",
+        out,
+        re.M,
+    )
+    assert [row[:3] for row in rows] == [
+        ("original", "tflite-runtime", "float32"),
+        ("ours", "tflite-runtime", "float32"),
+        ("ours", "tflite-runtime", "float16"),
+        ("ours", "ai-edge-litert", "float32"),
+        ("ours", "ai-edge-litert", "float16"),
+        ("ours", "openvino", "float32"),
+        ("ours", "openvino", "float16"),
+        ("ours", "ONNX Runtime", "float32"),
+    ]
+    assert rows[0][3:5] == ("1.0", "1.0")
+    # A process with NumPy and a runtime has more than this, and this test's own far more.
+    assert all(20 < int(row[5]) < 400 for row in rows)
+    starts = re.findall(r"^\| .+ \| .+ \| 1 \| (\d+) \| (\d+) \| (\d+) \| (\d+) \|$", out, re.M)
+    assert len(starts) == len(rows)
+    assert all(int(total) > sum(map(int, parts)) for total, *parts in starts)
+
+
+def test_a_handler_that_fails_is_told(converted, drawn, capsys, monkeypatch):
+    monkeypatch.setitem(serving.KINDS, "tflite-runtime", ("none",))
+    (serving.MADE / "none" / "xception_fin_07_0.750.tflite").write_bytes(b"no model")
+    flags = ["--data", str(drawn), "--checkpoint", converted, "--kinds", "none", "--starts", "1"]
+    assert serving.main(flags) == 1
+    assert capsys.readouterr().err.startswith("benchmarks.serving: Expected an answer of ")
