@@ -3,6 +3,7 @@
     python convert_to_tflite.py                                   # the best of models/
     python convert_to_tflite.py models/xception_fin_05_0.893.h5 --quantize float16
     python convert_to_tflite.py --quantize int8 --data flowers/   # calibrated on pictures
+    python convert_to_tflite.py --evaluate --data flowers/        # what was made, on all of them
 
 Writes models/<stem>.tflite beside the checkpoint, with the class names inside. Where the serving
 runtime and Keras differ by more than the kind's tolerance, nothing is written.
@@ -20,21 +21,26 @@ from pathlib import Path
 
 import numpy as np
 
-from serving.classifier import LABELS_FILE, RUNTIMES, find_runtime
+from serving.classifier import LABELS_FILE, RUNTIMES, find_runtime, read_labels
 from serving.models import ModelError, best_model
 from serving.preprocess import resize, scale
 from training.backend import keras, stderr_held_back, tf
 from training.checkpoint import load_checkpoint, split_record, write_atomically
-from training.dataset import DataError, Split, scan
-from training.generators import read_pixels
+from training.dataset import DataError, Dataset, Split, class_of, scan
+from training.forward import compile_forward
+from training.generators import BATCH_SIZE, Pictures, ahead, progress, read_pixels
+from training.metrics import percent, wilson, with_interval
 from training.sample import LABELS, draw
-from training.served import served_probabilities
+from training.served import served, served_probabilities
 
 Reader = Callable[[], np.ndarray]  # reads a picture: uint8 (height, width, 3)
 
 COMPARED = 50  # pictures
 # Pictures that int8 takes the range of every activation from: the calmer half of these.
 CALIBRATING = 100
+# What a file may be worse by on all pictures, whatever its kind.
+MOST_LOST = 0.005  # accuracy, 0 to 1
+LEAST_AGREEMENT = 0.98  # share of pictures with the checkpoint's first answer, 0 to 1
 
 
 @dataclass(frozen=True)
@@ -63,7 +69,10 @@ def main(arguments: list[str] | None = None) -> int:
     options = parse_arguments(arguments)
     try:
         checkpoint = options.checkpoint or best_model(options.models, ".h5")
-        convert(checkpoint, options.quantize, options.data, options.runtime)
+        if options.evaluate:
+            evaluate(checkpoint, options.data, options.runtime)
+        else:
+            convert(checkpoint, options.quantize, options.data, options.runtime)
     except (ModelError, DataError) as error:
         print(f"convert_to_tflite.py: {error}", file=sys.stderr)
         return 1
@@ -238,7 +247,7 @@ def ask(path: Path, inputs: np.ndarray, quantize: str, runtime: str | None) -> n
             raise
         raise ModelError(
             f"Expected a kind that {tried} {version(tried)} can load. Received: --quantize "
-            f"{quantize}, which only {able[0]} {version(able[0])} can: add --runtime {able[0]}, "
+            f"{quantize}, which needs {' or '.join(able)}: add --runtime {able[0]}, "
             f"and build the image with --build-arg RUNTIME={able[0]}."
         ) from error
 
@@ -252,6 +261,62 @@ def can_load(path: Path, inputs: np.ndarray, runtime: str) -> bool:
     return True
 
 
+def evaluate(checkpoint: Path, data: Path, runtime: str | None) -> None:
+    """Print how the `.tflite` file of `checkpoint` answers all pictures of `data`, beside it.
+
+    Raises:
+        ModelError: one of the two cannot be read, or the file is worse by more than `MOST_LOST`
+            and `LEAST_AGREEMENT` allow.
+        DataError: `data` has no pictures of the model's classes.
+    """
+    path, runtime = checkpoint.with_suffix(".tflite"), find_runtime(runtime)[0]
+    labels = read_labels(path)
+    model, _ = load_checkpoint(checkpoint)
+    dataset = scan(data)
+    if not set(dataset.class_names) <= set(labels):
+        raise DataError(
+            f"Expected pictures of {', '.join(labels)}. Received: {', '.join(dataset.class_names)} "
+            f"in {data}. Name the folder that the model was trained on with --data."
+        )
+    print(f"Evaluate: {path} on {runtime} {version(runtime)}, and its checkpoint in float32.")
+    expected, received = first_answers(model, path, dataset, runtime)
+    truth = np.array([labels.index(class_of(picture)) for picture in dataset.pictures])
+    chosen = {"all": np.ones(len(truth), bool)}
+    if split_record(checkpoint).exists():
+        validation = set(Split.read(split_record(checkpoint)).validation)
+        chosen["validation"] = np.array([p in validation for p in dataset.pictures])
+    print("  pictures            checkpoint           .tflite              same first answer")
+    for name, rows in chosen.items():
+        right = (expected == truth)[rows], (received == truth)[rows], (expected == received)[rows]
+        cells = [with_interval(hits.mean(), wilson(hits.sum(), len(hits))) for hits in right]
+        print(f"  {name:<12}{rows.sum():>6}  {'  '.join(cells)}")
+    lost = (expected == truth).mean() - (received == truth).mean()
+    agreeing = (expected == received).mean()
+    if lost > MOST_LOST or agreeing < LEAST_AGREEMENT:
+        raise ModelError(
+            f"Expected at most {percent(MOST_LOST, 1)} of accuracy lost, and the same first answer "
+            f"on {percent(LEAST_AGREEMENT)} of the pictures. Received: {percent(lost, 1)} and "
+            f"{percent(agreeing, 1)}. Convert it again with another --quantize."
+        )
+
+
+def first_answers(
+    model: keras.Model, path: Path, dataset: Dataset, runtime: str
+) -> tuple[np.ndarray, np.ndarray]:
+    """Return the classes that `model` and its .tflite file give all pictures, each int (n,)."""
+    forward = compile_forward(model, "float32", BATCH_SIZE)
+    picks = [(index, 0) for index in range(len(dataset.pictures))]
+    batches = [picks[i : i + BATCH_SIZE] for i in range(0, len(picks), BATCH_SIZE)]
+    pictures = Pictures(dataset, model.input_shape[1:3])
+    expected, received = [], []
+    with served(path, runtime) as ask, progress(len(picks), "  pictures") as bar:
+        for batch, inputs in ahead(batches, pictures.inputs):
+            expected.append(forward(inputs).argmax(axis=1))
+            received.append(ask(inputs).argmax(axis=1))
+            bar.update(len(batch))
+    return np.concatenate(expected), np.concatenate(received)
+
+
 def parse_arguments(arguments: list[str] | None) -> argparse.Namespace:
     """Return the command line's options."""
     parser = argparse.ArgumentParser(
@@ -263,6 +328,13 @@ def parse_arguments(arguments: list[str] | None) -> argparse.Namespace:
     add("--data", type=Path, default=Path("flowers"), help="pictures to compare on [flowers/]")
     add("--models", type=Path, default=Path("models"), help="where checkpoints are [models/]")
     add("--runtime", choices=RUNTIMES, help="that will serve it [the first one installed]")
+    add(
+        "--evaluate",
+        action="store_true",
+        help="convert nothing; ask the .tflite file beside the checkpoint, and the checkpoint, on "
+        "all pictures of --data: accuracy and agreement. Exit code 1 if the file loses more than "
+        "half a point or agrees on less than 98 %%. Takes minutes",
+    )
     return parser.parse_args(arguments)
 
 

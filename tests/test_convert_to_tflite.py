@@ -1,16 +1,20 @@
 """convert_to_tflite.py: every kind, compared with Keras by the runtime that will serve it."""
 
+import re
 import shutil
 import zipfile
 from pathlib import Path
 
 import numpy as np
 import pytest
+from PIL import Image
 
 import convert_to_tflite
 from convert_to_tflite import TOLERANCES, Tolerance
 from serving.classifier import RUNTIMES
 from serving.models import ModelError
+from training.checkpoint import split_record
+from training.dataset import scan, split
 from training.served import served_probabilities
 
 
@@ -67,6 +71,68 @@ def trained_like(tmp_path):
     return path
 
 
+@pytest.fixture(scope="module")
+def colored(tmp_path_factory):
+    """More than a batch of the small checkpoint's classes; one picture is in a wrong folder."""
+    folder = tmp_path_factory.mktemp("colored")
+    for name, color in {
+        "red": (220, 60, 40),
+        "green": (50, 200, 70),
+        "blue": (30, 40, 230),
+    }.items():
+        (folder / name).mkdir()
+        for number in range(13):
+            pixels = np.random.default_rng(number).normal(color, 20, (40, 50, 3)).clip(0, 255)
+            Image.fromarray(pixels.astype("uint8")).save(folder / name / f"{number:02}.png")
+    (folder / "red" / "12.png").rename(folder / "blue" / "99.png")
+    return folder
+
+
+@pytest.mark.parametrize("runtime", RUNTIMES)
+def test_evaluation_is_on_all_pictures_and_on_those_that_validate(
+    checkpoint, small_tflite, colored, capsys, runtime
+):
+    shutil.copy(small_tflite, checkpoint.parent)
+    parts = split(scan(colored), 0.2, seed=0)
+    parts.write(split_record(checkpoint))
+    assert convert(checkpoint, "--evaluate", "--data", colored, "--runtime", runtime) == 0
+    out = capsys.readouterr().out
+    assert f"on {runtime} " in out
+    share = r"  (\d\.\d{3}) \(\d\.\d{3}–\d\.\d{3}\)"
+    rows = re.findall(rf"^  (\w+) +(\d+){share * 3}$", out, re.M)
+    assert rows[0] == ("all", "39", "0.974", "0.974", "1.000")
+    assert rows[1][:2] == ("validation", str(len(parts.validation)))
+    assert rows[1][4] == "1.000"
+
+
+def test_evaluation_fails_where_the_file_is_worse(checkpoint, colored, tmp_path, capsys):
+    from training.checkpoint import Metadata, load_checkpoint, save_checkpoint
+
+    model, _ = load_checkpoint(checkpoint)
+    model.layers[-1].set_weights([np.eye(3)[[0, 2, 1]] * 4, np.zeros(3)])
+    other = tmp_path / "other" / checkpoint.name
+    other.parent.mkdir()
+    save_checkpoint(model, other, Metadata(("red", "green", "blue"), 7, 0.75))
+    assert convert(other, "--data", "none") == 0
+    before = other.with_suffix(".tflite").read_bytes()
+    shutil.copy(checkpoint, other)
+    assert convert(other, "--evaluate", "--data", colored) == 1
+    captured = capsys.readouterr()
+    assert re.search(r"Received: \d+\.\d % and \d+\.\d %. Convert it again", captured.err)
+    assert other.with_suffix(".tflite").read_bytes() == before
+
+
+def test_evaluation_wants_a_file_and_pictures_of_its_classes(
+    checkpoint, small_tflite, drawn, capsys
+):
+    assert convert(checkpoint, "--evaluate", "--data", drawn) == 1
+    assert "which does not exist. Run python convert_to_tflite.py" in capsys.readouterr().err
+    shutil.copy(small_tflite, checkpoint.parent)
+    assert convert(checkpoint, "--evaluate", "--data", drawn) == 1
+    expected = "Expected pictures of red, green, blue. Received: daisy, dandelion, rose"
+    assert expected in capsys.readouterr().err
+
+
 def test_beyond_the_tolerance_nothing_is_written(checkpoint, drawn, monkeypatch, capsys):
     path = checkpoint.with_suffix(".tflite")
     path.write_bytes(b"an earlier one")
@@ -83,8 +149,6 @@ def test_int8_wants_pictures_to_calibrate_on(checkpoint, tmp_path, capsys):
 
 
 def test_it_calibrates_on_training_and_compares_on_validation_pictures(checkpoint, drawn):
-    from training.checkpoint import split_record
-    from training.dataset import scan, split
     from training.generators import read_pixels
 
     parts = split(scan(drawn), 0.2, seed=3)

@@ -8,6 +8,10 @@ import argparse
 import subprocess
 import sys
 import tempfile
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from multiprocessing import Pipe
+from multiprocessing.connection import Connection
 from pathlib import Path
 
 import numpy as np
@@ -16,34 +20,57 @@ from serving.classifier import Classifier
 from serving.models import ModelError, thread_count
 
 
-def served_probabilities(model: Path, inputs: np.ndarray, runtime: str | None) -> np.ndarray:
-    """Return the answers of `model` (.tflite) to `inputs`, float32 (n, classes), 0 to 1.
+@contextmanager
+def served(model: Path, runtime: str | None) -> Iterator[Callable[[np.ndarray], np.ndarray]]:
+    """Yield a function from inputs to the answers of `model` (.tflite), which is loaded once.
 
-    `inputs` is float32 (n, height, width, 3), -1 to 1; `runtime` as in `Classifier`.
+    Inputs are float32 (n, height, width, 3), -1 to 1, answers float32 (n, classes), 0 to 1;
+    `runtime` as in `Classifier`.
 
     Raises:
-        ModelError: the runtime is not installed, or cannot load the model.
+        ModelError: the runtime is not installed, cannot load the model, or breaks down over it.
     """
-    with tempfile.TemporaryDirectory() as folder:
-        asked, answered = Path(folder, "inputs.npy"), Path(folder, "probabilities.npy")
-        np.save(asked, inputs)
-        command = [sys.executable, "-m", __name__, str(model.resolve()), asked, answered]
-        command += ["--runtime", runtime] if runtime else []
-        process = subprocess.run(
-            command, cwd=Path(__file__).parent.parent, capture_output=True, text=True
-        )
-        if process.returncode:
-            last = process.stderr.strip().splitlines()[-1:]
-            raise ModelError(last[0] if last else f"{model.name} ended its runtime's process.")
-        return np.load(answered)
+    ours, theirs = Pipe()
+    command = [sys.executable, "-m", __name__, str(model.resolve()), str(theirs.fileno())]
+    command += ["--runtime", runtime] if runtime else []
+    # `ours` is closed first: the process ends once there is nobody to ask it.
+    with (
+        tempfile.TemporaryFile("w+") as errors,
+        subprocess.Popen(
+            command,
+            cwd=Path(__file__).parent.parent,
+            pass_fds=[theirs.fileno()],
+            stdout=errors,
+            stderr=errors,
+        ),
+        ours,
+    ):
+        theirs.close()
+
+        def ask(inputs: np.ndarray) -> np.ndarray:
+            try:
+                ours.send(inputs)
+                return ours.recv()
+            except (EOFError, OSError):
+                errors.seek(0)
+                last = errors.read().strip().splitlines()[-1:]
+                sentence = last[0] if last else f"{model.name} ended its runtime's process."
+                raise ModelError(sentence) from None
+
+        yield ask
+
+
+def served_probabilities(model: Path, inputs: np.ndarray, runtime: str | None) -> np.ndarray:
+    """Return the answers of `model` to `inputs`, once; see `served`."""
+    with served(model, runtime) as ask:
+        return ask(inputs)
 
 
 def main() -> int:
-    """Do it, in the process of its own."""
+    """Answer what comes, in the process of its own, until there is nobody to answer."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("model", type=Path)
-    parser.add_argument("inputs", type=Path, help=".npy to read")
-    parser.add_argument("probabilities", type=Path, help=".npy to write")
+    parser.add_argument("connection", type=int, help="descriptor of the pipe's end")
     parser.add_argument("--runtime")
     options = parser.parse_args()
     try:
@@ -51,12 +78,14 @@ def main() -> int:
     except ModelError as error:
         print(error, file=sys.stderr)
         return 1
-    inputs = np.load(options.inputs)
-    np.save(
-        options.probabilities,
-        np.stack([classifier.probabilities(row[np.newaxis]) for row in inputs]),
-    )
-    return 0
+    with Connection(options.connection) as connection:
+        while True:
+            try:
+                inputs = connection.recv()
+            except EOFError:
+                return 0
+            rows = [classifier.probabilities(row[np.newaxis]) for row in inputs]
+            connection.send(np.stack(rows))
 
 
 if __name__ == "__main__":
