@@ -23,13 +23,16 @@ COPY Pipfile Pipfile.lock ./
 RUN version=$(python3 -c "import json; print(json.load(open('Pipfile.lock'))['develop']['pipenv']['version'])") \
     && python3 -m pip install --no-cache-dir --root-user-action=ignore \
         --target /opt/pipenv "pipenv$version"
-# The lock has all that is needed: pip need not look for more. Packages' own tests stay out. Byte
-# code is never checked against its source: a read-only file system stays untouched.
+# The lock has all that is needed: pip need not look for more. Packages' own tests and type stubs stay out,
+# and what NumPy has for building others. Byte code is never checked against its source: a read-only file
+# system stays untouched.
 RUN PYTHONPATH=/opt/pipenv python3 -m pipenv requirements \
         --categories "$RUNTIME" --hash --exclude-index > requirements.txt \
     && python3 -m pip install --no-cache-dir --root-user-action=ignore --no-compile \
         --require-hashes --no-deps --only-binary=:all: --target packages -r requirements.txt \
     && find packages -type d -name tests -prune -exec rm -rf {} + \
+    && find packages -name "*.pyi" -delete \
+    && rm -rf packages/numpy/f2py packages/numpy/distutils \
     && python3 -m compileall -q --invalidation-mode unchecked-hash packages
 # Nearly half of OpenVINO is for other processors and other kinds of model files.
 RUN cd packages && rm -rf openvino/tools openvino/include openvino/libs/cache.json \

@@ -23,6 +23,7 @@ from packaging.markers import Marker
 from packaging.utils import canonicalize_name
 from PIL import Image
 
+from benchmarks.serving import added
 from tests.container.base_images import UnavailableError, build_options, ensure_base_images
 
 PYTHONS = {"tflite-runtime": "3.11", "ai-edge-litert": "3.13", "openvino": "3.13"}
@@ -268,6 +269,12 @@ def test_the_image_holds_what_it_needs_and_nothing_else(service):
     assert {"lambda_function.py", "serving", "models"} <= ours
     assert not ours & {"tensorflow", "keras", "training", "Pipfile", "Pipfile.lock", "Dockerfile"}
     assert all(mode & 0o004 for mode in files.values()), "not readable for everybody"
+
+
+def test_the_image_is_small(service):
+    """With a float32 model, 88 MB, the default one stays below 180."""
+    most = {"tflite-runtime": 92e6, "ai-edge-litert": 150e6, "openvino": 186e6}
+    assert 50e6 < added(service.image) < most[service.runtime]
 
 
 def test_byte_code_is_there(service):
