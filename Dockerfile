@@ -23,9 +23,9 @@ COPY Pipfile Pipfile.lock ./
 RUN version=$(python3 -c "import json; print(json.load(open('Pipfile.lock'))['develop']['pipenv']['version'])") \
     && python3 -m pip install --no-cache-dir --root-user-action=ignore \
         --target /opt/pipenv "pipenv$version"
-# The lock has all that is needed: pip need not look for more. Packages' own tests and type stubs stay out,
-# and what NumPy has for building others. Byte code is never checked against its source: a read-only file
-# system stays untouched.
+# The lock has all that is needed: pip need not look for more. Packages' own tests and type stubs
+# stay out, and what NumPy has for building others. Byte code is never checked against its source:
+# a read-only file system stays untouched.
 RUN PYTHONPATH=/opt/pipenv python3 -m pipenv requirements \
         --categories "$RUNTIME" --hash --exclude-index > requirements.txt \
     && python3 -m pip install --no-cache-dir --root-user-action=ignore --no-compile \
