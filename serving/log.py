@@ -28,7 +28,7 @@ def write(level: str, message: str, **facts: object) -> None:
 def write_request(**facts: object) -> None:
     """Print the line of a request; with its `METRICS` in CloudWatch's embedded metric format."""
     if namespace := os.environ.get("METRICS_NAMESPACE"):
-        metrics = [{"Name": name, "Unit": unit} for name, unit in METRICS.items()]
+        metrics = [{"Name": name, "Unit": unit} for name, unit in METRICS.items() if name in facts]
         facts["_aws"] = {
             "Timestamp": int(time.time() * 1000),
             "CloudWatchMetrics": [

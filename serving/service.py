@@ -80,6 +80,7 @@ class Service:
             answer = as_answer(error)
             if http is not None:
                 answer = gateway.answer(http, error.status, answer, cors())
+        facts.setdefault("errors", int(error is not None))
         if error:
             facts["error"] = type(error).__name__
         facts["ms"] = milliseconds(started)

@@ -226,7 +226,13 @@ def test_metrics_are_told_where_they_are_wanted(service, log, monkeypatch):
     [line] = log()
     [directive] = line["_aws"]["CloudWatchMetrics"]
     assert directive["Namespace"] == "flowers"
+    assert {metric["Name"] for metric in directive["Metrics"]} == set(module.log.METRICS)
     assert all(line[metric["Name"]] >= 0 for metric in directive["Metrics"])
+    service.handle({})
+    [line] = log()
+    [directive] = line["_aws"]["CloudWatchMetrics"]
+    assert [metric["Name"] for metric in directive["Metrics"]] == ["ms", "errors"]
+    assert line["errors"] == 1
 
 
 def test_a_defect_of_ours_is_logged_and_not_told(service, log, monkeypatch):
