@@ -6,7 +6,7 @@ RUNTIME =
 ARGS =
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test train convert predict build run http data sample benchmark fuzz lock format clean
+.PHONY: help setup demo test train convert predict build run http data sample explore compare tune benchmark fuzz lock format clean
 
 help: ## list these commands
 	@echo "make demo shows the whole path, make test checks it. All of them:"
@@ -15,7 +15,8 @@ help: ## list these commands
 	@echo
 	@echo "Variables:"
 	@echo "  ARGS     further arguments of demo, test, train, convert, predict, build, run, http,"
-	@echo "           data, sample, benchmark and fuzz: make train ARGS=\"--epochs 5\", make train ARGS=--help"
+	@echo "           data, sample, explore, compare, tune, benchmark and fuzz:"
+	@echo "           make train ARGS=\"--epochs 5\", make train ARGS=--help"
 	@echo "  IMAGE    what to predict, a file, a folder or a URL: make predict IMAGE=rose.jpg"
 	@echo "  RUNTIME  what the image runs, tflite-runtime, ai-edge-litert or openvino: make"
 	@echo "           build RUNTIME=openvino"
@@ -56,6 +57,15 @@ data: setup ## download the data set into flowers/
 
 sample: setup ## draw a small data set into flowers/
 	$(PYTHON) -m training.sample $(ARGS)
+
+explore: setup ## look at the pictures of flowers/: one page of figures
+	$(PYTHON) -m experiments.explore $(ARGS)
+
+compare: setup ## several networks under one budget on flowers/, in one table
+	$(PYTHON) -m experiments.compare $(ARGS)
+
+tune: setup ## search for better settings of the head, on flowers/
+	$(PYTHON) -m experiments.tune $(ARGS)
 
 benchmark: setup ## measure how fast each way of training is, side by side
 	$(PYTHON) -m benchmarks.training $(ARGS)

@@ -76,6 +76,9 @@ def test_the_promised_targets_are_there() -> None:
         ("fuzz", "-m fuzz.pictures --here"),
         ("data", "-m training.download --here"),
         ("sample", "-m training.sample --here"),
+        ("explore", "-m experiments.explore --here"),
+        ("compare", "-m experiments.compare --here"),
+        ("tune", "-m experiments.tune --here"),
         ("lock", "-m tools.lock"),
     ],
 )
