@@ -118,8 +118,9 @@ def service(image: str | None, model: Path | None) -> Iterator[tuple[str, Callab
         image,
     )
     try:
-        pids = docker("top", name, "-eo", "pid").split()[1:]
-        yield f"http://127.0.0.1:8080{INVOCATIONS}", lambda: resident(pids)
+        # The handler's process comes with the first request, and anew when it is killed.
+        processes = ("top", name, "-eo", "pid")
+        yield f"http://127.0.0.1:8080{INVOCATIONS}", lambda: resident(docker(*processes).split())
     finally:
         docker("stop", "--time", "2", name)
 
