@@ -219,10 +219,11 @@ def test_a_url_that_leads_nowhere(service):
     assert f"Received: FetchError: {answer['error']['message']}" in process.stdout
 
 
-def test_by_default_it_goes_to_public_addresses_only(docker, service):
+def test_by_default_it_goes_to_public_addresses_only(docker, service, pictures):
     name = f"{service.container}-closed"
     try:
         closed = Service(service.runtime, service.image, name, start(docker, service.image, name))
+        docker_test(closed, "--file", pictures / "red.png")  # waits until it is there
         # Lambda's own interface, clouds' metadata, and this machine by other names.
         hosts = ("127.0.0.1:9001", "localhost", "169.254.169.254", "[::1]:8080", "2130706433")
         for host in hosts:
