@@ -205,3 +205,16 @@ def test_the_small_networks_are_the_originals():
     assert layers("deeper", convolutions) > 2
     assert layers("deeper", dense) > 2
     assert layers("deeper", keras.layers.Dropout) > 0
+
+
+def test_the_readmes_commands_parse_and_its_figures_are_there_and_small():
+    readme = (ROOT / "experiments" / "README.md").read_text(encoding="utf-8")
+    scripts = {"explore": explore, "compare": compare, "tune": tune}
+    commands = re.findall(r"python -m experiments\.(\w+)((?: [^#`\n&\\]+|\\\n)*)", readme)
+    assert {name for name, _ in commands} == set(scripts)
+    for name, words in commands:
+        scripts[name].parse_arguments(words.replace("\\\n", " ").split())
+    figures = set(re.findall(r"!\[[^]]+\]\((figures/[^)]+)\)", readme))
+    kept = {f"figures/{path.name}" for path in (ROOT / "experiments" / "figures").iterdir()}
+    assert figures == kept
+    assert all((ROOT / "experiments" / name).stat().st_size < 200_000 for name in figures)
