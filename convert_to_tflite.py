@@ -10,10 +10,7 @@ runtime and Keras differ by more than the kind's tolerance, nothing is written.
 """
 
 import argparse
-import contextlib
-import io
 import sys
-import zipfile
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from importlib.metadata import version
@@ -21,10 +18,10 @@ from pathlib import Path
 
 import numpy as np
 
-from serving.classifier import LABELS_FILE, RUNTIMES, find_runtime, read_labels
+from serving.classifier import RUNTIMES, find_runtime, read_labels
 from serving.models import ModelError, best_model
 from serving.preprocess import resize, scale
-from training.backend import keras, stderr_held_back, tf
+from training.backend import keras, tf
 from training.checkpoint import load_checkpoint, split_record, write_atomically
 from training.dataset import DataError, Dataset, Split, class_of, scan
 from training.forward import compile_forward
@@ -32,6 +29,7 @@ from training.generators import BATCH_SIZE, Pictures, ahead, progress, read_pixe
 from training.metrics import percent, wilson, with_interval
 from training.sample import LABELS, draw
 from training.served import served, served_probabilities
+from training.tflite import convert_quietly, labels_archive
 
 Reader = Callable[[], np.ndarray]  # reads a picture: uint8 (height, width, 3)
 
@@ -172,9 +170,7 @@ def to_tflite(model: keras.Model, quantize: str, calibrating: list[Reader]) -> b
         inputs = calm_half(model, np.stack([scale(read()) for read in calibrating]))
         converter.target_spec.supported_ops = [tf.lite.OpsSet.TFLITE_BUILTINS_INT8]
         converter.representative_dataset = lambda: ([row[np.newaxis]] for row in inputs)
-    # The converter lists every variable on standard output, a few hundred lines.
-    with stderr_held_back(), contextlib.redirect_stdout(io.StringIO()):
-        return converter.convert()
+    return convert_quietly(converter)
 
 
 def calm_half(model: keras.Model, inputs: np.ndarray) -> np.ndarray:
@@ -192,18 +188,6 @@ def calm_half(model: keras.Model, inputs: np.ndarray) -> np.ndarray:
     common = np.maximum(np.median(peaks, axis=0), np.finfo(np.float32).tiny)
     order = np.argsort((peaks / common).max(axis=1))
     return inputs[order[: -(-len(inputs) // 2)]]
-
-
-def labels_archive(class_names: tuple[str, ...]) -> bytes:
-    """Return the zip archive with the class names that is appended to the flatbuffer.
-
-    It is TFLite Metadata's way of an associated file: runtimes ignore it, zipfile finds it.
-    """
-    buffer = io.BytesIO()
-    with zipfile.ZipFile(buffer, "w") as archive:
-        # A fixed date, so that the same checkpoint gives the same file.
-        archive.writestr(zipfile.ZipInfo(LABELS_FILE), "\n".join(class_names) + "\n")
-    return buffer.getvalue()
 
 
 def compare(

@@ -629,6 +629,7 @@ def parse_arguments(arguments: list[str] | None) -> argparse.Namespace:
         help_text = f"{text} [{values}]".lstrip()
         settings.add_argument(f"--{name.replace('_', '-')}", type=kind, help=help_text)
 
+    override("head", layers, "dense layers below the softmax, such as 512,128,32, or none")
     override("inference_size", positive(int), "pixels, of the finished network; None: as trained")
     override("epochs", positive(int))
     override("batch_size", positive(int))
@@ -645,6 +646,14 @@ def parse_arguments(arguments: list[str] | None) -> argparse.Namespace:
     if options.distribute:
         options.cache = None  # a cache is one process's, and one machine's
     return options
+
+
+def layers(text: str) -> tuple[int, ...]:
+    """Return `text`, numbers of units separated by commas, as the dense layers of a head."""
+    units = () if text == "none" else tuple(map(int, text.split(",")))
+    if min(units, default=1) < 1:
+        raise argparse.ArgumentTypeError(f"expected numbers above 0, or none. Received: {text}")
+    return units
 
 
 def block(text: str) -> int:

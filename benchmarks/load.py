@@ -12,13 +12,11 @@ of the requests a row; exits with 1 if one of them fails or if memory grows.
 import argparse
 import base64
 import contextlib
-import json
 import random
 import subprocess
 import sys
 import threading
 import time
-import urllib.request
 import uuid
 from collections.abc import Callable, Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -27,6 +25,7 @@ from pathlib import Path
 import numpy as np
 
 from tools.emulator import INVOCATIONS, EmulatorError, free_port, local_service
+from tools.function_url import invoker
 
 PICTURES = 50  # different ones
 PARTS = 10
@@ -34,7 +33,6 @@ WARM = 100  # requests after which memory may not grow any more
 GROWTH = 0.05  # of the memory after those
 LATE = 2.0  # seconds that a late picture takes
 ALLOW = {"FETCH_ALLOW": "127.0.0.1"}
-OPENER = urllib.request.build_opener(urllib.request.ProxyHandler({}))
 
 
 class LoadError(Exception):
@@ -213,9 +211,7 @@ def measure(endpoint: str, events: list[dict], requests: int, memory: Callable[[
 
 def post(endpoint: str, event: dict) -> object:
     """Return what the service answers to `event`."""
-    request = urllib.request.Request(endpoint, json.dumps(event).encode())
-    with OPENER.open(request, timeout=60) as response:
-        return json.load(response)
+    return invoker(endpoint)(event)
 
 
 def is_scores(answer: object) -> bool:

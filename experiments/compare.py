@@ -11,12 +11,9 @@ rows.jsonl and each network's folder let a stopped run go on after its last fini
 """
 
 import argparse
-import contextlib
-import io
 import json
 import sys
 import time
-import zipfile
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -39,9 +36,8 @@ from experiments.networks import (
 from experiments.page import Section, markdown_table, write_page
 from experiments.records import Records
 from experiments.timing import THREADS, inference_seconds
-from serving.classifier import LABELS_FILE
 from serving.models import ModelError
-from training.backend import keras, stderr_held_back, tf
+from training.backend import keras, tf
 from training.checkpoint import (
     BestCheckpoint,
     RunState,
@@ -63,6 +59,7 @@ from training.generators import (
     progress,
 )
 from training.metrics import wilson, with_interval
+from training.tflite import convert_quietly, labels_archive
 
 EPOCHS = 20
 VALIDATION, SELECTION = 0.2, 0.125  # of each class; of what is then left
@@ -277,16 +274,9 @@ class Seconds(keras.callbacks.Callback):
 
 def write_tflite(model: keras.Model, path: Path, class_names: tuple[str, ...]) -> int:
     """Write `model` to `path` as float32 with its labels inside; return the model's bytes."""
-    # The converter lists every variable on standard output, a few hundred lines.
-    with stderr_held_back(), contextlib.redirect_stdout(io.StringIO()):
-        content = tf.lite.TFLiteConverter.from_keras_model(model).convert()
-
-    def write(new: Path) -> None:
-        new.write_bytes(content)
-        with zipfile.ZipFile(new, "a") as archive:
-            archive.writestr(LABELS_FILE, "\n".join(class_names) + "\n")
-
-    write_atomically(path, write)
+    content = convert_quietly(tf.lite.TFLiteConverter.from_keras_model(model))
+    whole = content + labels_archive(class_names)
+    write_atomically(path, lambda new: new.write_bytes(whole))
     return len(content)
 
 

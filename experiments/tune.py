@@ -527,6 +527,7 @@ def command(best: Setting, options: argparse.Namespace) -> str:
     """Return the `train.py` command that uses `best`, as far as it has flags for it."""
     words = ["python", "train.py", "--learning-rate", f"{best.learning_rate:.4g}"]
     words += ["--momentum", f"{best.momentum:.4g}", "--epochs", str(options.epochs)]
+    words += ["--head", ",".join(map(str, best.head)) or "none"] if best.head != HEAD else []
     words += ["--data", str(options.data), "--weights", options.weights]
     words += ["--exclude", str(options.exclude)] if options.exclude else []
     words += ["--seed", str(options.seed)]
@@ -535,12 +536,7 @@ def command(best: Setting, options: argparse.Namespace) -> str:
 
 def beyond_flags(best: Setting) -> list[str]:
     """Return what of `best` train.py has no flag for, for a person."""
-    lines = []
-    if best.head != HEAD:
-        lines.append(f"and in the recipe of train.py: head = {best.head}")
-    if best.dropout:
-        lines.append(f"train.py has no dropout; {best.dropout:.1f} of it was best here")
-    return lines
+    return [f"train.py has no dropout; {best.dropout:.1f} of it was best here"] * bool(best.dropout)
 
 
 def parse_arguments(arguments: Sequence[str] | None) -> argparse.Namespace:

@@ -23,6 +23,7 @@ import requests
 import urllib3
 from requests.adapters import HTTPAdapter
 
+from serving import log
 from serving.addresses import VARIABLE, Allowed, check_addresses, parse_allowed
 from serving.errors import (
     AddressError,
@@ -52,8 +53,6 @@ HEADERS = {
 }
 # Other values are common and mean nothing: pictures in S3 have base64, utf-8 or aws-chunked here.
 COMPRESSIONS = {"gzip", "x-gzip", "deflate", "compress", "x-compress", "br", "zstd"}
-
-log = logging.getLogger(__name__)
 
 
 def fetch(url: str, deadline: float | None = None) -> bytes:
@@ -107,13 +106,20 @@ def tls_context() -> ssl.SSLContext:
     return context
 
 
+def too_large() -> TooLargeError:
+    """Return the error for a picture of more than `MAX_BYTES`, wherever it came from."""
+    return TooLargeError(
+        f"Expected at most {MAX_BYTES / 1e6:.0f} MB. Received: more. Send a smaller picture."
+    )
+
+
 def _fetch_or_error(url: str, deadline: float | None, allowed: Allowed) -> bytes | ServingError:
     try:
         return _fetch(url, deadline, allowed)
     except ServingError as error:
         return error
-    except Exception:
-        log.exception("a fetch failed")
+    except Exception as defect:
+        log.write_defect(None, defect)
         return InternalError("The service failed on this url; its log says why.")
 
 
@@ -196,12 +202,12 @@ def _read(response: requests.Response) -> bytes:
             "Received: one that its host has compressed again. Use another host."
         )
     if (response.raw.length_remaining or 0) > MAX_BYTES:
-        raise _too_large()
+        raise too_large()
     body = bytearray()
     while piece := response.raw.read1(CHUNK, decode_content=False):
         body += piece
         if len(body) > MAX_BYTES:
-            raise _too_large()
+            raise too_large()
     return bytes(body)
 
 
@@ -285,7 +291,7 @@ class _BoundedSocket:
         count = super().recv_into(*args, **options)
         self.left -= count
         if self.left < 0:
-            raise _too_large()
+            raise too_large()
         return count
 
 
@@ -355,12 +361,6 @@ def _unreachable() -> FetchError:
     return FetchError(
         "Expected the picture's host to answer. "
         "Received: no connection or a broken one. Check the url."
-    )
-
-
-def _too_large() -> TooLargeError:
-    return TooLargeError(
-        f"Expected at most {MAX_BYTES / 1e6:.0f} MB. Received: more. Send a smaller picture."
     )
 
 

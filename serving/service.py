@@ -17,11 +17,10 @@ from serving.errors import (
     MethodError,
     NotFoundError,
     ServingError,
-    TooLargeError,
     as_answer,
 )
 from serving.events import Request, Source
-from serving.fetch import MAX_BYTES, fetch_all
+from serving.fetch import MAX_BYTES, fetch_all, too_large
 from serving.gateway import HttpRequest
 from serving.image import open_picture
 from serving.preprocess import preprocess
@@ -152,7 +151,7 @@ class Service:
         self._fetch(pictures, latest, facts)
         for picture in pictures:
             if picture.error is None:
-                self._ask(picture, latest, request.top)
+                self._ask(picture, latest, request.top, facts["request_id"])
         facts["pictures"] = [picture.facts for picture in pictures]
         facts["errors"] = sum(picture.error is not None for picture in pictures)
         for name in ("decode_ms", "infer_ms"):
@@ -176,12 +175,7 @@ class Service:
                 picture.facts["source"] = "image"
                 picture.data = picture.source.image
                 if len(picture.data) > MAX_BYTES:
-                    picture.fail(
-                        TooLargeError(
-                            f"Expected at most {MAX_BYTES / 1e6:.0f} MB. Received: more. "
-                            "Send a smaller picture."
-                        )
-                    )
+                    picture.fail(too_large())
         fetched = fetch_all([picture.source.url for picture in remote], latest) if remote else []
         for picture, found in zip(remote, fetched, strict=True):
             if isinstance(found, ServingError):
@@ -190,7 +184,9 @@ class Service:
                 picture.data = found
         facts["fetch_ms"] = milliseconds(started)
 
-    def _ask(self, picture: Picture, latest: float, top: int | None) -> None:
+    def _ask(
+        self, picture: Picture, latest: float, top: int | None, request_id: str | None
+    ) -> None:
         """Decode `picture` and ask the model, unless it is later than `latest`."""
         facts, size = picture.facts, self.classifier.input_size
         facts["bytes"] = len(picture.data)
@@ -213,7 +209,7 @@ class Service:
         except ServingError as error:
             picture.fail(error)
         except Exception as defect:  # of this picture only
-            log.write_defect(None, defect)
+            log.write_defect(request_id, defect)
             picture.fail(InternalError("The service failed on this picture; its log says why."))
         finally:
             picture.data = None  # several large ones would add up

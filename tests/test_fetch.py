@@ -2,6 +2,7 @@
 
 import contextlib
 import gzip
+import json
 import logging
 import os
 import socket
@@ -929,14 +930,14 @@ def test_several_end_at_one_deadline(talk):
     assert [type(error) for error in errors] == [FetchTimeoutError] * 20
 
 
-def test_a_defect_is_logged_and_costs_its_own_url_only(http_server, monkeypatch, caplog):
+def test_a_defect_is_logged_and_costs_its_own_url_only(http_server, monkeypatch, capsys):
     url = http_server({"/": (200, {}, b"rose")})
     read = module._read
     broken = f"{url}/?broken"
 
     def break_one(response: requests.Response) -> bytes:
         if response.url == broken:
-            raise ZeroDivisionError("our defect")
+            raise ZeroDivisionError("our defect at http://example.com/?secret")
         return read(response)
 
     monkeypatch.setattr(module, "_read", break_one)
@@ -944,6 +945,10 @@ def test_a_defect_is_logged_and_costs_its_own_url_only(http_server, monkeypatch,
     assert isinstance(first, InternalError)
     assert "defect" not in str(first)
     assert second == b"rose"
-    assert "our defect" in caplog.text
+    [line] = capsys.readouterr().out.splitlines()
+    logged = json.loads(line)
+    assert logged["level"] == "ERROR"
+    assert "our defect" in logged["exception"]
+    assert "secret" not in line
     with pytest.raises(ZeroDivisionError):
         fetch(broken)

@@ -244,11 +244,11 @@ def test_a_defect_of_ours_is_logged_and_not_told(service, log, monkeypatch):
     events = [{"image": base64_of(encoded("red"))}]
     events.append(http("POST", body=encoded("red"), kind="image/png"))
     for event in events:
-        answer = service.handle(event)
+        answer = service.handle(event, context(30))
         assert "InternalError" in json.dumps(answer)
         assert "example.com" not in json.dumps(answer)
         defect, request = log()
-        assert defect["level"] == "ERROR"
+        assert (defect["level"], defect["request_id"]) == ("ERROR", "id-1")
         assert "KeyError" in defect["exception"]
         assert "in _ask" in defect["exception"]
         assert "secret" not in json.dumps([defect, request])

@@ -119,7 +119,8 @@ def test_flags_reach_the_recipe(name, monkeypatch):
     assert seen == asdict(RECIPES[name])
     flags = (
         "--epochs 2 --batch-size 4 --learning-rate 0.1 --momentum 0 --steps-per-epoch 3 --seed 1 "
-        "--views 5 --first-block 11 --mixup 0.5 --label-smoothing 0.3 --inference-size 320"
+        "--views 5 --first-block 11 --mixup 0.5 --label-smoothing 0.3 --inference-size 320 "
+        "--head 64,16"
     )
     assert train.main(["--recipe", name, *flags.split()]) == 0
     changed = {n for n, value in asdict(RECIPES[name]).items() if seen[n] != value}
@@ -135,7 +136,9 @@ def test_flags_reach_the_recipe(name, monkeypatch):
         "mixup": 0.5,
         "label_smoothing": 0.3,
         "inference_size": 320,
+        "head": (64, 16),
     }
+    assert train.parse_arguments(["--head", "none"]).head == ()
 
 
 def test_the_learning_rate_warms_up_and_decays():

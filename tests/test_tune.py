@@ -221,10 +221,15 @@ def test_two_workers_share_one_search(flags, task, tmp_path):
 def test_what_train_py_has_no_flag_for_is_told():
     assert tune.beyond_flags(tune.ORIGINAL) == []
     lines = tune.beyond_flags(tune.Setting(0.1, 0.9, (64,), 0.2))
-    assert lines == [
-        "and in the recipe of train.py: head = (64,)",
-        "train.py has no dropout; 0.2 of it was best here",
-    ]
+    assert lines == ["train.py has no dropout; 0.2 of it was best here"]
+
+
+@pytest.mark.parametrize("head", [(), (64,), (512, 128)])
+def test_the_command_gives_train_py_what_was_best(head):
+    words = tune.command(tune.Setting(0.1, 0.9, head, 0.0), tune.parse_arguments([])).split()
+    assert words[:2] == ["python", "train.py"]
+    options = train.parse_arguments(words[2:])
+    assert (options.learning_rate, options.momentum, options.head) == (0.1, 0.9, head)
 
 
 def test_the_originals_setting_stays_where_the_search_found_none_better():
