@@ -3,6 +3,7 @@
 import hashlib
 import json
 import shutil
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -182,6 +183,22 @@ def test_what_a_file_lists_is_left_out(folder):
     assert "rose/03.png" not in dataset.pictures
     assert set(dataset.digests) == set(dataset.pictures)
     assert (folder / "rose" / "03.png").exists()
+
+
+def test_the_wrong_labels_of_the_kaggle_set_can_be_excluded(folder):
+    listed = Path(__file__).parent.parent / "experiments" / "wrong_labels.txt"
+    lines = [line for line in listed.read_text().splitlines() if line and not line.startswith("#")]
+    assert all("  # " in line for line in lines), "each says what is to be seen"
+    names = [line.split("  # ")[0] for line in lines]
+    assert names == sorted(set(names))
+    shutil.rmtree(folder / "aster")
+    for name in ("daisy", "dandelion", "sunflower", "tulip"):
+        shutil.copytree(folder / "rose", folder / name)
+    for name in names:
+        shutil.copy(folder / "rose" / "00.png", folder / name)
+    dataset = scan(folder, listed)
+    assert dict(dataset.left_out) == dict.fromkeys(names, f"excluded by {listed}")
+    assert set(dataset.counts.values()) == {10}
 
 
 def test_an_unreadable_picture_may_be_excluded(folder):
