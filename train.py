@@ -650,10 +650,10 @@ def parse_arguments(arguments: list[str] | None) -> argparse.Namespace:
 
 def layers(text: str) -> tuple[int, ...]:
     """Return `text`, numbers of units separated by commas, as the dense layers of a head."""
-    units = () if text == "none" else tuple(map(int, text.split(",")))
-    if min(units, default=1) < 1:
+    units = [] if text == "none" else text.split(",")
+    if not all(unit.strip().isdecimal() and int(unit) for unit in units):
         raise argparse.ArgumentTypeError(f"expected numbers above 0, or none. Received: {text}")
-    return units
+    return tuple(map(int, units))
 
 
 def block(text: str) -> int:
