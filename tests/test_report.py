@@ -2,6 +2,7 @@
 
 import json
 import re
+from dataclasses import replace
 from types import SimpleNamespace
 
 import numpy as np
@@ -162,6 +163,23 @@ def test_the_model_card_says_what_a_reader_asks(run, written):
         "and nothing else",
     ):
         assert text in card
+
+
+def test_the_model_card_tells_what_was_excluded_from_what_is_broken(run, drawn, tmp_path):
+    excluded = tmp_path / "wrong_labels.txt"
+    excluded.write_text("\n".join(run["dataset"].pictures[-3:]))
+    dataset = scan(drawn, excluded)
+    broken = replace(dataset, left_out=(*dataset.left_out, ("rose/x.jpg", "empty")))
+    shown = run | {
+        "dataset": broken,
+        "pictures": dataset.pictures,
+        "probabilities": run["probabilities"][:-3],
+        "uncalibrated": run["uncalibrated"][:-3],
+    }
+    write_report(tmp_path / "report", **shown)
+    card = (tmp_path / "report" / CARD).read_text()
+    assert "; 1 unusable files left out, 3 excluded by" in card
+    assert "- What was excluded is in none of these numbers" in card
 
 
 def test_the_model_card_shows_each_figure_that_is_there(written):

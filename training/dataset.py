@@ -28,6 +28,7 @@ HOW_TO_GET_DATA = (
     "Run `make data` for the real flowers or `make sample` for drawn ones, "
     "or name a folder of your own with --data."
 )
+EXCLUDED = "excluded by"  # begins the reason of what `--exclude` leaves out
 LISTED = 10  # findings of each kind; --json has all
 SAME_TYPE = {"MPO": "JPEG", "DIB": "BMP"}  # what phones call a JPEG, and Windows a BMP
 
@@ -157,7 +158,7 @@ def scan(folder: str | Path, exclude: Path | None = None) -> Dataset:
         if not path.name.startswith(".")
     ]
     excluded = _excluded(exclude, folder, set(files)) if exclude else set()
-    excluding = _File(f"excluded by {exclude}")
+    excluding = _File(f"{EXCLUDED} {exclude}")
     with ThreadPoolExecutor() as pool:
         found = dict(
             zip(

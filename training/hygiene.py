@@ -4,7 +4,7 @@ from collections import defaultdict
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from training.dataset import Dataset, class_of, duplicates
+from training.dataset import EXCLUDED, Dataset, class_of, duplicates
 
 Group = tuple[str, ...]  # "class/file" of pictures that are copies of each other, sorted
 
@@ -66,7 +66,7 @@ def lines(hygiene: Hygiene, limit: int = 5) -> list[str]:
 
 def _sections(hygiene: Hygiene) -> Iterator[tuple[str, list[str]]]:
     # What a person excluded is known, so it comes last and does not hide what is broken.
-    known_last = sorted(hygiene.left_out, key=lambda file: file[1].startswith("excluded by"))
+    known_last = sorted(hygiene.left_out, key=lambda file: file[1].startswith(EXCLUDED))
     yield "Left out", [f"{file}: {reason}" for file, reason in known_last]
     yield "Named as another type", [f"{file}: {what}" for file, what in hygiene.mismatched]
     yield (

@@ -4,6 +4,7 @@ import json
 import platform
 import re
 import shutil
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
@@ -16,7 +17,7 @@ import numpy as np
 from serving.image import open_picture
 from serving.preprocess import preprocess
 from training.backend import keras
-from training.dataset import Dataset, class_of
+from training.dataset import EXCLUDED, Dataset, class_of
 from training.gradcam import grad_cam, is_possible
 from training.metrics import evaluate, percent, shown
 
@@ -417,7 +418,7 @@ def _data(run: Run) -> list[str]:
         "## Data",
         "",
         f"Pictures of {_plain(run.dataset.folder.resolve().name)}, one folder a class; "
-        f"{len(run.dataset.left_out)} unusable files left out.",
+        f"{_left_out(run.dataset)}.",
         "",
         *_table(["class", "pictures", "reported on"], rows),
     ]
@@ -429,6 +430,14 @@ def _data(run: Run) -> list[str]:
     hygiene = run.card.get("hygiene") or ()
     hygiene = [hygiene] if isinstance(hygiene, str) else hygiene
     return lines + [""] * bool(hygiene) + [f"- {_plain(line)}" for line in hygiene]
+
+
+def _left_out(dataset: Dataset) -> str:
+    reasons = Counter(reason for _, reason in dataset.left_out)
+    excluded = {reason: n for reason, n in reasons.items() if reason.startswith(EXCLUDED)}
+    unusable = reasons.total() - sum(excluded.values())
+    told = [f"{unusable} unusable files left out"]
+    return ", ".join(told + [f"{n} {_plain(reason)}" for reason, n in excluded.items()])
 
 
 def _training(run: Run, metrics: dict) -> list[str]:
@@ -464,6 +473,7 @@ def _limits(run: Run, metrics: dict) -> list[str]:
         "and seasons may lower both.",
         _bias(run),
         _labels(run),
+        *_excluded(run.dataset),
         "The intervals say what other pictures of the same kind would have changed. Not in them: "
         "another seed, another split, and how the model was picked.",
         f"Least is known of {_plain(widest)}: {row['support']} pictures, recall "
@@ -486,6 +496,12 @@ def _labels(run: Run) -> str:
     if not run.suspects:
         return wrong
     return f"{wrong} Of the {len(run.dataset.pictures)}, {len(run.suspects)} are probably wrong."
+
+
+def _excluded(dataset: Dataset) -> list[str]:
+    if not any(reason.startswith(EXCLUDED) for _, reason in dataset.left_out):
+        return []
+    return ["What was excluded is in none of these numbers; pictures like it would lower them."]
 
 
 def _time(seconds: float | None) -> str | None:
