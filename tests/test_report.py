@@ -159,7 +159,7 @@ def test_the_model_card_says_what_a_reader_asks(run, written):
         "The best of its epochs on the validation pictures. Where a picture",
         f"tensorflow {metrics['versions']['tensorflow']}",
         "temperature T = 1.500, which is inside the model's last layer",
-        f"Of the {len(run['dataset'].pictures)}, 14 are probably wrong.",
+        f"Of the {len(run['dataset'].pictures)}, a cross-validated model suspects 14.",
         "and nothing else",
     ):
         assert text in card

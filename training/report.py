@@ -495,7 +495,8 @@ def _labels(run: Run) -> str:
     wrong = "The labels are the folders' names; a wrong one counts as a mistake or hides one."
     if not run.suspects:
         return wrong
-    return f"{wrong} Of the {len(run.dataset.pictures)}, {len(run.suspects)} are probably wrong."
+    suspected = f"a cross-validated model suspects {len(run.suspects)}"
+    return f"{wrong} Of the {len(run.dataset.pictures)}, {suspected}."
 
 
 def _excluded(dataset: Dataset) -> list[str]:
