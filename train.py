@@ -1,7 +1,7 @@
 """Fine-tune Xception on a folder of pictures, one sub-folder a class.
 
     python train.py                                     # flowers/, the original's recipe: minutes
-    python train.py --recipe fine-tune                  # more accurate: an hour without a GPU
+    python train.py --recipe fine-tune                  # more accurate: half an hour on two cores
     python train.py --data mine/ --models models/mine/  # your own pictures
     python train.py --resume                            # go on after an interruption
     python train.py --distribute                        # over all GPUs, or machines: see README
@@ -639,6 +639,7 @@ def parse_arguments(arguments: list[str] | None) -> argparse.Namespace:
     override("mixup", fraction, "0 to 1; 0 mixes no pictures")
     override("steps_per_epoch", positive(int), "batches an epoch; None: all training pictures")
     override("views", positive(int), "augmented views of each picture in the cache")
+    override("zoom_range", zoom, "0.3: from 0.7 to 1.3; 0.5,1: from and to; below 1 is closer")
     override("first_block", block, "from which on the base learns, 1 to 14; None: frozen")
     override("seed", int, "of split, order and weights")
     distribute.add_flags(parser)
@@ -654,6 +655,18 @@ def layers(text: str) -> tuple[int, ...]:
     if not all(unit.strip().isdecimal() and int(unit) for unit in units):
         raise argparse.ArgumentTypeError(f"expected numbers above 0, or none. Received: {text}")
     return tuple(map(int, units))
+
+
+def zoom(text: str) -> float | tuple[float, ...]:
+    """Return `text` as `ImageDataGenerator` wants its `zoom_range`."""
+    if "," not in text:
+        return fraction(text)
+    bounds = tuple(map(positive(float), text.split(",")))
+    if len(bounds) != 2 or bounds[0] > bounds[1]:
+        raise argparse.ArgumentTypeError(
+            f"expected one number, or a lower and an upper one. Received: {text}"
+        )
+    return bounds
 
 
 def block(text: str) -> int:

@@ -120,7 +120,7 @@ def test_flags_reach_the_recipe(name, monkeypatch):
     flags = (
         "--epochs 2 --batch-size 4 --learning-rate 0.1 --momentum 0 --steps-per-epoch 3 --seed 1 "
         "--views 5 --first-block 11 --mixup 0.5 --label-smoothing 0.3 --inference-size 320 "
-        "--head 64,16"
+        "--head 64,16 --zoom-range 0.8,1.2"
     )
     assert train.main(["--recipe", name, *flags.split()]) == 0
     changed = {n for n, value in asdict(RECIPES[name]).items() if seen[n] != value}
@@ -137,8 +137,18 @@ def test_flags_reach_the_recipe(name, monkeypatch):
         "label_smoothing": 0.3,
         "inference_size": 320,
         "head": (64, 16),
+        "zoom_range": (0.8, 1.2),
     }
+    assert train.parse_arguments(["--zoom-range", "0.25"]).zoom_range == 0.25
     assert train.parse_arguments(["--head", "none"]).head == ()
+
+
+@pytest.mark.parametrize("text", ["1.2,0.8", "0.5,", "0.5,0.7,1", "1", "a,b", "-0.1", "0,1"])
+def test_a_zoom_is_one_number_or_a_lower_and_an_upper_one(text, capsys):
+    with pytest.raises(SystemExit):
+        train.parse_arguments([f"--zoom-range={text}"])
+    error = capsys.readouterr().err.splitlines()[-1]
+    assert "argument --zoom-range: " in error
 
 
 @pytest.mark.parametrize("text", ["0", "64,", "-1", "abc", "", "6.5"])
