@@ -29,20 +29,16 @@ import numpy as np
 from serving.models import ModelError
 from training.backend import is_out_of_memory, keras
 from training.cache import CacheError
-from training.calibration import apply_temperature, bake_temperature, fit_temperature
 from training.checkpoint import (
+    CHECKPOINT,
     BestCheckpoint,
     RunState,
-    load_checkpoint,
     note_in_run,
     read_run,
     remove_checkpoint,
     remove_unfinished,
     restore_run,
-    save_checkpoint,
-    split_record,
     trim_history,
-    write_atomically,
 )
 from training.dataset import DataError, Dataset, Split, scan, split
 from training.distribute import DistributeError
@@ -62,7 +58,6 @@ from training.model import (
     cut_at,
     load_base_weights,
     unfreeze,
-    with_input_size,
     with_policy,
 )
 
@@ -137,24 +132,20 @@ FINE_TUNE = Recipe(
     momentum=0.9,
     nesterov=True,
     label_smoothing=0.1,
-    epochs=9,
+    epochs=18,
     steps_per_epoch=None,
     warmup_epochs=0.5,
     monitor="val_loss",  # few pictures pick, so that accuracies differ by chance
 )
 RECIPES = {"original": ORIGINAL, "fine-tune": FINE_TUNE}
 
-CHECKPOINT = "xception_fin_{epoch:02d}_{val_accuracy:.3f}.h5"
 PICKED = "xception_fin.picked.h5"  # the best epoch, until it is known what to put into its name
 MIXED_PARAMETERS = 5_000_000  # a network of fewer, such as a head alone, learns in float32
 STATE = "xception_fin.resume.weights.h5"
 HISTORY = "xception_fin.history.csv"
-SUSPECTS = "probable_wrong_labels.txt"
 TENSORBOARD = "tensorboard"
 CACHE = Path(".cache", "activations")
-SPLIT = ("train", "selection", "validation")
 HEAD_LEARNING_RATE = 1e-3  # of Adam, while the head learns by itself
-BATCH_SIZE = 32  # of what only asks
 SHIPPED = Path(__file__).parent / "models"
 
 
@@ -314,7 +305,7 @@ def train(recipe: Recipe, options: argparse.Namespace) -> int:
         "recipe": asdict(recipe),
         "seed": recipe.seed,
         "weights": weights,
-        "split": {name: len(getattr(parts, name)) for name in SPLIT},
+        "split": parts.sizes,
         "seconds": round(time.monotonic() - started),
     }
     if final_size(recipe) != recipe.input_size:
@@ -505,96 +496,25 @@ def report(
 
     `judge` gives inputs of the whole network, of the size that it is to have, or of its head.
     """
-    # Only here: what draws and counts takes seconds to import.
-    from training.labels import probable_wrong_labels, write_suspects
-    from training.metrics import evaluate, table
-    from training.report import write_report
+    from training import evaluate  # and with it what draws and counts, which takes seconds
 
     if best.path is None:
         raise ModelError(
             f"Expected the best checkpoint of the interrupted run in {options.models}. Received: "
             "none. Train anew, without --resume."
         )
-    model, metadata = load_checkpoint(best.path)
-    if isinstance(judge, Pictures):
-        model = judged = with_input_size(model, judge.size)
-    else:
-        judged = cut_at(model, None)[1]
-
-    def answers(names: tuple[str, ...]) -> np.ndarray:
-        answered = judged.predict(Batches(judge, names, BATCH_SIZE), verbose=0)
-        # Without what an earlier report on this checkpoint has calibrated.
-        return apply_temperature(answered, 1 / metadata.temperature)
-
-    height, width = model.input_shape[1:3]
-    print(f"Report: asking the best checkpoint, at {width}×{height} pixels.", flush=True)
-    uncalibrated = answers(parts.validation)
-    picking = parts.selection or parts.validation
-    asked = answers(parts.selection) if parts.selection else uncalibrated
-    temperature = fit_temperature(asked, dataset.labels(picking))
-    probabilities = apply_temperature(uncalibrated, temperature)
-    bake_temperature(model, temperature / metadata.temperature)
-
-    accuracy = float((probabilities.argmax(axis=1) == dataset.labels(parts.validation)).mean())
-    path = options.models / CHECKPOINT.format(epoch=metadata.epoch, val_accuracy=accuracy)
-    metadata = replace(metadata, val_accuracy=accuracy, temperature=temperature)
-    save_checkpoint(model, path, metadata)
-    write_atomically(split_record(path), parts.write)
-    folder = path.with_suffix("")
+    found = evaluate.calibrate(best.path, dataset, parts, judge)
+    path = evaluate.save(found, options.models, parts)
     if best.path != path:
         note_in_run(options.models / STATE, checkpoint=path.name)
         remove_checkpoint(best.path)
+        folder = path.with_suffix("")
         if best.path.with_suffix("").is_dir() and not folder.exists():
             best.path.with_suffix("").rename(folder)  # an earlier report on the same epoch
-
-    suspects = []
-    if features is not None:
-        labels = dataset.labels(dataset.pictures)
-        suspects = probable_wrong_labels(
-            features, dataset.pictures, labels, dataset.class_names, card["seed"]
-        )
-    metrics = write_report(
-        folder,
-        checkpoint=path,
-        model=model,
-        dataset=dataset,
-        pictures=parts.validation,
-        probabilities=probabilities,
-        uncalibrated=uncalibrated,
-        temperature=temperature,
-        history=options.models / HISTORY,
-        card=card
-        | {
-            "picked_on": f"the best of its epochs on {picked_on(parts)}",
-            "calibrated_on": f"temperature fitted on {picked_on(parts)}",
-        },
-        suspects=suspects,
+    evaluate.report(
+        found, path, dataset, parts, card, history=options.models / HISTORY, features=features
     )
-    if suspects:
-        write_suspects(folder / SUSPECTS, suspects)
-    note_in_run(options.models / STATE, reported=height)
-
-    print(table(metrics))
-    if parts.selection:
-        there = evaluate(
-            apply_temperature(asked, temperature), dataset.labels(picking), dataset.class_names
-        )
-        print(
-            f"  on the {there['n']} pictures that picked the epoch: "
-            f"accuracy {there['accuracy']:.3f}, loss {there['log_loss']:.3f}"
-        )
-    print(f"Best validation accuracy: {accuracy:.3f} on {len(parts.validation)} pictures.")
-    if suspects:
-        print(f"Probably wrong labels: {len(suspects)}, in {folder / SUSPECTS}.")
-    print(f"Report: {folder / 'README.md'}")
-    print(f"Use it: python convert_to_tflite.py {path}")
-
-
-def picked_on(parts: Split) -> str:
-    """Return which pictures picked the epoch, for a person."""
-    if parts.selection:
-        return f"{len(parts.selection)} pictures of their own, neither trained nor reported on"
-    return f"the {len(parts.validation)} validation pictures themselves, which flatters a little"
+    note_in_run(options.models / STATE, reported=found.model.input_shape[1])
 
 
 def parse_arguments(arguments: list[str] | None) -> argparse.Namespace:

@@ -24,6 +24,7 @@ from serving.preprocess import INPUT_SCALING, preprocess
 from training.backend import keras
 from training.dataset import Split
 
+CHECKPOINT = "xception_fin_{epoch:02d}_{val_accuracy:.3f}.h5"
 UNFINISHED = ".unfinished_"
 
 
@@ -134,6 +135,21 @@ def load_checkpoint(path: Path) -> tuple[keras.Model, Metadata]:
 def split_record(checkpoint: Path) -> Path:
     """Return where the split is recorded that the `checkpoint` was trained on."""
     return checkpoint.with_suffix(".split.json")
+
+
+def read_split(checkpoint: Path) -> Split:
+    """Return the split that `checkpoint` was trained on.
+
+    Raises:
+        ModelError: there is no record of it.
+    """
+    record = split_record(checkpoint)
+    if not record.exists():
+        raise ModelError(
+            f"Expected {record.name} beside the checkpoint. Received: no such file. "
+            "Copy it there from the folder that it was trained in."
+        )
+    return Split.read(record)
 
 
 def remove_checkpoint(checkpoint: Path) -> None:

@@ -12,7 +12,7 @@ import sys
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from io import BytesIO
 from pathlib import Path
 
@@ -61,6 +61,11 @@ class Dataset:
     mismatched: tuple[tuple[str, str], ...] = ()
 
     @property
+    def excluded(self) -> set[str]:
+        """Those of `left_out` that a person excluded."""
+        return {file for file, reason in self.left_out if reason.startswith(EXCLUDED)}
+
+    @property
     def counts(self) -> dict[str, int]:
         """Pictures of each class."""
         return {name: len(self.of_class(name)) for name in self.class_names}
@@ -94,6 +99,22 @@ class Split:
     validation: tuple[str, ...]
     selection: tuple[str, ...] = ()
     selection_fraction: float = 0.0
+
+    def without(self, pictures: set[str]) -> "Split":
+        """Return this split with none of `pictures` among what is measured on or picked on.
+
+        What a network was fitted to stays what it was.
+        """
+        kept = {
+            part: tuple(picture for picture in getattr(self, part) if picture not in pictures)
+            for part in ("selection", "validation")
+        }
+        return replace(self, **kept)
+
+    @property
+    def sizes(self) -> dict[str, int]:
+        """Pictures of each part."""
+        return {part: len(getattr(self, part)) for part in ("train", "selection", "validation")}
 
     @property
     def fingerprint(self) -> str:
@@ -175,6 +196,16 @@ def scan(folder: str | Path, exclude: Path | None = None) -> Dataset:
                 f"Received: {count} in {folder / name}. Add some, or take the folder away."
             )
     return dataset
+
+
+def require(dataset: Dataset, pictures: Sequence[str]) -> None:
+    """Raise `DataError` where `dataset` does not have all `pictures`."""
+    missing = set(pictures) - set(dataset.pictures)
+    if missing:
+        raise DataError(
+            f"Expected {dataset.folder} to hold the {len(pictures)} pictures of the split. "
+            f"Received: a folder without {len(missing)} of them. Name the right one with --data."
+        )
 
 
 def _dataset(folder: Path, class_names: tuple[str, ...], found: dict[str, _File]) -> Dataset:

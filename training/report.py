@@ -24,12 +24,13 @@ from training.metrics import evaluate, percent, shown
 GALLERY = 12  # pictures
 METRICS = "metrics.json"
 CARD = "README.md"
+CURVES = "learning_curves.png"
 # What each figure shows; also the order in which the model card has them.
 FIGURES = {
     "per_class.png": "Precision, recall and F1 of each class",
     "confusion_matrix.png": "Which class is taken for which",
     "reliability.png": "Whether confidence is to be believed",
-    "learning_curves.png": "How training went",
+    CURVES: "How training went",
     "mistakes.png": "The most confident mistakes",
     "gradcam.png": "Where the model looks",
     "suspects.png": "Labels that are probably wrong",
@@ -52,6 +53,7 @@ class Run:
     history: Path
     card: dict
     suspects: Sequence
+    curves: Path | None = None
 
     @cached_property
     def truth(self) -> np.ndarray:
@@ -88,6 +90,7 @@ def write_report(
     history: Path,
     card: dict,
     suspects: Sequence,
+    curves: Path | None = None,
 ) -> dict:
     """Write the report of a run into `folder` and return what its metrics.json holds.
 
@@ -111,6 +114,7 @@ def write_report(
             picked and the temperature fitted) and `hygiene` (lines); each may be missing, and
             what else there is it lists.
         suspects: probable wrong labels, with `picture`, `label`, `suggested`, `confidence`.
+        curves: the learning curves that an earlier report has drawn, instead of `history`.
 
     Raises:
         ValueError: there are no pictures.
@@ -127,6 +131,7 @@ def write_report(
         history,
         card,
         suspects,
+        curves,
     )
     metrics = _metrics(run)
     with replacing(folder) as new:
@@ -213,18 +218,21 @@ def _draw(run: Run, metrics: dict, folder: Path) -> list[str]:
         "reliability.png": figures.reliability(
             run.uncalibrated, run.probabilities, run.truth, run.temperature
         ),
-        "learning_curves.png": figures.learning_curves(
-            figures.read_history(run.history), figures.kept_epoch(run.checkpoint)
-        ),
         "mistakes.png": _mistakes(run),
     }
+    if run.curves:
+        shutil.copyfile(run.curves, folder / CURVES)
+    else:
+        plots[CURVES] = figures.learning_curves(
+            figures.read_history(run.history), figures.kept_epoch(run.checkpoint)
+        )
     if is_possible():
         plots["gradcam.png"] = _gradcam(run)
     if run.suspects:
         plots["suspects.png"] = _suspects(run)
     for name, figure in plots.items():
         figures.save(figure, folder / name)
-    return [name for name in FIGURES if name in plots]
+    return [name for name in FIGURES if (folder / name).exists()]
 
 
 def _mistakes(run: Run):
@@ -500,7 +508,7 @@ def _labels(run: Run) -> str:
 
 
 def _excluded(dataset: Dataset) -> list[str]:
-    if not any(reason.startswith(EXCLUDED) for _, reason in dataset.left_out):
+    if not dataset.excluded:
         return []
     return ["What was excluded is in none of these numbers; pictures like it would lower them."]
 

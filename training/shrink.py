@@ -19,8 +19,8 @@ import numpy as np
 
 from serving.models import ModelError
 from training.backend import keras
-from training.checkpoint import load_checkpoint, split_record, write_atomically
-from training.dataset import DataError, Split, scan
+from training.checkpoint import load_checkpoint, read_split, split_record, write_atomically
+from training.dataset import DataError, require, scan
 from training.generators import Batches, Pictures
 from training.report import CARD
 
@@ -51,19 +51,9 @@ def shrink(checkpoint: Path, folder: Path, data: Path) -> None:
         DataError: `data` does not hold its validation pictures.
     """
     model, _ = load_checkpoint(checkpoint)
-    if not split_record(checkpoint).exists():
-        raise ModelError(
-            f"Expected {split_record(checkpoint).name} beside the checkpoint. Received: no such "
-            "file. Copy it there from the folder that it was trained in."
-        )
-    parts = Split.read(split_record(checkpoint))
+    parts = read_split(checkpoint)
     dataset = scan(data)
-    missing = set(parts.validation) - set(dataset.pictures)
-    if missing:
-        raise DataError(
-            f"Expected {data} to hold the {len(parts.validation)} validation pictures. "
-            f"Received: a folder without {len(missing)} of them. Name the right one with --data."
-        )
+    require(dataset, parts.validation)
     size = model.input_shape[1:3]
     batches = Batches(Pictures(dataset, size), parts.validation, BATCH_SIZE)
     before = model.predict(batches, verbose=0).argmax(axis=1)
