@@ -86,6 +86,7 @@ def test_what_is_excluded_is_neither_reported_on_nor_fitted_to(made, drawn, tmp_
     assert "The best of ours." in card
     assert "- reported again by: python -m training.evaluate" in card
     assert "3 excluded by" in card
+    assert "- excluded: after training, in which 1 of them took part" in card
     assert (report / "learning_curves.png").read_bytes() == b"curves of the run"
     assert json.loads((report / "metrics.json").read_text())["run"]["split"] == parts.sizes
 

@@ -228,6 +228,9 @@ def again(options: argparse.Namespace) -> None:
         "split": parts.sizes,
         "reported again by": shlex.join(["python", "-m", "training.evaluate", *sys.argv[1:]]),
     }
+    learned = dataset.excluded.intersection(parts.train)
+    if learned:
+        card["excluded"] = f"after training, in which {len(learned)} of them took part"
     options.folder.mkdir(parents=True, exist_ok=True)
     found = calibrate(options.checkpoint, dataset, parts, Pictures(dataset, size))
     curves = options.checkpoint.with_suffix("") / CURVES
