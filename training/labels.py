@@ -46,7 +46,7 @@ def probable_wrong_labels(
     (Northcutt et al. 2021, cleanlab): it estimates how many labels are wrong, and those with the
     least probable labels are taken. Of 100 labels of the flowers flipped on purpose, 78 to 84 were
     among the 114 to 124 suspects, about 40 of which are suspected without any flip. Of these, a
-    third are wrong beyond doubt, by `experiments/wrong_labels.txt`, which knows 91: not
+    third are wrong beyond doubt, by `experiments/wrong_labels.txt`, which has 91: not
     found is above all what looks like its label, rudbeckia among sunflowers.
 
     Args:
