@@ -77,7 +77,7 @@ def test_a_changed_label_is_refused(checkpoint, drawn, tmp_path, monkeypatch, ca
 def test_other_pictures_are_refused(checkpoint, tmp_path, drawn, capsys):
     Split(1, 0.2, ("rose/a.jpg",), ("rose/b.jpg",)).write(split_record(checkpoint))
     assert shrink.main([str(checkpoint), str(tmp_path / "small"), "--data", str(drawn)]) == 1
-    assert "to hold the 1 validation pictures" in capsys.readouterr().err
+    assert "to hold the 1 pictures of the split" in capsys.readouterr().err
 
 
 def test_rounding_keeps_thirteen_bits_of_kernels_and_all_of_vectors():
