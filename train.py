@@ -33,6 +33,7 @@ from training.checkpoint import (
     CHECKPOINT,
     BestCheckpoint,
     RunState,
+    load_checkpoint,
     note_in_run,
     read_run,
     remove_checkpoint,
@@ -503,7 +504,7 @@ def report(
             f"Expected the best checkpoint of the interrupted run in {options.models}. Received: "
             "none. Train anew, without --resume."
         )
-    found = evaluate.calibrate(best.path, dataset, parts, judge)
+    found = evaluate.calibrate(*load_checkpoint(best.path), dataset, parts, judge)
     path = evaluate.save(found, options.models, parts)
     if best.path != path:
         note_in_run(options.models / STATE, checkpoint=path.name)

@@ -134,6 +134,15 @@ def test_what_cannot_be_reported_on_ends_with_one_sentence(made, drawn, tmp_path
         assert not list((tmp_path / "new").glob("*"))
 
 
+def test_stopped_by_hand_it_says_so_in_one_line(made, drawn, tmp_path, monkeypatch, capsys):
+    def stop(*_):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(evaluate, "calibrate", stop)
+    assert run(made, tmp_path, drawn)[0] == 130
+    assert capsys.readouterr().err == "\nevaluate: Stopped.\n"
+
+
 def test_a_size_is_one_that_the_network_takes(made, tmp_path, capsys):
     with pytest.raises(SystemExit):
         evaluate.main([str(made), str(tmp_path), "--inference-size", "70"])

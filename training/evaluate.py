@@ -62,13 +62,14 @@ class Calibrated:
     picking: np.ndarray
 
 
-def calibrate(checkpoint: Path, dataset: Dataset, parts: Split, judge: Source) -> Calibrated:
-    """Ask `checkpoint` about `parts` of `dataset` and fit its temperature.
+def calibrate(
+    model: keras.Model, metadata: Metadata, dataset: Dataset, parts: Split, judge: Source
+) -> Calibrated:
+    """Ask what `load_checkpoint` returned about `parts` of `dataset` and fit its temperature.
 
     The temperature is fitted on what picked the epoch. `judge` gives inputs of the whole network,
     of the size that it is to have, or of its head.
     """
-    model, metadata = load_checkpoint(checkpoint)
     if isinstance(judge, Pictures):
         model = judged = with_input_size(model, judge.size)
     else:
@@ -196,6 +197,9 @@ def main(arguments: list[str] | None = None) -> int:
             file=sys.stderr,
         )
         return 1
+    except KeyboardInterrupt:
+        print("\nevaluate: Stopped.", file=sys.stderr)
+        return 130
     return 0
 
 
@@ -232,7 +236,7 @@ def again(options: argparse.Namespace) -> None:
     if learned:
         card["excluded"] = f"after training, in which {len(learned)} of them took part"
     options.folder.mkdir(parents=True, exist_ok=True)
-    found = calibrate(options.checkpoint, dataset, parts, Pictures(dataset, size))
+    found = calibrate(model, metadata, dataset, parts, Pictures(dataset, size))
     curves = options.checkpoint.with_suffix("") / CURVES
     report(
         found,

@@ -17,7 +17,7 @@ import numpy as np
 from serving.image import open_picture
 from serving.preprocess import preprocess
 from training.backend import keras
-from training.dataset import EXCLUDED, Dataset, class_of
+from training.dataset import Dataset, class_of
 from training.gradcam import grad_cam, is_possible
 from training.metrics import evaluate, percent, shown
 
@@ -441,10 +441,9 @@ def _data(run: Run) -> list[str]:
 
 
 def _left_out(dataset: Dataset) -> str:
-    reasons = Counter(reason for _, reason in dataset.left_out)
-    excluded = {reason: n for reason, n in reasons.items() if reason.startswith(EXCLUDED)}
-    unusable = reasons.total() - sum(excluded.values())
-    told = [f"{unusable} unusable files left out"]
+    by_hand = dataset.excluded
+    excluded = Counter(reason for file, reason in dataset.left_out if file in by_hand)
+    told = [f"{len(dataset.left_out) - len(by_hand)} unusable files left out"]
     return ", ".join(told + [f"{n} {_plain(reason)}" for reason, n in excluded.items()])
 
 
