@@ -67,6 +67,25 @@ def drawn(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+def build_tiny(input_size, head, class_count):
+    """Return a stand-in for `training.model.build_model`'s network that learns in a second.
+
+    It has the same parts: each block of its base is a convolution of four channels.
+    """
+    from training.backend import keras
+    from training.model import BASE_LAYER, add_head
+
+    inputs = keras.Input((*input_size, 3))
+    x = base_inputs = keras.Input((*input_size, 3))
+    for block in range(1, 15):
+        strides = 2 if block < 3 else 1
+        x = keras.layers.Conv2D(4, 1, strides, activation="tanh", name=f"block{block}_conv")(x)
+    base_model = keras.Model(base_inputs, x, name=BASE_LAYER)
+    base_model.trainable = False
+    x = keras.layers.GlobalAveragePooling2D()(base_model(inputs, training=False))
+    return keras.Model(inputs, add_head(x, head, class_count))
+
+
 @pytest.fixture(scope="session")
 def small_checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A checkpoint of a network that tells colours apart: red, green, blue; 32×48 pixels."""

@@ -9,7 +9,9 @@ import socket
 import subprocess
 import sys
 import time
+from contextlib import suppress
 from pathlib import Path
+from types import SimpleNamespace
 
 import h5py
 import numpy as np
@@ -22,7 +24,8 @@ from training.dataset import scan
 from training.distribute import Cluster, DistributeError, Workers
 from training.generators import Batches, EvenBatches, Pictures, TrainingBatches
 
-pytest.importorskip("jax")
+jax = pytest.importorskip("jax")
+from jax.experimental import multihost_utils  # noqa: E402
 
 # train.py with small pictures and a network that is compiled in a second.
 SMALL = f"""
@@ -303,6 +306,18 @@ The tasks have crashed. [type.googleapis.com/tensorflow.CoordinationServiceError
             "absl::Status: UNAVAILABLE: Failed to send RPC to coordination service. Either",
             "Received: process 0 stopped answering. Start all of them again with --resume.",
         ),
+        (WENT_SILENT.replace("3", "12").replace("task:1\n", "task:9\n"), "processes 9, 12 stopped"),
+        (WENT_SILENT.replace("task:3", "task:1") * 2, "Received: process 1 stopped answering."),
+        (
+            WENT_SILENT
+            + "CoordinationService/RegisterTask\nFailed to send RPC to coordination service",
+            "Received: process 0 stopped answering.",
+        ),
+        (WENT_SILENT + "CoordinationService/RegisterTask", "Received: processes 1, 3 stopped"),
+        (
+            "a\n\nthe last" + "." * 400 + "\n\n",
+            f"SIGABRT (the last{'.' * 292}). Go on with --resume.",
+        ),
         (
             "DEADLINE_EXCEEDED\n\nRPC: /tensorflow.CoordinationService/RegisterTask",
             "meet at one:7890. Received: no answer in time. See that all were started",
@@ -313,6 +328,12 @@ The tasks have crashed. [type.googleapis.com/tensorflow.CoordinationServiceError
 def test_what_jax_writes_before_it_aborts_becomes_a_sentence(notes, sentence):
     cluster = Cluster("one:7890", 4, 2)
     assert sentence in distribute._reason(notes, signal.SIGABRT, cluster)
+
+
+def test_where_the_processes_did_not_meet_the_launcher_is_named():
+    cluster, notes = Cluster(None, 4, None, "slurm"), distribute.NOT_MET
+    sentence = distribute._reason(notes, signal.SIGABRT, cluster)
+    assert "to meet at the address that slurm gave. Received: no answer in time." in sentence
 
 
 def test_train_py_refuses_wrong_flags_at_once():
@@ -348,6 +369,9 @@ def flags(coordinator, count, index):
 def test_flags_say_where_the_processes_meet():
     assert find() == Cluster()
     assert find(*flags("one:7890", "2", "1")) == Cluster("one:7890", 2, 1)
+    assert find(*flags("[::1]:7890", "2", "0")) == Cluster("[::1]:7890", 2, 0)
+    assert find("--processes", "1", "--process", "0") == Cluster()
+    assert find(*flags("one:7890", "1", "0")) == Cluster("one:7890", 1, 0)
 
 
 @pytest.mark.parametrize(
@@ -356,7 +380,12 @@ def test_flags_say_where_the_processes_meet():
         (flags("one:7890", "2", "2"), "--process from 0 to 1, as there are 2. Received: 2."),
         (flags("one:7890", "2", "-1"), "--process from 0 to 1, as there are 2. Received: -1."),
         (flags("one", "2", "0"), "as HOST:PORT of .* Received: one. Name .* such as one:7890"),
+        (flags("one:7890x", "2", "0"), "as HOST:PORT of .* Received: one:7890x."),
+        (flags("one:123456", "2", "0"), "as HOST:PORT of .* Received: one:123456."),
+        (flags(":7890", "2", "0"), "as HOST:PORT of .* Received: :7890."),
         (["--processes", "2"], "together. Received: None, 2 and None. Give all three"),
+        (["--process", "0"], "together. Received: None, None and 0. Give all three"),
+        (["--processes", "1", "--process", "1"], "together. Received: None, 1 and 1."),
     ],
 )
 def test_contradicting_flags_are_refused(given, sentence):
@@ -364,9 +393,22 @@ def test_contradicting_flags_are_refused(given, sentence):
         find(*given)
 
 
-def test_flags_without_distribute_are_refused():
+@pytest.mark.parametrize("given", [flags("one:7890", "2", "1"), ["--process", "0"]])
+def test_flags_without_distribute_are_refused(given):
     with pytest.raises(DistributeError, match=r"Expected --distribute beside .*\. Add it"):
-        distribute.find_cluster(options(*flags("one:7890", "2", "1")), {})
+        distribute.find_cluster(options(*given), {})
+
+
+def test_a_launcher_is_not_asked_without_distribute():
+    assert distribute.find_cluster(options(), SLURM) == Cluster()
+
+
+@pytest.mark.parametrize("name", ["OMPI_COMM_WORLD_SIZE", "SLURM_NTASKS"])
+def test_a_launcher_that_gives_no_number_is_an_error(name):
+    with pytest.raises(
+        DistributeError, match=r"to say how many .* Received: .*'two'\. Say so with"
+    ):
+        find(**SLURM | {name: "two"})
 
 
 SLURM = {"SLURM_JOB_ID": "7", "SLURM_STEP_NODELIST": "node[1-4]", "SLURM_NTASKS": "4"}
@@ -380,6 +422,8 @@ SLURM = {"SLURM_JOB_ID": "7", "SLURM_STEP_NODELIST": "node[1-4]", "SLURM_NTASKS"
         ({"SLURM_JOB_ID": "7", "SLURM_NTASKS": "4"}, Cluster()),  # a shell in an allocation
         ({"OMPI_COMM_WORLD_SIZE": "2"}, Cluster(None, 2, None, "ompi")),
         ({"OMPI_COMM_WORLD_SIZE": "2"} | SLURM, Cluster(None, 2, None, "ompi")),
+        ({"OMPI_COMM_WORLD_SIZE": "1"} | SLURM, Cluster(None, 4, None, "slurm")),
+        ({"SLURM_STEP_NODELIST": "node1"}, Cluster()),
         ({"KUBERNETES_SERVICE_HOST": "10.0.0.1"}, Cluster()),  # a notebook's pod
         ({"JOB_COMPLETION_INDEX": "0"}, Cluster(None, 0, None, "k8s")),
     ],
@@ -399,10 +443,83 @@ def test_launchers_say_where_the_processes_meet(environment, cluster):
         (SLURM | {"SLURM_STEP_NUM_NODES": "1", "CUDA_VISIBLE_DEVICES": "0,1,2,3"}, None),
         ({"OMPI_COMM_WORLD_SIZE": "2", "OMPI_COMM_WORLD_LOCAL_SIZE": "1"}, []),
         ({"OMPI_COMM_WORLD_SIZE": "2", "OMPI_COMM_WORLD_LOCAL_SIZE": "2"}, None),
+        (
+            {"OMPI_COMM_WORLD_SIZE": "8", "OMPI_COMM_WORLD_LOCAL_SIZE": "4"}
+            | SLURM
+            | {"SLURM_STEP_NUM_NODES": "4"},
+            None,
+        ),
+        ({"JOB_COMPLETION_INDEX": "0"}, []),
+        (SLURM | {"SLURM_STEP_NUM_NODES": "1", "CUDA_VISIBLE_DEVICES": "0,1"}, None),
     ],
 )
 def test_a_process_alone_on_its_machine_takes_all_gpus(environment, devices):
     assert distribute._local_devices(environment) == devices
+
+
+@pytest.mark.parametrize(
+    ("cluster", "expected"),
+    [
+        (Cluster("one:7890", 2, 1), ("one:7890", 2, 1, None, "deactivate")),
+        (Cluster(None, 4, None, "slurm"), (None, 4, None, [], "slurm")),
+        (Cluster(None, 0, None, "k8s"), (None, None, None, [], "k8s")),
+    ],
+)
+def test_jax_is_told_where_the_processes_meet(cluster, expected, monkeypatch):
+    told = []
+
+    def initialize(*where, local_device_ids, cluster_detection_method, **seconds):
+        told.extend([*where, local_device_ids, cluster_detection_method, seconds])
+
+    monkeypatch.setattr(jax.distributed, "initialize", initialize)
+    distribute._initialize(cluster, {"OMPI_COMM_WORLD_LOCAL_SIZE": "1"})
+    assert tuple(told[:-1]) == expected
+    assert told[-1] == {"initialization_timeout": 150, "heartbeat_timeout_seconds": 20}
+
+
+@pytest.fixture
+def joined(monkeypatch):
+    """Join as process `index` of two, of which it has one device and both together `devices`."""
+
+    def join(index, devices, *flags):
+        monkeypatch.setenv(distribute.WORKER, "1")
+        monkeypatch.setattr(sys, "stdout", sys.stdout)  # given back afterwards
+        kind = SimpleNamespace(device_kind="toaster")
+        for name, value in {
+            "process_index": index,
+            "process_count": 2,
+            "device_count": devices,
+            "local_device_count": 1,
+            "devices": [kind],
+        }.items():
+            monkeypatch.setattr(jax, name, lambda value=value: value)
+        return distribute.join(options("--distribute", *flags))
+
+    return join
+
+
+def test_the_chief_says_what_is_trained_on_and_the_others_are_silent(joined, capsys):
+    assert joined(0, 2) == Workers(0, 2, 2, True)
+    assert capsys.readouterr().out == "Distribute: 2 devices (toaster) of 2 processes.\n"
+    other = joined(1, 2)
+    assert (other.chief, other.rows(6)) == (False, slice(3, 6))
+    print("of the other")
+    assert capsys.readouterr().out == ""
+
+
+def test_machines_of_different_sizes_are_refused(joined):
+    with pytest.raises(DistributeError, match=r"Received: 1 of 3 here, among 2 processes\. Hide"):
+        joined(0, 3)
+
+
+def test_why_the_processes_do_not_meet_is_one_sentence(joined, monkeypatch):
+    def fail(*_, **__):
+        raise RuntimeError("Port taken.\nStack trace")
+
+    monkeypatch.setattr(jax.distributed, "initialize", fail)
+    sentence = r"other processes \(one:7890\)\. Received: Port taken\. Choose another port"
+    with pytest.raises(DistributeError, match=sentence):
+        joined(0, 2, *flags("one:7890", "2", "0"))
 
 
 def test_a_port_in_use_is_refused():
@@ -428,6 +545,50 @@ def test_without_distribute_one_process_has_it_all():
     assert workers.rows(7) == slice(0, 7)
     assert workers.spread("a model", 0) == "a model"
     assert workers.chiefs("a callback") == ["a callback"]
+
+
+def test_only_the_chief_has_callbacks_to_itself():
+    assert Workers(1, 2, 2, True).chiefs("a callback") == []
+
+
+class WaitingError(Exception):
+    """A process waits for the settings of the others."""
+
+
+@pytest.fixture
+def compare(monkeypatch):
+    """Let processes compare their settings, one after another; the last one has all of them."""
+
+    def check(*settings):
+        told = []
+
+        def gather(digests):
+            told.append(digests)
+            if len(told) < len(settings):
+                raise WaitingError
+            return np.stack(told)
+
+        monkeypatch.setattr(multihost_utils, "process_allgather", gather)
+        for index, given in enumerate(settings):
+            with suppress(WaitingError):
+                Workers(index, len(settings), len(settings), True).check_same(given)
+        return len(told)
+
+    return check
+
+
+def test_equal_settings_are_the_same_in_whatever_order(compare):
+    nested = {"a": 1, "b": [2]}
+    assert compare({"x": nested}, {"x": dict(reversed(nested.items()))}, {"x": nested}) == 3
+    assert compare({"x": 1}) == 0, "one process asks nobody"
+
+
+@pytest.mark.parametrize("odd", [0, 1, 2])
+def test_settings_that_differ_are_named_whoever_has_them(compare, odd):
+    settings = [{"seed": 1, "pictures": "abc", "momentum": 0.5} for _ in range(3)]
+    settings[odd] |= {"seed": 2, "momentum": 0.6}
+    with pytest.raises(DistributeError, match=r"Received: different seed, momentum\. Start the"):
+        compare(*settings)
 
 
 def test_a_batch_has_to_divide():

@@ -1,6 +1,7 @@
 """train.py: the recipe, its flags, and the whole way from pictures to a named flower."""
 
 import csv
+import inspect
 import json
 import re
 import shutil
@@ -10,21 +11,32 @@ import sys
 import time
 from dataclasses import asdict, replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import h5py
 import numpy as np
 import pytest
-from conftest import ROOT
+from conftest import ROOT, build_tiny
 
 import train
 from serving.models import ModelError, best_model
 from train import FINE_TUNE, ORIGINAL, RECIPES
-from training import generators
+from training import evaluate, generators
 from training.backend import keras
-from training.checkpoint import load_checkpoint, read_metadata, read_run, split_record
-from training.dataset import Split, class_of, scan
-from training.generators import Batches, Pictures
+from training.cache import CacheError
+from training.checkpoint import (
+    CHECKPOINT,
+    load_checkpoint,
+    read_metadata,
+    read_run,
+    split_record,
+)
+from training.dataset import Split, class_of, scan, split
+from training.distribute import Workers
+from training.forward import fast_policy
+from training.generators import Batches, EvenBatches, Pictures
 from training.model import (
+    BASE_LAYER,
     build_model,
     cut_at,
     load_base_weights,
@@ -225,7 +237,14 @@ def test_a_run_leaves_checkpoint_split_history_and_report(run, tmp_path, drawn):
     assert any((tmp_path / train.TENSORBOARD).rglob("events.out.tfevents.*"))
 
 
-def test_fine_tuning_picks_on_pictures_of_their_own(run, tmp_path, drawn):
+def test_fine_tuning_picks_on_pictures_of_their_own(run, tmp_path, drawn, monkeypatch):
+    fit, validated = keras.Model.fit, []
+
+    def watched_fit(model, *inputs, **given):
+        validated.append(given.get("validation_data"))
+        return fit(model, *inputs, **given)
+
+    monkeypatch.setattr(keras.Model, "fit", watched_fit)
     exit_code, out = run(**SMALL_FINE_TUNE)
     assert exit_code == 0
     assert "Xception with the weights of" in out
@@ -234,9 +253,10 @@ def test_fine_tuning_picks_on_pictures_of_their_own(run, tmp_path, drawn):
     [checkpoint] = tmp_path.glob("xception_fin_*.h5")  # what was picked has got its name
     assert not list(tmp_path.glob("xception_fin.picked*"))
     parts = Split.read(split_record(checkpoint))
-    assert not set(parts.train) & set(parts.selection) | set(parts.selection) & set(
-        parts.validation
-    )
+    assert len({*parts.train, *parts.selection, *parts.validation}) == 50
+    [head, picking] = validated
+    assert head is None
+    assert names(picking) == parts.selection
     # The name tells the accuracy of what the file answers, asked as anybody would.
     model, metadata = load_checkpoint(checkpoint)
     assert "asking the best checkpoint, at 80×80 pixels" in out
@@ -316,16 +336,16 @@ def test_the_same_seed_gives_the_same_model(mode, run, tmp_path):
 
 @pytest.mark.parametrize("flags", [(), ("--no-cache",)])
 def test_a_run_in_two_parts_ends_as_one_in_one_part(flags, run, tmp_path):
-    run(*flags, epochs=3)
+    run(*flags, epochs=3, steps_per_epoch=5)  # so many that they are hardly ever in order by chance
     whole, weights = history(tmp_path), read_weights(tmp_path / train.STATE)
     for path in [tmp_path / train.STATE, tmp_path / train.HISTORY, *tmp_path.glob("*.h5")]:
         path.unlink(missing_ok=True)
 
-    run(*flags, epochs=1)
+    run(*flags, epochs=1, steps_per_epoch=5)
     (tmp_path / train.HISTORY).write_text(  # as if killed between history and state
         (tmp_path / train.HISTORY).read_text() + "1,0,0,0,0\n"
     )
-    exit_code, out = run("--resume", *flags, epochs=3)
+    exit_code, out = run("--resume", *flags, epochs=3, steps_per_epoch=5)
 
     assert exit_code == 0
     assert "Resume: after 1 finished epochs" in out
@@ -488,6 +508,557 @@ def test_ctrl_c_keeps_the_best_checkpoint(start, tmp_path):
     assert "Go on after the last finished epoch with --resume" in out
     assert out.splitlines()[-1] == f"The best epoch so far: {best_model(tmp_path, '.h5')}"
     assert not list(tmp_path.glob(".*"))
+
+
+# What the parts of a run are given: on a network of Xception's blocks, one small convolution each
+
+
+TINY_FINE_TUNE = {
+    "inference_size": 48,
+    "selection_fraction": 0.25,
+    "seed": 7,
+    "rotation_range": 25,
+    "width_shift_range": 0.1,
+    "height_shift_range": 0.15,
+    "shear_range": 0.3,
+    "zoom_range": (0.5, 1.0),
+    "horizontal_flip": False,
+    "fill_mode": "reflect",
+    "views": 3,
+    "mixup": 0.3,
+    "first_block": 5,
+    "head": (),
+    "head_epochs": 2,
+    "learning_rate": 0.02,
+    "momentum": 0.6,
+    "nesterov": True,
+    "label_smoothing": 0.1,
+    "epochs": 4,
+    "steps_per_epoch": None,
+    "warmup_epochs": 0.5,
+    "monitor": "val_loss",
+}
+
+
+@pytest.fixture(scope="module")
+def record(drawn, tmp_path_factory):
+    """Run train.py on the tiny network; returns what its fits and its report were given.
+
+    `fit` gets nothing done but with `fitting`. `workers` stands for what `distribute.join` finds.
+    """
+
+    def start(*flags, models=None, fitting=False, workers=None, **recipe):
+        folder = models or tmp_path_factory.mktemp("recorded")
+        places = ["--data", drawn, "--models", folder, "--cache", folder / "cache"]
+        words = [str(word) for word in (*places, "--weights", "none", *flags)]
+        options = train.parse_arguments(words)
+        settings = {"input_size": 40, "batch_size": 4, "steps_per_epoch": 2, "epochs": 1}
+        recipe = replace(ORIGINAL, **settings | recipe)
+        found = SimpleNamespace(folder=folder, recipe=recipe, options=options, fits=[])
+        real_fit, signature = keras.Model.fit, inspect.signature(train.report)
+
+        def fit(model, x, y=None, **given):
+            found.fits.append(SimpleNamespace(model=model, x=x, y=y, **given))
+            found.weights = model.get_weights()
+            if fitting:
+                real_fit(model, x, y, **given)
+
+        def report(*arguments):
+            found.report = SimpleNamespace(**signature.bind(*arguments).arguments)
+
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(train, "build_model", build_tiny)
+            patch.setattr(train, "MIXED_PARAMETERS", 200)  # blocks 5 to 14 and a softmax: 225
+            patch.setattr(train, "report", report)
+            patch.setattr(keras.Model, "fit", fit)
+            patch.setattr(sys, "argv", ["train.py", *words])
+            if workers:
+                patch.setattr(train.distribute, "join", lambda options: workers)
+            found.exit_code = train.train(recipe, options)
+        found.callbacks = {type(c).__name__: c for c in found.fits[-1].callbacks}
+        return found
+
+    return start
+
+
+@pytest.fixture(scope="module")
+def fine_tuned(record):
+    return record(**TINY_FINE_TUNE)
+
+
+@pytest.fixture(scope="module")
+def frozen(record):
+    return record(views=3)
+
+
+def names(batches):
+    """Return "class/file" of the pictures that `batches` serve."""
+    pictures = batches.source.dataset.pictures
+    return tuple(pictures[index] for index in batches.indices)
+
+
+def learning_rate(model, step):
+    model.optimizer.iterations.assign(step)
+    return float(model.optimizer.learning_rate)
+
+
+def test_the_head_alone_learns_the_training_pictures_by_their_features(fine_tuned, drawn):
+    head, _ = fine_tuned.fits
+    report = fine_tuned.report
+    dataset, parts = report.dataset, report.parts
+    pictures = Pictures(dataset, (40, 40))
+    base_model, _ = cut_at(fine_tuned.callbacks["BestCheckpoint"].whole(), None)
+    expected = base_model.predict(pictures.inputs([(i, 0) for i in range(50)]), verbose=0)
+    assert np.allclose(report.features, expected, atol=0.02)  # the cache may be of bfloat16
+    train_indices = [dataset.pictures.index(name) for name in parts.train]
+    assert np.array_equal(head.x, report.features[train_indices])
+    assert np.array_equal(head.y.argmax(axis=1), dataset.labels(parts.train))
+    assert np.array_equal(head.y.sum(axis=1), np.ones(30))
+    assert (head.epochs, head.batch_size) == (2, 4)
+    compiled = head.model.get_compile_config()
+    assert compiled["optimizer"]["class_name"] == "Adam"
+    assert compiled["optimizer"]["config"]["learning_rate"] == pytest.approx(1e-3)
+    assert compiled["loss"]["class_name"] == "CategoricalCrossentropy"
+    assert compiled["loss"]["config"]["label_smoothing"] == 0.1
+
+
+def test_training_is_given_its_pictures_and_all_of_their_settings(fine_tuned):
+    _, fit = fine_tuned.fits
+    parts, recipe = fine_tuned.report.parts, fine_tuned.recipe
+    assert parts == split(scan(fine_tuned.options.data), 0.2, 7, 0.25)
+    assert names(fit.x) == parts.train
+    assert [len(part) for part in (parts.train, parts.selection, parts.validation)] == [30, 10, 10]
+    expected = {"batch_size": 4, "steps": 7, "seed": 7, "views": 3, "mixup": 0.3}
+    assert {name: getattr(fit.x, name) for name in expected} == expected
+    assert fit.x.rows == slice(0, 4)
+    pictures = fit.x.source.pictures
+    assert pictures.size == (40, 40)
+    assert pictures.settings == {
+        name: getattr(recipe, name)
+        for name in (
+            *("rotation_range", "width_shift_range", "height_shift_range", "shear_range"),
+            *("zoom_range", "horizontal_flip", "fill_mode"),
+        )
+    }
+    # All that an epoch asks for has been computed: every view that it can draw.
+    views = [(i, view) for i in fit.x.indices for view in (1, 2, 3)]
+    assert len(fit.x.source.inputs(views)) == 90
+    fit.callbacks[0].on_epoch_begin(3)
+    assert fit.x.epoch == 3
+
+
+def test_the_epoch_is_picked_on_pictures_that_are_not_reported_on(fine_tuned):
+    fit = fine_tuned.fits[-1]
+    parts = fine_tuned.report.parts
+    assert names(fit.validation_data) == parts.selection
+    assert set(parts.selection).isdisjoint(parts.train + parts.validation)
+    assert fit.validation_data.batch_size == 4
+    assert len(fit.validation_data[0][0]) == 4
+    best = fine_tuned.callbacks["BestCheckpoint"]
+    assert (best.folder, best.pattern) == (fine_tuned.folder, train.PICKED)
+    assert (best.monitor, best.split) == ("val_loss", parts)
+    assert best.class_names == fine_tuned.report.dataset.class_names
+
+
+def test_without_such_pictures_it_is_picked_on_those_that_are_reported_on(frozen):
+    fit, parts = frozen.fits[-1], frozen.report.parts
+    assert parts == split(scan(frozen.options.data), 0.2, 69420)
+    assert names(fit.validation_data) == parts.validation
+    best = frozen.callbacks["BestCheckpoint"]
+    assert (best.monitor, best.pattern) == ("val_accuracy", CHECKPOINT)
+
+
+def test_training_is_compiled_by_the_recipe(fine_tuned, frozen):
+    model = fine_tuned.fits[-1].model
+    compiled = model.get_compile_config()
+    optimizer = compiled["optimizer"]
+    assert optimizer["class_name"] == "SGD"
+    assert (optimizer["config"]["momentum"], optimizer["config"]["nesterov"]) == (0.6, True)
+    assert compiled["loss"]["class_name"] == "CategoricalCrossentropy"
+    assert compiled["loss"]["config"]["label_smoothing"] == 0.1
+    assert compiled["weighted_metrics"] == ["accuracy"]
+    # Half of 7 batches to warm up, 4 epochs of them in all.
+    assert learning_rate(model, 4) == pytest.approx(0.02)
+    assert learning_rate(model, 16) == pytest.approx(0.01)
+    assert learning_rate(model, 28) == pytest.approx(0, abs=1e-6)
+
+    model = frozen.fits[-1].model
+    compiled = model.get_compile_config()
+    optimizer = compiled["optimizer"]["config"]
+    assert (optimizer["momentum"], optimizer["nesterov"]) == (0.75, False)
+    assert compiled["loss"]["config"]["label_smoothing"] == 0
+    assert [learning_rate(model, step) for step in (0, 999)] == pytest.approx([0.01, 0.01])
+
+
+def test_keras_is_asked_for_the_epochs_in_order(fine_tuned):
+    fit = fine_tuned.fits[-1]
+    assert (fit.initial_epoch, fit.epochs) == (0, 4)
+    assert fit.shuffle is False
+    assert fit.verbose == 2
+    callbacks = fine_tuned.callbacks
+    assert list(callbacks) == ["LambdaCallback", "BestCheckpoint", "CSVLogger", "RunState"]
+    assert callbacks["CSVLogger"].filename == str(fine_tuned.folder / train.HISTORY)
+    assert not callbacks["CSVLogger"].append
+    state = callbacks["RunState"]
+    assert state.path == fine_tuned.folder / train.STATE
+    assert state.checkpoint is callbacks["BestCheckpoint"]
+    parts = fine_tuned.report.parts
+    assert state.settings == train.run_settings(fine_tuned.recipe, fine_tuned.options, parts)
+
+
+def test_what_learns_is_the_part_above_the_frozen_blocks_and_is_kept(record, fine_tuned):
+    run = record(**TINY_FINE_TUNE)
+    trained = run.fits[-1].model
+    for one, other in zip(run.weights, fine_tuned.weights, strict=True):
+        assert np.array_equal(one, other), "the same seed begins with the same weights"
+    whole = run.callbacks["BestCheckpoint"].whole()
+    before = {v.path: v.numpy() for v in whole.variables}
+    assert trained.input_shape == (None, 10, 10, 4)
+    assert len(trained.trainable_variables) == 2 * (10 + 1)
+    upper = trained.get_layer("upper").layers
+    computing = {layer.dtype_policy.name for layer in upper if layer.weights}
+    assert computing == {fast_policy()}
+    for variable in trained.trainable_variables:
+        variable.assign_add(np.ones(variable.shape))
+    assert run.callbacks["BestCheckpoint"].whole() is whole
+    changed = {v.path for v in whole.variables if not np.array_equal(v.numpy(), before[v.path])}
+    learning = {f"block{block}_conv" for block in range(5, 15)}
+    assert {path.split("/")[-2] for path in changed} == learning | {whole.layers[-1].name}
+    assert all(
+        np.allclose(whole.get_layer(BASE_LAYER).get_layer(name).bias, 1) for name in learning
+    )
+
+
+def test_a_head_alone_learns_in_float32_and_is_judged_by_what_it_will_answer(frozen):
+    fit = frozen.fits[-1]
+    assert fit.model.input_shape == (None, 4)
+    assert len(fit.model.trainable_variables) == 2 * 4
+    assert {layer.dtype_policy.name for layer in fit.model.layers} == {"float32"}
+    assert (fit.x.source.policy, fit.validation_data.source.policy) == (fast_policy(), "float32")
+    assert (fit.x.views, fit.x.steps, fit.x.mixup) == (3, 2, 0)
+    assert frozen.report.judge is fit.validation_data.source
+    assert len(frozen.report.judge.inputs([(i, 0) for i in fit.validation_data.indices])) == 10
+
+
+def test_few_blocks_learn_in_float32_as_well(record):
+    fit = record(**TINY_FINE_TUNE | {"first_block": 12}).fits[-1]
+    assert {layer.dtype_policy.name for layer in fit.model.get_layer("upper").layers} == {"float32"}
+
+
+@pytest.mark.parametrize(
+    ("flags", "recipe"), [(["--no-cache"], {}), ([], {"first_block": 1}), (["--distribute"], {})]
+)
+def test_the_plain_path_shows_new_views_of_the_pictures_to_all_of_the_network(
+    record, flags, recipe
+):
+    run = record(*flags, workers=Workers(), views=3, **recipe)
+    [fit] = run.fits
+    assert fit.model.input_shape == (None, 40, 40, 3)
+    assert isinstance(fit.x.source, Pictures)
+    assert fit.x.source is fit.validation_data.source is run.report.judge
+    assert fit.x.source.settings == ORIGINAL.augmentation
+    assert fit.x.views is None
+    assert (run.report.features is None) == bool(flags)
+
+
+@pytest.mark.parametrize("flags", [[], ["--no-cache"]])
+def test_a_fine_tuned_network_is_judged_on_pictures_not_on_its_activations(record, flags):
+    run = record(*flags, **TINY_FINE_TUNE | {"inference_size": None})
+    assert isinstance(run.report.judge, Pictures)
+    assert run.report.judge.size == (40, 40)
+    assert run.report.features.shape == (50, 4)  # for the head, also without a cache
+    _, fit = run.fits
+    assert len(fit.model.trainable_variables) == 2 * (10 + 1)  # blocks 5 to 14 and the softmax
+
+
+def test_the_report_is_given_the_run(fine_tuned, frozen, drawn):
+    report = fine_tuned.report
+    assert report.judge.size == (48, 48)
+    assert report.judge.settings == {}
+    assert report.judge.dataset is report.dataset
+    assert report.best is fine_tuned.callbacks["BestCheckpoint"]
+    assert report.options is fine_tuned.options
+    seconds = report.card["seconds"]
+    assert report.card == {
+        "command": f"python train.py --data {drawn} --models {fine_tuned.folder} "
+        f"--cache {fine_tuned.folder / 'cache'} --weights none",
+        "recipe": asdict(fine_tuned.recipe),
+        "seed": 7,
+        "weights": "random weights",
+        "split": {"train": 30, "selection": 10, "validation": 10},
+        "seconds": seconds,
+    }
+    assert 0 <= seconds < 600
+    assert frozen.report.features.shape == (50, 4)
+
+
+def test_a_resumed_run_goes_on_where_the_other_ended(record, tmp_path, capsys):
+    first = record(models=tmp_path, fitting=True, **TINY_FINE_TUNE | {"warmup_epochs": None})
+    facts = read_run(tmp_path / train.STATE)
+    steps = int(first.fits[-1].model.optimizer.iterations)
+    with open(tmp_path / train.HISTORY, "a") as file:
+        file.write("4,0,0,0,0\n")  # as if killed before its state was written
+    capsys.readouterr()
+
+    recipe = TINY_FINE_TUNE | {"warmup_epochs": None, "epochs": 6}
+    run = record("--resume", models=tmp_path, **recipe)
+
+    out = capsys.readouterr().out
+    assert "Resume: after 4 finished epochs" in out
+    assert "Fit: epochs 5 to 6 of 7 batches of 4" in out
+    [fit] = run.fits  # and none of the head alone
+    assert (fit.initial_epoch, fit.epochs) == (4, 6)
+    assert int(fit.model.optimizer.iterations) == steps == 28
+    for one, other in zip(run.weights, first.fits[-1].model.get_weights(), strict=True):
+        assert np.array_equal(one, other)
+    best = run.callbacks["BestCheckpoint"]
+    assert (list(best.best), best.path.name) == (facts["best"], facts["checkpoint"])
+    assert run.callbacks["CSVLogger"].append
+    assert [row["epoch"] for row in history(tmp_path)] == ["0", "1", "2", "3"]
+
+
+class OneOfTwo(Workers):
+    """One of two processes, with nobody to talk to."""
+
+    def check_same(self, settings):
+        self.compared.append(settings)
+
+    def spread(self, model, seed):
+        self.compared.append(seed)
+        return model
+
+    def chiefs_file(self, path):
+        return path
+
+    def part(self):
+        self.compared.append("parted")
+
+
+@pytest.mark.parametrize("index", [0, 1])
+def test_each_process_serves_its_rows_and_the_chief_does_the_rest(record, tmp_path, index):
+    models = tmp_path / "models"
+    workers = OneOfTwo(index, 2, 2, True)
+    object.__setattr__(workers, "compared", [])
+    run = record(
+        "--distribute", models=models, workers=workers, **TINY_FINE_TUNE | {"batch_size": 6}
+    )
+    fit = run.fits[-1]
+    rows = slice(3 * index, 3 * index + 3)
+    assert (fit.x.batch_size, fit.x.rows) == (6, rows)
+    assert isinstance(fit.validation_data, EvenBatches)
+    assert (fit.validation_data.batch_size, fit.validation_data.rows) == (6, rows)
+    settings, seed, parted = workers.compared
+    assert settings["precision"] == fast_policy()
+    assert settings["seed"] == seed == 7
+    assert len(settings["pictures"]) == 16
+    assert parted == "parted"
+    assert run.exit_code == 0
+    chief = index == 0
+    assert (len(run.fits), fit.verbose) == ((2, 2) if chief else (1, 0))
+    assert ("BestCheckpoint" in run.callbacks) == chief
+    assert hasattr(run, "report") == chief
+    assert models.exists() == chief
+
+
+def test_what_is_excluded_takes_no_part(record, tmp_path, drawn):
+    lines = [f"rose/{path.name}" for path in sorted((drawn / "rose").iterdir())[:3]]
+    (tmp_path / "wrong.txt").write_text("\n".join(lines))
+    run = record("--exclude", tmp_path / "wrong.txt")
+    assert run.report.dataset.excluded == set(lines)
+    parts = run.report.parts
+    assert set(lines).isdisjoint(parts.train + parts.validation)
+    assert sum(run.report.parts.sizes.values()) == 47
+
+
+# What two parts of one run have in common
+
+
+def other_value(value):
+    if value is None:
+        return 3
+    if isinstance(value, bool):
+        return not value
+    if isinstance(value, str):
+        return f"{value}, another"
+    return (9,) if isinstance(value, tuple) else value + 1
+
+
+PARTS = Split(1, 0.2, ("a/1", "b/1"), ("a/2", "b/2"))
+
+
+@pytest.mark.parametrize("recipe", RECIPES.values(), ids=RECIPES)
+@pytest.mark.parametrize("name", asdict(ORIGINAL))
+def test_a_run_goes_on_by_the_same_recipe_only(recipe, name):
+    options = train.parse_arguments([])
+    settings = train.run_settings(recipe, options, PARTS)
+    assert json.loads(json.dumps(settings)) == settings  # as it comes back from the file
+    other = replace(recipe, **{name: other_value(getattr(recipe, name))})
+    free = {"inference_size"} | ({"epochs"} if recipe is ORIGINAL else set())
+    assert (train.run_settings(other, options, PARTS) == settings) == (name in free)
+
+
+def test_a_run_goes_on_from_the_same_pictures_weights_and_cache_only():
+    def settings(*flags, parts=PARTS):
+        return train.run_settings(ORIGINAL, train.parse_arguments(list(flags)), parts)
+
+    assert settings("--models", "others", "--cache", "elsewhere", "--resume") == settings()
+    others = [
+        settings(parts=replace(PARTS, train=("a/1", "b/3"))),
+        settings(parts=replace(PARTS, validation=("a/2", "b/3"))),
+        settings("--weights", "none"),
+        settings("--no-cache"),
+    ]
+    assert settings() not in others
+
+
+@pytest.fixture
+def found(tmp_path):
+    """Ask `find_run` about a run of five finished epochs; returns what it finds."""
+
+    def find(*flags, epochs=5, size=None, settings=None, **facts):
+        recorded = {"seed": 1, "pictures": "abc"}
+        run = {"settings": recorded, "epochs": 5, "reported": False} | facts
+        state = tmp_path / train.STATE
+        with h5py.File(state, "w") as file:
+            file.attrs["run"] = json.dumps(run)
+        recipe = replace(ORIGINAL, epochs=epochs, inference_size=size)
+        return train.find_run(
+            recipe, train.parse_arguments(list(flags)), settings or recorded, state
+        )
+
+    return find
+
+
+def test_a_run_is_resumed_where_epochs_or_the_report_are_missing(found):
+    assert found() is None  # nobody asked for it
+    assert found("--resume")["epochs"] == 5  # killed before its report
+    assert found("--resume", epochs=6, reported=299)["reported"] == 299
+    assert found("--resume", size=320, reported=299)
+    for epochs, size, reported in ((5, None, 299), (5, 320, 320), (4, None, False), (4, 320, 299)):
+        with pytest.raises(ModelError, match=f"the 5 that are finished.* --epochs {epochs}"):
+            found("--resume", epochs=epochs, size=size, reported=reported)
+
+
+def test_all_settings_that_differ_are_named(found):
+    with pytest.raises(ModelError) as caught:
+        found("--resume", settings={"seed": 2, "pictures": "abc", "mixup": 0.1})
+    assert "(seed 1, mixup None). Received: seed 2, mixup 0.1." in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("recipe", "text"),
+    [
+        (ORIGINAL, "frozen; dense layers (512, 128, 32) and a softmax"),
+        (FINE_TUNE, "learning from block 5 on; a softmax layer"),
+        (replace(ORIGINAL, first_block=1, head=(8,)), "all of it learning; dense layers (8,) and"),
+    ],
+)
+def test_the_network_is_described(recipe, text):
+    assert train.describe(recipe, "weights").startswith(f"Xception with weights, {text}")
+
+
+def test_places_have_defaults_and_flags():
+    options = train.parse_arguments([])
+    assert (options.data, options.models) == (Path("flowers"), Path("models"))
+    assert (options.cache, options.weights) == (Path(".cache/activations"), "imagenet")
+    assert options.exclude is None
+    assert [options.resume, options.tensorboard, options.distribute] == [False] * 3
+    flags = "--data a --models b --cache c --weights d --exclude e --resume --tensorboard"
+    options = train.parse_arguments(flags.split())
+    places = (options.data, options.models, options.cache, options.exclude)
+    assert places == (Path("a"), Path("b"), Path("c"), Path("e"))
+    assert (options.weights, options.resume, options.tensorboard) == ("d", True, True)
+    assert train.parse_arguments(["--no-cache"]).cache is None
+    assert train.parse_arguments(["--cache", "c", "--distribute"]).cache is None
+
+
+@pytest.mark.parametrize(
+    ("error", "exit_code", "sentence"),
+    [
+        (KeyboardInterrupt(), 130, "\nStopped before the first epoch.\n"),
+        (MemoryError(), 1, "train.py: Expected batches of 4 pictures to fit into memory. "),
+        (ModelError("No model."), 1, "train.py: No model.\n"),
+        (CacheError("No room."), 1, "train.py: No room.\n"),
+        (OSError(28, "", "a.h5"), 1, "Received: No space left on device (a.h5). Free space or"),
+    ],
+)
+def test_what_ends_a_run_early_is_one_sentence(error, exit_code, sentence, monkeypatch, capsys):
+    def fail(*_):
+        raise error
+
+    monkeypatch.setattr(train, "train", fail)
+    assert train.main(["--batch-size", "4"]) == exit_code
+    assert sentence in capsys.readouterr().err
+
+
+def test_a_defect_is_not_taken_for_lack_of_memory(monkeypatch):
+    def fail(*_):
+        raise ValueError("a defect")
+
+    monkeypatch.setattr(train, "train", fail)
+    with pytest.raises(ValueError, match="a defect"):
+        train.main([])
+
+
+@pytest.mark.parametrize("renamed", [True, False])
+def test_the_best_epoch_is_calibrated_named_and_reported_on(monkeypatch, tmp_path, renamed):
+    """Its parts are stand-ins that note what they get; all of it with files runs above."""
+    named = tmp_path / "xception_fin_02_0.800.h5"
+    path = tmp_path / train.PICKED if renamed else named
+    report_before = path.with_suffix("") / "README.md"
+    report_before.parent.mkdir()
+    for file in (path, split_record(path), report_before):
+        file.write_text("a")
+    noted, calls = {}, []
+    calibrated = SimpleNamespace(model=SimpleNamespace(input_shape=(None, 48, 44, 3)))
+    given = SimpleNamespace(models=tmp_path)
+
+    def save(*arguments):
+        calls.append(("save", *arguments))
+        named.write_text("b")
+        return named
+
+    monkeypatch.setattr(train, "load_checkpoint", lambda path: (f"model of {path.name}", "facts"))
+    monkeypatch.setattr(
+        train,
+        "note_in_run",
+        lambda state, **facts: noted.update({(state, n): v for n, v in facts.items()}),
+    )
+    monkeypatch.setattr(
+        evaluate, "calibrate", lambda *a: calls.append(("calibrate", *a)) or calibrated
+    )
+    monkeypatch.setattr(evaluate, "save", save)
+    monkeypatch.setattr(evaluate, "report", lambda *a, **named: calls.append(("report", *a, named)))
+    train.report(given, "dataset", "parts", SimpleNamespace(path=path), "judge", "features", "card")
+
+    state = tmp_path / train.STATE
+    named_arguments = {"history": tmp_path / train.HISTORY, "features": "features"}
+    assert calls == [
+        ("calibrate", f"model of {path.name}", "facts", "dataset", "parts", "judge"),
+        ("save", calibrated, tmp_path, "parts"),
+        ("report", calibrated, named, "dataset", "parts", "card", named_arguments),
+    ]
+    assert noted == {(state, "reported"): 48} | (
+        {(state, "checkpoint"): named.name} if renamed else {}
+    )
+    assert named.exists()
+    assert split_record(path).exists() != renamed
+    assert path.exists() != renamed
+    assert (named.with_suffix("") / "README.md").exists()
+    assert len([folder for folder in tmp_path.iterdir() if folder.is_dir()]) == 1
+
+
+def test_without_a_best_checkpoint_nothing_is_reported():
+    with pytest.raises(ModelError, match=r"Received: none\. Train anew, without --resume"):
+        train.report(
+            SimpleNamespace(models=Path("models")),
+            *[None] * 2,
+            SimpleNamespace(path=None),
+            *[None] * 3,
+        )
+
+
+# The real network, from the command line
 
 
 @pytest.fixture(scope="module")
