@@ -4,7 +4,9 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
+from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
@@ -17,8 +19,8 @@ from training.cache import CacheError, Table
 KEY = {"weights": "abc", "input_size": [71, 71]}
 
 
-def table(folder, key=KEY, dtype="float16"):
-    return Table(folder, key, (2, 3), dtype)
+def table(folder, key=KEY, dtype="float16", shape=(2, 3)):
+    return Table(folder, key, shape, dtype)
 
 
 def rows(*values):
@@ -48,7 +50,13 @@ def test_a_table_grows(tmp_path):
 
 
 @pytest.mark.parametrize(
-    "other", [{"key": KEY | {"weights": "xyz"}}, {"key": {**KEY, "view": 1}}, {"dtype": "float32"}]
+    "other",
+    [
+        {"key": KEY | {"weights": "xyz"}},
+        {"key": {**KEY, "view": 1}},
+        {"dtype": "float32"},
+        {"shape": (3, 2)},
+    ],
 )
 def test_another_key_is_another_table(tmp_path, other):
     fill(table(tmp_path), ["a"], [1])
@@ -78,7 +86,7 @@ def test_what_was_appended_before_an_error_stays(tmp_path):
     assert np.array_equal(table(tmp_path).take(["a"]), rows(1))
 
 
-@pytest.mark.parametrize("kept", ["", "a\nb", "a\nb/"])
+@pytest.mark.parametrize("kept", ["", "a\nb", "a\nb/", "a\nb/12345"])
 def test_a_torn_index_names_whole_rows_only(tmp_path, kept):
     fill(table(tmp_path), ["a", "b/1"], [1, 2])
     [index] = tmp_path.glob("*/index.txt")
@@ -91,6 +99,47 @@ def test_a_torn_index_names_whole_rows_only(tmp_path, kept):
     fill(torn, ["c"], [3])
     assert np.array_equal(table(tmp_path).take([*known, "c"]), rows(*[1] * len(known), 3))
     assert index.read_text().split() == [*known, "c"]
+
+
+def test_rows_are_on_the_disk_before_their_names_are(tmp_path, monkeypatch):
+    synced = []
+
+    def record(descriptor):
+        file = Path(f"/proc/self/fd/{descriptor}").resolve()
+        synced.append((file.name, file.stat().st_size, (file.parent / "index.txt").read_text()))
+
+    monkeypatch.setattr(cache.os, "fsync", record)
+    fill(table(tmp_path), ["a", "b"], [1, 2])
+    assert synced == [("rows.bin", 24, ""), ("index.txt", 4, "a\nb\n")]
+
+
+def test_rows_count_before_the_end_where_they_are_many(tmp_path, monkeypatch):
+    monkeypatch.setattr(cache, "FLUSHED_BYTES", 24)  # two rows
+    with table(tmp_path).filling() as filling:
+        for number, missing in enumerate((4, 2, 2, 0)):
+            filling.append([str(number)], rows(number))
+            assert len(table(tmp_path).missing(list("0123"))) == missing
+    assert np.array_equal(table(tmp_path).take(list("0123")), rows(0, 1, 2, 3))
+
+
+def test_a_table_is_filled_by_one_at_a_time_who_knows_what_the_other_wrote(tmp_path):
+    one, other = table(tmp_path), table(tmp_path)
+    is_filling, found = threading.Event(), []
+
+    def wait_and_fill():
+        with other.filling() as filling:
+            is_filling.set()
+            found.extend(other.missing(["a", "b"]))
+            filling.append(["b"], rows(2))
+
+    waiting = threading.Thread(target=wait_and_fill)
+    with one.filling() as filling:
+        waiting.start()
+        assert not is_filling.wait(0.3)
+        filling.append(["a"], rows(1))
+    waiting.join()
+    assert found == ["b"]
+    assert np.array_equal(table(tmp_path).take(["a", "b"]), rows(1, 2))
 
 
 WRITER = """
@@ -126,12 +175,47 @@ def test_killed_at_any_moment_every_named_row_is_right(tmp_path):
         assert (taken == expected[:, None, None]).all()
 
 
+NAMED_WRITER = """
+import sys, numpy as np
+from pathlib import Path
+from training import cache
+folder, name, value = Path(sys.argv[1]), sys.argv[2], int(sys.argv[3])
+table = cache.Table(folder, {"weights": "abc"}, (64, 64), "float16")
+print("ready", flush=True)
+sys.stdin.readline()
+cache.FLUSHED_BYTES = 1000
+with table.filling() as filling:
+    for n in range(100):
+        filling.append([f"{name}{n}"], np.full((1, 64, 64), value + n))
+"""
+
+
 def test_two_processes_fill_one_after_the_other(tmp_path):
-    command = [sys.executable, "-c", WRITER.replace("10**6", "200"), tmp_path]
-    both = [subprocess.Popen(command, cwd=ROOT, stdout=subprocess.DEVNULL) for _ in range(2)]
-    assert [process.wait() for process in both] == [0, 0]
+    both = [
+        subprocess.Popen(
+            [sys.executable, "-c", NAMED_WRITER, tmp_path, name, value],
+            cwd=ROOT,
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+        )
+        for name, value in (("a", "0"), ("b", "1000"))
+    ]
+    for process in both:
+        assert process.stdout.readline() == b"ready\n"
+    for process in both:  # at once
+        process.stdin.write(b"\n")
+        process.stdin.flush()
+    for process in both:
+        process.communicate()
+        assert process.returncode == 0
     opened = Table(tmp_path, {"weights": "abc"}, (64, 64), "float16")
-    assert sorted(map(int, opened._row_of)) == list(range(200))
+    values = {
+        f"{name}{n}": value + n for name, value in (("a", 0), ("b", 1000)) for n in range(100)
+    }
+    [index] = tmp_path.glob("*/index.txt")
+    assert sorted(index.read_text().split()) == sorted(values)
+    taken = opened.take(list(values))
+    assert (taken == np.array(list(values.values()))[:, None, None]).all()
 
 
 def test_no_room_is_said_before_anything_is_computed(tmp_path, monkeypatch):
@@ -140,3 +224,8 @@ def test_no_room_is_said_before_anything_is_computed(tmp_path, monkeypatch):
     small.check_room(100)
     with pytest.raises(CacheError, match=r"Expected 1\.6 GB .* Received: 1\.5 GB\. .*--no-cache"):
         small.check_room(300)
+
+
+def test_a_full_disk_does_not_matter_where_all_is_there(tmp_path, monkeypatch):
+    monkeypatch.setattr(cache.shutil, "disk_usage", lambda path: SimpleNamespace(free=0))
+    Table(tmp_path, KEY, (1000, 1000), "float16").check_room(0)

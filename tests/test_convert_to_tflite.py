@@ -4,6 +4,7 @@ import re
 import shutil
 import zipfile
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -14,7 +15,7 @@ from convert_to_tflite import TOLERANCES, Tolerance
 from serving.classifier import RUNTIMES
 from serving.models import ModelError
 from training.checkpoint import split_record
-from training.dataset import scan, split
+from training.dataset import Dataset, scan, split
 from training.served import served_probabilities
 
 
@@ -133,6 +134,112 @@ def test_evaluation_wants_a_file_and_pictures_of_its_classes(
     assert expected in capsys.readouterr().err
 
 
+def test_each_kind_is_as_large_as_its_numbers(trained_like):
+    from training.checkpoint import load_checkpoint
+
+    model, _ = load_checkpoint(trained_like)
+    pictures = [lambda seed=seed: noise(seed) for seed in range(4)]
+    for quantize, size in {"none": 4, "float16": 2, "dynamic": 1, "int8": 1}.items():
+        content = convert_to_tflite.to_tflite(model, quantize, pictures)
+        # A few kilobytes are not weights.
+        assert size <= len(content) / model.count_params() < size + 0.8
+
+
+def noise(seed, shape=(32, 32, 3)):
+    return np.random.default_rng(seed).integers(0, 256, shape, dtype=np.uint8)
+
+
+SCORES = np.tile(np.float32([0.6, 0.4]), (20, 1))
+
+
+def compare(monkeypatch, received, quantize="none", expected=SCORES):
+    """Compare what the file answers, `received`, with what Keras does."""
+    model = SimpleNamespace(predict=lambda inputs, **_: expected)
+    monkeypatch.setattr(convert_to_tflite, "ask", lambda path, inputs, *_: received)
+    readers = [lambda seed=seed: noise(seed, (4, 4, 3)) for seed in range(len(received))]
+    convert_to_tflite.compare(model, Path("a.tflite"), readers, quantize, None)
+
+
+def test_one_score_of_one_picture_beyond_the_tolerance_is_refused(monkeypatch, capsys):
+    received = SCORES.copy()
+    received[7] += np.float32([0.0009, -0.0009])
+    compare(monkeypatch, received)
+    assert "largest difference of a score: 0.000900 (allowed: 0.001)" in capsys.readouterr().out
+    received[7, 0] = 0.6011
+    with pytest.raises(ModelError, match=r"Received: 0\.0011\d\d and 100%\. Nothing was written"):
+        compare(monkeypatch, received)
+
+
+def test_scores_that_are_no_numbers_are_refused(monkeypatch):
+    received = SCORES.copy()
+    received[7] = np.nan
+    with pytest.raises(ModelError, match="Received: nan"):
+        compare(monkeypatch, received)
+
+
+def test_another_first_answer_is_refused_however_near_its_scores_are(monkeypatch):
+    close = np.tile(np.float32([0.5001, 0.4999]), (20, 1))
+    received = close.copy()
+    received[7] = received[7, ::-1]
+    with pytest.raises(ModelError, match=r"Received: 0\.000200 and 95%\. Nothing was written"):
+        compare(monkeypatch, received, expected=close)
+    compare(monkeypatch, close, expected=close)
+
+
+@pytest.fixture
+def thousand(checkpoint, small_tflite, monkeypatch):
+    """Evaluate answers to 1,000 red pictures: a function of how many of them each has wrong."""
+    shutil.copy(small_tflite, checkpoint.parent)
+    pictures = tuple(f"red/{number:03}.png" for number in range(1000))
+    monkeypatch.setattr(
+        convert_to_tflite, "scan", lambda data: Dataset(data, ("red",), pictures, ())
+    )
+    split_record(checkpoint).write_text(
+        '{"seed": 1, "fraction": 0.1, "train": [], "validation": ["red/000.png", "red/999.png"]}'
+    )
+
+    def evaluate(expected, received):
+        """Both are slices of the 1,000 that are answered with blue, of keras and of the file."""
+        answers = np.zeros((2, 1000), dtype=int)
+        answers[0, expected] = answers[1, received] = 2
+        monkeypatch.setattr(convert_to_tflite, "first_answers", lambda *_: tuple(answers))
+        return convert(checkpoint, "--evaluate", "--data", "thousand")
+
+    return evaluate
+
+
+@pytest.mark.parametrize(
+    ("expected", "received", "said"),
+    [
+        (slice(0), slice(4), None),
+        (slice(0), slice(6), "Received: 0.6 % and 99.4 %"),  # agree enough
+        (slice(9), slice(990, 1000), None),
+        (slice(10), slice(989, 1000), "Received: 0.1 % and 97.9 %"),  # as good
+        (slice(15), slice(0), None),  # better than the checkpoint
+    ],
+)
+def test_evaluation_fails_by_accuracy_and_by_agreement(thousand, capsys, expected, received, said):
+    assert thousand(expected, received) == (1 if said else 0)
+    error = capsys.readouterr().err
+    assert said in error if said else error == ""
+
+
+def test_evaluation_says_what_each_has_right_and_where_they_agree(thousand, capsys):
+    thousand(slice(0, 10), slice(5, 12))
+    out = capsys.readouterr().out
+    head, everything, validation = out.splitlines()[-3:]
+    assert re.split("  +", head.strip()) == [
+        "pictures",
+        "checkpoint",
+        ".tflite",
+        "same first answer",
+    ]
+    assert re.findall(r"(\S+) \(", everything) == ["0.990", "0.993", "0.993"]
+    assert everything.split()[:2] == ["all", "1000"]
+    assert validation.split()[:2] == ["validation", "2"]
+    assert re.findall(r"(\S+) \(", validation) == ["0.500", "1.000", "0.500"]
+
+
 def test_beyond_the_tolerance_nothing_is_written(checkpoint, drawn, monkeypatch, capsys):
     path = checkpoint.with_suffix(".tflite")
     path.write_bytes(b"an earlier one")
@@ -159,6 +266,27 @@ def test_it_calibrates_on_training_and_compares_on_validation_pictures(checkpoin
         assert np.array_equal(np.stack([read() for read in readers]), np.stack(expected))
 
 
+def test_what_is_no_longer_there_is_left_out(checkpoint, drawn, tmp_path):
+    folder = shutil.copytree(drawn, tmp_path / "flowers")
+    parts = split(scan(folder), 0.2, seed=3)
+    parts.write(split_record(checkpoint))
+    for part in (parts.train, parts.validation):
+        (folder / part[0]).unlink()
+    chosen = convert_to_tflite.choose_pictures(checkpoint, folder, (32, 48))
+    assert [len(readers) for readers in chosen] == [39, 9]
+
+
+@pytest.mark.parametrize(("pictures", "count"), [(50, 10), (53, 10), (10, 10), (3, 10)])
+def test_pictures_are_chosen_evenly_over_the_classes(pictures, count):
+    chosen = convert_to_tflite.spread(list(range(pictures)), count)
+    assert len(chosen) == min(count, pictures)
+    assert chosen[0] == 0
+    steps = np.diff(chosen)
+    assert steps.min() >= 1
+    assert steps.max() - steps.min() <= 1
+    assert pictures - chosen[-1] <= steps.max()
+
+
 def test_pictures_that_excite_a_layer_too_much_do_not_calibrate():
     from training.backend import keras
 
@@ -169,6 +297,24 @@ def test_pictures_that_excite_a_layer_too_much_do_not_calibrate():
     pictures = np.ones((8, 4, 4, 3), "float32") * strength[:, None, None, None]
     kept = convert_to_tflite.calm_half(model, pictures)
     assert sorted(kept[:, 0, 0, 0]) == sorted(strength[[0, 2, 3, 5]])
+
+
+def test_one_picture_that_excites_a_layer_most_of_all_does_not_hide_the_others():
+    from training.backend import keras
+
+    inputs = keras.Input((4, 4, 3))
+    layers = [keras.layers.Conv2D(1, 1, use_bias=False) for _ in range(2)]
+    model = keras.Model(inputs, [layer(inputs) for layer in layers])
+    for layer, weights in zip(layers, np.eye(3, dtype="float32"), strict=False):
+        layer.set_weights([weights.reshape(1, 1, 3, 1)])
+    # How much each picture excites the two; commonly 0.1 both.
+    much = [(0.5, 0.1), (0.5, 0.1), (10, 0.1)]
+    little = [(0.1, 0.1), (0.1, 0.1), (0.1, 0.1), (0.1, 0.2), (0.1, 0.2)]
+    pictures = np.zeros((8, 4, 4, 3), "float32")
+    pictures[..., :2] = np.array(much + little)[:, None, None]
+    kept = convert_to_tflite.calm_half(model, pictures)
+    assert len(kept) == 4
+    assert kept[..., 0].max() == pytest.approx(0.1)
 
 
 def test_without_an_argument_the_best_of_models(checkpoint, tmp_path, capsys):

@@ -10,7 +10,17 @@ import pytest
 from PIL import Image, ImageOps
 
 from training import dataset as module
-from training.dataset import DataError, Dataset, Split, class_of, duplicates, main, scan, split
+from training.dataset import (
+    DataError,
+    Dataset,
+    Split,
+    class_of,
+    duplicates,
+    main,
+    require,
+    scan,
+    split,
+)
 
 
 @pytest.fixture
@@ -31,6 +41,26 @@ def test_classes_are_the_folders_sorted(folder):
     assert dataset.counts == {"aster": 25, "rose": 10}
     assert dataset.left_out == ()
     assert dataset.labels(["rose/01.png", "aster/00.png"]).tolist() == [1, 0]
+
+
+def test_pictures_are_sorted_in_whatever_order_the_disk_has_them(folder, monkeypatch):
+    expected = scan(folder)
+    iterdir = Path.iterdir
+    monkeypatch.setattr(Path, "iterdir", lambda path: sorted(iterdir(path), reverse=True))
+    assert scan(folder) == expected
+    assert list(expected.pictures) == sorted(expected.pictures)
+
+
+def test_a_file_that_cannot_be_read_is_left_out(folder, monkeypatch):
+    read_bytes = Path.read_bytes
+
+    def read(path):
+        if path.name == "03.png" and path.parent.name == "rose":
+            raise PermissionError(13, "Permission denied")
+        return read_bytes(path)
+
+    monkeypatch.setattr(Path, "read_bytes", read)
+    assert scan(folder).left_out == (("rose/03.png", "cannot be read (Permission denied)"),)
 
 
 def test_what_is_no_picture_is_named_and_left_alone(folder):
@@ -152,6 +182,7 @@ def test_a_type_that_the_name_does_not_say_is_reported_and_used(folder):
         "right.JPG": "JPEG",
         "right.jfif": "JPEG",
         "gif.webp": "GIF",
+        "windows.dib": "BMP",
         "bare": "PNG",
         "bare.2": "PNG",
     }.items():
@@ -165,7 +196,7 @@ def test_a_type_that_the_name_does_not_say_is_reported_and_used(folder):
         "rose/gif.webp": "named .webp, is GIF",
     }
     assert dataset.left_out == ()
-    assert dataset.counts["rose"] == 18
+    assert dataset.counts["rose"] == 19
 
 
 def test_what_a_file_lists_is_left_out(folder):
@@ -183,6 +214,14 @@ def test_what_a_file_lists_is_left_out(folder):
     assert "rose/03.png" not in dataset.pictures
     assert set(dataset.digests) == set(dataset.pictures)
     assert (folder / "rose" / "03.png").exists()
+
+
+def test_a_list_that_windows_has_written_and_a_name_that_is_no_text_are_read(folder):
+    odd = "caf\udce9.png"  # a byte of Latin-1
+    shutil.copy(folder / "rose" / "00.png", folder / "rose" / odd)
+    listed = folder / "list.txt"
+    listed.write_bytes(b"\xef\xbb\xbfrose/03.png\r\nrose/caf\xe9.png\r\n")
+    assert [file for file, _ in scan(folder, listed).left_out] == ["rose/03.png", f"rose/{odd}"]
 
 
 def test_the_wrong_labels_of_the_kaggle_set_can_be_excluded(folder):
@@ -287,6 +326,33 @@ def test_without_copies_the_split_is_the_plain_draw():
     assert set(split(dataset, 0.2, seed=7).validation) == plain
 
 
+def test_without_copies_the_selection_is_the_plain_draw_of_the_rest():
+    dataset = of(a=[1] * 50, b=[1] * 31)
+    parts = split(dataset, 0.2, seed=7, selection=0.25)
+    rest = set(dataset.pictures) - set(parts.validation)
+    rng = np.random.default_rng([7, 1])
+    plain = {
+        picture
+        for name, count in (("a", 10), ("b", 6))
+        for picture in rng.permutation([p for p in dataset.of_class(name) if p in rest])[:count]
+    }
+    assert set(parts.selection) == plain
+
+
+def test_what_is_excluded_later_is_not_measured_on_but_was_trained_on():
+    parts = Split(1, 0.2, ("a/1", "a/2"), ("a/3", "a/4"), ("a/5", "a/6"), 0.5)
+    without = parts.without({"a/1", "a/3", "a/6"})
+    assert without == Split(1, 0.2, ("a/1", "a/2"), ("a/4",), ("a/5",), 0.5)
+    assert without.sizes == {"train": 2, "selection": 1, "validation": 1}
+
+
+def test_pictures_of_another_folder_are_refused():
+    dataset = of(a=[1] * 3, b=[1] * 3)
+    require(dataset, dataset.pictures[1:])
+    with pytest.raises(DataError, match="the 3 pictures of the split. Received: .* 2 of them"):
+        require(dataset, ["c/1", "a/0_0", "c/2"])
+
+
 def test_the_shares_hold_where_copies_fit():
     dataset = of(a=[3, 2, 2, *[1] * 43], b=[4, *[1] * 16])
     for seed in range(20):
@@ -336,6 +402,15 @@ def test_the_command_line_reports_and_deletes_nothing(copies, capsys):
     assert sorted(copies.rglob("*")) == before
 
 
+def test_the_command_line_lists_ten_findings_of_a_kind(folder, capsys):
+    for number in range(12):
+        (folder / "rose" / f"broken{number:02}.jpg").write_bytes(b"")
+    assert main([str(folder)]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    start = lines.index("Left out:")
+    assert lines[start + 10 : start + 12] == ["  rose/broken09.jpg: empty", "  ... and 2 more"]
+
+
 def test_the_command_line_excludes_and_speaks_json(copies, capsys, tmp_path):
     listed = tmp_path / "list.txt"
     listed.write_text("\n".join(GROUPS[0][:2]))
@@ -353,6 +428,13 @@ def test_the_command_line_ends_with_one_sentence(tmp_path, capsys, monkeypatch):
     assert captured.out == ""
     assert captured.err.startswith("dataset: Expected")
     assert captured.err.count("\n") == 1
+
+    def unreadable(*_):
+        raise PermissionError(13, "Permission denied")
+
+    monkeypatch.setattr(module, "scan", unreadable)
+    assert main([str(tmp_path)]) == 1
+    assert "Permission denied" in capsys.readouterr().err
 
     def interrupted(*_):
         raise KeyboardInterrupt

@@ -36,6 +36,26 @@ def test_mixed_precision_is_near(model, inputs, engine):
     expected = np.asarray(model(inputs, training=False))
     answers = compile_forward(model, "mixed_bfloat16", 5, engine)(inputs)
     assert np.abs(answers.astype(np.float32) - expected).max() < 0.03 * np.abs(expected).max()
+    if engine == "keras":  # OpenVINO has it only where the processor does
+        assert not np.array_equal(answers.astype(np.float32), expected)
+
+
+@pytest.mark.parametrize(
+    ("policy", "precision"),
+    [("float32", "f32"), ("mixed_bfloat16", "bf16"), ("mixed_float16", "f32")],
+)
+def test_openvino_computes_in_the_precision_of_the_policy(model, policy, precision, monkeypatch):
+    import openvino
+
+    given = []
+
+    class Core:
+        def compile_model(self, network, device, settings):
+            given.append((device, settings["INFERENCE_PRECISION_HINT"]))
+
+    monkeypatch.setattr(openvino, "Core", Core)
+    compile_forward(model, policy, 2, "openvino")
+    assert given == [("CPU", precision)]
 
 
 def test_openvino_is_used_where_it_is_installed(monkeypatch):
@@ -44,6 +64,9 @@ def test_openvino_is_used_where_it_is_installed(monkeypatch):
     assert best_engine() == "keras"
     monkeypatch.undo()
     monkeypatch.setattr(forward, "accelerator", lambda: object())
+    assert best_engine() == "keras"
+    monkeypatch.undo()
+    monkeypatch.setattr(keras.backend, "backend", lambda: "jax")
     assert best_engine() == "keras"
 
 
@@ -63,7 +86,10 @@ def test_the_policy_follows_the_processor(flags, policy, tmp_path, monkeypatch):
     assert fast_policy() == "float32"
 
 
-@pytest.mark.parametrize(("generation", "policy"), [(7.5, "mixed_float16"), (9, "mixed_bfloat16")])
+@pytest.mark.parametrize(
+    ("generation", "policy"),
+    [(7.5, "mixed_float16"), (8, "mixed_bfloat16"), (9, "mixed_bfloat16")],
+)
 def test_the_policy_follows_the_gpu(generation, policy, monkeypatch):
     from training.backend import Accelerator
 

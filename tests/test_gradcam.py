@@ -101,8 +101,8 @@ def test_jax_shows_the_same(pictures, tmp_path):
     assert is_possible()
     np.save(tmp_path / "pictures.npy", pictures)
     script = (
-        "import numpy as np; from test_gradcam import colour_model, grad_cam, keras;"
-        "assert keras.backend.backend() == 'jax';"
+        "import numpy as np; from test_gradcam import colour_model, grad_cam, is_possible, keras;"
+        "assert keras.backend.backend() == 'jax' and is_possible();"
         f"heat = grad_cam(colour_model(2), np.load(r'{tmp_path / 'pictures.npy'}'), "
         "np.array([0, 1]));"
         f"np.save(r'{tmp_path / 'heat.npy'}', heat)"

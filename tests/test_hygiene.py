@@ -80,6 +80,11 @@ def test_a_long_list_is_cut_and_what_is_excluded_does_not_hide_what_is_broken():
     ]
 
 
+def test_a_list_of_just_that_length_is_not_cut():
+    report = lines(Hygiene((("a/1", "empty"), ("b/1", "empty")), (), (), (), ()), limit=2)
+    assert report[1:-1] == ["Left out:", "  a/1: empty", "  b/1: empty"]
+
+
 def test_a_name_that_is_no_text_can_be_printed():
     report = lines(Hygiene((("rose/caf\udce9.jpg", "empty"),), (), (), (), ()))
     assert "\n".join(report).encode("utf-8")

@@ -41,6 +41,15 @@ def test_right_labels_are_not_suspected(clusters):
     assert probable_wrong_labels(features, pictures, labels, NAMES, seed=0) == []
 
 
+def test_not_every_contradiction_counts_where_classes_overlap(clusters):
+    _, labels, pictures = clusters
+    features = np.random.default_rng(0).normal(size=(120, 6))
+    features[np.arange(120), labels] += 1.5
+    # The cross-validated model contradicts 32 of these labels, all of which are right.
+    suspects = probable_wrong_labels(features, pictures, labels, NAMES, seed=1)
+    assert 0 < len(suspects) < 16
+
+
 def test_a_class_without_pictures_does_not_count(clusters):
     features, labels, pictures = clusters
     labels[5] = 1
@@ -56,10 +65,53 @@ def test_one_class_has_nothing_to_be_taken_for():
     assert probable_wrong_labels(np.ones((4, 2)), list("abcd"), np.zeros(4, int), ["a"], 0) == []
 
 
-def test_few_pictures_get_fewer_folds():
-    features = np.random.default_rng(0).normal(size=(6, 4))
-    found = probable_wrong_labels(features, list("abcdef"), np.array([0, 0, 0, 1, 1, 1]), "xy", 0)
-    assert all(isinstance(suspect, Suspect) for suspect in found)
+def test_a_class_of_few_pictures_gets_fewer_folds(clusters, recwarn):
+    features, labels, pictures = clusters
+    few = np.r_[:4, 40:50, 80:90]  # four of the first class, where there are five folds
+    labels[45] = 2
+    found = probable_wrong_labels(
+        features[few], [pictures[i] for i in few], labels[few], NAMES, seed=0
+    )
+    assert [(s.picture, s.label, s.suggested) for s in found] == [("rose/45.jpg", "tulip", "rose")]
+    assert not recwarn.list  # that a class has fewer pictures than there are folds
+
+
+def test_a_picture_does_not_vouch_for_its_own_label():
+    features = np.random.default_rng(0).normal(size=(60, 200))
+    # Nothing but chance tells these classes apart; what is fitted to all has each of them right.
+    labels = np.arange(60) % 3
+    found = probable_wrong_labels(features, [str(i) for i in range(60)], labels, NAMES, seed=0)
+    assert len(found) > 20
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda features: np.tile(features, 100),
+        lambda features: features * np.float32([1, 1000, 0.001, 1, 5, 1e6]),
+        lambda features: features + 1000,
+    ],
+    ids=["more", "scaled", "shifted"],
+)
+def test_neither_the_number_nor_the_scale_of_features_matters(clusters, change):
+    features, labels, pictures = clusters
+    labels[::9] = (labels[::9] + 1) % 3
+    expected = probable_wrong_labels(features, pictures, labels, NAMES, seed=1)
+    found = probable_wrong_labels(change(features), pictures, labels, NAMES, seed=1)
+    assert [s.picture for s in found] == [s.picture for s in expected]
+    assert [s.confidence for s in found] == pytest.approx(
+        [s.confidence for s in expected], abs=1e-3
+    )
+
+
+def test_classes_that_many_features_tell_apart_are_told_apart():
+    labels = np.repeat(np.arange(12), 10)
+    features = np.random.default_rng(0).normal(size=(120, 20))
+    features[np.arange(120), labels] += 12
+    labels[5] = 7
+    names = [f"class {i}" for i in range(12)]
+    found = probable_wrong_labels(features, [str(i) for i in range(120)], labels, names, seed=0)
+    assert [(s.picture, s.label, s.suggested) for s in found] == [("5", "class 7", "class 0")]
 
 
 @pytest.mark.parametrize(
@@ -86,3 +138,9 @@ def test_the_list_can_be_excluded_as_it_is(tmp_path):
     assert scan(folder, path).left_out == (("rose/3 #1.png", f"excluded by {path}"),)
     write_suspects(path, [])
     assert scan(folder, path).left_out == ()
+
+
+def test_a_name_that_is_no_text_is_written_as_it_is(tmp_path):
+    path = tmp_path / "suspects.txt"
+    write_suspects(path, [Suspect("rose/caf\udce9.jpg", "rose", "tulip", 0.9)])
+    assert b"rose/caf\xe9.jpg  # looks like tulip" in path.read_bytes()

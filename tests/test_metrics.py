@@ -5,7 +5,16 @@ import json
 import numpy as np
 import pytest
 
-from training.metrics import bootstrap_macro_f1, evaluate, f1_interval, shown, table, wilson
+from training.calibration import error_by_chance
+from training.metrics import (
+    bootstrap_macro_f1,
+    evaluate,
+    f1_interval,
+    percent,
+    shown,
+    table,
+    wilson,
+)
 
 NAMES = ("ash", "birch", "cedar")
 
@@ -74,11 +83,34 @@ def test_what_is_counted_by_hand(metrics):
     assert ash["recall"] == pytest.approx(8 / 10)
     assert ash["recall_interval"] == pytest.approx(wilson(8, 10))
     assert ash["f1"] == pytest.approx(16 / 19)
+    assert ash["f1_interval"] == pytest.approx(f1_interval(8, 8 + 2 + 1))
     assert (ash["support"], ash["answered"]) == (10, 9)
     assert metrics["macro_f1"] == pytest.approx((16 / 19 + 38 / 41 + 1) / 3)
+    assert metrics["macro_f1_interval"] == bootstrap_macro_f1(np.array(metrics["confusion_matrix"]))
     expected = -(37 * np.log(0.8) + 3 * np.log(0.1)) / 40
     assert metrics["log_loss"] == pytest.approx(expected, rel=1e-5)
     assert metrics["expected_calibration_error"] == pytest.approx(37 / 40 - 0.8, abs=1e-6)
+
+
+def test_the_error_by_chance_is_that_of_these_answers():
+    probabilities, truth = answers_of(np.array([[8, 2], [3, 7]]))
+    metrics = evaluate(probabilities, truth, ("a", "b"))
+    assert metrics["expected_calibration_error_by_chance"] == error_by_chance(probabilities)
+
+
+def test_the_interval_of_macro_f1_is_the_one_of_pictures_drawn_anew():
+    counts = np.array([[40, 9, 3], [5, 60, 10], [2, 1, 20]])
+    pairs = np.repeat(np.arange(9), counts.ravel())
+    drawn = np.random.default_rng(1).choice(pairs, (20_000, len(pairs)))
+    cells = (drawn[..., np.newaxis] == np.arange(9)).sum(axis=1).reshape(-1, 3, 3)
+    hits = np.diagonal(cells, axis1=1, axis2=2)
+    f1 = (2 * hits / (cells.sum(axis=1) + cells.sum(axis=2))).mean(axis=1)
+    expected = np.quantile(f1, [0.025, 0.975])
+    # 2,000 resamples know their bounds to about a twentieth of the width; 90 % are a sixth off.
+    low, high = bootstrap_macro_f1(counts)
+    assert low == pytest.approx(expected[0], abs=0.004)
+    assert high == pytest.approx(expected[1], abs=0.004)
+    assert high - low == pytest.approx(expected[1] - expected[0], rel=0.06)
 
 
 def test_every_number_lies_in_its_interval(metrics):
@@ -113,6 +145,14 @@ def test_a_class_without_pictures_and_one_never_answered():
     assert (cedar["support"], cedar["recall"], cedar["recall_interval"]) == (0, 0, [0, 1])
 
 
+def test_a_model_that_is_never_right_is_told():
+    probabilities, truth = answers_of(np.array([[0, 2], [3, 0]]))
+    metrics = evaluate(probabilities, truth, ("a", "b"))
+    assert metrics["accuracy"] == metrics["macro_f1"] == 0
+    assert metrics["per_class"]["b"]["recall_interval"] == wilson(0, 3)
+    assert table(metrics).splitlines()[2].endswith("  3")
+
+
 def test_no_pictures_are_refused():
     with pytest.raises(ValueError, match="Received: none"):
         evaluate(np.zeros((0, 3)), np.zeros(0, dtype=int), NAMES)
@@ -132,3 +172,8 @@ def test_the_table_is_aligned_and_says_what_its_brackets_are(metrics):
 def test_a_long_name_of_two_lines_is_shown_short_in_one():
     assert shown("a\nb") == "a b"
     assert shown("x" * 30, limit=5) == "xxxx…"
+
+
+def test_a_share_is_shown_as_a_percentage():
+    assert percent(0.934) == "93 %"
+    assert percent(0.9345, 1) == "93.5 %"

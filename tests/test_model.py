@@ -9,6 +9,7 @@ from training.backend import keras
 from training.checkpoint import Metadata, save_checkpoint
 from training.model import (
     BASE_LAYER,
+    add_head,
     build_model,
     cut_at,
     load_base_weights,
@@ -51,6 +52,16 @@ def test_it_is_the_originals_network(model):
     trainable = sum(np.prod(variable.shape) for variable in model.trainable_variables)
     assert trainable == 1_119_045  # 2048·512 + 512·128 + 128·32 + 32·5 and biases: a frozen base
     assert model.count_params() == 20_861_480 + trainable  # Keras' figure for Xception, no top
+
+
+def test_dropout_is_before_the_softmax_alone():
+    inputs = keras.Input((6,))
+    for dropout, names in ((0.0, ["Dense"] * 3), (0.3, ["Dense", "Dense", "Dropout", "Dense"])):
+        head = keras.Model(inputs, add_head(inputs, (5, 4), 3, dropout)).layers[1:]
+        assert [type(layer).__name__ for layer in head] == names
+        assert [layer.rate for layer in head if hasattr(layer, "rate")] == [dropout][
+            : len(head) - 3
+        ]
 
 
 def test_the_frozen_base_stays_in_inference_mode(model):
@@ -114,6 +125,10 @@ def test_mixed_precision_is_a_copy_with_the_same_weights():
         v.shape for v in learner.trainable_variables
     ]
     assert {v.dtype for v in mixed.variables} == {"float32"}
+    computing = [layer for layer in mixed.get_layer("upper").layers if layer.weights]
+    assert {layer.compute_dtype for layer in computing} == {"bfloat16"}
+    assert {layer.compute_dtype for layer in mixed.layers[2:]} == {"float32"}
+    assert mixed.output.dtype == "float32"
     for one, other in zip(mixed.get_weights(), learner.get_weights(), strict=True):
         assert np.array_equal(one, other)
     assert not np.shares_memory(mixed.get_weights()[0], learner.get_weights()[0])
@@ -150,7 +165,8 @@ def test_weights_none_leaves_them_random(model):
 def test_a_checkpoint_gives_its_base(model, tmp_path):
     source = build_model(SIZE, (8,), 3)
     save_checkpoint(source, tmp_path / "a.h5", Metadata(("a", "b", "c"), 1, 0.5))
-    load_base_weights(model, str(tmp_path / "a.h5"), ROOT / "models")
+    given = load_base_weights(model, str(tmp_path / "a.h5"), ROOT / "models")
+    assert given == f"the base of {tmp_path / 'a.h5'}"
     for one, other in zip(
         model.get_layer(BASE_LAYER).get_weights(),
         source.get_layer(BASE_LAYER).get_weights(),
@@ -162,8 +178,23 @@ def test_a_checkpoint_gives_its_base(model, tmp_path):
 def test_keras_own_weights_file_fits(model, tmp_path):
     source = keras.applications.Xception(weights=None, include_top=False)
     source.save_weights(tmp_path / "notop.weights.h5")
-    load_base_weights(model, str(tmp_path / "notop.weights.h5"), ROOT / "models")
+    given = load_base_weights(model, str(tmp_path / "notop.weights.h5"), ROOT / "models")
+    assert given == f"the weights of {tmp_path / 'notop.weights.h5'}"
     assert np.array_equal(model.get_layer(BASE_LAYER).get_weights()[0], source.get_weights()[0])
+
+
+def test_imagenet_is_what_keras_downloads(model, monkeypatch):
+    downloaded = keras.applications.Xception(weights=None, include_top=False)
+    asked = []
+
+    def download(**options):
+        asked.append(options)
+        return downloaded
+
+    monkeypatch.setattr(keras.applications, "Xception", download)
+    assert load_base_weights(model, "imagenet", ROOT / "models") == "ImageNet weights"
+    assert asked == [{"weights": "imagenet", "include_top": False}]
+    assert weights_digest(model.get_layer(BASE_LAYER)) == weights_digest(downloaded)
 
 
 @pytest.mark.usefixtures("no_download")

@@ -12,16 +12,18 @@ from PIL import Image
 import training.report
 from serving.image import open_picture
 from serving.preprocess import preprocess
+from training import figures
 from training.backend import keras
 from training.calibration import apply_temperature, bake_temperature
 from training.dataset import Dataset, scan
 from training.figures import MAX_BYTES, Tile, gallery, overlay, read_history, save
-from training.metrics import evaluate
+from training.metrics import evaluate, wilson
 from training.model import BASE_LAYER
-from training.report import CARD, FIGURES, METRICS, write_report
+from training.report import CARD, CURVES, FIGURES, METRICS, write_report
 
 SIDE = 32
 TEMPERATURE = 1.5
+GALLERIES = ("mistakes.png", "gradcam.png", "suspects.png")
 ALWAYS = [name for name in FIGURES if name != "suspects.png"]
 CARD_OF_RUN = {
     "command": "python train.py --epochs 3",
@@ -109,16 +111,36 @@ def test_every_file_is_there_and_nothing_else(written):
     assert [path.name for path in folder.parent.iterdir()] == [folder.name]
 
 
-@pytest.mark.parametrize("name", FIGURES)
-def test_a_figure_is_a_png_of_a_screen_with_something_on_it(written, name):
+def near(pixels, colour, distance=30):
+    """Return which of `pixels` (..., 3) have about the colour "#rrggbb"."""
+    rgb = [int(colour[i : i + 2], 16) for i in (1, 3, 5)]
+    return np.abs(pixels.astype(int) - rgb).max(axis=-1) <= distance
+
+
+@pytest.mark.parametrize(
+    ("name", "colours"),
+    {
+        "per_class.png": (figures.BLUE, figures.ORANGE, figures.GREEN),
+        "confusion_matrix.png": ("#084a91", "#f16813"),  # all right, all wrong
+        "reliability.png": ("#4e83be", figures.ORANGE, figures.GREY),
+        CURVES: (figures.BLUE, figures.ORANGE, figures.GREY),
+        "mistakes.png": (figures.RED,),
+        "gradcam.png": (figures.RED,),
+        "suspects.png": (figures.ORANGE,),
+    }.items(),
+)
+def test_a_figure_is_a_png_of_a_screen_in_its_own_colours(written, name, colours):
     path = written[0] / name
     assert path.stat().st_size <= MAX_BYTES
     with Image.open(path) as picture:
         assert picture.format == "PNG"
         assert 400 <= picture.width <= 1600
         assert 250 <= picture.height <= 1600
-        grey = np.asarray(picture.convert("L"))
-    assert (grey < 128).mean() > 0.005
+        pixels = np.asarray(picture.convert("RGB"))
+    for colour in colours:
+        assert near(pixels, colour).mean() > 0.0005
+    if name in GALLERIES:  # photographs, beside their captions
+        assert (pixels.min(axis=-1) < 240).mean() > 0.4
 
 
 def test_the_metrics_are_those_of_the_probabilities(run, written):
@@ -132,8 +154,13 @@ def test_the_metrics_are_those_of_the_probabilities(run, written):
         (run["probabilities"].argmax(axis=1) == truth).mean()
     )
     assert metrics["temperature"] == TEMPERATURE
-    before = metrics["before_temperature"]["log_loss"]
-    assert before != pytest.approx(metrics["log_loss"])
+    before = evaluate(run["uncalibrated"], truth, run["dataset"].class_names)
+    assert before["log_loss"] != pytest.approx(metrics["log_loss"])
+    assert metrics["before_temperature"] == {
+        key: before[key] for key in ("log_loss", "expected_calibration_error")
+    }
+    assert metrics["class_counts"] == dict.fromkeys(run["dataset"].class_names, 10)
+    assert metrics["suspects"] == 14
     assert metrics["checkpoint"] == "xception_fin_02_0.650.h5"
     assert metrics["run"]["seed"] == 69420
     assert metrics["versions"]["keras"] == keras.__version__
@@ -145,8 +172,25 @@ def test_the_model_card_says_what_a_reader_asks(run, written):
     low, high = metrics["accuracy_interval"]
     assert f"{metrics['accuracy']:.3f} ({low:.3f} to {high:.3f}), n = {metrics['n']}" in card
     assert "Wilson" in card
+    share, low, high = (f"{100 * value:.1f} %" for value in (metrics["accuracy"], low, high))
+    assert f"On 50 pictures that it was not trained on it is right in **{share} ({low} to" in card
+    assert f"is off by {metrics['expected_calibration_error']:.3f} on average" in card
+
+    def cell(row, key):
+        return (
+            f"{row[key]:.3f} ({row[f'{key}_interval'][0]:.3f} to {row[f'{key}_interval'][1]:.3f})"
+        )
+
     for name, row in metrics["per_class"].items():
-        assert f"| {name} | {row['precision']:.3f} (" in card
+        cells = " | ".join(cell(row, key) for key in ("precision", "recall", "f1"))
+        assert f"| {name} | {cells} | {row['support']} |" in card
+    before = metrics["before_temperature"]
+    assert f"- macro F1 {cell(metrics, 'macro_f1')}, the interval by bootstrap" in card
+    assert f"- log loss {metrics['log_loss']:.3f} nats; {before['log_loss']:.3f} before" in card
+    assert f"calibration error {metrics['expected_calibration_error']:.3f} (15 bins)" in card
+    assert f"; {before['expected_calibration_error']:.3f} before the temperature" in card
+    by_chance = metrics["expected_calibration_error_by_chance"]
+    assert f"stays under {by_chance:.3f}, 19 times out of 20" in card
     for text in (
         "    python train.py --epochs 3",
         "- seed: 69420",
@@ -163,6 +207,53 @@ def test_the_model_card_says_what_a_reader_asks(run, written):
         "and nothing else",
     ):
         assert text in card
+
+
+def card_of(folder, run, **changed):
+    write_report(folder, **run | changed)
+    return (folder / CARD).read_text()
+
+
+def test_the_model_card_says_of_which_class_least_is_known(faultless, tmp_path, only_text):
+    half_right = faultless["probabilities"].copy()
+    half_right[25:30] = half_right[0]  # half of the roses as daisies
+    assert faultless["pictures"][25].startswith("rose/")
+    card = card_of(tmp_path, faultless, probabilities=half_right)
+    low, high = wilson(5, 10)
+    assert f"- Least is known of rose: 10 pictures, recall {low:.2f} to {high:.2f}." in card
+
+
+@pytest.mark.parametrize(("error", "said"), [(0.031, "**above**"), (0.029, "within")])
+def test_the_model_card_says_whether_confidence_is_as_right_as_asked_for(
+    faultless, tmp_path, only_text, error, said
+):
+    right = np.eye(5)[faultless["dataset"].labels(faultless["pictures"])]
+    probabilities = right * (1 - error * 5 / 4) + error / 4
+    card = card_of(tmp_path, faultless, probabilities=probabilities, uncalibrated=probabilities)
+    assert f"expected calibration error {error:.3f} (15 bins), {said} the 0.03" in card
+
+
+def test_the_model_card_counts_what_is_reported_on(run, tmp_path, only_text):
+    some = slice(8, 25)  # of the pictures, which are ten of each class
+    chosen = {key: run[key][some] for key in ("pictures", "probabilities", "uncalibrated")}
+    lines = card_of(tmp_path, run, **chosen).splitlines()
+    head = lines.index("| class | pictures | reported on |")
+    assert lines[head + 2 : head + 8] == [
+        "| daisy | 10 | 2 |",
+        "| dandelion | 10 | 10 |",
+        "| rose | 10 | 5 |",
+        "| sunflower | 10 | 0 |",
+        "| tulip | 10 | 0 |",
+        "| all | 50 | 17 |",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("seconds", "said"), [(89.4, "89 seconds"), (90, "1.5 minutes"), (None, None)]
+)
+def test_the_model_card_says_how_long_it_took(run, tmp_path, only_text, seconds, said):
+    card = card_of(tmp_path, run, card={"seconds": seconds})
+    assert f"- time: {said}" in card if said else "- time" not in card
 
 
 def test_the_model_card_tells_what_was_excluded_from_what_is_broken(run, drawn, tmp_path):
@@ -195,9 +286,145 @@ def test_the_model_card_lists_the_mistakes_most_confident_first(run, written):
     assert len(rows) == 12
     confidence = [float(row[2]) for row in rows]
     assert confidence == sorted(confidence, reverse=True)
-    for picture, answer, _ in rows:
-        assert picture in run["pictures"]
+    for picture, answer, confidence in rows:
+        scores = run["probabilities"][run["pictures"].index(picture)]
+        assert answer == run["dataset"].class_names[scores.argmax()]
+        assert confidence == f"{scores.max():.3f}"
         assert not picture.startswith(answer)
+    wrong = run["probabilities"].argmax(axis=1) != run["dataset"].labels(run["pictures"])
+    assert float(rows[0][2]) == pytest.approx(run["probabilities"][wrong].max(), abs=1e-3)
+
+
+@pytest.fixture
+def given(run, monkeypatch, tmp_path):
+    """What each figure of the run is given, instead of drawing it: {function: [arguments]}.
+
+    A gallery is under its title. `grad_cam` gives picture number i a heat that is i everywhere.
+    """
+    calls = {}
+
+    def note(name):
+        def figure(*arguments, **_):
+            key = arguments[0].split(" (")[0] if name == "gallery" else name
+            calls[key] = arguments
+            return key
+
+        monkeypatch.setattr(figures, name, figure)
+
+    for name in ("per_class", "confusion_matrix", "reliability", "learning_curves", "gallery"):
+        note(name)
+    monkeypatch.setattr(figures, "save", lambda figure, path: path.write_text(figure))
+
+    def grad_cam(*arguments):
+        calls["grad_cam"] = arguments
+        return np.arange(len(arguments[1]))[:, np.newaxis, np.newaxis] * np.ones((1, 4, 4))
+
+    monkeypatch.setattr(training.report, "grad_cam", grad_cam)
+    suspects = [
+        SimpleNamespace(picture=p, label="rose", suggested="tulip", confidence=0.5 + 0.03 * i)
+        for i, p in enumerate(run["dataset"].pictures[:14])
+    ]
+    calls["metrics"] = write_report(tmp_path / "report", **run | {"suspects": suspects})
+    calls["drawn"] = {path.name: path.read_text() for path in tmp_path.glob("report/*.png")}
+    return calls
+
+
+def position(run, picture):
+    """Return which of the run's pictures a gallery shows as `picture`."""
+    shown = preprocess(picture, (SIDE, SIDE))
+    for index, name in enumerate(run["pictures"]):
+        if np.array_equal(
+            preprocess(open_picture(run["dataset"].folder / name), (SIDE, SIDE)), shown
+        ):
+            return index
+    raise AssertionError("a picture of another run")
+
+
+def verdict(run, index):
+    """Return the caption that a picture should have."""
+    names, scores = run["dataset"].class_names, run["probabilities"][index]
+    truth = run["pictures"][index].split("/")[0]
+    answer = names[scores.argmax()]
+    said = f"{answer} {100 * scores.max():.0f} %"
+    if answer == truth:
+        return ((said, figures.GREEN),)
+    return ((said, figures.RED), (f"truth: {truth}", figures.INK))
+
+
+def test_each_figure_is_of_what_its_name_says(run, given):
+    before, after, truth, temperature = given["reliability"]
+    assert np.array_equal(before, run["uncalibrated"])
+    assert np.array_equal(after, run["probabilities"])
+    assert np.array_equal(truth, run["dataset"].labels(run["pictures"]))
+    assert temperature == TEMPERATURE
+    counts, names = given["confusion_matrix"]
+    assert counts.tolist() == given["metrics"]["confusion_matrix"]
+    assert names == run["dataset"].class_names
+    assert given["per_class"] == (given["metrics"],)
+    history, epoch = given["learning_curves"]
+    assert history["val_accuracy"].tolist() == [0.6, 0.65]
+    assert epoch == 2
+    assert given["drawn"] == {
+        "per_class.png": "per_class",
+        "confusion_matrix.png": "confusion_matrix",
+        "reliability.png": "reliability",
+        CURVES: "learning_curves",
+        "mistakes.png": "The most confident mistakes",
+        "gradcam.png": "What speaks for the answer, red the most",
+        "suspects.png": "Labels that are probably wrong",
+    }
+
+
+def test_the_most_confident_mistakes_are_shown_with_answer_and_truth(run, given):
+    title, tiles = given["The most confident mistakes"]
+    wrong = np.flatnonzero(
+        run["probabilities"].argmax(axis=1) != run["dataset"].labels(run["pictures"])
+    )
+    assert title == f"The most confident mistakes (12 of {len(wrong)})"
+    order = wrong[np.argsort(-run["probabilities"][wrong].max(axis=1), kind="stable")]
+    assert [position(run, tile.picture) for tile in tiles] == order[:12].tolist()
+    assert [tile.lines for tile in tiles] == [verdict(run, index) for index in order[:12]]
+
+
+def test_grad_cam_is_asked_about_the_answer_and_shown_on_its_picture(run, given):
+    model, inputs, classes = given["grad_cam"]
+    _, tiles = given["What speaks for the answer, red the most"]
+    chosen = [position(run, tile.picture) for tile in tiles]
+    assert model is run["model"]
+    for index, pixels in zip(chosen, inputs, strict=True):
+        picture = open_picture(run["dataset"].folder / run["pictures"][index])
+        assert np.array_equal(pixels, preprocess(picture, (SIDE, SIDE))[0])
+    assert classes.tolist() == run["probabilities"][chosen].argmax(axis=1).tolist()
+    assert [tile.heat.max() for tile in tiles] == list(range(len(chosen)))
+    assert [tile.lines for tile in tiles] == [verdict(run, index) for index in chosen]
+
+
+def test_grad_cam_explains_a_typical_right_answer_of_each_class_then_mistakes(run, given):
+    _, tiles = given["What speaks for the answer, red the most"]
+    chosen = [position(run, tile.picture) for tile in tiles]
+    truth, confidence = run["dataset"].labels(run["pictures"]), run["probabilities"].max(axis=1)
+    right = run["probabilities"].argmax(axis=1) == truth
+    typical = []
+    for index in range(5):
+        hits = sorted(np.flatnonzero(right & (truth == index)), key=lambda i: confidence[i])
+        typical += hits[len(hits) // 2 :][:1]
+    wrong = sorted(np.flatnonzero(~right), key=lambda i: -confidence[i])
+    assert typical
+    assert chosen == [*typical, *wrong[:4]]
+
+
+def test_the_surest_suspects_are_shown_with_what_they_look_like(run, given):
+    title, tiles = given["Labels that are probably wrong"]
+    assert title == "Labels that are probably wrong (12 of 14)"
+    assert [position(run, tile.picture) for tile in tiles] == list(range(13, 1, -1))
+    assert tiles[0].lines == (("tulip 89 %?", figures.ORANGE), ("label: rose", figures.INK))
+
+
+def test_curves_that_an_earlier_report_has_drawn_are_taken_over(run, given, tmp_path):
+    (tmp_path / "curves.png").write_bytes(b"drawn before")
+    write_report(tmp_path / "again", **run | {"curves": tmp_path / "curves.png"})
+    assert (tmp_path / "again" / CURVES).read_bytes() == b"drawn before"
+    assert f"]({CURVES})" in (tmp_path / "again" / CARD).read_text()
 
 
 def test_without_mistakes_history_suspects_or_card(faultless, tmp_path):

@@ -73,8 +73,9 @@ def _per_class(
     )
     rows = {}
     for index, name in enumerate(class_names):
-        precision, recall, f1, support = (column[index].item() for column in columns)
+        precision, recall, f1, _ = (float(column[index]) for column in columns)
         hits, answered = int(counts[index, index]), int(counts[:, index].sum())
+        support = int(counts[index].sum())  # scikit-learn's is a float where nothing is right
         rows[name] = {
             "precision": precision,
             "precision_interval": wilson(hits, answered),
