@@ -146,7 +146,7 @@ def parse_scores(body: bytes) -> dict[str, float]:
     if isinstance(answer, dict):
         # Our handler's errors, and those of Lambda itself: a crash, no memory, no time.
         error = answer.get("error")
-        if isinstance(error, dict):
+        if isinstance(error, dict) and "message" in error:
             raise CheckError(f"Expected scores. Received: {error.get('type')}: {error['message']}")
         if "errorMessage" in answer:
             name = answer.get("errorType", "an error")

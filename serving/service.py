@@ -42,8 +42,8 @@ class Picture:
     facts: dict = field(default_factory=dict)
 
     def fail(self, error: ServingError) -> None:
-        """Let `error` be the answer."""
-        self.error, self.answer = error, as_answer(error)
+        """Let `error` be the answer, without its traceback, whose frames hold the picture."""
+        self.error, self.answer = type(error)(str(error)), as_answer(error)
         self.facts["error"] = type(error).__name__
 
 

@@ -113,6 +113,58 @@ def test_special_networks_are_refused_from_the_first_address_to_the_last(network
     assert not is_public(network[-1])
 
 
+# The first and the last address of each network, and their neighbours where those are public:
+# said anew, since a mistake in the table itself would not show by the table.
+ENDS = [
+    ("0.0.0.0", "0.255.255.255", None, "1.0.0.0"),  # noqa: S104
+    ("10.0.0.0", "10.255.255.255", "9.255.255.255", "11.0.0.0"),
+    ("100.64.0.0", "100.127.255.255", "100.63.255.255", "100.128.0.0"),
+    ("127.0.0.0", "127.255.255.255", "126.255.255.255", "128.0.0.0"),
+    ("168.63.129.16", "168.63.129.16", "168.63.129.15", "168.63.129.17"),
+    ("169.254.0.0", "169.254.255.255", "169.253.255.255", "169.255.0.0"),
+    ("172.16.0.0", "172.31.255.255", "172.15.255.255", "172.32.0.0"),
+    ("192.0.0.0", "192.0.0.255", "191.255.255.255", "192.0.1.0"),
+    ("192.0.2.0", "192.0.2.255", "192.0.1.255", "192.0.3.0"),
+    ("192.31.196.0", "192.31.196.255", "192.31.195.255", "192.31.197.0"),
+    ("192.52.193.0", "192.52.193.255", "192.52.192.255", "192.52.194.0"),
+    ("192.88.99.0", "192.88.99.255", "192.88.98.255", "192.88.100.0"),
+    ("192.168.0.0", "192.168.255.255", "192.167.255.255", "192.169.0.0"),
+    ("192.175.48.0", "192.175.48.255", "192.175.47.255", "192.175.49.0"),
+    ("198.18.0.0", "198.19.255.255", "198.17.255.255", "198.20.0.0"),
+    ("198.51.100.0", "198.51.100.255", "198.51.99.255", "198.51.101.0"),
+    ("203.0.113.0", "203.0.113.255", "203.0.112.255", "203.0.114.0"),
+    ("224.0.0.0", "239.255.255.255", "223.255.255.255", None),
+    ("240.0.0.0", "255.255.255.255", None, None),
+    ("2001::", f"2001:1ff{':ffff' * 6}", f"2000{':ffff' * 7}", "2001:200::"),
+    ("2001:db8::", f"2001:db8{':ffff' * 6}", f"2001:db7{':ffff' * 6}", "2001:db9::"),
+    ("2002::", f"2002{':ffff' * 7}", f"2001{':ffff' * 7}", "2003::"),
+    (
+        "2620:4f:8000::",
+        f"2620:4f:8000{':ffff' * 5}",
+        f"2620:4f:7fff{':ffff' * 5}",
+        "2620:4f:8001::",
+    ),
+    ("3ffe::", f"3ffe{':ffff' * 7}", f"3ffd{':ffff' * 7}", None),
+    ("3fff::", f"3fff:fff{':ffff' * 6}", None, "3fff:1000::"),
+]
+
+
+@pytest.mark.parametrize(("first", "last", "before", "behind"), ENDS)
+def test_special_networks_end_where_the_rfcs_say(first, last, before, behind, monkeypatch):
+    """By the table alone, whatever this version of Python knows of them."""
+    for flag in ("is_global", "is_multicast", "is_reserved"):
+        monkeypatch.setattr(type(ip_address(first)), flag, flag == "is_global")
+    assert (is_public(first), is_public(last)) == (False, False)
+    assert all(is_public(neighbour) for neighbour in (before, behind) if neighbour)
+
+
+def test_no_special_network_is_left_out_here():
+    spans = [(ip_address(first), ip_address(last)) for first, last, *_ in ENDS]
+    for network in SPECIAL_PURPOSE:
+        same = [span for span in spans if span[0].version == network.version]
+        assert any(first <= network[0] and network[-1] <= last for first, last in same), network
+
+
 @pytest.mark.parametrize(
     "network", ["9.0.0.0/8", "11.0.0.0/8", "128.0.0.0/16", "192.88.98.0/24", "192.88.100.0/24"]
 )

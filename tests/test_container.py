@@ -254,6 +254,7 @@ def test_scores_are_of_every_class_with_five_decimals(service, pictures_url):
     scores = json.loads(invoke(service, {"url": f"{pictures_url}/green.png"}))
     assert list(scores) == ["red", "green", "blue"]
     assert all(score == round(score, 5) for score in scores.values())
+    assert any(score != round(score, 4) for score in scores.values())
     assert sum(scores.values()) == pytest.approx(1, abs=3e-5)
 
 

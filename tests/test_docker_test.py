@@ -2,6 +2,7 @@
 
 import base64
 import json
+import os
 import re
 import socket
 import subprocess
@@ -19,19 +20,27 @@ SHOWN = "  rose  0.90000\n  tulip 0.09988\n  daisy 0.00012\n"
 
 
 class Service:
-    """Stands for the container: answers every event with `status` and `body`, and keeps it."""
+    """Stands for the container: answers every event with `status` and `body`, and keeps it.
 
-    def __init__(self, body, status=200, port=0):
-        self.events = []
+    The first answer is `slow` seconds late, and the first `cut` break off.
+    """
+
+    def __init__(self, body, status=200, port=0, slow=0, cut=0):
+        self.events, self.types = [], []
         service = self
 
         class Handler(BaseHTTPRequestHandler):
             def do_POST(self):
                 received = self.rfile.read(int(self.headers["Content-Length"]))
                 service.events.append((self.path, json.loads(received)))
+                service.types.append(self.headers["Content-Type"])
+                time.sleep(slow if len(service.events) == 1 else 0)
+                data = body if isinstance(body, bytes) else json.dumps(body).encode()
                 self.send_response(status)
+                breaks_off = len(service.events) <= cut
+                self.send_header("Content-Length", str(len(data) + 100 * breaks_off))
                 self.end_headers()
-                self.wfile.write(body if isinstance(body, bytes) else json.dumps(body).encode())
+                self.wfile.write(data)
 
             def log_message(self, *_):
                 pass
@@ -91,6 +100,8 @@ def test_a_file_is_sent_along(tmp_path):
     assert process.stdout == f"{tmp_path / 'a.jpg'}: rose\n{SHOWN}"
     [(_, event)] = events
     assert list(event) == ["image"]
+    process, _ = ask({"daisy": 0.8, "rose": 0.2}, "--file", tmp_path / "a.jpg")
+    assert process.returncode == 0, "any label will do"
     assert base64.b64decode(event["image"]) == b"\xff\xd8 bytes"
 
 
@@ -101,6 +112,32 @@ def test_the_default_picture_is_wikimedias_rose():
     assert events == [(PATH, {"url": address})]
     process, _ = ask({"daisy": 0.8, "rose": 0.2})
     assert "Expected the label rose. Received: daisy." in sentence(process)
+
+
+def test_of_another_picture_any_label_will_do():
+    process, events = ask({"daisy": 0.8, "rose": 0.2}, "--url", "HTTPS://example.com/Rose.jpg")
+    assert (process.returncode, process.stderr) == (0, "")
+    assert events == [(PATH, {"url": "HTTPS://example.com/Rose.jpg"})]
+
+
+@pytest.mark.parametrize("scores", [{"rose": 1, "tulip": 0}, {"error": 0.75, "rose": 0.25}])
+def test_whole_numbers_are_scores_and_error_is_a_label_like_others(scores):
+    process, _ = ask(scores, "--url", "https://example.com/a.jpg")
+    assert process.returncode == 0
+    assert process.stdout.startswith(f"https://example.com/a.jpg: {next(iter(scores))}\n")
+
+
+def test_events_are_sent_as_json():
+    with Service(SCORES) as service:
+        assert run("--endpoint", service.endpoint).returncode == 0
+    assert service.types == ["application/json"]
+
+
+def test_by_default_it_asks_where_make_run_serves():
+    command = [sys.executable, ROOT / "docker_test.py", "--help"]
+    wide = os.environ | {"COLUMNS": "200"}
+    told = subprocess.run(command, env=wide, capture_output=True, text=True, check=True).stdout
+    assert f"[http://localhost:8080{PATH}]" in told
 
 
 def test_another_label_than_expected_fails():
@@ -129,6 +166,11 @@ def test_another_label_than_expected_fails():
         ({}, "Received: {}."),
         ({"rose": "high"}, 'Received: {"rose": "high"}.'),
         ({"rose": float("nan")}, 'Received: {"rose": NaN}.'),
+        ({"rose": True}, 'Received: {"rose": true}.'),
+        ({"rose": None}, 'Received: {"rose": null}.'),
+        ({"error": {"code": 5}}, 'Received: {"error": {"code": 5}}. Check --endpoint.'),
+        ({"error": "bad luck"}, 'Received: {"error": "bad luck"}. Check --endpoint.'),
+        (b"x" * 1000, f"Received: {'x' * 200}. Check --endpoint."),
     ],
 )
 def test_anything_but_scores_fails(body, told):
@@ -169,6 +211,23 @@ def test_it_waits_while_connections_are_dropped():
         process = run("--endpoint", service.endpoint)
     assert (process.returncode, process.stderr) == (0, f"Waiting for {service.endpoint} ...\n")
     assert len(service.events) == 1
+
+
+def test_it_waits_while_answers_break_off():
+    with Service(SCORES, cut=2) as service:
+        process = run("--endpoint", service.endpoint)
+    assert (process.returncode, process.stderr) == (0, f"Waiting for {service.endpoint} ...\n")
+    assert len(service.events) == 3
+
+
+def test_a_service_that_never_answers_is_given_up():
+    code = "import docker_test, sys; docker_test.ANSWER_TIMEOUT = 0.3; "
+    code += "sys.exit(docker_test.main(sys.argv[1:]))"
+    with Service(SCORES, slow=3) as service:
+        command = [sys.executable, "-c", code, "--endpoint", service.endpoint]
+        process = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    told = sentence(process)
+    assert f"Expected an answer of {service.endpoint}. Received: none within 0.3 seconds." in told
 
 
 def test_nobody_there():

@@ -20,10 +20,19 @@ def test_a_url():
         base64.b64encode(b"x" * 100).decode(),
         base64.encodebytes(b"x" * 100).decode(),
         "data:image/png;base64," + base64.b64encode(b"x" * 100).decode(),
+        " \n data:;base64, " + base64.b64encode(b"x" * 100).decode(),
+        "data:," + base64.b64encode(b"x" * 100).decode(),
     ],
 )
 def test_an_image(text):
     assert parse({"image": text}) == Request((Source(image=b"x" * 100),))
+
+
+def test_base64_is_that_of_rfc_4648_with_padding():
+    assert parse({"image": "+/8="}) == Request((Source(image=b"\xfb\xff"),))
+    for text in ("-_8=", "+/8", "+/8=====!", "+!/8=", "+/8*", "===="):
+        with pytest.raises(InvalidRequestError, match="Received: an image that is not base64"):
+            parse({"image": text})
 
 
 def test_several_in_order():
@@ -32,6 +41,19 @@ def test_several_in_order():
         tuple(Source(url=url) for url in urls), several=True, top=2
     )
     assert parse({"images": ["aGk="]}) == Request((Source(image=b"hi"),), several=True)
+    assert parse({"image": None, "urls": urls[:1], "url": None}) == Request(
+        (Source(url=urls[0]),), several=True
+    )
+
+
+def test_sixteen_are_the_most():
+    urls = [f"https://example.com/{n}" for n in range(16)]
+    assert parse({"urls": urls}).sources == tuple(Source(url=url) for url in urls)
+    images = [base64.b64encode(bytes([n])).decode() for n in range(16)]
+    assert parse({"images": images}).sources == tuple(Source(image=bytes([n])) for n in range(16))
+    for several in ({"urls": [*urls, urls[0]]}, {"images": [*images, images[0]]}):
+        with pytest.raises(InvalidRequestError, match="to be a list of 1 to 16. Received: 17"):
+            parse(several)
 
 
 def test_a_wrong_one_costs_the_others_nothing():
@@ -67,6 +89,12 @@ def test_top_is_a_whole_number_from_1(top):
         ({"url": 7}, "a number as url"),
         ({"url": ["http://a"]}, "a list as url"),
         ({"url": "  "}, "an empty string as url"),
+        ({"url": ""}, "an empty string as url"),
+        ({"image": ""}, "an empty string as image"),
+        ({"url": False}, "a boolean as url"),
+        ({"image": 0}, "a number as image"),
+        ({"image": "aGk=", "images": ["aGk="]}, "image and images"),
+        ({"urls": ["http://a"], "images": []}, "urls and images"),
         ({"image": {"a": 1}}, "an object as image"),
         ({"image": "not base64!"}, "an image that is not base64"),
         ({"image": "é"}, "an image that is not base64"),
@@ -91,6 +119,7 @@ def test_anything_else_is_refused_in_one_sentence(event, received):
         (["http://a"] * (MAX_PICTURES + 1), "17"),
         ("http://a", "a string"),
         ({}, "an obj"),
+        (7, "a number"),
     ],
 )
 def test_a_list_is_neither_empty_nor_too_long(values, received):

@@ -28,7 +28,7 @@ from serving.errors import (
     ServingError,
     TooLargeError,
 )
-from serving.fetch import fetch, fetch_all
+from serving.fetch import fetch, fetch_all, prepare
 
 OK = b"HTTP/1.1 200 OK\r\nContent-Length: 4\r\n\r\nrose"
 Talk = Callable[[socket.socket], None]
@@ -117,6 +117,7 @@ def over_tls(certificate: Path, function: Talk, names: list[str | None] | None =
     """Return what has `function` talk inside TLS, and notes the name that is asked for."""
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     context.load_cert_chain(certificate)
+    context.set_alpn_protocols(["h2", "http/1.1"])
     if names is not None:
         context.sni_callback = lambda _, name, __: names.append(name)
 
@@ -204,6 +205,15 @@ def test_it_says_what_it_is_and_wants_the_picture_as_it_is(http_server):
 def test_only_http_and_https_addresses(url):
     with pytest.raises(InvalidRequestError, match="^Expected a url that begins with http"):
         fetch(url)
+
+
+def test_a_url_has_at_most_8192_characters(http_server):
+    url = f"{http_server({})}/"
+    url += "a" * (8192 - len(url))
+    with pytest.raises(FetchError, match="Received: 404"):
+        fetch(url)
+    with pytest.raises(InvalidRequestError, match="Received: one of more than 8192 characters"):
+        fetch(f"{url}a")
 
 
 @pytest.mark.parametrize(
@@ -558,6 +568,19 @@ def test_a_host_that_does_not_speak_tls(talk):
 
 
 @pytest.mark.usefixtures("trusted")
+def test_it_asks_for_http_1(talk, certificate):
+    """Some hosts talk HTTP/2 to whoever says nothing of it."""
+    chosen = []
+
+    def note(connection: ssl.SSLSocket) -> None:
+        chosen.append(connection.selected_alpn_protocol())
+        says(OK)(connection)
+
+    assert fetch(f"https://{talk(over_tls(certificate, note))}/") == b"rose"
+    assert chosen == ["http/1.1"]
+
+
+@pytest.mark.usefixtures("trusted")
 def test_the_ca_bundle_is_read_once():
     first = module.tls_context()
     assert module.tls_context() is first
@@ -621,11 +644,12 @@ def test_a_length_that_is_too_long_is_enough(talk):
     done.set()
 
 
-def test_a_body_of_just_the_size_is_not_too_long(http_server, monkeypatch):
-    monkeypatch.setattr(module, "MAX_BYTES", 100_000)
-    url = http_server({"/": (200, {}, b"x" * 100_000), "/1": (200, {}, b"x" * 100_001)})
-    assert len(fetch(f"{url}/")) == 100_000
-    with pytest.raises(TooLargeError):
+@pytest.mark.parametrize("headers", [{}, {"X-Long": "x" * 50_000}])
+def test_a_body_of_just_the_size_is_not_too_long(http_server, headers):
+    body = bytes(10_000_001)
+    url = http_server({"/": (200, headers, body[1:]), "/1": (200, headers, body)})
+    assert fetch(f"{url}/") == body[1:]
+    with pytest.raises(TooLargeError, match="^Expected at most 10 MB"):
         fetch(f"{url}/1")
 
 
@@ -636,7 +660,11 @@ def bomb() -> bytes:
 
 
 @pytest.mark.parametrize(
-    "coding", ["gzip", "GZip", "x-gzip", "deflate", "br", "zstd", "identity, gzip", "gzip,gzip"]
+    "coding",
+    [
+        *("gzip", "GZip", "x-gzip", "deflate", "compress", "x-compress", "br", "zstd"),
+        *("identity, gzip", "gzip,gzip"),
+    ],
 )
 def test_what_is_compressed_again_is_refused_and_not_unpacked(coding, bomb, http_server):
     url = http_server({"/": (200, {"Content-Encoding": coding}, bomb)})
@@ -763,6 +791,25 @@ def test_a_host_that_never_answers(scheme, talk, monkeypatch):
     done.set()
 
 
+@pytest.mark.parametrize("scheme", ["http", "https"])
+@pytest.mark.usefixtures("trusted")
+def test_each_step_waits_five_seconds_at_most(scheme, talk, certificate, monkeypatch):
+    waits = []
+    set_timeout = socket.socket.settimeout
+
+    def note(self: socket.socket, seconds: float | None) -> None:
+        if isinstance(self, module._BoundedSocket):
+            waits.append(seconds)
+        set_timeout(self, seconds)
+
+    monkeypatch.setattr(socket.socket, "settimeout", note)
+    place = talk(over_tls(certificate, says(OK)) if scheme == "https" else says(OK))
+    assert fetch(f"{scheme}://{place}/", time.monotonic() + 60) == b"rose"
+    assert waits
+    assert all(0 < seconds <= 5 for seconds in waits)
+    assert max(waits) == 5
+
+
 def test_redirects_share_one_deadline(talk, monkeypatch):
     """Each comes in time by itself."""
     monkeypatch.setattr(module, "DEADLINE", 0.5)
@@ -836,7 +883,7 @@ def test_a_later_deadline_does_not(talk, monkeypatch):
 
 
 def test_a_deadline_that_has_passed(talk):
-    with pytest.raises(FetchTimeoutError):
+    with pytest.raises(FetchTimeoutError, match="in time, at most 10 seconds"):
         fetch(f"http://{talk(says(OK))}/", time.monotonic() - 1)
 
 
@@ -903,23 +950,46 @@ def test_several_are_fetched_in_order_and_a_bad_one_costs_no_other(http_server):
     assert fetch_all([]) == []
 
 
-def test_several_are_fetched_at_the_same_time(talk):
-    """Each host answers only when all have been asked."""
-    together = threading.Barrier(module.MAX_PARALLEL, timeout=20)
+def test_eight_are_fetched_at_the_same_time_and_no_more(talk):
+    """Each host answers only when eight have been asked, and a moment later."""
+    together = threading.Barrier(8, timeout=20)
+    asked, most, lock = 0, 0, threading.Lock()
 
     def wait_for_all(connection: socket.socket) -> None:
+        nonlocal asked, most
         connection.recv(65536)
+        with lock:
+            asked += 1
+            most = max(most, asked)
         together.wait()
+        time.sleep(0.1)
+        with lock:
+            asked -= 1
         connection.sendall(OK)
 
-    place = talk(wait_for_all)
-    assert fetch_all([f"http://{place}/"] * module.MAX_PARALLEL) == [b"rose"] * module.MAX_PARALLEL
+    assert fetch_all([f"http://{talk(wait_for_all)}/"] * 16) == [b"rose"] * 16
+    assert most == 8
 
 
 @pytest.mark.usefixtures("trusted")
-def test_several_share_one_tls_context(talk, certificate):
+def test_several_share_one_tls_context(talk, certificate, monkeypatch):
+    """Once it is prepared, the CA bundle is not read again, and no other context made."""
     place = talk(over_tls(certificate, says(OK)))
+    prepare()
+    used = set()
+    wrap = ssl.SSLContext.wrap_socket
+
+    def note(self: ssl.SSLContext, *arguments: object, **options: object) -> ssl.SSLSocket:
+        if not options.get("server_side"):
+            used.add(self)
+        return wrap(self, *arguments, **options)
+
+    monkeypatch.setattr(ssl.SSLContext, "wrap_socket", note)
+    monkeypatch.setattr(
+        ssl.SSLContext, "load_verify_locations", lambda *_, **__: pytest.fail("read again")
+    )
     assert fetch_all([f"https://{place}/"] * 20) == [b"rose"] * 20
+    assert used == {module.tls_context()}
 
 
 def test_several_end_at_one_deadline(talk):

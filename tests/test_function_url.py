@@ -1,11 +1,11 @@
 """tools.function_url: HTTP in front of a function, as AWS puts it there."""
 
+import contextlib
+import importlib
 import json
-import os
 import signal
 import subprocess
 import sys
-import threading
 import time
 import urllib.error
 import urllib.request
@@ -15,7 +15,7 @@ import pytest
 from conftest import ROOT
 
 from tools.emulator import EmulatorError, free_port, local_service, sample_event
-from tools.function_url import MAX_PAYLOAD, invoker, serving, to_event
+from tools.function_url import MAX_PAYLOAD, invoker, main, serving, to_event
 
 ECHO = """
 import json
@@ -65,6 +65,106 @@ def test_http_becomes_an_event_and_an_answer_http(address):
     assert (event["body"], event["isBase64Encoded"]) == ("AP8=", True)
 
 
+def test_what_there_is_not_is_not_in_the_event():
+    with served(lambda event: {"statusCode": 200, "body": json.dumps(event)}) as url:
+        event = json.loads(ask(url)[2])
+        assert not {"body", "queryStringParameters"} & set(event)
+        assert event["isBase64Encoded"] is False
+        event = json.loads(ask(f"{url}/?a=&b")[2])
+        assert event["queryStringParameters"] == {"a": "", "b": ""}
+
+
+def test_the_event_says_who_asks_when_and_how():
+    with served(lambda event: {"statusCode": 200, "body": json.dumps(event)}) as url:
+        for method in ("GET", "PATCH", "PROPFIND"):
+            headers = {"User-Agent": "a browser", "X-Some": "Value"}
+            event = json.loads(ask(f"{url}/a", method=method, headers=headers)[2])
+            context = event["requestContext"]
+            assert context["http"] == {
+                "method": method,
+                "path": "/a",
+                "protocol": "HTTP/1.1",
+                "sourceIp": "127.0.0.1",
+                "userAgent": "a browser",
+            }
+            assert abs(context["timeEpoch"] - time.time() * 1000) < 60_000
+            assert event["headers"]["x-some"] == "Value"
+
+
+@contextlib.contextmanager
+def served(function):
+    """HTTP in front of `function`, without an emulator between them."""
+    with serving(function) as server:
+        assert server.server_address[0] == "127.0.0.1"  # nobody else is to come here
+        yield f"http://127.0.0.1:{server.server_address[1]}"
+
+
+@pytest.mark.parametrize(
+    ("answer", "status", "body"),
+    [
+        ({"statusCode": 200, "body": "/9g=", "isBase64Encoded": True}, 200, b"\xff\xd8"),
+        ({"statusCode": 404, "body": "/9g=", "isBase64Encoded": False}, 404, b"/9g="),
+        ({"statusCode": 200, "headers": None, "body": None}, 200, b""),
+        ({"statusCode": "200", "body": "a"}, 502, b"Internal Server Error"),
+        ([], 502, b"Internal Server Error"),
+        (None, 502, b"Internal Server Error"),
+    ],
+)
+def test_answers_become_http(answer, status, body):
+    with served(lambda _: answer) as url:
+        got, headers, data = ask(url)
+    assert (got, data, headers["Content-Length"]) == (status, body, str(len(body)))
+
+
+def test_no_content_has_no_length():
+    with served(lambda _: {"statusCode": 204, "headers": {"Allow": "GET"}, "body": ""}) as url:
+        status, headers, body = ask(url, method="OPTIONS")
+    assert (status, headers["Allow"], body) == (204, "GET", b"")
+    assert "Content-Length" not in headers
+
+
+def test_one_request_at_a_time_reaches_the_function():
+    """Two at once end the emulator."""
+    inside, most = 0, 0
+
+    def answer(_):
+        nonlocal inside, most
+        inside += 1
+        most = max(most, inside)
+        time.sleep(0.1)
+        inside -= 1
+        return {"statusCode": 200, "body": ""}
+
+    with served(answer) as url, ThreadPoolExecutor(4) as pool:
+        statuses = [status for status, *_ in pool.map(ask, [url] * 4)]
+    assert (statuses, most) == ([200] * 4, 1)
+
+
+def test_proxies_of_the_environment_are_not_asked(monkeypatch):
+    monkeypatch.setenv("http_proxy", "http://127.0.0.1:9")
+    monkeypatch.delenv("no_proxy", raising=False)
+    fresh = importlib.reload(sys.modules[invoker.__module__])
+    with served(lambda event: event | {"statusCode": 200}) as url:
+        assert fresh.invoker(url)({"a": 1}) == {"a": 1}
+
+
+def test_by_default_it_is_in_front_of_make_run(capsys, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "200")
+    with pytest.raises(SystemExit):
+        main(["--help"])
+    told = capsys.readouterr().out
+    assert "[http://localhost:8080/2015-03-31/functions/function/invocations]" in told
+    assert "[9000]" in told
+
+
+def test_ctrl_c_ends_it():
+    command = [sys.executable, "-u", "-m", "tools.function_url", "--port", str(free_port())]
+    with subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, text=True) as process:
+        assert "in front of http://localhost:8080/2015-03-31/" in process.stdout.readline()
+        process.send_signal(signal.SIGINT)
+        assert process.wait(30) == 130
+
+
 @pytest.mark.parametrize("path", ["crash", "text"])
 def test_a_function_that_fails_or_answers_no_http_is_a_502(address, path):
     assert ask(f"{address}/{path}")[0] == 502
@@ -72,142 +172,11 @@ def test_a_function_that_fails_or_answers_no_http_is_a_502(address, path):
 
 
 def test_more_than_lambda_takes_is_refused(address):
+    most = 4_718_592 - 1500  # bytes, that are 6 MiB in base64 beside the rest of an event
+    assert ask(address, bytes(4_718_592))[0] == 413
     assert ask(address, b"x" * MAX_PAYLOAD)[0] == 413
-
-
-def test_of_requests_at_once_the_function_gets_one_after_another():
-    asked, running = threading.Barrier(4), []
-
-    def invoke(event):
-        running.append(event)
-        time.sleep(0.1)
-        together = len(running)
-        running.remove(event)
-        return {"statusCode": 200, "body": str(together)}
-
-    def ask_at_once(url):
-        asked.wait()
-        return ask(url)[2]
-
-    with serving(invoke) as server, ThreadPoolExecutor(4) as pool:
-        url = f"http://127.0.0.1:{server.server_address[1]}"
-        assert list(pool.map(ask_at_once, [url] * 4)) == [b"1"] * 4
-
-
-ANSWERS = {
-    "/bytes": ({"statusCode": 200, "body": "AP8=", "isBase64Encoded": True}, (200, "2", b"\0\xff")),
-    "/text": ({"statusCode": 404, "body": "ä", "headers": None}, (404, "2", "ä".encode())),
-    "/empty": ({"statusCode": 204}, (204, None, b"")),
-    "/none": ({"statusCode": 200, "body": None}, (200, "0", b"")),
-    "/no status": ({"body": "a"}, (502, "21", b"Internal Server Error")),
-    "/no object": ([], (502, "21", b"Internal Server Error")),
-}
-
-
-@pytest.mark.parametrize("path", ANSWERS)
-def test_answers_become_http(path):
-    answer, expected = ANSWERS[path]
-    with serving(lambda _: answer) as server:
-        status, headers, body = ask(f"http://127.0.0.1:{server.server_address[1]}/")
-    assert (status, headers.get("Content-Length"), body) == expected
-
-
-def test_requests_become_events():
-    """As AWS documents payload format 2.0, with its names in small letters."""
-    event = to_event("PUT", "/a%20b?c=&d=%C3%A4", {"User-Agent": "me", "X-A": "B"}, b"", "10.0.0.9")
-    context = event.pop("requestContext")
-    assert event == {
-        "version": "2.0",
-        "routeKey": "$default",
-        "rawPath": "/a%20b",
-        "rawQueryString": "c=&d=%C3%A4",
-        "queryStringParameters": {"c": "", "d": "ä"},
-        "headers": {"user-agent": "me", "x-a": "B"},
-        "isBase64Encoded": False,
-    }
-    assert context["http"] == {
-        "method": "PUT",
-        "path": "/a%20b",
-        "protocol": "HTTP/1.1",
-        "sourceIp": "10.0.0.9",
-        "userAgent": "me",
-    }
-    assert abs(context["timeEpoch"] / 1000 - time.time()) < 60
-    assert context["requestId"] != to_event("GET", "/", {}, b"", "")["requestContext"]["requestId"]
-
-
-def test_a_request_without_a_query_has_no_parameters():
-    event = to_event("GET", "/", {}, b"", "")
-    assert "queryStringParameters" not in event
-    assert (event["rawPath"], event["rawQueryString"]) == ("/", "")
-
-
-@pytest.mark.parametrize("method", ["GET", "HEAD", "OPTIONS", "PUT", "PATCH", "ANYTHING"])
-def test_the_function_is_asked_whatever_the_method_is(method):
-    methods = []
-
-    def invoke(event):
-        methods.append(event["requestContext"]["http"]["method"])
-        return {"statusCode": 204}
-
-    with serving(invoke) as server:
-        host, port = server.server_address
-        assert host == "127.0.0.1", "a container's function is not for the network"
-        assert ask(f"http://127.0.0.1:{port}/", method=method)[0] == 204
-    assert methods == [method]
-
-
-def test_an_endpoint_that_is_silent_is_given_up(monkeypatch):
-    monkeypatch.setattr("tools.function_url.TIMEOUT", 0.1)
-    ended = threading.Event()
-    with serving(lambda _: ended.wait(10) or {}) as server:
-        with pytest.raises(OSError, match="timed out"):
-            invoker(f"http://127.0.0.1:{server.server_address[1]}/")({})
-        ended.set()
-
-
-def test_from_the_command_line_it_asks_that_endpoint_through_no_proxy_until_ctrl_c():
-    port = free_port()
-    inner = {"statusCode": 200, "body": json.dumps({"statusCode": 201, "body": "inner"})}
-    with serving(lambda _: inner) as server:
-        endpoint = f"http://127.0.0.1:{server.server_address[1]}/"
-        process = subprocess.Popen(
-            [
-                sys.executable,
-                "-m",
-                "tools.function_url",
-                "--port",
-                str(port),
-                "--endpoint",
-                endpoint,
-            ],
-            cwd=ROOT,
-            env=os.environ | {"http_proxy": "http://127.0.0.1:9", "PYTHONUNBUFFERED": "1"},
-            stdout=subprocess.PIPE,
-            text=True,
-        )
-        try:
-            line = process.stdout.readline()
-            assert line == f"http://localhost:{port} in front of {endpoint}; Ctrl-C ends.\n"
-            status, _, body = ask(f"http://127.0.0.1:{port}/")
-            assert (status, body) == (201, b"inner")
-            process.send_signal(signal.SIGINT)
-            assert process.wait(30) == 130
-        finally:
-            process.kill()
-            process.communicate()
-
-
-def test_an_event_may_have_as_many_bytes_as_lambda_takes(monkeypatch):
-    """The limit is that of the event, in which a body takes a third more."""
-    invoked = []
-    event = to_event("POST", "/", {}, b"x" * 3000, "127.0.0.1")
-    with serving(lambda event: invoked.append(event) or {"statusCode": 200}) as server:
-        url = f"http://127.0.0.1:{server.server_address[1]}/"
-        for limit, status in ((len(json.dumps(event)) + 1000, 200), (4000, 413)):
-            monkeypatch.setattr("tools.function_url.MAX_PAYLOAD", limit)
-            assert ask(url, b"x" * 3000)[0] == status
-    assert len(invoked) == 1
+    with served(lambda event: {"statusCode": 200, "body": event["body"][:4]}) as url:
+        assert ask(url, bytes(most))[::2] == (200, b"AAAA")
 
 
 def test_events_have_the_fields_of_awss_own():

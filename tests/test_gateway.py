@@ -12,6 +12,7 @@ from tools.emulator import EmulatorError, sample_event
 
 SAMPLES = {"1.0": "apigateway/AwsProxy", "2.0": "apigateway/HttpApi", "alb": "alb/ALBRequest"}
 URL = {"url": "https://example.com/rose.jpg"}
+ALWAYS = {"X-Content-Type-Options": "nosniff", "Cache-Control": "no-store"}  # in each answer
 
 
 @pytest.fixture(params=SAMPLES)
@@ -46,17 +47,65 @@ def test_the_request_is_read(sample, form):
 
 def test_a_picture_as_the_body(sample):
     data = bytes(range(256))
-    for kind in ("image/jpeg", "IMAGE/PNG; q=1", "application/octet-stream"):
+    kinds = ("image/jpeg", "IMAGE/PNG; q=1", " image/webp ", "application/octet-stream")
+    for kind in (*kinds, "binary/octet-stream ; a=b"):
         request = read_event(sample(body=data, kind=kind))
         assert parse_body(request) == Request((Source(image=data),))
 
 
-def test_top_in_the_query(sample):
-    request = read_event(sample(body=b"\0", kind="image/png", queryStringParameters={"top": "2"}))
-    assert parse_body(request).top == 2
+@pytest.mark.parametrize(
+    ("path", "route"),
+    [
+        ("", ""),
+        ("/", ""),
+        ("//", ""),
+        ("/health", "health"),
+        ("/health/", "health"),
+        ("/prod/health//", "health"),
+        ("/prod/flowers/", "flowers"),
+        ("/openapi.json", "openapi.json"),
+    ],
+)
+def test_the_route_is_the_last_part_of_the_path(sample, path, route):
+    places = {"2.0": "rawPath"}
+    event = sample()
+    event[places.get(read_event(event).form, "path")] = path
+    assert (read_event(event).path, read_event(event).route) == (path, route)
 
 
-@pytest.mark.parametrize("top", ["", "0", "-1", "1.5", "²", "1" * 5000, "a"])
+def test_methods_are_read_in_upper_case_and_names_of_headers_in_lower(sample):
+    request = read_event(sample("post") | {"headers": {"CONTENT-Type": "Image/PNG", "x-A": "B"}})
+    assert request.method == "POST"
+    assert {"content-type", "x-a"} <= set(request.headers)
+    assert request.headers["x-a"] == "B"
+
+
+@pytest.mark.parametrize("top", [2, 999_999_999])
+def test_top_in_the_query(sample, top):
+    more = {"queryStringParameters": {"top": str(top)}}
+    request = read_event(sample(body=b"\0", kind="image/png", **more))
+    assert parse_body(request).top == top
+
+
+@pytest.mark.parametrize(
+    ("query", "body", "top"),
+    [(None, None, None), (None, 3, 3), ("2", None, 2), ("2", 3, 2), ("3", 2, 3)],
+)
+def test_top_in_the_query_goes_before_the_one_in_the_body(sample, query, body, top):
+    more = {"queryStringParameters": query and {"top": query}}
+    request = read_event(sample(body=json.dumps(URL | {"top": body}).encode(), **more))
+    assert parse_body(request) == Request((Source(url=URL["url"]),), top=top)
+
+
+def test_a_list_over_http_stays_a_list(sample):
+    more = {"queryStringParameters": {"top": "1"}}
+    request = read_event(sample(body=json.dumps({"urls": [URL["url"]]}).encode(), **more))
+    assert parse_body(request) == Request((Source(url=URL["url"]),), several=True, top=1)
+
+
+@pytest.mark.parametrize(
+    "top", ["", "0", "-1", "+1", " 1", "1.5", "²", "\u0663", "1000000000", "1" * 5000, "a"]
+)
 def test_top_in_the_query_is_a_whole_number_from_1(sample, top):
     event = sample(body=b"0", kind="image/png", queryStringParameters={"top": top})
     with pytest.raises(InvalidRequestError, match="^Expected top to be a whole number from 1"):
@@ -64,18 +113,43 @@ def test_top_in_the_query_is_a_whole_number_from_1(sample, top):
 
 
 def test_a_picture_that_the_gateway_took_for_text(sample):
-    request = read_event(sample(kind="image/png", isBase64Encoded=False))
-    with pytest.raises(InvalidRequestError, match="treat image/\\* as a binary media type"):
-        parse_body(request)
+    for body in (b"", b"some bytes"):
+        request = read_event(sample(body=body, kind="image/png", isBase64Encoded=False))
+        with pytest.raises(InvalidRequestError, match="treat image/\\* as a binary media type"):
+            parse_body(request)
 
 
-@pytest.mark.parametrize("kind", ["", "text/plain", "application/vnd.a+json; charset=utf-8"])
+@pytest.mark.parametrize(
+    "kind",
+    [
+        "",
+        "text/plain",
+        "application/vnd.a+json; charset=utf-8",
+        "Application/JSON ; charset=utf-8",
+        "application/x-www-form-urlencoded",  # what `curl -d` says
+    ],
+)
 def test_json_by_other_types(sample, kind):
     event = sample(kind=kind) | {"body": json.dumps(URL), "isBase64Encoded": False}
     assert parse_body(read_event(event)) == Request((Source(url=URL["url"]),))
 
 
-@pytest.mark.parametrize("kind", ["multipart/form-data; boundary=x", "text/html", "video/mp4"])
+def test_json_without_a_type():
+    event = {"requestContext": {}, "httpMethod": "POST", "path": "/", "body": json.dumps(URL)}
+    assert parse_body(read_event(event)) == Request((Source(url=URL["url"]),))
+
+
+@pytest.mark.parametrize(
+    "kind",
+    [
+        "multipart/form-data; boundary=x",
+        "text/html",
+        "video/mp4",
+        "text/json",
+        "image",
+        "imagejpeg",
+    ],
+)
 def test_other_types_are_refused(sample, kind):
     with pytest.raises(UnsupportedTypeError, match="^Expected a body of the type application/json"):
         parse_body(read_event(sample(body=b"{}", kind=kind)))
@@ -86,8 +160,9 @@ def test_other_types_are_refused(sample, kind):
 )
 def test_a_body_that_is_no_json_or_asks_for_nothing(sample, body):
     event = sample() | {"body": body, "isBase64Encoded": False}
-    with pytest.raises(InvalidRequestError, match='^Expected {"url": "https'):
+    with pytest.raises(InvalidRequestError, match='^Expected {"url": "https') as caught:
         parse_body(read_event(event))
+    assert (str(caught.value).endswith(" Received: nothing.")) == (body == "")
 
 
 @pytest.mark.parametrize("body", ["é", "a", "{}"])
@@ -104,36 +179,68 @@ def test_bytes_that_are_no_text(sample):
 def test_the_answer_has_the_form_that_was_asked_in(sample, form):
     request = read_event(sample())
     response = answer(request, 422, {"error": "é"}, {"Allow": "POST"})
-    assert json.loads(response["body"]) == {"error": "é"}
-    assert response["statusCode"] == 422
-    assert response["isBase64Encoded"] is False
-    assert response["headers"]["Content-Type"] == "application/json"
-    assert response["headers"]["Allow"] == "POST"
-    assert response.get("statusDescription") == (
-        "422 Unprocessable Entity" if form == "alb" else None
-    )
+    assert json.loads(response.pop("body")) == {"error": "é"}
+    assert response == {
+        "statusCode": 422,
+        "headers": ALWAYS | {"Content-Type": "application/json", "Allow": "POST"},
+        "isBase64Encoded": False,
+        **({"statusDescription": "422 Unprocessable Entity"} if form == "alb" else {}),
+    }
+
+
+def balanced(method="POST", body="{}"):
+    """An event of a load balancer that gives, and wants, lists of values and nothing else."""
+    return {
+        "requestContext": {"elb": {}},
+        "httpMethod": method,
+        "path": "/",
+        "queryStringParameters": None,
+        "multiValueQueryStringParameters": {"a": ["1"], "top": ["7", "2"]},
+        "multiValueHeaders": {"Content-Type": ["text/html", "application/json"], "x": []},
+        "body": body,
+        "isBase64Encoded": False,
+    }
 
 
 def test_a_load_balancer_with_lists_of_headers_gets_lists():
-    event = {
-        "requestContext": {"elb": {}},
-        "httpMethod": "POST",
-        "path": "/",
-        "multiValueHeaders": {"content-type": ["text/html", "application/json"]},
+    request = read_event(balanced())
+    assert request.headers == {"content-type": "application/json"}
+    headers = ALWAYS | {"Content-Type": "application/json", "Vary": "Origin"}
+    assert answer(request, 200, {}, {"Vary": "Origin"}) == {
+        "statusCode": 200,
+        "statusDescription": "200 OK",
+        "multiValueHeaders": {name: [value] for name, value in headers.items()},
         "body": "{}",
+        "isBase64Encoded": False,
     }
+
+
+def test_of_lists_of_values_the_last_one_counts():
+    request = read_event(balanced(body=json.dumps(URL)))
+    assert request.query == {"a": "1", "top": "2"}
+    assert parse_body(request).top == 2
+
+
+def test_a_rest_api_gives_headers_twice_and_wants_them_once():
+    event = balanced() | {"requestContext": {}, "headers": {"content-type": "text/plain", "b": "c"}}
+    event["queryStringParameters"] = {"top": "9", "c": "d"}
     request = read_event(event)
-    assert request.headers["content-type"] == "application/json"
+    assert request.form == "1.0"
+    assert request.headers["b"] == "c"
+    assert request.query == {"a": "1", "top": "2", "c": "d"}
     response = answer(request, 200, {})
-    assert response["multiValueHeaders"]["Content-Type"] == ["application/json"]
-    assert "headers" not in response
+    assert response["headers"] == ALWAYS | {"Content-Type": "application/json"}
+    assert set(response) == {"statusCode", "headers", "body", "isBase64Encoded"}
 
 
 def test_nothing_is_answered_without_a_payload_and_to_head(sample):
     response = answer(read_event(sample("OPTIONS")), 204)
-    assert (response["body"], "Content-Type" in response["headers"]) == ("", False)
+    assert (response["body"], response["headers"]) == ("", ALWAYS)
     response = answer(read_event(sample("HEAD")), 200, {"status": "ready"})
-    assert (response["body"], "Content-Type" in response["headers"]) == ("", True)
+    assert response["body"] == ""
+    assert response["headers"] == ALWAYS | {"Content-Type": "application/json"}
+    response = answer(read_event(balanced("HEAD")), 404, {"error": {}})
+    assert (response["body"], response["statusDescription"]) == ("", "404 Not Found")
 
 
 @pytest.mark.parametrize("event", [None, [], "x", 1, {}, URL, {"requestContext": "x"}])

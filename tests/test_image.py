@@ -3,6 +3,7 @@
 import struct
 import subprocess
 import sys
+import zlib
 from pathlib import Path
 
 import numpy as np
@@ -45,6 +46,16 @@ def test_every_format_opens_as_rgb(picture, name):
 def test_mpo_opens_as_the_jpeg_it_looks_like(picture):
     data = encoded(picture, "MPO", save_all=True, append_images=[picture])
     assert open_picture(data).size == (60, 40)
+
+
+def test_of_an_mpo_the_first_picture_counts_and_lies_as_its_exif_says(picture):
+    lying = picture.transpose(Image.Transpose.ROTATE_90)
+    data = encoded(
+        lying, "MPO", save_all=True, append_images=[Image.new("RGB", (9, 9))], exif=exif(6)
+    )
+    opened = open_picture(data)
+    assert opened.size == (60, 40)
+    assert np.abs(np.asarray(opened, int) - np.asarray(picture, int)).mean() < 30
 
 
 def test_a_path_gives_what_its_bytes_give(picture, tmp_path):
@@ -212,7 +223,36 @@ def test_reduced_while_it_is_read_it_resizes_to_the_same(name, size, orientation
 
 def test_a_large_picture_comes_reduced():
     for name, options in (("JPEG", {}), ("PNG", {}), ("WEBP", {"lossless": True})):
-        assert open_picture(encoded(smooth(640, 480), name, **options), SIZE).width < 320
+        assert open_picture(encoded(smooth(640, 480), name, **options), SIZE).size == (80, 60)
+
+
+@pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="memory is read in /proc")
+def test_of_a_large_picture_no_more_is_in_memory_than_has_to_be(tmp_path):
+    """Of a JPEG the reduced pixels; of others those that are stored, and a strip of others."""
+    large = Image.new("RGB", (4000, 3000), "red")  # 48 MB
+    large.save(tmp_path / "1.jpg")
+    large.save(tmp_path / "2.mpo", save_all=True, append_images=[Image.new("RGB", (9, 9))])
+    large.convert("RGBA").save(tmp_path / "3.png", compress_level=1)
+    code = """
+import re, sys
+from pathlib import Path
+from serving.image import open_picture
+def peak():
+    return int(re.search(r"VmHWM:\\s+(\\d+) kB", Path("/proc/self/status").read_text())[1]) / 1000
+before = peak()
+for path in sorted(Path(sys.argv[1]).iterdir()):
+    assert open_picture(path, (30, 40)).getpixel((9, 9))[0] > 250
+    print(peak() - before)
+"""
+    process = subprocess.run(
+        [sys.executable, "-c", code, tmp_path],
+        cwd=Path(__file__).parent.parent,
+        capture_output=True,
+        text=True,
+    )
+    jpeg, mpo, png = map(float, process.stdout.split())
+    assert max(jpeg, mpo) < 24, process.stderr
+    assert png < 48 + 36
 
 
 @pytest.mark.parametrize("name", ["JPEG", "PNG"])
@@ -284,10 +324,24 @@ def test_scans_without_end_are_refused():
         open_picture(data[:-2] + data[last:-2] * 1000 + data[-2:])
 
 
+@pytest.mark.parametrize("name", ["JPEG", "MPO"])
+def test_a_hundred_scans_of_the_largest_picture_are_the_most(name):
+    options = {"save_all": True, "append_images": [Image.new("L", (8, 8))]} if name == "MPO" else {}
+    data = encoded(Image.new("L", (8, 8)), name, **options)
+    sizes, scan = data.index(b"\xff\xc0") + 5, data.index(b"\xff\xda")
+    large = data[:sizes] + struct.pack(">HH", 5_000, 10_000) + data[sizes + 4 :]
+    more = 100 - data.count(b"\xff\xda")
+    passes = open_picture(large[: scan + 20] + b"\xff\xda" * more + large[scan + 20 :], SIZE)
+    assert passes.info["size"] == (10_000, 5_000)
+    with pytest.raises(TooLargeError, match="at most 100 scans. Received: 101"):
+        open_picture(large[: scan + 20] + b"\xff\xda" * (more + 1) + large[scan + 20 :], SIZE)
+
+
 def test_a_large_picture_in_pythons_own_decoder_is_refused():
-    data = bmp(5000, 5000, 8, 1, b"\0\1")
-    with pytest.raises(TooLargeError, match="at most 20 million pixels"):
-        open_picture(data)
+    with pytest.raises(ImageError):  # it passes, then breaks off
+        open_picture(bmp(5000, 4000, 8, 1, b"\0\1"))
+    with pytest.raises(TooLargeError, match="at most 20 million pixels. Received: 5000×4001"):
+        open_picture(bmp(5000, 4001, 8, 1, b"\0\1"))
 
 
 def test_a_tile_far_larger_than_its_picture_is_refused():
@@ -305,6 +359,17 @@ def test_metadata_in_thousands_of_pieces_is_refused(picture):
     comments = b"\x21\xfe\x01c\0" * 5000
     with pytest.raises(ImageError):
         open_picture(gif[:781] + comments + gif[781:])
+
+
+def test_pixels_may_come_in_as_many_pieces_as_they_like(picture):
+    """Some programs write a PNG in chunks of 4 kB, of which a few MB are thousands."""
+    rows = np.asarray(picture)
+    pixels = zlib.compress(b"".join(b"\0" + row.tobytes() for row in rows), 0)
+    pieces = [chunk(b"IDAT", pixels[i : i + 1]) for i in range(len(pixels))]
+    assert len(pieces) > image.OPENING_READS
+    whole = png(60, 40, 8, RGB, b"")
+    head, tail = whole.split(chunk(b"IDAT", zlib.compress(b"", 9)))
+    assert np.array_equal(open_picture(head + b"".join(pieces) + tail), picture)
 
 
 def test_tags_that_share_their_bytes_are_read_within_bounds(monkeypatch):
@@ -363,5 +428,16 @@ def test_a_missing_file_is_an_os_error(tmp_path):
         open_picture(tmp_path / "none.jpg")
 
 
-def test_limits_are_what_the_sentences_say():
-    assert image.MAX_PIXELS == 50_000_000
+@pytest.mark.parametrize(
+    ("most", "more", "sentence"),
+    [
+        ((10_000, 5_000), (10_000, 5_001), "at most 50 million pixels. Received: 10000×5001."),
+        ((65_535, 1), (65_536, 1), "at most 65535 pixels a side. Received: 65536×1."),
+        ((1, 65_535), (1, 65_536), "at most 65535 pixels a side. Received: 1×65536."),
+    ],
+)
+def test_limits_are_what_the_sentences_say(most, more, sentence):
+    with pytest.raises(ImageError):  # it passes, then there are no pixels
+        open_picture(png(*most, 8, GREY, b""))
+    with pytest.raises(TooLargeError, match=sentence):
+        open_picture(png(*more, 8, GREY, b""))

@@ -106,6 +106,67 @@ def test_addresses_of_this_machine_are_refused_unless_allowed(small_tflite, even
     assert [answer["error"]["type"] for answer in answers] == ["AddressError"] * 2
 
 
+def start(code, cwd=ROOT, **environment):
+    """Return what Python prints that runs `code`, as JSON."""
+    process = subprocess.run(
+        [sys.executable, "-c", code],
+        cwd=cwd,
+        env=os.environ | {"PYTHONPATH": str(ROOT)} | environment,
+        capture_output=True,
+        text=True,
+    )
+    assert process.returncode == 0, process.stderr
+    return json.loads(process.stdout.splitlines()[-1])
+
+
+@pytest.mark.skipif(not Path("/proc/self/task").exists(), reason="threads are counted in /proc")
+@pytest.mark.parametrize(("memory", "more"), [(1769, 0), (5307, 2)])
+def test_the_model_runs_on_as_many_threads_as_the_memory_stands_for(small_tflite, memory, more):
+    code = """
+import os
+import serving.service
+before = len(os.listdir("/proc/self/task"))
+import lambda_function
+print(len(os.listdir("/proc/self/task")) - before)
+"""
+    size = {"AWS_LAMBDA_FUNCTION_MEMORY_SIZE": str(memory)}
+    assert start(code, MODEL_PATH=str(small_tflite), **size) == more
+
+
+def test_the_time_and_the_id_of_the_invocation_are_used(small_tflite):
+    code = """
+import json, lambda_function
+class Context:
+    aws_request_id = "id-1"
+    get_remaining_time_in_millis = lambda self: 500
+health = {"requestContext": {}, "httpMethod": "GET", "path": "/health"}
+name = json.loads(lambda_function.lambda_handler(health, Context())["body"])["model"]
+answer = lambda_function.lambda_handler({"image": "aGk="}, Context())
+print(json.dumps([name, answer["error"]["type"]]))
+"""
+    assert start(code, MODEL_PATH=str(small_tflite)) == [small_tflite.stem, "DeadlineError"]
+
+
+def test_without_a_name_the_best_tflite_beside_it_is_served(small_tflite, tmp_path):
+    """Wherever it is started from, and whatever lies there."""
+    function, elsewhere = tmp_path / "function", tmp_path / "elsewhere"
+    names = ("xception_fin_01_0.500.tflite", "xception_fin_02_0.875.tflite")
+    for folder, names_there in ((function, names), (elsewhere, ["xception_fin_03_1.000.tflite"])):
+        (folder / "models").mkdir(parents=True)
+        for name in names_there:
+            (folder / "models" / name).write_bytes(small_tflite.read_bytes())
+    (function / "models" / "xception_fin_04_0.990.h5").write_bytes(b"for training")
+    (function / "lambda_function.py").write_bytes((ROOT / "lambda_function.py").read_bytes())
+    code = f"""
+import json, sys
+sys.path.insert(0, {str(function)!r})
+import lambda_function
+print(json.dumps([lambda_function.__file__, lambda_function.service.name]))
+"""
+    file, name = start(code, elsewhere, MODEL_PATH="")
+    assert (file, name) == (str(function / "lambda_function.py"), "xception_fin_02_0.875")
+
+
 def test_killed_in_a_request_it_answers_the_next(small_tflite, http_server, tmp_path):
     started = threading.Event()
     pictures = http_server(

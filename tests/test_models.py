@@ -53,6 +53,17 @@ def test_threads_follow_lambdas_memory(monkeypatch, memory, threads):
     assert thread_count() == threads
 
 
-def test_elsewhere_threads_follow_the_usable_processors(monkeypatch):
+@pytest.mark.parametrize("usable", [{0}, {0, 2, 5}, set(range(64))])
+def test_elsewhere_threads_follow_the_usable_processors(monkeypatch, usable):
     monkeypatch.delenv("AWS_LAMBDA_FUNCTION_MEMORY_SIZE", raising=False)
-    assert 1 <= thread_count() <= os.cpu_count()
+    monkeypatch.setattr(os, "cpu_count", lambda: 128)
+    monkeypatch.setattr(os, "sched_getaffinity", lambda process: usable, raising=False)
+    assert thread_count() == len(usable)
+
+
+@pytest.mark.parametrize(("processors", "threads"), [(7, 7), (None, 1)])
+def test_where_nobody_says_which_are_usable_all_processors_are(monkeypatch, processors, threads):
+    monkeypatch.delenv("AWS_LAMBDA_FUNCTION_MEMORY_SIZE", raising=False)
+    monkeypatch.delattr(os, "sched_getaffinity", raising=False)
+    monkeypatch.setattr(os, "cpu_count", lambda: processors)
+    assert thread_count() == threads

@@ -3,7 +3,11 @@
 import base64
 import json
 import re
-from io import BytesIO
+import sys
+import time
+import tracemalloc
+import weakref
+from io import BytesIO, TextIOWrapper
 from types import SimpleNamespace
 
 import pytest
@@ -15,6 +19,12 @@ from serving.service import Service
 from tools.emulator import EmulatorError, sample_event
 
 COLORS = ("red", "green", "blue")
+CORS = {
+    "Access-Control-Allow-Origin": "*",
+    "Access-Control-Allow-Methods": "GET, POST, OPTIONS",
+    "Access-Control-Allow-Headers": "Content-Type",
+    "Access-Control-Max-Age": "86400",
+}
 
 
 def encoded(color, name="PNG"):
@@ -50,6 +60,9 @@ def log(capfd):
     return lambda: [json.loads(line) for line in capfd.readouterr().out.splitlines()]
 
 
+DEFECTIVE = Service(None, "no classifier")  # so that whatever it is asked fails
+
+
 def http(method="GET", path="", body=b"", kind="application/json", **more):
     """Return a Function URL's or HTTP API's event."""
     try:
@@ -58,6 +71,75 @@ def http(method="GET", path="", body=b"", kind="application/json", **more):
         pytest.skip(str(error))
     event |= {"body": base64_of(body), "headers": {"content-type": kind}}
     return event | {"queryStringParameters": None} | more
+
+
+def in_form(form, method, path, body=b"", kind="image/png", top=None):
+    """Return the event of a request as one of AWS's gateways passes it on."""
+    top = top and {"top": top}
+    if form == "2.0":
+        return http(method, path, body, kind, queryStringParameters=top)
+    event = {
+        "httpMethod": method,
+        "path": f"/{path}",
+        "queryStringParameters": top,
+        "headers": {"Content-Type": kind},
+        "body": base64_of(body),
+        "isBase64Encoded": True,
+        "requestContext": {"elb": {"targetGroupArn": "arn"}} if form.startswith("alb") else {},
+    }
+    if form == "alb lists":
+        lists = {"headers": "multiValueHeaders", "queryStringParameters": "multiValue"}
+        lists["queryStringParameters"] += "QueryStringParameters"
+        for name, multiple in lists.items():
+            event[multiple] = {n: ["0", value] for n, value in (event.pop(name) or {}).items()}
+    return event
+
+
+@pytest.mark.parametrize("form", ["1.0", "2.0", "alb", "alb lists"])
+def test_each_form_of_http_is_answered_in_its_own(service, log, form):
+    log()
+    requests = {
+        200: ("POST", "prod/", encoded("red"), "image/png", "1"),
+        400: ("POST", "", b'{"url": "ftp://a"}', "application/json"),
+        404: ("GET", "none"),
+        405: ("DELETE", "health"),
+        500: ("GET", "health"),
+    }
+    for status, request in requests.items():
+        handler = DEFECTIVE if status == 500 else service
+        response = handler.handle(in_form(form, *request), context(30))
+        keys = {"statusCode", "body", "isBase64Encoded"}
+        keys |= {"multiValueHeaders" if form == "alb lists" else "headers"}
+        keys |= {"statusDescription"} if form.startswith("alb") else set()
+        assert set(response) == keys
+        assert (response["statusCode"], response["isBase64Encoded"]) == (status, False)
+        expected = CORS | {"X-Content-Type-Options": "nosniff", "Cache-Control": "no-store"}
+        expected |= {"Content-Type": "application/json"}
+        expected |= {"Allow": "GET, OPTIONS"} if status == 405 else {}
+        if form == "alb lists":
+            expected = {name: [value] for name, value in expected.items()}
+        assert response.get("headers", response.get("multiValueHeaders")) == expected
+        answer = json.loads(response["body"])
+        assert list(answer) == (["red"] if status == 200 else ["error"])
+        *_, line = log()
+        assert line["event"] == f"http {form.split()[0]}"
+        assert (line["method"], line["request_id"]) == (request[0], "id-1")
+
+
+@pytest.mark.parametrize(
+    ("request_", "status"),
+    [
+        (("OPTIONS", "health", b"{", "text/xml", "0"), 204),
+        (("POST", "health", b"{", "text/xml", "0"), 405),
+        (("GET", "none", b"{", "text/xml", "0"), 404),
+        (("POST", "", b"{", "text/xml", "0"), 400),
+        (("POST", "", b"{", "text/xml", "1"), 415),
+        (("POST", "", encoded("red"), "image/png", "0"), 400),
+        (("POST", "", b"{", "application/json", "1"), 400),
+    ],
+)
+def test_of_several_mistakes_the_same_one_is_told(service, request_, status):
+    assert service.handle(in_form("2.0", *request_))["statusCode"] == status
 
 
 def test_one_picture(service, url):
@@ -90,6 +172,15 @@ def test_top_answers_the_best_first(service):
     answer = service.handle(event | {"top": 2})
     assert list(answer.items()) == sorted(everything.items(), key=lambda item: -item[1])[:2]
     assert len(service.handle(event | {"top": 99})) == 3
+    both = service.handle({"images": [event["image"]] * 2, "top": 1})
+    assert [list(scores) for scores in both] == [["blue"], ["blue"]]
+
+
+def test_a_list_of_one_is_answered_as_a_list(service):
+    [scores] = service.handle({"images": [base64_of(encoded("blue"))]})
+    assert best(scores) == "blue"
+    [wrong] = service.handle({"images": ["?"]})
+    assert wrong["error"]["type"] == "InvalidRequestError"
 
 
 def test_a_picture_over_http(service):
@@ -101,6 +192,19 @@ def test_a_picture_over_http(service):
     assert list(json.loads(response["body"])) == ["green"]
 
 
+@pytest.mark.parametrize("path", ["", "prod", "prod/", "flowers/classify"])
+def test_a_picture_may_be_sent_to_any_path(service, path):
+    response = service.handle(http("POST", path, encoded("green"), "image/png"))
+    assert (response["statusCode"], best(json.loads(response["body"]))) == (200, "green")
+
+
+def test_top_in_the_query_holds_for_json_too(service):
+    body = {"images": [base64_of(encoded("green"))] * 2, "top": 3}
+    event = http("POST", body=json.dumps(body).encode(), queryStringParameters={"top": "1"})
+    answers = json.loads(service.handle(event)["body"])
+    assert [list(scores) for scores in answers] == [["green"], ["green"]]
+
+
 @pytest.mark.parametrize(
     ("event", "status", "kind"),
     [
@@ -110,6 +214,7 @@ def test_a_picture_over_http(service):
         ({"body": b"hello", "kind": "image/png"}, 415, "UnsupportedTypeError"),
         ({"body": encoded("red")[:60], "kind": "image/png"}, 422, "ImageError"),
         ({"body": b"0" * 10_000_001, "kind": "image/png"}, 413, "TooLargeError"),
+        ({"body": b"0" * 10_000_000, "kind": "image/png"}, 415, "UnsupportedTypeError"),
         ({"body": b'{"url": "http://no-such-host.invalid/"}'}, 502, "FetchError"),
         ({"method": "GET", "path": "none"}, 404, "NotFoundError"),
         ({"method": "GET"}, 405, "MethodError"),
@@ -122,6 +227,47 @@ def test_errors_over_http_have_their_status(service, event, status, kind):
     assert (response["statusCode"], error["type"]) == (status, kind)
     assert re.fullmatch(r"Expected .+ Received: .+", error["message"])
     assert ("Allow" in response["headers"]) == (status == 405)
+
+
+@pytest.mark.parametrize("seconds", [0.9, 1.2])
+def test_too_little_time_is_a_504(service, http_server, monkeypatch, seconds):
+    """Whether none is left for the picture, or its host takes all of it."""
+    monkeypatch.setenv("FETCH_ALLOW", "127.0.0.1")
+    url = http_server({"/slow": lambda _: time.sleep(3) or (200, {}, b"")})
+    events = [{"body": json.dumps({"url": f"{url}/slow"}).encode()}]
+    if seconds < 1:
+        events.append({"body": encoded("red"), "kind": "image/png"})
+    kinds = ("FetchTimeoutError", "DeadlineError")
+    for event, kind in zip(events, kinds, strict=False):
+        started = time.monotonic()
+        response = service.handle(http("POST", **event), context(seconds))
+        assert time.monotonic() - started < seconds, "Lambda has ended it by now"
+        assert response["statusCode"] == 504
+        assert json.loads(response["body"])["error"]["type"] == kind
+
+
+@pytest.mark.parametrize(
+    ("method", "path", "allow"),
+    [
+        ("GET", "", "POST, OPTIONS"),
+        ("HEAD", "", "POST, OPTIONS"),
+        ("PUT", "flowers", "POST, OPTIONS"),
+        ("POST", "health", "GET, OPTIONS"),
+        ("DELETE", "prod/openapi.json/", "GET, OPTIONS"),
+        ("", "health", "GET, OPTIONS"),
+    ],
+)
+def test_other_methods_are_told_which_are_allowed(service, method, path, allow):
+    response = service.handle(http(method, path))
+    assert (response["statusCode"], response["headers"]["Allow"]) == (405, allow)
+    assert (response["body"] == "") == (method == "HEAD")
+
+
+def test_head_answers_as_get_does_but_for_the_body(service):
+    for path in ("health", "openapi.json", "none"):
+        got, head = (service.handle(http(method, path)) for method in ("GET", "HEAD"))
+        assert head == got | {"body": ""}
+        assert got["body"]
 
 
 def test_several_over_http(service, url):
@@ -159,15 +305,27 @@ def test_the_openapi_document_names_every_error_and_limit(service):
 
 
 def test_pages_of_other_origins_may_ask(service, monkeypatch):
-    response = service.handle(http("OPTIONS"))
-    assert (response["statusCode"], response["body"]) == (204, "")
-    assert response["headers"]["Access-Control-Allow-Origin"] == "*"
-    assert "POST" in response["headers"]["Access-Control-Allow-Methods"]
-    monkeypatch.setenv("CORS_ORIGIN", "https://example.com")
-    for event in (http("GET", "health"), http("GET", "none")):
-        headers = service.handle(event)["headers"]
-        assert headers["Access-Control-Allow-Origin"] == "https://example.com"
-        assert headers["Vary"] == "Origin"
+    everything = CORS | {"X-Content-Type-Options": "nosniff", "Cache-Control": "no-store"}
+    for path in ("", "health", "none"):
+        response = service.handle(http("OPTIONS", path))
+        assert (response["statusCode"], response["body"]) == (204, "")
+        assert response["headers"] == everything
+    events = {
+        200: http("GET", "health"),
+        400: http("POST"),
+        404: http("GET", "none"),
+        405: http("PUT", "health"),
+        422: http("POST", body=encoded("red")[:60], kind="image/png"),
+        500: http("GET", "health"),
+    }
+    wanted = {"": CORS, "https://a.example": {"Access-Control-Allow-Origin": "https://a.example"}}
+    for origin, expected in wanted.items():  # an empty one is none
+        monkeypatch.setenv("CORS_ORIGIN", origin)
+        for status, event in events.items():
+            response = (DEFECTIVE if status == 500 else service).handle(event)
+            assert response["statusCode"] == status
+            assert response["headers"].items() >= (CORS | expected).items()
+            assert response["headers"].get("Vary") == ("Origin" if origin else None)
 
 
 def context(seconds):
@@ -182,6 +340,56 @@ def test_without_time_left_the_answer_says_so(service, url):
     assert best(service.handle(event, context(30))) == "red"
     answer = service.handle({"url": f"{url}/red.png"}, context(0.5))
     assert answer["error"]["type"] in ("FetchTimeoutError", "DeadlineError")
+
+
+class Clock:
+    """Stands for time.monotonic; goes on only where it is told to."""
+
+    now = 100.0
+
+    def __call__(self):
+        return self.now
+
+    def takes(self, seconds, function):
+        """Return `function`, which takes so many `seconds`."""
+
+        def slow(*arguments):
+            self.now += seconds
+            return function(*arguments)
+
+        return slow
+
+
+@pytest.fixture
+def clock(monkeypatch):
+    clock = Clock()
+    monkeypatch.setattr(time, "monotonic", clock)
+    return clock
+
+
+@pytest.mark.usefixtures("clock")
+def test_a_picture_needs_a_second():
+    """More than it takes, so that there is time to say what it shows."""
+    service = Service(SimpleNamespace(input_size=(9, 9), probabilities=lambda _: [1]), "")
+    service.classifier.labels = ("rose",)
+    event = {"image": base64_of(encoded("red"))}
+    assert service.handle(event, context(1)) == {"rose": 1.0}
+    assert service.handle(event, context(0.999))["error"]["type"] == "DeadlineError"
+
+
+def test_the_log_says_how_long_each_step_took(service, clock, log, monkeypatch):
+    monkeypatch.setattr(module, "fetch_all", clock.takes(3.0002, lambda *_: [encoded("red")] * 2))
+    monkeypatch.setattr(module, "open_picture", clock.takes(0.2003, module.open_picture))
+    monkeypatch.setattr(module, "preprocess", clock.takes(0.1001, module.preprocess))
+    classifier = service.classifier
+    monkeypatch.setattr(classifier, "probabilities", clock.takes(0.5, classifier.probabilities))
+    log()
+    service.handle({"urls": ["http://a", "http://b"]}, context(30))
+    [line] = log()
+    steps = ("fetch_ms", "decode_ms", "infer_ms", "ms")
+    assert [line[name] for name in steps] == [3000.2, 600.8, 1000.0, 4601.0]
+    for picture in line["pictures"]:
+        assert (picture["decode_ms"], picture["infer_ms"]) == (300.4, 500.0)
 
 
 def test_what_is_done_when_time_runs_out_is_answered(service, monkeypatch):
@@ -214,6 +422,58 @@ def test_one_line_is_logged_of_each_request(service, url, log):
     assert third["errors"] == 1
     assert third["pictures"][0]["error"] == "AddressError"
     assert "secret" not in json.dumps([first, second, third])
+    assert all((line["level"], line["message"]) == ("INFO", "request") for line in (first, second))
+
+
+def test_the_line_of_a_request_says_what_went_wrong(service, log):
+    broken = encoded("red")[:60]
+    log()
+    service.handle({"urls": []})
+    service.handle({"image": base64_of(broken)})
+    service.handle(http("POST", body=broken, kind="image/png"))
+    service.handle(http("propfind" * 9, "health"))
+    service.handle({"images": ["?", base64_of(broken), base64_of(encoded("red"))]})
+    lines = log()
+    assert [line.get("error") for line in lines] == [
+        "InvalidRequestError",
+        "ImageError",
+        "ImageError",
+        "MethodError",
+        None,  # of the list as a whole
+    ]
+    assert [line["errors"] for line in lines] == [1, 1, 1, 1, 2]
+    assert [line.get("status") for line in lines] == [None, None, 422, 405, None]
+    assert [line.get("method") for line in lines] == [None, None, "POST", "PROPFIND" * 2, None]
+    kinds = [picture.get("error") for picture in lines[4]["pictures"]]
+    assert kinds == ["InvalidRequestError", "ImageError", None]
+
+
+@pytest.mark.parametrize(
+    ("url", "logged"),
+    [
+        ("http://127.0.0.2/a/b.jpg?c=d#e", "http://127.0.0.2/a/b.jpg"),
+        ("https://rose:thorn@127.0.0.2:8/", "https://127.0.0.2:8/"),
+        ("http://127.0.0.2/" + "a" * 300, "http://127.0.0.2/" + "a" * 183),
+        ("ftp://127.0.0.2/thorn", "unreadable"),
+        ("thorn", "unreadable"),
+        ("http:thorn", "unreadable"),
+        ("http://[thorn", "unreadable"),
+    ],
+)
+def test_of_a_url_the_log_has_only_what_may_be_read_there(service, log, url, logged):
+    log()
+    service.handle({"url": url})
+    [line] = log()
+    assert line["pictures"][0]["url"] == logged
+    assert "thorn" not in json.dumps(line)
+
+
+def test_a_line_is_written_at_once(service, monkeypatch):
+    """Lambda may freeze the process as soon as it has answered."""
+    written = BytesIO()
+    monkeypatch.setattr(sys, "stdout", TextIOWrapper(written))
+    service.handle({})
+    assert json.loads(written.getvalue())["message"] == "request"
 
 
 def test_metrics_are_told_where_they_are_wanted(service, log, monkeypatch):
@@ -225,9 +485,15 @@ def test_metrics_are_told_where_they_are_wanted(service, log, monkeypatch):
     service.handle(event)
     [line] = log()
     [directive] = line["_aws"]["CloudWatchMetrics"]
-    assert directive["Namespace"] == "flowers"
-    assert {metric["Name"] for metric in directive["Metrics"]} == set(module.log.METRICS)
-    assert all(line[metric["Name"]] >= 0 for metric in directive["Metrics"])
+    units = dict.fromkeys(("ms", "fetch_ms", "decode_ms", "infer_ms"), "Milliseconds")
+    units["errors"] = "Count"
+    assert directive == {
+        "Namespace": "flowers",
+        "Dimensions": [[]],
+        "Metrics": [{"Name": name, "Unit": unit} for name, unit in units.items()],
+    }
+    assert all(line[name] >= 0 for name in units)
+    assert abs(line["_aws"]["Timestamp"] - time.time() * 1000) < 60_000
     service.handle({})
     [line] = log()
     [directive] = line["_aws"]["CloudWatchMetrics"]
@@ -240,6 +506,7 @@ def test_a_defect_of_ours_is_logged_and_not_told(service, log, monkeypatch):
         raise KeyError("https://example.com/a?secret=1")
 
     log()
+    preprocess = module.preprocess
     monkeypatch.setattr(module, "preprocess", fail)
     events = [{"image": base64_of(encoded("red"))}]
     events.append(http("POST", body=encoded("red"), kind="image/png"))
@@ -252,7 +519,61 @@ def test_a_defect_of_ours_is_logged_and_not_told(service, log, monkeypatch):
         assert "KeyError" in defect["exception"]
         assert "in _ask" in defect["exception"]
         assert "secret" not in json.dumps([defect, request])
+    events = [{"images": [events[0]["image"]] * 2}]
+    first = True
+
+    def fail_once(*arguments):
+        nonlocal first
+        if first:
+            first = False
+            fail()
+        return preprocess(*arguments)
+
+    monkeypatch.setattr(module, "preprocess", fail_once)
+    broken, sound = service.handle(events[0], context(30))
+    assert (broken["error"]["type"], best(sound)) == ("InternalError", "red")
+    defect, request = log()
+    assert (defect["request_id"], request["errors"]) == ("id-1", 1)
     monkeypatch.setattr(module.gateway, "parse_body", fail)
     response = service.handle(http("POST"))
     assert response["statusCode"] == 500
     assert json.loads(response["body"])["error"]["type"] == "InternalError"
+
+
+def test_a_defect_outside_the_pictures_is_answered_too(log):
+    log()
+    events = ({"image": base64_of(encoded("red"))}, http("GET", "health"))
+    direct, over_http = (DEFECTIVE.handle(event, context(30)) for event in events)
+    message = "The service failed on this request; its log says why."
+    assert direct == {"error": {"type": "InternalError", "message": message}}
+    assert over_http["statusCode"] == 500
+    assert json.loads(over_http["body"]) == direct
+    lines = log()
+    assert [line["message"] for line in lines] == ["defect", "request"] * 2
+    assert {line["request_id"] for line in lines} == {"id-1"}
+    assert all(line["error"] == "InternalError" for line in lines[1::2])
+
+
+def test_of_pictures_that_are_done_nothing_is_kept(service, http_server, monkeypatch):
+    """Neither the bytes nor the pixels: sixteen large ones, be they broken, are gigabytes."""
+    monkeypatch.setenv("FETCH_ALLOW", "127.0.0.1")
+    behind = bytes(1_000_000)
+    pages = {"/whole": encoded("red") + behind, "/broken": encoded("red")[:60] + behind}
+    url = http_server({path: (200, {}, body) for path, body in pages.items()})
+    opened, alive, held = [], [], []
+    really_open = Image.open
+
+    def watch(*arguments, **options):
+        alive.append(sum(picture() is not None for picture in opened))
+        held.append(tracemalloc.get_traced_memory()[0])
+        picture = really_open(*arguments, **options)
+        opened.append(weakref.ref(picture))
+        return picture
+
+    monkeypatch.setattr(Image, "open", watch)
+    tracemalloc.start()
+    answers = service.handle({"urls": [f"{url}/{name}" for name in ("broken", "whole") * 4]})
+    tracemalloc.stop()
+    assert ["error" in answer for answer in answers] == [True, False] * 4
+    assert alive == [0] * 8
+    assert held[-1] < 2 * len(behind), "its own bytes are there, the others' are not"
