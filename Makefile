@@ -6,7 +6,7 @@ RUNTIME =
 ARGS =
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test train convert predict build run http data sample explore compare tune benchmark fuzz lock format clean
+.PHONY: help setup demo test train convert predict build run http data sample explore compare tune benchmark fuzz mutants lock format clean
 
 help: ## list these commands
 	@echo "make demo shows the whole path, make test checks it. All of them:"
@@ -15,7 +15,7 @@ help: ## list these commands
 	@echo
 	@echo "Variables:"
 	@echo "  ARGS     further arguments of demo, test, train, convert, predict, build, run, http,"
-	@echo "           data, sample, explore, compare, tune, benchmark and fuzz:"
+	@echo "           data, sample, explore, compare, tune, benchmark, fuzz and mutants:"
 	@echo "           make train ARGS=\"--epochs 5\", make train ARGS=--help"
 	@echo "  IMAGE    what to predict, a file, a folder or a URL: make predict IMAGE=rose.jpg"
 	@echo "  RUNTIME  what the image runs, tflite-runtime, ai-edge-litert or openvino: make"
@@ -74,6 +74,9 @@ fuzz: setup ## ask the service 100,000 events and pictures that nobody meant to 
 	$(PYTHON) -m fuzz.events $(ARGS)
 	$(PYTHON) -m fuzz.pictures $(ARGS)
 
+mutants: setup ## change the code in 600 small ways and see which ones the tests notice
+	$(PYTHON) -m tools.mutants $(ARGS)
+
 lock: setup ## lock the versions and hashes of the Pipfile's packages anew
 	$(PYTHON) -m tools.lock
 
@@ -82,5 +85,5 @@ format: setup ## format the code, and mend what the linter can
 	$(PYTHON) -m ruff check --fix .
 
 clean: ## remove caches and what the demo made; .venv, flowers/ and checkpoints stay
-	rm -rf .cache .pytest_cache .ruff_cache models/demo
+	rm -rf .cache .pytest_cache .ruff_cache models/demo mutants
 	find . -name .venv -prune -o -name __pycache__ -type d -exec rm -rf {} +

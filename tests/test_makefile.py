@@ -79,6 +79,7 @@ def test_the_promised_targets_are_there() -> None:
         ("explore", "-m experiments.explore --here"),
         ("compare", "-m experiments.compare --here"),
         ("tune", "-m experiments.tune --here"),
+        ("mutants", "-m tools.mutants --here"),
         ("lock", "-m tools.lock"),
     ],
 )
@@ -118,6 +119,7 @@ def test_clean_leaves_pictures_checkpoints_and_packages(project: Path) -> None:
         ".ruff_cache/a",
         ".pytest_cache/a",
         "models/demo/a.h5",
+        "mutants/serving/a.py",
         "serving/__pycache__/a.pyc",
     ]
     for name in kept + gone:
