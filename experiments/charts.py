@@ -231,7 +231,7 @@ def _logarithmic(axes: Axes) -> None:
 def trials(found: Sequence[tuple], original) -> Figure:
     """Draw the trials of a search by learning rate and momentum, and the best loss over time.
 
-    `found` as `tune.search` gives it, the best first; `original` is the setting to compare with.
+    `found` as `tune.search` gives it, the best first; `original` is the candidate to compare with.
     """
     figure = Figure(figsize=(9.5, 4), layout="constrained")
     left, right = figure.subplots(1, 2, width_ratios=(1.35, 1))

@@ -33,7 +33,7 @@ from experiments.networks import (
     build_small,
     cached_features,
 )
-from experiments.page import Section, markdown_table, write_page
+from experiments.page import Section, write_page
 from experiments.records import Records
 from experiments.timing import THREADS, inference_seconds
 from serving.models import ModelError
@@ -58,6 +58,7 @@ from training.generators import (
     TrainingBatches,
     progress,
 )
+from training.markdown import markdown_table
 from training.metrics import wilson, with_interval
 from training.tflite import convert_quietly, labels_archive
 

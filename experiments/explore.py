@@ -21,13 +21,14 @@ from PIL import Image
 
 from experiments import charts
 from experiments.command import parser, run
-from experiments.page import Section, markdown_table, write_page
+from experiments.page import Section, write_page
 from experiments.records import Records
 from serving.image import open_picture
 from training.checkpoint import write_atomically
 from training.dataset import Dataset, scan, split
 from training.generators import indices, progress
 from training.hygiene import Hygiene, inspect, lines
+from training.markdown import markdown_table
 from training.metrics import shown, wilson, with_interval
 
 EPOCHS = 50  # passes of the model that knows colours only

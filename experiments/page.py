@@ -54,11 +54,6 @@ def write_page(path: Path, title: str, text: str, sections: Sequence[Section]) -
     write_atomically(path, lambda new: new.write_text(page, encoding="utf-8"))
 
 
-def markdown_table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    """Return the table for a terminal, or for a file of Markdown."""
-    return "\n".join(f"| {' | '.join(cells)} |" for cells in (head, ["---"] * len(head), *rows))
-
-
 def _section(section: Section) -> str:
     parts = [f"<h2>{_plain(section.title)}</h2>"]
     parts += [f"<p>{_plain(paragraph)}</p>" for paragraph in section.text]

@@ -41,13 +41,16 @@ class Records:
         self.rows.append(row)
 
 
-def check_same(found: dict, wanted: dict, folder: Path) -> None:
-    """Raise a DataError where the results in `folder` were `found` with other settings."""
+def check_same(found: dict, wanted: dict, place: object, flags: str = "--out") -> None:
+    """Raise a DataError if the results in `place` were `found` with other settings.
+
+    `flags` name another place.
+    """
     different = [name for name in wanted if wanted[name] != found.get(name)]
     if different:
         was = ", ".join(f"{name} {found.get(name)}" for name in different)
         now = ", ".join(f"{name} {wanted[name]}" for name in different)
         raise DataError(
-            f"Expected the settings of the results in {folder} ({was}). Received: {now}. "
-            "Give the same, or another --out."
+            f"Expected the settings of the results in {place} ({was}). Received: {now}. "
+            f"Give the same, or another {flags}."
         )

@@ -4,6 +4,7 @@ import json
 import math
 import subprocess
 import sys
+from pathlib import Path
 
 import h5py
 import numpy as np
@@ -11,6 +12,7 @@ import pytest
 from conftest import ROOT
 
 from serving.models import ModelError, best_model
+from training import checkpoint
 from training.backend import keras
 from training.checkpoint import (
     BestCheckpoint,
@@ -51,9 +53,10 @@ def train(model, steps):
 
 def test_a_checkpoint_says_what_it_is(model, tmp_path):
     path = tmp_path / "a.h5"
-    save_checkpoint(model, path, Metadata(("a", "b"), 3, 0.123456789))
+    said = Metadata(("a", "b"), 3, 0.123456789, temperature=1.75)
+    save_checkpoint(model, path, said)
     loaded, metadata = load_checkpoint(path)
-    assert metadata == Metadata(("a", "b"), 3, 0.123456789)
+    assert metadata == said
     x = np.ones((1, 4), "float32")
     assert np.array_equal(loaded(x), model(x))
     assert list(tmp_path.iterdir()) == [path]
@@ -100,6 +103,46 @@ def test_a_write_that_fails_leaves_the_old_file_and_nothing_else(tmp_path):
     assert list(tmp_path.iterdir()) == [path]
 
 
+def test_who_has_the_old_file_open_goes_on_reading_it(tmp_path):
+    path = tmp_path / "a.json"
+    path.write_text("old")
+    with path.open() as reader:
+        write_atomically(path, lambda new: new.write_text("new"))
+        assert reader.read() == "old"
+    assert path.read_text() == "new"
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_what_is_written_is_on_the_disk_before_it_gets_its_name(tmp_path, monkeypatch):
+    path, synced = tmp_path / "a.json", []
+    path.write_text("old")
+
+    def fsync(number):
+        # Linux' name of an open file.
+        synced.append((Path(f"/proc/self/fd/{number}").read_text(), path.read_text()))
+
+    monkeypatch.setattr(checkpoint.os, "fsync", fsync)
+    write_atomically(path, lambda new: new.write_text("new"))
+    assert synced == [("new", "old")]
+    assert path.read_text() == "new"
+
+
+def test_a_checkpoint_that_cannot_be_finished_leaves_the_one_before(model, tmp_path, monkeypatch):
+    path = tmp_path / "a.h5"
+    save_checkpoint(model, path, Metadata(("a", "b"), 3, 0.5))
+    before = path.read_bytes()
+    train(model, 1)
+
+    def fail(*_):
+        raise OSError("No space left on device")
+
+    monkeypatch.setattr(checkpoint, "write_metadata", fail)
+    with pytest.raises(OSError, match="No space"):
+        save_checkpoint(model, path, Metadata(("a", "b"), 4, 0.6))
+    assert path.read_bytes() == before
+    assert list(tmp_path.iterdir()) == [path]
+
+
 def test_what_a_killed_process_left_is_removed(tmp_path):
     code = "import os, sys; from pathlib import Path; from training import checkpoint as c; "
     code += "c.write_atomically(Path(sys.argv[1]), lambda p: (p.write_text('half'), os._exit(9)))"
@@ -134,6 +177,16 @@ def test_of_equal_epochs_the_one_with_the_lower_loss_is_kept(model, tmp_path):
     assert best.path.name == "xception_fin_02_0.500.h5"
 
 
+def test_accuracies_that_differ_by_less_than_an_image_are_equal(model, tmp_path):
+    best = best_checkpoint(model, tmp_path)
+    best.on_epoch_end(0, {"val_accuracy": 0.8, "val_loss": 0.6})
+    # Summed in another order: as many images, and the lower loss.
+    best.on_epoch_end(1, {"val_accuracy": 0.8 - 1e-8, "val_loss": 0.5})
+    assert best.path.name == "xception_fin_02_0.800.h5"
+    best.on_epoch_end(2, {"val_accuracy": 0.8 + 1e-8, "val_loss": 0.7})
+    assert best.path.name == "xception_fin_02_0.800.h5"
+
+
 def test_a_name_without_fields_is_written_over(model, tmp_path):
     best = BestCheckpoint(tmp_path, "picked.h5", lambda: model, ("a", "b"), PARTS)
     for epoch, accuracy in enumerate([0.5, 0.75, 0.6]):
@@ -165,8 +218,10 @@ def test_facts_of_a_run_can_be_changed(model, tmp_path):
     state = RunState(path, {"seed": 1}, best)
     state.set_model(model)
     state.on_epoch_end(0)
-    before = read_run(path)
-    note_in_run(path, checkpoint="other.h5", reported=True)
+    before, content = read_run(path), path.read_bytes()
+    with path.open("rb") as reader:
+        note_in_run(path, checkpoint="other.h5", reported=True)
+        assert reader.read() == content  # a kill would have left the file as it was
     assert read_run(path) == before | {"checkpoint": "other.h5", "reported": True}
     restore_run(model, path)
 
@@ -186,6 +241,15 @@ def test_a_resumed_run_remembers_its_best(model, tmp_path):
     best.on_epoch_end(2, {"val_accuracy": 0.7, "val_loss": 1.0})
     assert best.path.name == "xception_fin_02_0.800.h5"
     assert len(list(tmp_path.glob("*.h5"))) == 1
+
+
+def test_a_resumed_run_whose_best_was_removed_keeps_the_next_one(model, tmp_path):
+    run = {"best": [0.8, 1.0], "checkpoint": "xception_fin_02_0.800.h5"}
+    best = best_checkpoint(model, tmp_path, run)
+    assert best.path is None
+    best.on_epoch_end(2, {"val_accuracy": 0.7, "val_loss": 1.0})
+    assert best.path.name == "xception_fin_03_0.700.h5"
+    assert best.path.exists()
 
 
 def test_a_better_checkpoint_of_the_same_name_is_not_overwritten(model, tmp_path):

@@ -35,20 +35,50 @@ def flags(drawn, tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def compared(flags, tmp_path_factory):
-    """The folder of a whole comparison, and which pictures its networks were fitted to."""
-    out = tmp_path_factory.mktemp("compared")
-    fitted = []
+    """The folder of a whole comparison, and what its networks were given.
 
-    class Watched(compare.TrainingBatches):
+    `fitted` and `judged` are the images of `TrainingBatches` and `Batches` in the order of their
+    making, `batches` the batch sizes of the former; `sources`, `optimizers`, `base_seconds` are of
+    each network.
+    """
+    out = tmp_path_factory.mktemp("compared")
+    given = {
+        name: [] for name in ("fitted", "judged", "batches", "seeds", "optimizers", "base_seconds")
+    }
+    given["sources"] = {}
+
+    class Fitted(compare.TrainingBatches):
+        def __init__(self, source, names, batch_size, **named):
+            given["fitted"].append(set(names))
+            given["batches"].append(batch_size)
+            given["seeds"].append(named["seed"])
+            super().__init__(source, names, batch_size, **named)
+
+    class Judged(compare.Batches):
         def __init__(self, source, names, *positional, **named):
-            fitted.append(set(names))
+            given["judged"].append(set(names))
             super().__init__(source, names, *positional, **named)
+
+    fit, time_base = compare.fit, compare.time_base
+
+    def watch_fit(network, trained, *positional):
+        given["sources"][network.name] = trained.source
+        best = fit(network, trained, *positional)
+        given["optimizers"].append(trained.learner.optimizer.get_config())
+        return best
+
+    def watch_time(*positional):
+        given["base_seconds"].append(time_base(*positional))
+        return given["base_seconds"][-1]
 
     names = ["--networks", "baseline", "deeper", "mobilenet-v3"]
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(compare, "TrainingBatches", Watched)
+        patch.setattr(compare, "TrainingBatches", Fitted)
+        patch.setattr(compare, "Batches", Judged)
+        patch.setattr(compare, "fit", watch_fit)
+        patch.setattr(compare, "time_base", watch_time)
         assert compare.main([*flags, *names, "--out", str(out)]) == 0
-    return out, fitted
+    return out, given
 
 
 def rows_of(out):
@@ -56,9 +86,11 @@ def rows_of(out):
 
 
 def test_what_is_reported_was_never_trained_on_nor_used_to_pick(compared, drawn):
-    out, fitted = compared
+    out, given = compared
     parts = split(scan(drawn), 0.2, 3, 0.125)
-    assert fitted == [set(parts.train)] * 3
+    assert given["fitted"] == [set(parts.train)] * 3
+    # Of each network first what picks the epoch, then, of the kept epoch, what is reported.
+    assert given["judged"] == [set(parts.selection), set(parts.validation)] * 3
     assert not set(parts.train) & {*parts.validation, *parts.selection}
     assert not set(parts.validation) & set(parts.selection)
     for name, row in rows_of(out).items():
@@ -68,8 +100,19 @@ def test_what_is_reported_was_never_trained_on_nor_used_to_pick(compared, drawn)
         assert row["n"] == len(parts.validation) == 10
 
 
+def test_every_network_is_trained_as_the_original_did(compared):
+    _, given = compared
+    assert given["batches"] == [10, 32, 32]
+    assert given["seeds"] == [3, 3, 3]
+    settings = [(config["learning_rate"], config["momentum"]) for config in given["optimizers"]]
+    assert settings == [pytest.approx(pair) for pair in ((0.002, 0.8), (0.002, 0.8), (0.01, 0.75))]
+    assert given["sources"]["baseline"].settings == {}
+    assert given["sources"]["deeper"].settings == networks.AUGMENTATION
+    assert given["sources"]["mobilenet-v3"].pictures.settings == networks.AUGMENTATION
+
+
 def test_the_table_says_what_the_tflite_file_does(compared, drawn):
-    out, _ = compared
+    out, given = compared
     dataset = scan(drawn)
     parts = split(dataset, 0.2, 3, 0.125)
     for name, row in rows_of(out).items():
@@ -83,12 +126,15 @@ def test_the_table_says_what_the_tflite_file_does(compared, drawn):
         assert path.stat().st_size > row["tflite_bytes"] > 4 * 0.9 * row["parameters"]
         learned, _ = load_checkpoint(out / name / compare.PICKED)
         assert learned.count_params() <= row["parameters"]
+        if row["base_seconds"] == 0:  # all of it learned, on images
+            # The weights of the kept epoch, not of the last one.
+            assert np.allclose(answers, learned.predict(validation, verbose=0), atol=1e-5)
         assert row["inference_seconds"] > 0
-        assert row["epoch_seconds"] > 0
-    assert (
-        rows_of(out)["baseline"]["base_seconds"] == 0 < rows_of(out)["mobilenet-v3"]["parameters"]
-    )
-    assert rows_of(out)["mobilenet-v3"]["base_seconds"] > 0
+        history = read_history(out / name / compare.HISTORY)
+        assert row["epoch_seconds"] == pytest.approx(np.median(history["seconds"]), rel=1e-4)
+    assert rows_of(out)["baseline"]["base_seconds"] == 0
+    [seconds] = given["base_seconds"]
+    assert rows_of(out)["mobilenet-v3"]["base_seconds"] == pytest.approx(seconds * len(parts.train))
 
 
 def test_the_page_has_the_table_and_both_figures(compared, capsys, flags):
@@ -97,6 +143,32 @@ def test_the_page_has_the_table_and_both_figures(compared, capsys, flags):
     assert len(re.findall(r'<img src="data:image/png;base64,', page)) == 2
     assert all(f"<td>{name}</td>" in page for name in ("baseline", "deeper", "mobilenet-v3"))
     assert all(figure.stat().st_size < 200_000 for figure in out.glob("*.png"))
+
+
+def test_each_time_is_its_own_networks_and_the_most_accurate_wins(
+    compared, flags, capsys, monkeypatch
+):
+    out, _ = compared
+    seconds = {"baseline": 0.001, "deeper": 0.002, "mobilenet-v3": 0.003}
+    monkeypatch.setattr(
+        compare, "inference_seconds", lambda paths: [seconds[path.parent.name] for path in paths]
+    )
+    options = compare.parse_arguments([*flags, "--out", str(out)])
+    rows = [
+        dict(rows_of(out)[name], accuracy=accuracy, accuracy_interval=[accuracy - 0.1, 1])
+        for name, accuracy in (("mobilenet-v3", 0.7), ("baseline", 0.9), ("deeper", 0.8))
+    ]
+    before = (out / compare.SUMMARY).read_text()
+    compare.show(rows, [], {"epochs": 6, "seed": 3}, options)
+    printed = capsys.readouterr().out
+    assert {name: row["inference_seconds"] for name, row in rows_of(out).items()} == seconds
+    (out / compare.SUMMARY).write_text(before)
+    assert re.findall(r"^\| (\S+) \| .+ \| (\d\.0) ms \|$", printed, re.M) == [
+        ("mobilenet-v3", "3.0"),
+        ("baseline", "1.0"),
+        ("deeper", "2.0"),
+    ]
+    assert "baseline won: validation accuracy 0.900 (0.800–1.000)." in printed
 
 
 def test_a_second_run_trains_nothing_again(compared, flags, capsys, monkeypatch):
@@ -170,6 +242,18 @@ def test_a_base_takes_keras_weights_file_and_shares_train_pys_cache(tmp_path):
     assert np.allclose(base.predict(pictures, verbose=0), expected, atol=1e-5)
     with pytest.raises(ModelError, match="does not exist"):
         networks.build_base(networks.XCEPTION, (71, 71), str(tmp_path / "no.h5"))
+
+
+def test_other_bases_see_pixels_from_0_to_255_and_stay_as_they_are():
+    base = networks.build_base(keras.applications.MobileNetV3Large, (64, 64), "none")
+    assert not base.trainable_weights
+    pictures = np.random.default_rng(0).uniform(-1, 1, (2, 64, 64, 3)).astype(np.float32)
+    inner = base.get_layer("xception")  # build_base gives every base the name of train.py's
+    features = inner(127.5 * (pictures + 1), training=False)
+    expected = np.asarray(features).mean(axis=(1, 2))
+    # As in training: dropout and batch statistics have no say.
+    for training in (False, True):
+        assert np.allclose(base(pictures, training=training), expected, atol=1e-4)
 
 
 def test_the_originals_settings_are_train_pys():

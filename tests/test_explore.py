@@ -8,8 +8,11 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from experiments import explore
+from experiments import charts, command, explore
+from experiments.page import Section, write_page
 from experiments.records import Records
+from serving.models import ModelError
+from training.cache import CacheError
 from training.dataset import DataError, scan
 
 
@@ -114,6 +117,46 @@ def test_colour_alone_tells_classes_of_colours_apart_and_no_others(colourful, dr
     assert int(np.argmax(by_class["blue"]["hues"])) == explore.HUES * 2 // 3
 
 
+def test_colour_alone_is_not_fitted_to_what_it_is_judged_on(colourful, tmp_path):
+    dataset = scan(colourful)
+    rng = np.random.default_rng(2)
+    # Nothing to learn, but enough numbers to know twenty images by heart.
+    noise = [
+        {
+            **{key: rng.normal() for key in ("brightness", "contrast", "saturation")},
+            "colour": rng.normal(size=3).tolist(),
+            "hues": rng.uniform(size=explore.HUES).tolist(),
+        }
+        for _ in dataset.pictures
+    ]
+    found = [explore.colour_alone(dataset, noise, 50, seed)["accuracy"] for seed in range(10)]
+    assert 0.25 < np.mean(found) < 0.75
+
+
+def test_one_odd_image_does_not_speak_for_its_class(colourful, tmp_path):
+    dataset = scan(colourful)
+    measured = explore.measure_all(dataset, tmp_path / "rows.jsonl")
+    odd = dict(measured[0], brightness=10_000, contrast=10_000, saturation=10_000)
+    found = explore.colours(dataset, [odd, *measured[1:]])[dataset.class_names[0]]
+    assert found["brightness"] < 255
+    assert found["saturation"] <= 1
+    assert found["contrast"] < 255
+
+
+def test_the_example_of_a_class_is_of_that_class(colourful, tmp_path, monkeypatch):
+    drawn = []
+    examples = charts.examples
+    monkeypatch.setattr(
+        charts, "examples", lambda folder, names: drawn.extend(names) or examples(folder, names)
+    )
+    monkeypatch.setattr(charts, "save", lambda figure, path: path.write_bytes(b""))
+    flags = ["--data", str(colourful), "--out", str(tmp_path), "--epochs", "1"]
+    for seed in range(3):
+        assert explore.main([*flags, "--seed", str(seed)]) == 0
+    assert [name.split("/")[0] for name in drawn] == ["blue", "red"] * 3
+    assert len(set(drawn)) > 2  # drawn at random
+
+
 def test_a_second_run_measures_only_what_is_missing(drawn, tmp_path, monkeypatch):
     dataset, path = scan(drawn), tmp_path / "rows.jsonl"
     whole = explore.measure_all(dataset, path)
@@ -133,6 +176,96 @@ def test_rows_of_other_settings_are_not_mixed(tmp_path):
     assert Records(tmp_path / "rows.jsonl", {"epochs": 3, "seed": 1}).rows == [{"a": 1}]
     with pytest.raises(DataError, match=r"\(epochs 3\)\. Received: epochs 4\. Give the same, or"):
         Records(tmp_path / "rows.jsonl", {"epochs": 4, "seed": 1})
+    # A setting that rows of an older version know nothing of.
+    with pytest.raises(DataError, match=r"\(views None\)\. Received: views 4\."):
+        Records(tmp_path / "rows.jsonl", {"epochs": 3, "seed": 1, "views": 4})
+
+
+def test_settings_come_back_from_a_file_as_they_were_given(tmp_path):
+    settings = {"head": (512, 128), "nothing": None}
+    Records(tmp_path / "rows.jsonl", settings).append({"a": 1})
+    assert Records(tmp_path / "rows.jsonl", settings).rows == [{"a": 1}]
+
+
+def test_names_of_classes_and_files_are_no_html(tmp_path):
+    name = '<img src=x onerror="alert(1)"> & co'
+    section = Section(name, [name], head=(name,), rows=[[name]], findings=[name])
+    write_page(tmp_path / "index.html", name, name, [section])
+    page = (tmp_path / "index.html").read_text(encoding="utf-8")
+    assert "<img" not in page
+    assert page.count("&lt;img src=x onerror=&quot;alert(1)&quot;&gt; &amp; co") == 8
+
+
+def test_the_figure_of_a_search_shows_the_best_so_far_and_who_was_best():
+    class Rates:
+        def __init__(self, rate):
+            self.learning_rate, self.momentum = rate, 0.9
+
+    # In time: 0.5, 0.4, 0.6, 0.3; the diverged one last.
+    losses = {3: 0.3, 1: 0.4, 0: 0.5, 2: 0.6, 4: 16.0}
+    found = [
+        (Rates(10.0**-number), {"trial": number, "val_loss": loss})
+        for number, loss in losses.items()
+    ]
+    figure = charts.trials(found, Rates(0.01))
+    left, right = figure.axes[:2]
+    [best, original] = left.get_lines()
+    assert (best.get_label(), best.get_xdata()[0]) == ("best", 1e-3)
+    assert (original.get_label(), original.get_xdata()[0]) == ("the original's", 0.01)
+    each, so_far = right.get_lines()
+    assert each.get_ydata().tolist() == [0.5, 0.4, 0.6, 0.3, 16.0]
+    assert so_far.get_ydata().tolist() == [0.5, 0.4, 0.4, 0.3, 0.3]
+
+
+def test_the_figures_of_a_comparison_mark_what_was_kept_and_how_sure_it_is():
+    history = {key: np.array([0.4, 0.3, 0.2]) for key in ("accuracy", "loss", "val_accuracy")}
+    history["val_loss"] = np.array([1.0, 0.7, 0.9])
+    left, right = charts.curves({"deeper": history}, {"deeper": 2}).axes
+    for axes, value in ((left, 0.3), (right, 0.7)):
+        [mark] = [line for line in axes.get_lines() if line.get_marker() == "o"]
+        assert (mark.get_xdata()[0], mark.get_ydata()[0]) == (2, value)
+    row = {
+        "name": "deeper",
+        "inference_seconds": 0.004,
+        "accuracy": 0.9,
+        "accuracy_interval": [0.7, 0.95],
+    }
+    [axes] = charts.accuracy_by_time([row]).axes
+    [bar] = axes.containers
+    [[low, high]] = bar.lines[2][0].get_segments()
+    assert (*low, *high) == pytest.approx((4, 0.7, 4, 0.95))
+
+
+@pytest.mark.parametrize("flag", ["--epochs=0", "--epochs=-1", "--epochs=half"])
+def test_epochs_are_a_number_above_zero(flag, capsys):
+    with pytest.raises(SystemExit):
+        explore.parse_arguments([flag])
+    assert "argument --epochs" in capsys.readouterr().err
+
+
+def test_what_stops_a_command_is_one_sentence_and_an_exit_code(tmp_path, capsys):
+    options = explore.parse_arguments(["--out", str(tmp_path / "out")])
+
+    def stop_with(error):
+        def job(_):
+            raise error
+
+        return command.run(job, options)
+
+    assert stop_with(KeyboardInterrupt()) == 130
+    assert "Stopped. The same command goes on" in capsys.readouterr().out
+    for error, sentence in (
+        (OSError(28, "No space left on device"), "No space left on device. Free space or rights"),
+        (DataError("Expected this. Received: that."), "Expected this. Received: that."),
+        (CacheError("Expected room. Received: none."), "Expected room. Received: none."),
+        (ModelError("Expected a model. Received: none."), "Expected a model. Received: none."),
+    ):
+        assert stop_with(error) == 1
+        printed = capsys.readouterr().err
+        assert sentence in printed
+        assert "Traceback" not in printed
+    with pytest.raises(ZeroDivisionError):  # a defect is not the person's fault
+        stop_with(ZeroDivisionError())
 
 
 def test_a_missing_folder_is_one_sentence(tmp_path, capsys):
