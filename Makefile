@@ -53,7 +53,7 @@ http: setup ## plain HTTP on port 9000 in front of `make run`, as AWS would put 
 	$(PYTHON) -m tools.function_url $(ARGS)
 
 data: setup ## download the data set into flowers/
-	$(PYTHON) -m training.download $(ARGS)
+	$(PYTHON) -m training.dataset.download $(ARGS)
 
 sample: setup ## draw a small data set into flowers/
 	$(PYTHON) -m training.sample $(ARGS)
@@ -71,8 +71,8 @@ benchmark: setup ## measure how fast each way of training is, side by side
 	$(PYTHON) -m benchmarks.training $(ARGS)
 
 fuzz: setup ## ask the service 100,000 events and pictures that nobody meant to send
-	$(PYTHON) -m fuzz.events $(ARGS)
-	$(PYTHON) -m fuzz.pictures $(ARGS)
+	$(PYTHON) -m tests.fuzz.events $(ARGS)
+	$(PYTHON) -m tests.fuzz.pictures $(ARGS)
 
 mutants: setup ## change the code in 600 small ways and see which ones the tests notice
 	$(PYTHON) -m tools.mutants $(ARGS)

@@ -19,17 +19,17 @@ from pathlib import Path
 import numpy as np
 
 from serving.classifier import RUNTIMES, find_runtime, read_labels
-from serving.models import ModelError, best_model
+from serving.model_files import ModelError, best_model
 from serving.preprocess import resize, scale
 from training.backend import keras, tf
+from training.batches import BATCH_SIZE, Pictures, ahead, progress, read_pixels
 from training.checkpoint import load_checkpoint, split_record, write_atomically
-from training.dataset import DataError, Dataset, Split, class_of, scan
-from training.forward import compile_forward
-from training.generators import BATCH_SIZE, Pictures, ahead, progress, read_pixels
-from training.metrics import percent, wilson, with_interval
+from training.dataset.scan import DataError, Dataset, Split, class_of, scan
+from training.evaluation.metrics import percent, wilson, with_interval
+from training.export.tflite import convert_quietly, labels_archive
+from training.export.tflite_process import served, served_probabilities
+from training.inference import compile_forward
 from training.sample import LABELS, draw
-from training.served import served, served_probabilities
-from training.tflite import convert_quietly, labels_archive
 
 Reader = Callable[[], np.ndarray]  # reads a picture: uint8 (height, width, 3)
 

@@ -14,7 +14,7 @@ from pathlib import Path
 
 from serving import fetch
 from serving.classifier import Classifier
-from serving.models import best_model, thread_count
+from serving.model_files import best_model, thread_count
 from serving.service import Service
 
 MODEL_PATH = os.environ.get("MODEL_PATH") or best_model(Path(__file__).parent / "models", ".tflite")

@@ -21,7 +21,7 @@ from serving.classifier import Classifier
 from serving.errors import ImageError, ServingError, as_answer
 from serving.fetch import fetch, prepare
 from serving.image import open_picture
-from serving.models import ModelError, best_model, thread_count
+from serving.model_files import ModelError, best_model, thread_count
 
 MODELS = Path("models")
 

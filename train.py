@@ -19,16 +19,24 @@ import time
 from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 
-from training import distribute
+from training.distribute import launcher
 
 if __name__ == "__main__":
-    distribute.relaunch()  # before Keras is imported, which then has to run on JAX
+    launcher.relaunch()  # before Keras is imported, which then has to run on JAX
 
 import numpy as np
 
-from serving.models import ModelError
+from serving.model_files import ModelError
 from training.backend import is_out_of_memory, keras
-from training.cache import CacheError
+from training.batches import (
+    Activations,
+    Batches,
+    EvenBatches,
+    Pictures,
+    Source,
+    TrainingBatches,
+    indices,
+)
 from training.checkpoint import (
     CHECKPOINT,
     BestCheckpoint,
@@ -41,19 +49,11 @@ from training.checkpoint import (
     restore_run,
     trim_history,
 )
-from training.dataset import DataError, Dataset, Split, scan, split
-from training.distribute import DistributeError
-from training.forward import fast_policy
-from training.generators import (
-    Activations,
-    Batches,
-    EvenBatches,
-    Pictures,
-    Source,
-    TrainingBatches,
-    indices,
-)
-from training.hygiene import inspect, lines
+from training.dataset.checks import inspect, lines
+from training.dataset.scan import DataError, Dataset, Split, scan, split
+from training.distribute.launcher import DistributeError
+from training.feature_store import CacheError
+from training.inference import fast_policy
 from training.model import (
     build_model,
     cut_at,
@@ -190,7 +190,7 @@ def reason(error: OSError) -> str:
 def train(recipe: Recipe, options: argparse.Namespace) -> int:
     """Data, model, inputs, fit, report; return the exit code."""
     started = time.monotonic()
-    workers = distribute.join(options)
+    workers = launcher.join(options)
     rows = workers.rows(recipe.batch_size)
     keras.utils.set_random_seed(recipe.seed)
     if workers.chief:
@@ -497,7 +497,9 @@ def report(
 
     `judge` gives inputs of the whole network, of the size that it is to have, or of its head.
     """
-    from training import evaluate  # and with it what draws and counts, which takes seconds
+    from training.evaluation import (
+        evaluate,  # and with it what draws and counts, which takes seconds
+    )
 
     if best.path is None:
         raise ModelError(
@@ -563,7 +565,7 @@ def parse_arguments(arguments: list[str] | None) -> argparse.Namespace:
     override("zoom_range", zoom, "0.3: from 0.7 to 1.3; 0.5,1: from and to; below 1 is closer")
     override("first_block", block, "from which on the base learns, 1 to 14; None: frozen")
     override("seed", int, "of split, order and weights")
-    distribute.add_flags(parser)
+    launcher.add_flags(parser)
     options = parser.parse_args(arguments)
     if options.distribute:
         options.cache = None  # a cache is one process's, and one machine's

@@ -47,7 +47,7 @@ def ours(model: str, runtime: str) -> tuple[Handler, float]:
     """Return our handler as lambda_function.py makes it, and when its imports were done."""
     from serving import fetch
     from serving.classifier import Classifier, find_runtime
-    from serving.models import thread_count
+    from serving.model_files import thread_count
     from serving.service import Service
 
     find_runtime(runtime)
@@ -63,7 +63,7 @@ def onnx(model: str, runtime: str) -> tuple[Handler, float]:
 
     from serving import fetch
     from serving.classifier import read_labels
-    from serving.models import thread_count
+    from serving.model_files import thread_count
     from serving.service import Service
 
     class OnnxClassifier:

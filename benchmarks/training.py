@@ -19,12 +19,12 @@ from pathlib import Path
 
 import numpy as np
 
-from serving.models import ModelError
+from serving.model_files import ModelError
 from train import FINE_TUNE, ORIGINAL
 from training.backend import keras
-from training.dataset import DataError, Dataset, scan
-from training.forward import best_engine, compile_forward, fast_policy
-from training.generators import WORKERS, Activations, Pictures, ahead
+from training.batches import WORKERS, Activations, Pictures, ahead
+from training.dataset.scan import DataError, Dataset, scan
+from training.inference import best_engine, compile_forward, fast_policy
 from training.model import build_model, cut_at, load_base_weights, unfreeze, with_policy
 
 ROOT = Path(__file__).resolve().parent.parent

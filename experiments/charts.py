@@ -9,11 +9,23 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from serving.image import open_picture
-from training import figures
-from training.dataset import class_of
-from training.figures import BLUE, GREEN, GREY, INK, ORANGE, PALE, RED, Tile, gallery, note, styled
-from training.hygiene import Hygiene
-from training.metrics import percent, shown
+from training.dataset.checks import Hygiene
+from training.dataset.scan import class_of
+from training.evaluation import figures
+from training.evaluation.figures import (
+    BLUE,
+    GREEN,
+    GREY,
+    INK,
+    ORANGE,
+    PALE,
+    RED,
+    Tile,
+    gallery,
+    note,
+    styled,
+)
+from training.evaluation.metrics import percent, shown
 
 MAX_BYTES = 190_000  # of a PNG: some of them are kept in git
 CYCLE = (BLUE, ORANGE, GREEN, RED, "#7d5ba6", "#8c6d46", "#17a2a8", "#c45a9d")

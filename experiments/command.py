@@ -5,9 +5,9 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
-from serving.models import ModelError
-from training.cache import CacheError
-from training.dataset import DataError
+from serving.model_files import ModelError
+from training.dataset.scan import DataError
+from training.feature_store import CacheError
 
 OUT = Path(".cache", "experiments")
 SEED = 69420

@@ -36,8 +36,16 @@ from experiments.networks import (
 from experiments.page import Section, write_page
 from experiments.records import Records
 from experiments.timing import THREADS, inference_seconds
-from serving.models import ModelError
+from serving.model_files import ModelError
 from training.backend import keras, tf
+from training.batches import (
+    Batches,
+    Pictures,
+    RememberedPictures,
+    Source,
+    TrainingBatches,
+    progress,
+)
 from training.checkpoint import (
     BestCheckpoint,
     RunState,
@@ -47,20 +55,12 @@ from training.checkpoint import (
     trim_history,
     write_atomically,
 )
-from training.dataset import Dataset, Split, scan, split
-from training.figures import read_history
-from training.forward import compile_forward, fast_policy
-from training.generators import (
-    Batches,
-    Pictures,
-    RememberedPictures,
-    Source,
-    TrainingBatches,
-    progress,
-)
+from training.dataset.scan import Dataset, Split, scan, split
+from training.evaluation.figures import read_history
+from training.evaluation.metrics import wilson, with_interval
+from training.export.tflite import convert_quietly, labels_archive
+from training.inference import compile_forward, fast_policy
 from training.markdown import markdown_table
-from training.metrics import wilson, with_interval
-from training.tflite import convert_quietly, labels_archive
 
 EPOCHS = 20
 VALIDATION, SELECTION = 0.2, 0.125  # of each class; of what is then left

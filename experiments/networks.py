@@ -4,11 +4,11 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from serving.models import ModelError
+from serving.model_files import ModelError
 from training.backend import keras
-from training.dataset import Split
-from training.forward import fast_policy
-from training.generators import Activations, Pictures, indices
+from training.batches import Activations, Pictures, indices
+from training.dataset.scan import Split
+from training.inference import fast_policy
 from training.model import BASE_LAYER, add_head, load_base_weights
 
 Size = tuple[int, int]  # height and width, in pixels

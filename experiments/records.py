@@ -3,7 +3,7 @@
 import json
 from pathlib import Path
 
-from training.dataset import DataError
+from training.dataset.scan import DataError
 
 
 class Records:

@@ -43,8 +43,8 @@ from experiments.search import (
 )
 from experiments.tune_report import report
 from training.backend import keras, tf
-from training.dataset import Split, scan, split
-from training.generators import Activations, Batches, Pictures, TrainingBatches
+from training.batches import Activations, Batches, Pictures, TrainingBatches
+from training.dataset.scan import Split, scan, split
 from training.model import weights_digest
 
 EPOCHS, STEPS, VIEWS, INPUT_SIZE = 30, 100, 4, 299  # train.py's defaults

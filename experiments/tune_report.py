@@ -13,9 +13,9 @@ from experiments.networks import HEAD
 from experiments.page import Section, write_page
 from experiments.search import COLUMNS, ORIGINAL, Candidate
 from training.checkpoint import write_atomically
-from training.dataset import Split
+from training.dataset.scan import Split
+from training.evaluation.metrics import wilson, with_interval
 from training.markdown import markdown_table
-from training.metrics import wilson, with_interval
 
 SUMMARY, PAGE, CHART = "tuning.json", "index.html", "trials.png"
 TRIAL_COLUMNS = (*COLUMNS, "loss", "accuracy", "epoch")

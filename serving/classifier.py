@@ -11,7 +11,7 @@ from types import ModuleType
 import numpy as np
 from PIL import Image
 
-from serving.models import ModelError
+from serving.model_files import ModelError
 from serving.preprocess import preprocess
 
 # The package's name and the module that runs models, the preferred one first.

@@ -9,7 +9,7 @@ from urllib.parse import urlsplit
 
 import numpy as np
 
-from serving import events, gateway, log
+from serving import events, http_events, log
 from serving.classifier import Classifier, named_scores
 from serving.errors import (
     DeadlineError,
@@ -21,7 +21,7 @@ from serving.errors import (
 )
 from serving.events import Request, Source
 from serving.fetch import MAX_BYTES, fetch_all, too_large
-from serving.gateway import HttpRequest
+from serving.http_events import HttpRequest
 from serving.image import open_picture
 from serving.preprocess import preprocess
 
@@ -64,7 +64,7 @@ class Service:
         request_id = getattr(context, "aws_request_id", None)
         facts: dict = {"request_id": request_id, "cold_start": self._cold}
         self._cold = False
-        http = gateway.read_event(event)
+        http = http_events.read_event(event)
         try:
             if http is None:
                 facts["event"] = "direct"
@@ -78,7 +78,7 @@ class Service:
             error = InternalError("The service failed on this request; its log says why.")
             answer = as_answer(error)
             if http is not None:
-                answer = gateway.answer(http, error.status, answer, cors())
+                answer = http_events.answer(http, error.status, answer, cors())
         facts.setdefault("errors", int(error is not None))
         if error:
             facts["error"] = type(error).__name__
@@ -104,7 +104,7 @@ class Service:
             if isinstance(refused, MethodError):
                 headers["Allow"] = ", ".join((*ROUTES.get(http.route, ("POST",)), "OPTIONS"))
         facts["status"] = status
-        return gateway.answer(http, status, payload, headers), error
+        return http_events.answer(http, status, payload, headers), error
 
     def _route(
         self, http: HttpRequest, end: float, facts: dict
@@ -127,7 +127,7 @@ class Service:
             return 200, self.health(), None
         if http.route == "openapi.json":
             return 200, json.loads(OPENAPI.read_text(encoding="utf-8")), None
-        answer, error = self._classify(gateway.parse_body(http), end, facts)
+        answer, error = self._classify(http_events.parse_body(http), end, facts)
         return error.status if error else 200, answer, error
 
     def health(self) -> dict:

@@ -13,10 +13,10 @@ from PIL import Image
 import convert_to_tflite
 from convert_to_tflite import TOLERANCES, Tolerance
 from serving.classifier import RUNTIMES
-from serving.models import ModelError
+from serving.model_files import ModelError
 from training.checkpoint import split_record
-from training.dataset import Dataset, scan, split
-from training.served import served_probabilities
+from training.dataset.scan import Dataset, scan, split
+from training.export.tflite_process import served_probabilities
 
 
 @pytest.fixture
@@ -256,7 +256,7 @@ def test_int8_wants_pictures_to_calibrate_on(checkpoint, tmp_path, capsys):
 
 
 def test_it_calibrates_on_training_and_compares_on_validation_pictures(checkpoint, drawn):
-    from training.generators import read_pixels
+    from training.batches import read_pixels
 
     parts = split(scan(drawn), 0.2, seed=3)
     parts.write(split_record(checkpoint))

@@ -9,7 +9,7 @@ import sys
 
 from conftest import ROOT
 
-from serving.models import best_model
+from serving.model_files import best_model
 
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 SCRIPTS = ("train.py", "convert_to_tflite.py", "predict.py", "docker_test.py")

@@ -1,11 +1,11 @@
-"""training.labels: how suspects are judged, sorted and written down."""
+"""training.evaluation.label_errors: how suspects are judged, sorted and written down."""
 
 import cleanlab.filter
 import numpy as np
 import pytest
 import sklearn.model_selection
 
-from training.labels import Suspect, probable_wrong_labels, write_suspects
+from training.evaluation.label_errors import Suspect, probable_wrong_labels, write_suspects
 
 NAMES = ("daisy", "rose", "tulip")
 

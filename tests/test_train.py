@@ -19,11 +19,11 @@ import pytest
 from conftest import ROOT, build_tiny
 
 import train
-from serving.models import ModelError, best_model
+from serving.model_files import ModelError, best_model
 from train import FINE_TUNE, ORIGINAL, RECIPES
-from training import evaluate, generators
+from training import batches
 from training.backend import keras
-from training.cache import CacheError
+from training.batches import Batches, EvenBatches, Pictures
 from training.checkpoint import (
     CHECKPOINT,
     load_checkpoint,
@@ -31,10 +31,11 @@ from training.checkpoint import (
     read_run,
     split_record,
 )
-from training.dataset import Split, class_of, scan, split
-from training.distribute import Workers
-from training.forward import fast_policy
-from training.generators import Batches, EvenBatches, Pictures
+from training.dataset.scan import Split, class_of, scan, split
+from training.distribute.launcher import Workers
+from training.evaluation import evaluate
+from training.feature_store import CacheError
+from training.inference import fast_policy
 from training.model import (
     BASE_LAYER,
     build_model,
@@ -300,7 +301,7 @@ def test_a_finished_network_can_be_given_another_size(run, tmp_path):
 
 def test_the_second_run_computes_nothing_again(run, tmp_path, monkeypatch):
     run()
-    monkeypatch.setattr(generators, "compile_forward", None)
+    monkeypatch.setattr(batches, "compile_forward", None)
     assert run(epochs=2)[0] == 0
 
 

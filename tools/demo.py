@@ -21,7 +21,7 @@ import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from serving.models import best_model
+from serving.model_files import best_model
 from tools.emulator import INVOCATIONS, EmulatorError, free_port, local_service
 
 WORK = Path(".cache", "demo")  # this run's pictures and logs

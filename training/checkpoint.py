@@ -19,10 +19,10 @@ import numpy as np
 from PIL import Image
 
 from serving.classifier import named_scores
-from serving.models import ModelError
+from serving.model_files import ModelError
 from serving.preprocess import INPUT_SCALING, preprocess
 from training.backend import keras
-from training.dataset import Split
+from training.dataset.scan import Split
 
 CHECKPOINT = "xception_fin_{epoch:02d}_{val_accuracy:.3f}.h5"
 UNFINISHED = ".unfinished_"

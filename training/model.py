@@ -6,7 +6,7 @@ from pathlib import Path
 import h5py
 import numpy as np
 
-from serving.models import ModelError, best_model
+from serving.model_files import ModelError, best_model
 from training.backend import keras
 
 BASE_LAYER = "xception"

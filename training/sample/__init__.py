@@ -4,8 +4,8 @@ from pathlib import Path
 
 import numpy as np
 
+from training.files import staged
 from training.sample.flowers import LABELS, draw
-from training.staging import staged
 
 __all__ = ["LABELS", "PER_CLASS", "SEED", "draw", "write_sample"]
 

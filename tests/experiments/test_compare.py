@@ -1,0 +1,304 @@
+"""experiments.compare: one budget, one split, nothing lost, and what the table says is so."""
+
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+
+import numpy as np
+import pytest
+from conftest import ROOT
+
+import train
+from experiments import compare, explore, networks, tune
+from serving.model_files import ModelError
+from training.backend import keras
+from training.checkpoint import load_checkpoint
+from training.dataset.scan import scan, split
+from training.evaluation.figures import read_history
+from training.export.tflite_process import served_probabilities
+from training.model import build_model, cut_at, weights_digest
+
+EPOCHS = 6
+
+
+@pytest.fixture(scope="module")
+def flags(drawn, tmp_path_factory):
+    """Small pictures and random weights: quick, and nothing here asks for a good network."""
+    cache = tmp_path_factory.mktemp("cache")
+    common = f"--epochs {EPOCHS} --size 48 --weights none --seed 3"
+    return ["--data", str(drawn), "--cache", str(cache), *common.split()]
+
+
+@pytest.fixture(scope="module")
+def compared(flags, tmp_path_factory):
+    """The folder of a whole comparison, and what its networks were given.
+
+    `fitted` and `judged` are the images of `TrainingBatches` and `Batches` in the order of their
+    making, `batches` the batch sizes of the former; `sources`, `optimizers`, `base_seconds` are of
+    each network.
+    """
+    out = tmp_path_factory.mktemp("compared")
+    given = {
+        name: [] for name in ("fitted", "judged", "batches", "seeds", "optimizers", "base_seconds")
+    }
+    given["sources"] = {}
+
+    class Fitted(compare.TrainingBatches):
+        def __init__(self, source, names, batch_size, **named):
+            given["fitted"].append(set(names))
+            given["batches"].append(batch_size)
+            given["seeds"].append(named["seed"])
+            super().__init__(source, names, batch_size, **named)
+
+    class Judged(compare.Batches):
+        def __init__(self, source, names, *positional, **named):
+            given["judged"].append(set(names))
+            super().__init__(source, names, *positional, **named)
+
+    fit, time_base = compare.fit, compare.time_base
+
+    def watch_fit(network, trained, *positional):
+        given["sources"][network.name] = trained.source
+        best = fit(network, trained, *positional)
+        given["optimizers"].append(trained.learner.optimizer.get_config())
+        return best
+
+    def watch_time(*positional):
+        given["base_seconds"].append(time_base(*positional))
+        return given["base_seconds"][-1]
+
+    names = ["--networks", "baseline", "deeper", "mobilenet-v3"]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(compare, "TrainingBatches", Fitted)
+        patch.setattr(compare, "Batches", Judged)
+        patch.setattr(compare, "fit", watch_fit)
+        patch.setattr(compare, "time_base", watch_time)
+        assert compare.main([*flags, *names, "--out", str(out)]) == 0
+    return out, given
+
+
+def rows_of(out):
+    return {row["name"]: row for row in json.loads((out / compare.SUMMARY).read_text())["networks"]}
+
+
+def test_what_is_reported_was_never_trained_on_nor_used_to_pick(compared, drawn):
+    out, given = compared
+    parts = split(scan(drawn), 0.2, 3, 0.125)
+    assert given["fitted"] == [set(parts.train)] * 3
+    # Of each network first what picks the epoch, then, of the kept epoch, what is reported.
+    assert given["judged"] == [set(parts.selection), set(parts.validation)] * 3
+    assert not set(parts.train) & {*parts.validation, *parts.selection}
+    assert not set(parts.validation) & set(parts.selection)
+    for name, row in rows_of(out).items():
+        history = read_history(out / name / compare.HISTORY)
+        assert row["epoch"] == 1 + int(history["val_loss"].argmin())
+        assert row["selection_loss"] == pytest.approx(history["val_loss"].min(), rel=1e-5)
+        assert row["n"] == len(parts.validation) == 10
+
+
+def test_every_network_is_trained_as_the_original_did(compared):
+    _, given = compared
+    assert given["batches"] == [10, 32, 32]
+    assert given["seeds"] == [3, 3, 3]
+    settings = [(config["learning_rate"], config["momentum"]) for config in given["optimizers"]]
+    assert settings == [pytest.approx(pair) for pair in ((0.002, 0.8), (0.002, 0.8), (0.01, 0.75))]
+    assert given["sources"]["baseline"].settings == {}
+    assert given["sources"]["deeper"].settings == networks.AUGMENTATION
+    assert given["sources"]["mobilenet-v3"].pictures.settings == networks.AUGMENTATION
+
+
+def test_the_table_says_what_the_tflite_file_does(compared, drawn):
+    out, given = compared
+    dataset = scan(drawn)
+    parts = split(dataset, 0.2, 3, 0.125)
+    for name, row in rows_of(out).items():
+        path = out / name / "model.tflite"
+        pictures = compare.Pictures(dataset, (row["pixels"], row["pixels"]))
+        validation = compare.Batches(pictures, parts.validation, 10)
+        answers = served_probabilities(path, validation[0][0], None)
+        hits = (answers.argmax(axis=1) == dataset.labels(parts.validation)).sum()
+        assert row["accuracy"] == hits / 10
+        assert row["accuracy_interval"][0] < row["accuracy"] < row["accuracy_interval"][1]
+        assert path.stat().st_size > row["tflite_bytes"] > 4 * 0.9 * row["parameters"]
+        learned, _ = load_checkpoint(out / name / compare.PICKED)
+        assert learned.count_params() <= row["parameters"]
+        if row["base_seconds"] == 0:  # all of it learned, on images
+            # The weights of the kept epoch, not of the last one.
+            assert np.allclose(answers, learned.predict(validation, verbose=0), atol=1e-5)
+        assert row["inference_seconds"] > 0
+        history = read_history(out / name / compare.HISTORY)
+        assert row["epoch_seconds"] == pytest.approx(np.median(history["seconds"]), rel=1e-4)
+    assert rows_of(out)["baseline"]["base_seconds"] == 0
+    [seconds] = given["base_seconds"]
+    assert rows_of(out)["mobilenet-v3"]["base_seconds"] == pytest.approx(seconds * len(parts.train))
+
+
+def test_the_page_has_the_table_and_both_figures(compared, capsys, flags):
+    out, _ = compared
+    page = (out / "index.html").read_text(encoding="utf-8")
+    assert len(re.findall(r'<img src="data:image/png;base64,', page)) == 2
+    assert all(f"<td>{name}</td>" in page for name in ("baseline", "deeper", "mobilenet-v3"))
+    assert all(figure.stat().st_size < 200_000 for figure in out.glob("*.png"))
+
+
+def test_each_time_is_its_own_networks_and_the_most_accurate_wins(
+    compared, flags, capsys, monkeypatch
+):
+    out, _ = compared
+    seconds = {"baseline": 0.001, "deeper": 0.002, "mobilenet-v3": 0.003}
+    monkeypatch.setattr(
+        compare, "inference_seconds", lambda paths: [seconds[path.parent.name] for path in paths]
+    )
+    options = compare.parse_arguments([*flags, "--out", str(out)])
+    rows = [
+        dict(rows_of(out)[name], accuracy=accuracy, accuracy_interval=[accuracy - 0.1, 1])
+        for name, accuracy in (("mobilenet-v3", 0.7), ("baseline", 0.9), ("deeper", 0.8))
+    ]
+    before = (out / compare.SUMMARY).read_text()
+    compare.show(rows, [], {"epochs": 6, "seed": 3}, options)
+    printed = capsys.readouterr().out
+    assert {name: row["inference_seconds"] for name, row in rows_of(out).items()} == seconds
+    (out / compare.SUMMARY).write_text(before)
+    assert re.findall(r"^\| (\S+) \| .+ \| (\d\.0) ms \|$", printed, re.M) == [
+        ("mobilenet-v3", "3.0"),
+        ("baseline", "1.0"),
+        ("deeper", "2.0"),
+    ]
+    assert "baseline won: validation accuracy 0.900 (0.800–1.000)." in printed
+
+
+def test_a_second_run_trains_nothing_again(compared, flags, capsys, monkeypatch):
+    out, _ = compared
+    monkeypatch.setattr(compare, "fit", None)
+    assert compare.main([*flags, "--networks", "baseline", "deeper", "--out", str(out)]) == 0
+    printed = capsys.readouterr().out
+    assert "baseline: done before." in printed
+    rows = re.findall(r"^\| (\S+) \| [\d.]+ \([\d.]+–[\d.]+\) \| \d+ \| [\d.]+ M \|", printed, re.M)
+    assert rows == ["baseline", "deeper"]
+
+
+def test_another_budget_is_not_mixed_into_the_table(compared, flags, capsys):
+    out, _ = compared
+    assert compare.main([*flags, "--epochs", "9", "--out", str(out)]) == 1
+    assert f"(epochs {EPOCHS}). Received: epochs 9." in capsys.readouterr().err
+
+
+def test_a_killed_run_goes_on_and_comes_to_the_same(compared, flags, tmp_path, capsys):
+    out, _ = compared
+    arguments = [*flags, "--networks", "baseline", "--out", str(tmp_path)]
+    command = [sys.executable, "-m", "experiments.compare", *arguments]
+    history = tmp_path / "baseline" / compare.HISTORY
+    with subprocess.Popen(command, cwd=ROOT, stdout=subprocess.DEVNULL) as process:
+        deadline = time.monotonic() + 120
+        while not (history.exists() and len(history.read_bytes().splitlines()) > 2):
+            assert process.poll() is None
+            assert time.monotonic() < deadline
+            time.sleep(0.02)
+        process.send_signal(signal.SIGKILL)
+    assert compare.main(arguments) == 0
+    assert re.search(r"Goes on after [1-5] finished epochs", capsys.readouterr().out)
+    whole, resumed = (rows_of(folder)["baseline"] for folder in (out, tmp_path))
+    assert resumed["epoch"] == whole["epoch"]
+    assert resumed["selection_loss"] == pytest.approx(whole["selection_loss"], rel=1e-4)
+    assert len(read_history(history)["val_loss"]) == EPOCHS
+
+
+def test_networks_without_their_weights_say_so_and_are_skipped(drawn, tmp_path):
+    # No network and an empty folder of downloads, whatever this machine has.
+    closed = {"HTTPS_PROXY": "http://127.0.0.1:9", "KERAS_HOME": str(tmp_path / "keras")}
+    flags = ["--data", drawn, "--out", tmp_path, "--cache", tmp_path, "--size", "48"]
+    flags += ["--epochs", "1", "--networks", "baseline", "convnext-tiny", "xception"]
+    process = subprocess.run(
+        [sys.executable, "-m", "experiments.compare", *flags],
+        cwd=ROOT,
+        env=os.environ | closed,
+        capture_output=True,
+        text=True,
+    )
+    assert process.returncode == 0, process.stderr
+    assert re.search(
+        r"convnext-tiny was skipped\. Expected Keras' ImageNet weights of ConvNeXtTiny\. "
+        r"Received: none \(.+\)\. Run it where Keras can download them\.\n",
+        process.stdout,
+    )
+    assert "xception was skipped. Expected" in process.stdout
+    assert "or give a file with --weights.\n" in process.stdout
+    assert list(rows_of(tmp_path)) == ["baseline"]
+
+
+def test_a_base_takes_keras_weights_file_and_shares_train_pys_cache(tmp_path):
+    keras.utils.set_random_seed(0)
+    model = build_model((71, 71), (), 2)
+    path = tmp_path / "xception.weights.h5"
+    model.get_layer("xception").save_weights(path)
+    base = networks.build_base(networks.XCEPTION, (71, 71), str(path))
+    assert weights_digest(base) == weights_digest(cut_at(model, None)[0])
+    pictures = np.random.default_rng(0).uniform(-1, 1, (2, 71, 71, 3)).astype(np.float32)
+    expected = cut_at(model, None)[0].predict(pictures, verbose=0)
+    assert np.allclose(base.predict(pictures, verbose=0), expected, atol=1e-5)
+    with pytest.raises(ModelError, match="does not exist"):
+        networks.build_base(networks.XCEPTION, (71, 71), str(tmp_path / "no.h5"))
+
+
+def test_other_bases_see_pixels_from_0_to_255_and_stay_as_they_are():
+    base = networks.build_base(keras.applications.MobileNetV3Large, (64, 64), "none")
+    assert not base.trainable_weights
+    pictures = np.random.default_rng(0).uniform(-1, 1, (2, 64, 64, 3)).astype(np.float32)
+    inner = base.get_layer("xception")  # build_base gives every base the name of train.py's
+    features = inner(127.5 * (pictures + 1), training=False)
+    expected = np.asarray(features).mean(axis=(1, 2))
+    # As in training: dropout and batch statistics have no say.
+    for training in (False, True):
+        assert np.allclose(base(pictures, training=training), expected, atol=1e-4)
+
+
+def test_the_originals_settings_are_train_pys():
+    recipe = train.ORIGINAL
+    assert recipe.augmentation == networks.AUGMENTATION
+    assert recipe.head == networks.HEAD
+    assert recipe.batch_size == networks.BATCH_SIZE
+    assert (recipe.learning_rate, recipe.momentum) == (networks.LEARNING_RATE, networks.MOMENTUM)
+    assert (recipe.epochs, recipe.steps_per_epoch) == (tune.EPOCHS, tune.STEPS)
+    assert recipe.views == tune.VIEWS == compare.VIEWS
+    assert recipe.input_size == tune.INPUT_SIZE == explore.INPUT_SIZE
+    assert recipe.seed == explore.parse_arguments([]).seed
+    for script in (explore, compare, tune):
+        split_as = (script.VALIDATION, script.SELECTION)
+        assert split_as == (recipe.validation_fraction, train.FINE_TUNE.selection_fraction)
+
+
+def test_the_small_networks_are_the_originals():
+    small = {n.name: n for n in networks.NETWORKS if n.layers}
+    assert list(small) == ["baseline", "augmented", "batch-32", "deeper"]
+    assert {(n.learning_rate, n.momentum) for n in small.values()} == {(0.002, 0.8)}
+    assert [n.batch_size for n in small.values()] == [10, 10, 32, 32]
+    assert [n.augmented for n in small.values()] == [False, True, True, True]
+
+    def layers(name, kind):
+        model = networks.build_small(small[name], (48, 48), 5)
+        assert model.output_shape == (None, 5)
+        return sum(isinstance(layer, kind) for layer in model.layers)
+
+    convolutions, dense = keras.layers.Conv2D, keras.layers.Dense
+    assert [layers("baseline", kind) for kind in (convolutions, dense)] == [2, 2]
+    assert layers("baseline", keras.layers.Dropout) == 0
+    assert layers("deeper", convolutions) > 2
+    assert layers("deeper", dense) > 2
+    assert layers("deeper", keras.layers.Dropout) > 0
+
+
+def test_the_readmes_commands_parse_and_its_figures_are_there_and_small():
+    readme = (ROOT / "experiments" / "README.md").read_text(encoding="utf-8")
+    scripts = {"explore": explore, "compare": compare, "tune": tune}
+    commands = re.findall(r"python -m experiments\.(\w+)((?: [^#`\n&\\]+|\\\n)*)", readme)
+    assert {name for name, _ in commands} == set(scripts)
+    for name, words in commands:
+        scripts[name].parse_arguments(words.replace("\\\n", " ").split())
+    figures = set(re.findall(r"!\[[^]]+\]\((figures/[^)]+)\)", readme))
+    kept = {f"figures/{path.name}" for path in (ROOT / "experiments" / "figures").iterdir()}
+    assert figures == kept
+    assert all((ROOT / "experiments" / name).stat().st_size < 200_000 for name in figures)

@@ -1,0 +1,224 @@
+"""Events that nobody meant to send: every answer is one that JSON can hold, and in time.
+
+    python -m tests.fuzz.events --runs 100000    # minutes; stops at the first failure and shows it
+
+Hypothesis makes the events, direct ones and HTTP, near enough to right ones to get far, and
+shrinks what fails. Addresses lead to this machine only, where the service refuses to go, so that
+nothing is asked of anybody else.
+"""
+
+import argparse
+import base64
+import contextlib
+import io
+import json
+import resource
+import sys
+import time
+from pathlib import Path
+
+from hypothesis import HealthCheck, Phase, given, settings
+from hypothesis import strategies as st
+
+from serving.classifier import Classifier
+from serving.model_files import ModelError, best_model, thread_count
+from serving.service import Service
+
+SECONDS = 15.0  # that no event may take: a fetch has ten
+GROWTH = 100_000  # kB of memory that no run may gain after its first tenth
+# A one-pixel GIF, of which mutations are made; the smallest file that is a picture.
+PICTURE = base64.b64decode("R0lGODlhAQABAIAAAP8AAAAAACwAAAAAAQABAAACAkQBADs=")
+
+anything = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(),
+    lambda inner: st.lists(inner, max_size=4) | st.dictionaries(st.text(), inner, max_size=4),
+    max_leaves=8,
+)
+
+
+@st.composite
+def pictures(draw: st.DrawFn) -> bytes:
+    """The picture, whole or with some bytes changed, cut off or added."""
+    data = bytearray(PICTURE)
+    for place, value in draw(
+        st.lists(st.tuples(st.integers(0, len(data) - 1), st.integers(0, 255)), max_size=4)
+    ):
+        data[place] = value
+    return bytes(data[: draw(st.integers(0, 60))]) + draw(st.binary(max_size=20))
+
+
+hosts = st.one_of(
+    st.sampled_from(
+        [
+            *("127.0.0.1", "localhost", "[::1]", "0", "2130706433", "0x7f.1", "0177.1"),
+            *("[::ffff:127.0.0.1]", "169.254.169.254", "[64:ff9b::a9fe:a9fe]"),
+            *("[2002:7f00:1::]", "127.0.0.1.", "①②⑦.⓪.⓪.①", "a..b", "[::1"),
+        ]
+    ),
+    st.ip_addresses(network="127.0.0.0/8").map(str),
+    st.ip_addresses(network="fc00::/7").map("[{}]".format),
+)
+urls = st.one_of(
+    st.builds(
+        "{}{}{}{}{}".format,
+        st.sampled_from(
+            ["http://", "https://", "HTTP://", "file://", "//", "", "http:", " http://"]
+        ),
+        st.sampled_from(["", "", "user@", "user:secret@", "@"]),
+        hosts,
+        st.sampled_from(["", ":80", ":443", ":22", ":0", ":99999", ":", ":x"]),
+        st.sampled_from(["", "/", "/a.jpg?secret", "\\@b", "#", "/\x00", "/\r\nHost: b"]),
+    ),
+    st.text().map(lambda text: text.replace("://", ":")),
+)
+images = st.one_of(pictures().map(lambda data: base64.b64encode(data).decode()), st.text())
+tops = st.one_of(st.none(), st.integers(-1, 9), st.text(max_size=3), anything)
+
+
+def maybe(strategy: st.SearchStrategy) -> st.SearchStrategy:
+    """Mostly `strategy`, and sometimes anything at all."""
+    return st.one_of(strategy, strategy, strategy, anything)
+
+
+direct = st.one_of(
+    st.fixed_dictionaries({"url": maybe(urls)}, optional={"top": tops}),
+    st.fixed_dictionaries({"image": maybe(images)}, optional={"top": tops}),
+    st.fixed_dictionaries({"urls": maybe(st.lists(maybe(urls), max_size=4))}),
+    st.fixed_dictionaries({"images": maybe(st.lists(maybe(images), max_size=18))}),
+    st.dictionaries(st.sampled_from(["url", "image", "urls", "images", "top"]), anything),
+    anything,
+)
+types = st.sampled_from(
+    [
+        "application/json",
+        "image/png",
+        "IMAGE/GIF;x",
+        "application/octet-stream",
+        "",
+        "text/html",
+        ";",
+    ]
+)
+bodies = st.one_of(
+    direct.map(json.dumps),
+    direct.map(lambda event: base64.b64encode(json.dumps(event).encode()).decode()),
+    pictures().map(lambda data: base64.b64encode(data).decode()),
+    st.text(),
+)
+methods = st.sampled_from(["POST", "POST", "GET", "HEAD", "OPTIONS", "PUT", "get", ""])
+paths = st.sampled_from(["/", "/health", "/openapi.json", "/prod/health", "", "//", "/x"])
+headers = st.builds(
+    lambda kind, more: more | {"Content-Type": kind},
+    types,
+    st.dictionaries(st.text(max_size=8), anything, max_size=3),
+)
+queries = st.none() | st.fixed_dictionaries({}, optional={"top": tops}) | anything
+common = {
+    "headers": maybe(headers),
+    "queryStringParameters": queries,
+    "body": maybe(bodies),
+    "isBase64Encoded": maybe(st.booleans()),
+}
+http = st.one_of(
+    st.fixed_dictionaries(
+        {
+            "version": st.just("2.0"),
+            "rawPath": maybe(paths),
+            "requestContext": maybe(
+                st.fixed_dictionaries({"http": maybe(st.fixed_dictionaries({"method": methods}))})
+            ),
+            **common,
+        }
+    ),
+    st.fixed_dictionaries(
+        {
+            "httpMethod": maybe(methods),
+            "path": maybe(paths),
+            "requestContext": st.sampled_from([{}, {"elb": {}}, {"elb": None}, None, []]),
+            **common,
+        },
+        optional={"multiValueHeaders": maybe(st.dictionaries(st.text(), st.lists(st.text())))},
+    ),
+)
+events = st.one_of(direct, http)
+
+
+def check(service: Service, event: object) -> None:
+    """Ask `service`; the answer is JSON, of the right form, in time, and leaks nothing."""
+    log = io.StringIO()
+    started = time.monotonic()
+    with contextlib.redirect_stdout(log):
+        answer = service.handle(event)
+    assert time.monotonic() - started < SECONDS, "too slow"
+    json.dumps(answer, allow_nan=False)
+    lines = [json.loads(line) for line in log.getvalue().splitlines()]
+    assert [line["message"] for line in lines] == ["request"], lines
+    if isinstance(event, dict) and isinstance(event.get("requestContext"), dict):
+        assert 200 <= answer["statusCode"] < 600
+        assert isinstance(answer["body"], str)
+        answer = json.loads(answer["body"]) if answer["body"] else {}
+    for part in answer if isinstance(answer, list) else [answer]:
+        error = part.get("error")
+        if isinstance(error, dict):
+            assert error["type"] != "InternalError", lines
+            assert error["message"].startswith("Expected "), error
+    for secret in ("Traceback", "secret", "/serving/"):
+        assert secret not in json.dumps([answer, lines]), secret
+
+
+def run(service: Service, examples: int, seed: int | None = None) -> None:
+    """Check `examples` events; raises what a failing one raises, after showing the smallest."""
+
+    @settings(
+        max_examples=examples,
+        deadline=None,
+        database=None,
+        derandomize=seed is None,
+        suppress_health_check=list(HealthCheck),
+        phases=[Phase.generate, Phase.shrink],
+    )
+    @given(events)
+    def every_event(event: object) -> None:
+        check(service, event)
+
+    if seed is not None:
+        from hypothesis import seed as seeded
+
+        every_event = seeded(seed)(every_event)
+    every_event()
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Fuzz as the command line says; return the exit code."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--runs", type=int, default=100_000, help="events [%(default)s]")
+    parser.add_argument("--seed", type=int, default=0, help="of the first part [%(default)s]")
+    parser.add_argument("--model", type=Path, help="a .tflite file [the best of models/]")
+    options = parser.parse_args(arguments)
+    try:
+        path = options.model or best_model("models", ".tflite")
+        service = Service(Classifier(path, thread_count()), path.stem)
+    except ModelError as error:
+        print(f"tests.fuzz.events: {error}", file=sys.stderr)
+        return 1
+    parts = 10
+    started, used = time.monotonic(), []
+    for part in range(parts):
+        run(service, max(1, options.runs // parts), options.seed + part)
+        used.append(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)
+        seconds = time.monotonic() - started
+        print(
+            f"{part + 1} of {parts} parts: {(part + 1) * options.runs // parts} events in "
+            f"{seconds:.0f} s, {used[-1] / 1000:.0f} MB at most.",
+            flush=True,
+        )
+    if used[-1] - used[0] > GROWTH:
+        print("fuzz: Expected memory not to grow. Received: the above.", file=sys.stderr)
+        return 1
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,216 @@
+"""serving.classifier, on every runtime, each in a process without TensorFlow."""
+
+import json
+import os
+import platform
+import signal
+import subprocess
+import sys
+import zipfile
+
+import numpy as np
+import pytest
+from conftest import ROOT
+from PIL import Image
+
+from serving.classifier import RUNTIMES, Classifier, find_runtime, named_scores, read_labels
+from serving.model_files import ModelError
+from tests import seccomp
+
+SCORES_OF_A_FILE = """
+import json, os, sys
+from tests import seccomp
+
+if "guarded" in sys.argv:
+    seccomp.forbid_writes_and_sockets()
+from serving.classifier import Classifier
+from serving.image import open_picture
+classifier = Classifier(sys.argv[1], int(sys.argv[2]), sys.argv[3])
+scores = classifier.classify(open_picture(sys.argv[4]))
+threads = len(os.listdir("/proc/self/task")) if os.path.exists("/proc/self/task") else None
+print(json.dumps([classifier.input_size, classifier.runtime, scores, threads]))
+"""
+GUARDED = "import ctypes, os, socket; from tests.seccomp import *; forbid_writes_and_sockets(); "
+TFLITE = ("tflite-runtime", "ai-edge-litert")
+linux = pytest.mark.skipif(
+    sys.platform != "linux" or platform.machine() not in seccomp.ARCHITECTURE,
+    reason="needs Linux, on x86-64 or arm64",
+)
+
+
+def start(*arguments):
+    """Return the finished process of Python with `arguments`, which leaves no byte code behind."""
+    return subprocess.run(
+        [sys.executable, *map(str, arguments)],
+        cwd=ROOT,
+        env=os.environ | {"PYTHONDONTWRITEBYTECODE": "1"},
+        capture_output=True,
+        text=True,
+    )
+
+
+@pytest.fixture
+def ask(small_tflite, tmp_path):
+    """Return what a process says that shows a picture to a runtime."""
+
+    def show(runtime, color, threads=2, *more):
+        Image.new("RGB", (100, 80), color).save(tmp_path / "picture.png")
+        where = (small_tflite, threads, runtime, tmp_path / "picture.png")
+        process = start("-c", SCORES_OF_A_FILE, *where, *more)
+        assert process.returncode == 0, (process.returncode, process.stderr)
+        return json.loads(process.stdout)
+
+    return show
+
+
+@linux
+@pytest.mark.parametrize("runtime", RUNTIMES)
+def test_no_runtime_writes_a_file_or_opens_a_socket(ask, runtime, tmp_path, monkeypatch):
+    """Neither its Python nor its C++: Linux would kill it.
+
+    It comes first, and finds an empty home, since what is cached need not be written again.
+    """
+    for name in ("HOME", "TMPDIR", "XDG_CACHE_HOME"):
+        monkeypatch.setenv(name, str(tmp_path))
+    assert ask(runtime, "red", 2, "guarded")[1] == runtime
+
+
+@pytest.mark.parametrize("runtime", RUNTIMES)
+def test_it_names_what_it_sees(ask, runtime):
+    size, used, scores, _ = ask(runtime, (20, 240, 30))
+    assert (size, used) == ([32, 48], runtime)
+    assert list(scores) == ["red", "green", "blue"]
+    assert scores["green"] > 0.9
+    assert sum(scores.values()) == pytest.approx(1, abs=3e-5)
+    assert all(score == round(score, 5) for score in scores.values())
+    assert any(score != round(score, 4) for score in scores.values())
+
+
+def test_scores_have_five_decimals():
+    probabilities = np.float32([0.123456, 0.876539, 0.000005001])
+    assert named_scores(("a", "b", "c"), probabilities) == {"a": 0.12346, "b": 0.87654, "c": 1e-5}
+
+
+def test_every_runtime_answers_the_same(ask):
+    """Processors that compute in bfloat16 too: the third decimal would differ."""
+    answers = [ask(runtime, (121, 140, 130))[2] for runtime in RUNTIMES]
+    assert 0.4 < answers[0]["green"] < 0.6
+    for answer in answers[1:]:
+        assert answer == pytest.approx(answers[0], abs=2e-5)
+
+
+@linux
+@pytest.mark.parametrize("runtime", TFLITE)
+def test_as_many_threads_run_as_are_asked_for(ask, runtime):
+    one, two, four = (ask(runtime, "red", threads)[3] for threads in (1, 2, 4))
+    assert (two - one, four - one) == (1, 3)
+
+
+def test_openvino_is_set_to_threads_latency_and_whole_precision(small_tflite, monkeypatch):
+    """As it says itself; it takes no more threads than there are processors."""
+    openvino = pytest.importorskip("openvino")
+    compiled = []
+    compile_model = openvino.Core.compile_model
+
+    def keep(*arguments):
+        compiled.append(compile_model(*arguments))
+        return compiled[-1]
+
+    monkeypatch.setattr(openvino.Core, "compile_model", keep)
+    Classifier(small_tflite, threads=1, runtime="openvino")
+    [model] = compiled
+    assert model.get_property("INFERENCE_NUM_THREADS") == 1
+    assert model.get_property("PERFORMANCE_HINT") == "LATENCY"
+    assert model.get_property("INFERENCE_PRECISION_HINT") == openvino.Type.f32
+    assert model.get_property("ENABLE_CPU_PINNING") is False
+
+
+@linux
+@pytest.mark.parametrize(
+    "code",
+    [
+        "open('{0}', 'a')",
+        "os.mkdir('{0}')",
+        "socket.socket()",
+        "ctypes.CDLL(None).fopen(b'{0}', b'w')",
+        "ctypes.CDLL(None).creat(b'{0}', 0o600)",
+        "ctypes.CDLL(None).socket(2, 1, 0)",
+    ],
+)
+def test_what_writes_a_file_or_opens_a_socket_is_killed(code, tmp_path):
+    assert start("-c", f"{GUARDED}print(open(os.devnull).read())").returncode == 0
+    path = tmp_path / "written"
+    assert start("-c", GUARDED + code.format(path)).returncode == -signal.SIGSYS
+    assert not path.exists()
+
+
+@pytest.mark.parametrize("runtime", ["tflite-runtime", "openvino"])
+def test_scores_do_not_stick_to_the_picture_before(small_tflite, runtime):
+    classifier = Classifier(small_tflite, runtime=runtime)
+    red, blue = (Image.new("RGB", (9, 9), color) for color in ("red", "blue"))
+    first = classifier.classify(red)
+    assert classifier.classify(blue) != first
+    assert classifier.classify(red) == first
+
+
+@pytest.mark.parametrize("runtime", ["tflite-runtime", "openvino"])
+def test_probabilities_stay_when_the_next_picture_comes(small_tflite, runtime):
+    classifier = Classifier(small_tflite, runtime=runtime)
+    first = classifier.probabilities(np.full((1, 32, 48, 3), [1, 0, -1], np.float32))
+    kept = first.copy()
+    classifier.probabilities(np.full((1, 32, 48, 3), [-1, 0, 1], np.float32))
+    assert (first == kept).all()
+
+
+def test_labels_are_read_from_the_file(small_tflite):
+    assert read_labels(small_tflite) == ("red", "green", "blue")
+
+
+def test_a_missing_file():
+    with pytest.raises(ModelError, match="which does not exist. Run python convert_to_tflite"):
+        Classifier("none.tflite")
+
+
+def test_a_file_without_labels(tmp_path):
+    (tmp_path / "a.tflite").write_bytes(b"TFL3")
+    for name in ("a.tflite", ""):  # the second is a folder
+        with pytest.raises(ModelError, match=r"inside \(labels.txt\). Received: \S+ without them"):
+            Classifier(tmp_path / name)
+
+
+def with_labels(path, content, labels):
+    path.write_bytes(content)
+    with zipfile.ZipFile(path, "a") as archive:
+        archive.writestr("labels.txt", labels)
+    return path
+
+
+@pytest.mark.parametrize("runtime", ["tflite-runtime", "openvino"])
+def test_a_file_that_is_no_model(tmp_path, runtime):
+    path = with_labels(tmp_path / "a.tflite", b"no model at all", "red\n")
+    expected = rf"^Expected a model that {runtime} [\d.]+ can load. Received: a.tflite \(\w+ .+\)"
+    with pytest.raises(ModelError, match=expected) as raised:
+        Classifier(path, runtime=runtime)
+    assert ".cpp" not in str(raised.value)
+
+
+@pytest.mark.filterwarnings("ignore:Duplicate name")
+def test_labels_that_do_not_fit_the_outputs(small_tflite, tmp_path):
+    for labels in ("red\ngreen\n", "red\ngreen\nblue\nyellow\n"):
+        path = with_labels(tmp_path / "a.tflite", small_tflite.read_bytes(), labels)
+        received = labels.count("\n")
+        with pytest.raises(ModelError, match=f"3 outputs of a.tflite. Received: {received}"):
+            Classifier(path)
+
+
+def test_of_those_installed_the_first_is_taken(monkeypatch):
+    assert find_runtime()[0] == "tflite-runtime"
+    monkeypatch.setitem(RUNTIMES, "tflite-runtime", "no_such_module")
+    assert find_runtime()[0] == "ai-edge-litert"
+    assert find_runtime("openvino")[0] == "openvino"
+
+
+def test_a_runtime_that_is_not_installed(monkeypatch):
+    monkeypatch.setitem(RUNTIMES, "other-runtime", "no_such_module.interpreter")
+    with pytest.raises(ModelError, match="^Expected other-runtime to be installed"):
+        find_runtime("other-runtime")

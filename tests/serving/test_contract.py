@@ -1,0 +1,67 @@
+"""The service against its own OpenAPI document, and against events that nobody meant to send."""
+
+import json
+import subprocess
+import sys
+import urllib.request
+from pathlib import Path
+
+import pytest
+
+from serving.classifier import Classifier
+from serving.service import Service
+from tests.fuzz import events
+from tools.function_url import serving
+
+SCHEMATHESIS = (
+    *(Path(sys.executable).with_name("schemathesis"), "--config-file"),
+    Path(__file__).with_name("schemathesis.toml"),
+)
+EXAMPLES = 400  # events; `make fuzz` asks many more
+
+
+@pytest.fixture(scope="module")
+def service(small_tflite):
+    return Service(Classifier(small_tflite), "small")
+
+
+@pytest.fixture(scope="module")
+def address(service):
+    with serving(service.handle) as server:
+        yield f"http://127.0.0.1:{server.server_address[1]}"
+
+
+def test_every_answer_is_as_the_openapi_document_says(address, tmp_path):
+    options = ("--checks", "all", "--max-examples", "40", "--no-color")
+    process = subprocess.run(
+        [*SCHEMATHESIS, "run", f"{address}/openapi.json", *options],
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+    )
+    assert process.returncode == 0, process.stdout + process.stderr
+    assert "Tested: 2" in process.stdout, process.stdout
+
+
+def test_every_event_is_answered(service):
+    events.run(service, EXAMPLES)
+
+
+def test_the_check_of_events_can_fail(service, monkeypatch):
+    monkeypatch.setattr(service, "health", lambda: {"secret": 1})
+    with pytest.raises(AssertionError, match="secret"):
+        events.check(
+            service,
+            {
+                "version": "2.0",
+                "rawPath": "/health",
+                "requestContext": {"http": {"method": "GET"}},
+            },
+        )
+
+
+def test_a_browser_may_ask(address):
+    request = urllib.request.Request(f"{address}/health", headers={"Origin": "https://a.example"})
+    with urllib.request.urlopen(request, timeout=30) as response:
+        assert response.headers["Access-Control-Allow-Origin"] == "*"
+        assert json.load(response)["status"] == "ready"

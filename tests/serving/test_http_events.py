@@ -1,0 +1,263 @@
+"""serving.http_events: HTTP as AWS's gateways pass it on, by AWS's own examples of their events."""
+
+import base64
+import json
+
+import pytest
+
+from serving.errors import InvalidRequestError, UnsupportedTypeError
+from serving.events import Request, Source
+from serving.http_events import answer, parse_body, read_event
+from tools.emulator import EmulatorError, sample_event
+
+SAMPLES = {"1.0": "apigateway/AwsProxy", "2.0": "apigateway/HttpApi", "alb": "alb/ALBRequest"}
+URL = {"url": "https://example.com/rose.jpg"}
+ALWAYS = {"X-Content-Type-Options": "nosniff", "Cache-Control": "no-store"}  # in each answer
+
+
+@pytest.fixture(params=SAMPLES)
+def form(request):
+    return request.param
+
+
+@pytest.fixture
+def sample(form):
+    """Make AWS's example of `form`: (method, path, body as bytes, its type) -> event."""
+
+    def make(method="POST", path="", body=b"", kind="application/json", **more):
+        places = {"method": method, "path": path, "stage": "prod", "resource": "{proxy+}"}
+        try:
+            event = sample_event(SAMPLES[form], body=base64.b64encode(body).decode(), **places)
+        except EmulatorError as error:
+            pytest.skip(str(error))
+        headers = "multiValueHeaders" if form == "1.0" else "headers"
+        event[headers]["Content-Type"] = [kind] if form == "1.0" else kind
+        return event | more
+
+    return make
+
+
+def test_the_request_is_read(sample, form):
+    request = read_event(sample("POST", "flowers/health", json.dumps(URL).encode()))
+    assert (request.form, request.method, request.path) == (form, "POST", "/flowers/health")
+    assert request.route == "health"
+    assert request.is_base64
+    assert parse_body(request) == Request((Source(url=URL["url"]),))
+
+
+def test_a_picture_as_the_body(sample):
+    data = bytes(range(256))
+    kinds = ("image/jpeg", "IMAGE/PNG; q=1", " image/webp ", "application/octet-stream")
+    for kind in (*kinds, "binary/octet-stream ; a=b"):
+        request = read_event(sample(body=data, kind=kind))
+        assert parse_body(request) == Request((Source(image=data),))
+
+
+@pytest.mark.parametrize(
+    ("path", "route"),
+    [
+        ("", ""),
+        ("/", ""),
+        ("//", ""),
+        ("/health", "health"),
+        ("/health/", "health"),
+        ("/prod/health//", "health"),
+        ("/prod/flowers/", "flowers"),
+        ("/openapi.json", "openapi.json"),
+    ],
+)
+def test_the_route_is_the_last_part_of_the_path(sample, path, route):
+    places = {"2.0": "rawPath"}
+    event = sample()
+    event[places.get(read_event(event).form, "path")] = path
+    assert (read_event(event).path, read_event(event).route) == (path, route)
+
+
+def test_methods_are_read_in_upper_case_and_names_of_headers_in_lower(sample):
+    request = read_event(sample("post") | {"headers": {"CONTENT-Type": "Image/PNG", "x-A": "B"}})
+    assert request.method == "POST"
+    assert {"content-type", "x-a"} <= set(request.headers)
+    assert request.headers["x-a"] == "B"
+
+
+@pytest.mark.parametrize("top", [2, 999_999_999])
+def test_top_in_the_query(sample, top):
+    more = {"queryStringParameters": {"top": str(top)}}
+    request = read_event(sample(body=b"\0", kind="image/png", **more))
+    assert parse_body(request).top == top
+
+
+@pytest.mark.parametrize(
+    ("query", "body", "top"),
+    [(None, None, None), (None, 3, 3), ("2", None, 2), ("2", 3, 2), ("3", 2, 3)],
+)
+def test_top_in_the_query_goes_before_the_one_in_the_body(sample, query, body, top):
+    more = {"queryStringParameters": query and {"top": query}}
+    request = read_event(sample(body=json.dumps(URL | {"top": body}).encode(), **more))
+    assert parse_body(request) == Request((Source(url=URL["url"]),), top=top)
+
+
+def test_a_list_over_http_stays_a_list(sample):
+    more = {"queryStringParameters": {"top": "1"}}
+    request = read_event(sample(body=json.dumps({"urls": [URL["url"]]}).encode(), **more))
+    assert parse_body(request) == Request((Source(url=URL["url"]),), several=True, top=1)
+
+
+@pytest.mark.parametrize(
+    "top", ["", "0", "-1", "+1", " 1", "1.5", "²", "\u0663", "1000000000", "1" * 5000, "a"]
+)
+def test_top_in_the_query_is_a_whole_number_from_1(sample, top):
+    event = sample(body=b"0", kind="image/png", queryStringParameters={"top": top})
+    with pytest.raises(InvalidRequestError, match="^Expected top to be a whole number from 1"):
+        parse_body(read_event(event))
+
+
+def test_a_picture_that_the_gateway_took_for_text(sample):
+    for body in (b"", b"some bytes"):
+        request = read_event(sample(body=body, kind="image/png", isBase64Encoded=False))
+        with pytest.raises(InvalidRequestError, match="treat image/\\* as a binary media type"):
+            parse_body(request)
+
+
+@pytest.mark.parametrize(
+    "kind",
+    [
+        "",
+        "text/plain",
+        "application/vnd.a+json; charset=utf-8",
+        "Application/JSON ; charset=utf-8",
+        "application/x-www-form-urlencoded",  # what `curl -d` says
+    ],
+)
+def test_json_by_other_types(sample, kind):
+    event = sample(kind=kind) | {"body": json.dumps(URL), "isBase64Encoded": False}
+    assert parse_body(read_event(event)) == Request((Source(url=URL["url"]),))
+
+
+def test_json_without_a_type():
+    event = {"requestContext": {}, "httpMethod": "POST", "path": "/", "body": json.dumps(URL)}
+    assert parse_body(read_event(event)) == Request((Source(url=URL["url"]),))
+
+
+@pytest.mark.parametrize(
+    "kind",
+    [
+        "multipart/form-data; boundary=x",
+        "text/html",
+        "video/mp4",
+        "text/json",
+        "image",
+        "imagejpeg",
+    ],
+)
+def test_other_types_are_refused(sample, kind):
+    with pytest.raises(UnsupportedTypeError, match="^Expected a body of the type application/json"):
+        parse_body(read_event(sample(body=b"{}", kind=kind)))
+
+
+@pytest.mark.parametrize(
+    "body", ["", "{", "[" * 100_000, "\ud800", '{"url": ' + "1" * 5000 + "}", "null"]
+)
+def test_a_body_that_is_no_json_or_asks_for_nothing(sample, body):
+    event = sample() | {"body": body, "isBase64Encoded": False}
+    with pytest.raises(InvalidRequestError, match='^Expected {"url": "https') as caught:
+        parse_body(read_event(event))
+    assert (str(caught.value).endswith(" Received: nothing.")) == (body == "")
+
+
+@pytest.mark.parametrize("body", ["é", "a", "{}"])
+def test_a_body_that_is_no_base64(sample, body):
+    with pytest.raises(InvalidRequestError, match="^Expected a body in base64"):
+        parse_body(read_event(sample() | {"body": body}))
+
+
+def test_bytes_that_are_no_text(sample):
+    with pytest.raises(InvalidRequestError):
+        parse_body(read_event(sample(body=b"\xff\xfe\xfd")))
+
+
+def test_the_answer_has_the_form_that_was_asked_in(sample, form):
+    request = read_event(sample())
+    response = answer(request, 422, {"error": "é"}, {"Allow": "POST"})
+    assert json.loads(response.pop("body")) == {"error": "é"}
+    assert response == {
+        "statusCode": 422,
+        "headers": ALWAYS | {"Content-Type": "application/json", "Allow": "POST"},
+        "isBase64Encoded": False,
+        **({"statusDescription": "422 Unprocessable Entity"} if form == "alb" else {}),
+    }
+
+
+def balanced(method="POST", body="{}"):
+    """An event of a load balancer that gives, and wants, lists of values and nothing else."""
+    return {
+        "requestContext": {"elb": {}},
+        "httpMethod": method,
+        "path": "/",
+        "queryStringParameters": None,
+        "multiValueQueryStringParameters": {"a": ["1"], "top": ["7", "2"]},
+        "multiValueHeaders": {"Content-Type": ["text/html", "application/json"], "x": []},
+        "body": body,
+        "isBase64Encoded": False,
+    }
+
+
+def test_a_load_balancer_with_lists_of_headers_gets_lists():
+    request = read_event(balanced())
+    assert request.headers == {"content-type": "application/json"}
+    headers = ALWAYS | {"Content-Type": "application/json", "Vary": "Origin"}
+    assert answer(request, 200, {}, {"Vary": "Origin"}) == {
+        "statusCode": 200,
+        "statusDescription": "200 OK",
+        "multiValueHeaders": {name: [value] for name, value in headers.items()},
+        "body": "{}",
+        "isBase64Encoded": False,
+    }
+
+
+def test_of_lists_of_values_the_last_one_counts():
+    request = read_event(balanced(body=json.dumps(URL)))
+    assert request.query == {"a": "1", "top": "2"}
+    assert parse_body(request).top == 2
+
+
+def test_a_rest_api_gives_headers_twice_and_wants_them_once():
+    event = balanced() | {"requestContext": {}, "headers": {"content-type": "text/plain", "b": "c"}}
+    event["queryStringParameters"] = {"top": "9", "c": "d"}
+    request = read_event(event)
+    assert request.form == "1.0"
+    assert request.headers["b"] == "c"
+    assert request.query == {"a": "1", "top": "2", "c": "d"}
+    response = answer(request, 200, {})
+    assert response["headers"] == ALWAYS | {"Content-Type": "application/json"}
+    assert set(response) == {"statusCode", "headers", "body", "isBase64Encoded"}
+
+
+def test_nothing_is_answered_without_a_payload_and_to_head(sample):
+    response = answer(read_event(sample("OPTIONS")), 204)
+    assert (response["body"], response["headers"]) == ("", ALWAYS)
+    response = answer(read_event(sample("HEAD")), 200, {"status": "ready"})
+    assert response["body"] == ""
+    assert response["headers"] == ALWAYS | {"Content-Type": "application/json"}
+    response = answer(read_event(balanced("HEAD")), 404, {"error": {}})
+    assert (response["body"], response["statusDescription"]) == ("", "404 Not Found")
+
+
+@pytest.mark.parametrize("event", [None, [], "x", 1, {}, URL, {"requestContext": "x"}])
+def test_other_events_are_no_http(event):
+    assert read_event(event) is None
+
+
+def test_an_event_of_another_shape_is_read_as_far_as_it_goes():
+    request = read_event(
+        {
+            "requestContext": {"http": []},
+            "version": "2.0",
+            "headers": {"a": 1, "B": "b", "c": []},
+            "queryStringParameters": [],
+            "body": 7,
+            "isBase64Encoded": "yes",
+        }
+    )
+    assert (request.method, request.path, request.body) == ("", "", "")
+    assert (request.headers, request.query, request.is_base64) == ({"b": "b"}, {}, False)

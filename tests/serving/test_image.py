@@ -1,0 +1,444 @@
+"""serving.image: bytes to upright RGB."""
+
+import struct
+import subprocess
+import sys
+import zlib
+from pathlib import Path
+
+import numpy as np
+import pytest
+from conftest import ROOT
+from PIL import Image, TiffImagePlugin
+
+from serving import image
+from serving.errors import ImageError, TooLargeError, UnsupportedTypeError
+from serving.image import FORMATS, open_picture
+from serving.preprocess import resize
+from tests.fuzz.make_corpus import GREY, GREY_ALPHA, RGB, bmp, chunk, encoded, exif, png, tiff
+
+# pytest replaces the filters that serving.image sets.
+pytestmark = pytest.mark.filterwarnings("ignore::UserWarning:PIL.TiffImagePlugin")
+
+SIZE = (30, 40)  # of a network's input; what is 160 pixels wide and 120 high is reduced for it
+
+
+def smooth(width: int, height: int) -> Image.Image:
+    """Waves as slow as large things, and some noise."""
+    y, x = np.mgrid[:height, :width]
+    waves = [np.sin(x / width * a + y / height * b) * 90 + 128 for a, b in ((9, 3), (4, 8), (2, 2))]
+    noise = np.random.default_rng(0).normal(0, 5, (height, width, 3))
+    return Image.fromarray((np.stack(waves, -1) + noise).clip(0, 255).astype(np.uint8))
+
+
+@pytest.fixture
+def picture() -> Image.Image:
+    rows = np.linspace(0, 255, 40 * 60).reshape(40, 60)
+    return Image.fromarray(np.stack([rows, rows[::-1], rows.T.reshape(40, 60)], -1).astype("uint8"))
+
+
+@pytest.mark.parametrize("name", FORMATS)
+def test_every_format_opens_as_rgb(picture, name):
+    opened = open_picture(encoded(picture, name))
+    assert (opened.mode, opened.size) == ("RGB", (60, 40))
+    assert np.abs(np.asarray(opened, int) - np.asarray(picture, int)).mean() < 30
+
+
+def test_mpo_opens_as_the_jpeg_it_looks_like(picture):
+    data = encoded(picture, "MPO", save_all=True, append_images=[picture])
+    assert open_picture(data).size == (60, 40)
+
+
+def test_of_an_mpo_the_first_picture_counts_and_lies_as_its_exif_says(picture):
+    lying = picture.transpose(Image.Transpose.ROTATE_90)
+    data = encoded(
+        lying, "MPO", save_all=True, append_images=[Image.new("RGB", (9, 9))], exif=exif(6)
+    )
+    opened = open_picture(data)
+    assert opened.size == (60, 40)
+    assert np.abs(np.asarray(opened, int) - np.asarray(picture, int)).mean() < 30
+
+
+def test_a_path_gives_what_its_bytes_give(picture, tmp_path):
+    path = tmp_path / "picture.png"
+    picture.save(path)
+    assert np.array_equal(open_picture(path), open_picture(path.read_bytes()))
+    assert np.array_equal(open_picture(path), picture)
+
+
+def test_the_name_of_a_file_says_nothing(picture, tmp_path):
+    path = tmp_path / "picture.txt"
+    path.write_bytes(encoded(picture, "PNG") + b"PK\x03\x04 and other garbage")
+    assert np.array_equal(open_picture(path), picture)
+
+
+@pytest.mark.parametrize("name", FORMATS)
+def test_format_and_size_as_stored_are_noted_and_nothing_else(picture, name):
+    options = {} if name in ("GIF", "BMP") else {"exif": exif(6)}
+    opened = open_picture(encoded(picture, name, **options), SIZE)
+    assert opened.info == {"format": name, "size": (40, 60) if name == "TIFF" else (60, 40)}
+    assert opened.size == ((40, 60) if options else (60, 40))
+
+
+def test_an_mpo_is_noted_as_jpeg(picture):
+    data = encoded(picture, "MPO", save_all=True, append_images=[picture])
+    assert open_picture(data).info == {"format": "JPEG", "size": (60, 40)}
+
+
+@pytest.mark.parametrize("name", ["PNG", "TIFF"])
+@pytest.mark.parametrize(
+    ("orientation", "lay"),  # how the picture was laid down when it was stored
+    [
+        (1, None),
+        (2, Image.Transpose.FLIP_LEFT_RIGHT),
+        (3, Image.Transpose.ROTATE_180),
+        (4, Image.Transpose.FLIP_TOP_BOTTOM),
+        (5, Image.Transpose.TRANSPOSE),
+        (6, Image.Transpose.ROTATE_90),
+        (7, Image.Transpose.TRANSVERSE),
+        (8, Image.Transpose.ROTATE_270),
+    ],
+)
+def test_exif_orientation_is_applied(picture, name, orientation, lay):
+    lying = picture if lay is None else picture.transpose(lay)
+    opened = open_picture(encoded(lying, name, exif=exif(orientation)))
+    assert np.array_equal(opened, picture)
+
+
+def test_avif_and_webp_turn_as_their_files_say(picture):
+    lying = picture.transpose(Image.Transpose.ROTATE_90)
+    for name in ("AVIF", "WEBP"):
+        opened = open_picture(encoded(lying, name, exif=exif(6), quality=95))
+        assert np.abs(np.asarray(opened, int) - np.asarray(picture, int)).mean() < 30
+
+
+@pytest.mark.parametrize(
+    "broken",
+    [
+        exif(0),
+        exif(9),
+        b"Exif\0\0",
+        b"Exif\0\0no TIFF at all",
+        exif(6)[:-8],
+    ],
+)
+def test_a_picture_with_broken_exif_lies_as_it_is_stored(picture, broken):
+    plain = open_picture(encoded(picture, "JPEG"))
+    assert np.array_equal(open_picture(encoded(picture, "JPEG", exif=broken)), plain)
+
+
+@pytest.mark.parametrize("mode", ["RGBA", "LA"])
+def test_transparency_is_laid_on_white(mode):
+    clear = Image.new(mode, (4, 4), 0)
+    assert open_picture(encoded(clear, "PNG")).getpixel((1, 1)) == (255, 255, 255)
+
+
+def test_a_transparent_palette_entry_is_laid_on_white():
+    picture = Image.new("P", (4, 4), 0)
+    picture.putpalette([255, 0, 0, 0, 255, 0])
+    opened = open_picture(encoded(picture, "PNG", transparency=0))
+    assert opened.getpixel((1, 1)) == (255, 255, 255)
+
+
+def test_sixteen_bits_become_eight():
+    grey = Image.fromarray(np.array([[0, 32768, 65535]], dtype=np.uint16))
+    opened = np.asarray(open_picture(encoded(grey, "PNG")))[0, :, 0]
+    assert opened.tolist() == [0, 128, 255]
+
+
+@pytest.mark.parametrize("order", ["<", ">"])
+def test_sixteen_bits_of_a_tiff_become_eight_in_either_byte_order(order):
+    pixels = np.array([[0, 32768, 65535]], np.uint16).astype(f"{order}u2")
+    data = tiff({256: 3, 257: 1, 258: 16}, pixels.tobytes())
+    if order == "<":
+        data = encoded(Image.fromarray(pixels), "TIFF")
+    assert np.asarray(open_picture(data))[0, :, 0].tolist() == [0, 128, 255]
+
+
+def test_sixteen_bits_of_colour_or_of_grey_with_alpha_become_eight():
+    colour = struct.pack(">xHHH", 0xFF00, 0x8000, 0x1234)
+    assert open_picture(png(1, 1, 16, RGB, colour)).getpixel((0, 0)) == (255, 128, 18)
+    rows = struct.pack(">xHHHH", 0x4000, 0xFFFF, 0x4000, 0)
+    opened = np.asarray(open_picture(png(2, 1, 16, GREY_ALPHA, rows)))[0, :, 0]
+    assert opened.tolist() == [64, 255]
+
+
+@pytest.mark.parametrize(
+    ("pixels", "expected"),
+    [
+        (np.float32([0, 0.5, 1]), [0, 128, 255]),
+        (np.float32([-1, 51, 204]), [0, 51, 204]),
+        (np.float32([np.nan, -np.inf, 1]), [0, 0, 255]),
+        (np.float32([0, np.inf, 0]), [0, 255, 0]),
+        (np.int32([0, 1, 255]), [0, 1, 255]),
+        (np.int32([-5, 32768, 65535]), [0, 128, 255]),
+        (np.int32([0, 2**30, 2**31 - 1]), [0, 64, 128]),
+    ],
+)
+def test_pixels_of_32_bits_fill_the_smallest_usual_range_that_holds_them(pixels, expected):
+    opened = open_picture(encoded(Image.fromarray(pixels.reshape(1, 3)), "TIFF"))
+    assert np.asarray(opened)[0, :, 0].tolist() == expected
+
+
+@pytest.mark.parametrize("name", ["JPEG", "TIFF"])
+def test_cmyk_has_its_right_colours(name):
+    red = Image.new("CMYK", (8, 8), (0, 255, 255, 0))
+    pixel = open_picture(encoded(red, name)).getpixel((4, 4))
+    assert np.abs(np.array(pixel) - (255, 0, 0)).max() < 5
+
+
+def test_ycck_has_its_right_colours():
+    # As Adobe stores red: Y, Cb and Cr of its inks, then K, all upside down.
+    upside_down = tuple(255 - value for value in (179, 171, 1, 255))
+    data = encoded(Image.new("CMYK", (8, 8), (*upside_down[:3], 0)), "JPEG", quality=95)
+    transform = data.index(b"Adobe") + 11
+    opened = open_picture(data[:transform] + b"\2" + data[transform + 1 :])
+    assert np.abs(np.array(opened.getpixel((4, 4))) - (255, 0, 0)).max() < 5
+
+
+def test_half_transparent_is_half_white():
+    half = Image.new("RGBA", (4, 4), (255, 0, 0, 51))
+    assert open_picture(encoded(half, "PNG")).getpixel((1, 1)) == (255, 204, 204)
+
+
+def test_strips_join_without_a_seam(picture, monkeypatch):
+    whole = open_picture(encoded(picture.convert("RGBA"), "PNG"))
+    monkeypatch.setattr(image, "STRIP_PIXELS", 60 * 7)
+    assert np.array_equal(open_picture(encoded(picture.convert("RGBA"), "PNG")), whole)
+
+
+@pytest.mark.parametrize("name", ["JPEG", "PNG"])
+@pytest.mark.parametrize("size", [(640, 480), (647, 481), (90, 700), (1000, 60)])
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_reduced_while_it_is_read_it_resizes_to_the_same(name, size, orientation):
+    options = {"quality": 95} if name == "JPEG" else {}
+    data = encoded(smooth(*size), name, exif=exif(orientation), **options)
+    whole, reduced = open_picture(data), open_picture(data, SIZE)
+    height, width = SIZE
+    assert reduced.width >= min(2 * width, whole.width)
+    assert reduced.height >= min(2 * height, whole.height)
+    difference = np.abs(resize(reduced, SIZE).astype(int) - resize(whole, SIZE))
+    assert difference.mean() < 0.6
+    assert difference.max() <= 5
+
+
+def test_a_large_picture_comes_reduced():
+    for name, options in (("JPEG", {}), ("PNG", {}), ("WEBP", {"lossless": True})):
+        assert open_picture(encoded(smooth(640, 480), name, **options), SIZE).size == (80, 60)
+
+
+@pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="memory is read in /proc")
+def test_of_a_large_picture_no_more_is_in_memory_than_has_to_be(tmp_path):
+    """Of a JPEG the reduced pixels; of others those that are stored, and a strip of others."""
+    large = Image.new("RGB", (4000, 3000), "red")  # 48 MB
+    large.save(tmp_path / "1.jpg")
+    large.save(tmp_path / "2.mpo", save_all=True, append_images=[Image.new("RGB", (9, 9))])
+    large.convert("RGBA").save(tmp_path / "3.png", compress_level=1)
+    code = """
+import re, sys
+from pathlib import Path
+from serving.image import open_picture
+def peak():
+    return int(re.search(r"VmHWM:\\s+(\\d+) kB", Path("/proc/self/status").read_text())[1]) / 1000
+before = peak()
+for path in sorted(Path(sys.argv[1]).iterdir()):
+    assert open_picture(path, (30, 40)).getpixel((9, 9))[0] > 250
+    print(peak() - before)
+"""
+    process = subprocess.run(
+        [sys.executable, "-c", code, tmp_path],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+    )
+    jpeg, mpo, png = map(float, process.stdout.split())
+    assert max(jpeg, mpo) < 24, process.stderr
+    assert png < 48 + 36
+
+
+@pytest.mark.parametrize("name", ["JPEG", "PNG"])
+def test_a_picture_below_four_times_the_size_comes_whole(name):
+    data = encoded(smooth(159, 119), name)
+    assert np.array_equal(open_picture(data, SIZE), open_picture(data))
+
+
+def test_cmyk_and_grey_become_rgb(picture):
+    for mode in ("CMYK", "L", "1"):
+        name = "TIFF" if mode == "1" else "JPEG"
+        assert open_picture(encoded(picture.convert(mode), name)).mode == "RGB"
+
+
+def test_of_an_animation_the_first_frame_counts():
+    frames = [Image.new("RGB", (8, 8), color) for color in ("red", "blue")]
+    data = encoded(frames[0], "GIF", save_all=True, append_images=frames[1:])
+    assert open_picture(data).getpixel((4, 4)) == (255, 0, 0)
+
+
+@pytest.mark.parametrize("data", [b"", b"hello", b"<svg></svg>", b"%PDF-1.4 ..."])
+def test_what_is_no_picture_is_refused(data):
+    with pytest.raises(UnsupportedTypeError, match=r"^Expected a picture \(JPEG, PNG"):
+        open_picture(data)
+
+
+def test_formats_outside_the_list_are_refused(picture):
+    for name in ("PPM", "ICO", "TGA", "JPEG2000"):
+        with pytest.raises(UnsupportedTypeError, match="^Expected a picture"):
+            open_picture(encoded(picture, name))
+
+
+@pytest.mark.parametrize("name", FORMATS)
+def test_a_picture_that_breaks_off_is_refused(picture, name):
+    data = encoded(picture, name)
+    for length in (16, len(data) // 2, len(data) * 9 // 10):
+        with pytest.raises(ImageError, match=r"^Expected a whole picture\. Received: "):
+            open_picture(data[:length])
+
+
+def test_too_many_pixels_are_refused_before_they_are_decoded(monkeypatch):
+    data = encoded(Image.new("1", (8000, 8000)), "PNG")
+    monkeypatch.setattr(Image.Image, "load", lambda self: pytest.fail("decoded"))
+    with pytest.raises(TooLargeError, match=r"at most 50 million pixels. Received: 8000×8000"):
+        open_picture(data)
+
+
+def test_pillows_own_alarm_is_answered_the_same_way(monkeypatch):
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 100)
+    with pytest.raises(TooLargeError, match="million pixels"):
+        open_picture(encoded(Image.new("1", (100, 100)), "PNG"))
+
+
+def test_a_column_or_a_row_of_absurd_length_is_refused():
+    for width, height in ((1, 50_000_000), (65_536, 1)):
+        with pytest.raises(TooLargeError, match="65535 pixels a side"):
+            open_picture(png(width, height, 8, GREY, b""))
+
+
+def test_the_longest_row_fits_into_the_input():
+    data = encoded(Image.new("RGB", (65_500, 1), "red"), "JPEG")
+    assert (resize(open_picture(data, SIZE), SIZE)[..., 0] > 250).all()
+
+
+def test_scans_without_end_are_refused():
+    data = encoded(Image.new("L", (7000, 7000)), "JPEG", progressive=True)
+    last = data.rindex(b"\xff\xda")
+    with pytest.raises(TooLargeError, match="at most 102 scans. Received: 1006"):
+        open_picture(data[:-2] + data[last:-2] * 1000 + data[-2:])
+
+
+@pytest.mark.parametrize("name", ["JPEG", "MPO"])
+def test_a_hundred_scans_of_the_largest_picture_are_the_most(name):
+    options = {"save_all": True, "append_images": [Image.new("L", (8, 8))]} if name == "MPO" else {}
+    data = encoded(Image.new("L", (8, 8)), name, **options)
+    sizes, scan = data.index(b"\xff\xc0") + 5, data.index(b"\xff\xda")
+    large = data[:sizes] + struct.pack(">HH", 5_000, 10_000) + data[sizes + 4 :]
+    more = 100 - data.count(b"\xff\xda")
+    passes = open_picture(large[: scan + 20] + b"\xff\xda" * more + large[scan + 20 :], SIZE)
+    assert passes.info["size"] == (10_000, 5_000)
+    with pytest.raises(TooLargeError, match="at most 100 scans. Received: 101"):
+        open_picture(large[: scan + 20] + b"\xff\xda" * (more + 1) + large[scan + 20 :], SIZE)
+
+
+def test_a_large_picture_in_pythons_own_decoder_is_refused():
+    with pytest.raises(ImageError):  # it passes, then breaks off
+        open_picture(bmp(5000, 4000, 8, 1, b"\0\1"))
+    with pytest.raises(TooLargeError, match="at most 20 million pixels. Received: 5000×4001"):
+        open_picture(bmp(5000, 4001, 8, 1, b"\0\1"))
+
+
+def test_a_tile_far_larger_than_its_picture_is_refused():
+    tags = {256: 64, 257: 64, 258: 8, 259: 8, 322: 40_000, 323: 50_000, 324: 8, 325: 2}
+    with pytest.raises(TooLargeError, match="50 million pixels"):
+        open_picture(tiff(tags, b"xx"))
+
+
+def test_metadata_in_thousands_of_pieces_is_refused(picture):
+    jpeg, gif = encoded(picture, "JPEG"), encoded(picture.convert("P"), "GIF")
+    empty = b"\xff\xe1\0\x08Exif\0\0"
+    assert open_picture(jpeg[:2] + empty * 500 + jpeg[2:]).size == (60, 40)
+    with pytest.raises(ImageError):
+        open_picture(jpeg[:2] + empty * 5000 + jpeg[2:])
+    comments = b"\x21\xfe\x01c\0" * 5000
+    with pytest.raises(ImageError):
+        open_picture(gif[:781] + comments + gif[781:])
+
+
+def test_pixels_may_come_in_as_many_pieces_as_they_like(picture):
+    """Some programs write a PNG in chunks of 4 kB, of which a few MB are thousands."""
+    rows = np.asarray(picture)
+    pixels = zlib.compress(b"".join(b"\0" + row.tobytes() for row in rows), 0)
+    pieces = [chunk(b"IDAT", pixels[i : i + 1]) for i in range(len(pixels))]
+    assert len(pieces) > image.OPENING_READS
+    whole = png(60, 40, 8, RGB, b"")
+    head, tail = whole.split(chunk(b"IDAT", zlib.compress(b"", 9)))
+    assert np.array_equal(open_picture(head + b"".join(pieces) + tail), picture)
+
+
+def test_tags_that_share_their_bytes_are_read_within_bounds(monkeypatch):
+    count, length = 2000, 1_000_000
+    entries = b"".join(struct.pack(">HHII", 1000 + i, 1, length, 8) for i in range(count))
+    exif = b"MM\0\x2a\0\0\0\x08" + struct.pack(">H", count) + entries + bytes(length)
+    read = []
+    directory = TiffImagePlugin.ImageFileDirectory_v2
+    load = directory.load
+    monkeypatch.setattr(
+        directory,
+        "load",
+        lambda self, fp: (load(self, fp), read.append(sum(map(len, self._tagdata.values())))),
+    )
+    opened = open_picture(png(1, 1, 8, GREY, b"\0\xff", chunk(b"eXIf", exif)))
+    assert opened.getpixel((0, 0)) == (255, 255, 255)
+    assert read
+    assert max(read) <= len(exif)
+
+
+def test_oddities_of_files_reach_neither_log_nor_standard_error(tmp_path):
+    files = {
+        "bomb.png": png(10_000, 10_000, 8, GREY, b""),  # Pillow warns from 89 million pixels on
+        "strip.tif": tiff({256: 9, 257: 9, 258: 8, 259: 8}, b"no zlib"),  # libtiff complains
+        "samples.tif": tiff({256: 9, 257: 9, 258: 8, 277: 99}, b""),  # Pillow logs an error
+        "exif.jpg": encoded(
+            Image.new("L", (9, 9)), "JPEG", exif=b"Exif\0\0MM\0\x2a\0\0\0\x08\0\x09"
+        ),
+    }
+    for name, data in files.items():
+        (tmp_path / name).write_bytes(data)
+    code = """
+import logging, sys
+from pathlib import Path
+logging.basicConfig()
+from serving.errors import ServingError
+from serving.image import open_picture
+for path in sorted(Path(sys.argv[1]).iterdir()):
+    try:
+        open_picture(path)
+    except ServingError as error:
+        print(type(error).__name__)
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", code, tmp_path],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+    )
+    assert done.stderr == ""
+    assert done.stdout.split() == ["TooLargeError", "ImageError", "ImageError"]
+
+
+def test_a_missing_file_is_an_os_error(tmp_path):
+    with pytest.raises(FileNotFoundError):
+        open_picture(tmp_path / "none.jpg")
+
+
+@pytest.mark.parametrize(
+    ("most", "more", "sentence"),
+    [
+        ((10_000, 5_000), (10_000, 5_001), "at most 50 million pixels. Received: 10000×5001."),
+        ((65_535, 1), (65_536, 1), "at most 65535 pixels a side. Received: 65536×1."),
+        ((1, 65_535), (1, 65_536), "at most 65535 pixels a side. Received: 1×65536."),
+    ],
+)
+def test_limits_are_what_the_sentences_say(most, more, sentence):
+    with pytest.raises(ImageError):  # it passes, then there are no pixels
+        open_picture(png(*most, 8, GREY, b""))
+    with pytest.raises(TooLargeError, match=sentence):
+        open_picture(png(*more, 8, GREY, b""))

@@ -1,0 +1,69 @@
+"""serving.model_files: which file, how many threads."""
+
+import os
+
+import pytest
+
+from serving.model_files import ModelError, best_model, thread_count
+
+
+def make(folder, *names):
+    """Make empty files, the first the newest."""
+    for age, name in enumerate(names):
+        path = folder / name
+        path.touch()
+        os.utime(path, (1_000_000 - age, 1_000_000 - age))
+
+
+def test_the_highest_accuracy_wins(tmp_path):
+    make(tmp_path, "xception_fin_30_0.880.h5", "xception_fin_02_0.901.h5", "xception_fin_1_0.9.h5")
+    assert best_model(tmp_path, ".h5").name == "xception_fin_02_0.901.h5"
+
+
+def test_of_equals_the_first_suffix_then_the_newer(tmp_path):
+    make(tmp_path, "xception_fin_01_1.000.tflite", "xception_fin_03_1.000.h5")
+    assert best_model(tmp_path, ".tflite", ".h5").suffix == ".tflite"
+    make(tmp_path, "xception_fin_03_1.000.h5", "xception_fin_09_1.000.h5")
+    assert best_model(tmp_path, ".h5").name == "xception_fin_03_1.000.h5"
+
+
+def test_what_is_no_model_is_not_taken_for_one(tmp_path):
+    make(
+        tmp_path,
+        ".xception_fin_09_0.999.h5",
+        "xception_fin.resume.weights.h5",
+        "xception_fin_09_0.999.split.json",
+        "xception_fin_01_0.500.h5",
+    )
+    assert best_model(tmp_path, ".h5").name == "xception_fin_01_0.500.h5"
+
+
+def test_none_is_told_with_what_to_run(tmp_path):
+    with pytest.raises(ModelError, match=r"Received: none. Run python convert_to_tflite.py first"):
+        best_model(tmp_path, ".tflite")
+    with pytest.raises(ModelError, match=r"Run python train.py first"):
+        best_model(tmp_path / "missing", ".h5")
+
+
+@pytest.mark.parametrize(
+    ("memory", "threads"), [(128, 1), (1769, 1), (2048, 1), (3008, 2), (3538, 2), (10240, 6)]
+)
+def test_threads_follow_lambdas_memory(monkeypatch, memory, threads):
+    monkeypatch.setenv("AWS_LAMBDA_FUNCTION_MEMORY_SIZE", str(memory))
+    assert thread_count() == threads
+
+
+@pytest.mark.parametrize("usable", [{0}, {0, 2, 5}, set(range(64))])
+def test_elsewhere_threads_follow_the_usable_processors(monkeypatch, usable):
+    monkeypatch.delenv("AWS_LAMBDA_FUNCTION_MEMORY_SIZE", raising=False)
+    monkeypatch.setattr(os, "cpu_count", lambda: 128)
+    monkeypatch.setattr(os, "sched_getaffinity", lambda process: usable, raising=False)
+    assert thread_count() == len(usable)
+
+
+@pytest.mark.parametrize(("processors", "threads"), [(7, 7), (None, 1)])
+def test_where_nobody_says_which_are_usable_all_processors_are(monkeypatch, processors, threads):
+    monkeypatch.delenv("AWS_LAMBDA_FUNCTION_MEMORY_SIZE", raising=False)
+    monkeypatch.delattr(os, "sched_getaffinity", raising=False)
+    monkeypatch.setattr(os, "cpu_count", lambda: processors)
+    assert thread_count() == threads

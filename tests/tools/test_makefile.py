@@ -1,0 +1,131 @@
+"""The Makefile: what it lists, what it calls, what it leaves alone."""
+
+import os
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from conftest import ROOT
+
+MAKEFILE = ROOT / "Makefile"
+TARGETS = re.search(r"^\.PHONY: (.+)$", MAKEFILE.read_text(encoding="utf-8"), re.M)[1].split()
+
+pytestmark = pytest.mark.skipif(shutil.which("make") is None, reason="make is not installed")
+
+
+@pytest.fixture
+def project(tmp_path: Path) -> Path:
+    """A folder with our Makefile, a set-up that does nothing, and a `docker` that only talks."""
+    shutil.copy(MAKEFILE, tmp_path)
+    write_program(tmp_path / "tools" / "setup.sh", "")
+    write_program(tmp_path / "bin" / "docker", 'echo docker "$@"')
+    (tmp_path / "models").mkdir()
+    return tmp_path
+
+
+def write_program(path: Path, body: str) -> None:
+    path.parent.mkdir(exist_ok=True)
+    path.write_text(f"#!/bin/sh\n{body}\n", encoding="utf-8")
+    path.chmod(0o755)
+
+
+def make(folder: Path, *arguments: str) -> str:
+    """Return what `make` prints in `folder`; `PATH` begins with `folder`'s bin/."""
+    environment = os.environ | {"PATH": f"{folder / 'bin'}{os.pathsep}{os.environ['PATH']}"}
+    for name in ("MAKEFLAGS", "MAKELEVEL", "MFLAGS", "MAKEOVERRIDES"):
+        environment.pop(name, None)
+    done = subprocess.run(
+        ["make", *arguments],
+        cwd=folder,
+        env=environment,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    )
+    assert done.returncode == 0, done.stdout
+    return done.stdout
+
+
+def test_make_alone_lists_every_target_and_variable() -> None:
+    text = make(ROOT)
+    listed = re.findall(r"^  make (\w+) +\S", text, re.M)
+    assert listed == TARGETS
+    assert re.findall(r"^  ([A-Z]+) ", text, re.M) == ["ARGS", "IMAGE", "RUNTIME"]
+
+
+def test_the_promised_targets_are_there() -> None:
+    promised = "help setup demo test train convert predict build run data sample lock clean"
+    assert set(promised.split()) <= set(TARGETS)
+
+
+@pytest.mark.parametrize(
+    ("target", "command"),
+    [
+        ("demo", "-m tools.demo --here"),
+        ("test", "-m pytest --here"),
+        ("train", "train.py --here"),
+        ("convert", "convert_to_tflite.py --here"),
+        ("predict", 'predict.py "a b.jpg" --here'),
+        ("build", "docker build -t flowers --here ."),
+        ("run", "docker run --rm -p 8080:8080 --here flowers"),
+        ("http", "-m tools.function_url --here"),
+        ("fuzz", "-m tests.fuzz.events --here"),
+        ("fuzz", "-m tests.fuzz.pictures --here"),
+        ("data", "-m training.dataset.download --here"),
+        ("sample", "-m training.sample --here"),
+        ("explore", "-m experiments.explore --here"),
+        ("compare", "-m experiments.compare --here"),
+        ("tune", "-m experiments.tune --here"),
+        ("mutants", "-m tools.mutants --here"),
+        ("lock", "-m tools.lock"),
+    ],
+)
+def test_targets_call_programs_with_arguments(target: str, command: str) -> None:
+    printed = make(ROOT, "-n", target, "ARGS=--here", "IMAGE=a b.jpg")
+    assert command in " ".join(printed.split())
+
+
+def test_test_lints_before_it_tests() -> None:
+    commands = make(ROOT, "-n", "test").splitlines()
+    assert [line.split(" -m ")[-1].strip() for line in commands[-3:]] == [
+        "ruff format --check .",
+        "ruff check .",
+        "pytest",
+    ]
+
+
+def test_build_converts_where_nothing_is_converted(project: Path) -> None:
+    convert = "from pathlib import Path; Path('models/new.tflite').touch(); print('converted')"
+    (project / "convert_to_tflite.py").write_text(convert, encoding="utf-8")
+    python = f"PYTHON={sys.executable}"
+    assert "\nconverted\n" in make(project, "build", python)
+    second = make(project, "build", python, "RUNTIME=ai-edge-litert")
+    assert "\nconverted\n" not in second
+    assert "\ndocker build -t flowers --build-arg RUNTIME=ai-edge-litert .\n" in second
+
+
+def test_clean_leaves_pictures_checkpoints_and_packages(project: Path) -> None:
+    kept = [
+        "flowers/rose/1.jpg",
+        "models/xception_fin_01_0.900.h5",
+        "models/xception_fin_01_0.900.tflite",
+        ".venv/lib/__pycache__/a.pyc",
+    ]
+    gone = [
+        ".cache/demo/flowers/rose/1.jpg",
+        ".ruff_cache/a",
+        ".pytest_cache/a",
+        "models/demo/a.h5",
+        "mutants/serving/a.py",
+        "serving/__pycache__/a.pyc",
+    ]
+    for name in kept + gone:
+        path = project / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.touch()
+    make(project, "clean")
+    assert [name for name in kept if not (project / name).exists()] == []
+    assert [name for name in gone if (project / name).exists()] == []

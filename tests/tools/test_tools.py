@@ -1,0 +1,508 @@
+"""Setting up, locking, the emulator and the demo."""
+
+import json
+import os
+import platform
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import time
+import urllib.request
+from contextlib import ExitStack
+from pathlib import Path
+
+import pytest
+from conftest import ROOT
+
+from tools import demo, emulator, lock
+
+
+def write_program(path: Path, body: str, interpreter: str = "/bin/sh") -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(f"#!{interpreter}\n{body}\n", encoding="utf-8")
+    path.chmod(0o755)
+    return path
+
+
+def alive(process_id: int) -> bool:
+    """Return whether the process runs, zombies not counted."""
+    try:
+        stat = Path(f"/proc/{process_id}/stat").read_text(encoding="utf-8")
+    except (FileNotFoundError, ProcessLookupError):
+        return False
+    return stat.rpartition(")")[2].split()[0] != "Z"
+
+
+# tools/setup.sh
+
+
+@pytest.fixture
+def checkout(tmp_path: Path) -> Path:
+    """A folder with a space in its name, our setup.sh and a lock of no packages."""
+    folder = tmp_path / "a checkout"
+    (folder / "tools").mkdir(parents=True)
+    shutil.copy(ROOT / "tools" / "setup.sh", folder / "tools")
+    empty = {"_meta": {"sources": []}, "default": {}, "develop": {}}
+    (folder / "Pipfile.lock").write_text(json.dumps(empty), encoding="utf-8")
+    return folder
+
+
+def set_up(checkout: Path, path: str | None = None) -> subprocess.CompletedProcess:
+    environment = os.environ | ({"PATH": path} if path else {})
+    return subprocess.run(
+        [shutil.which("bash"), checkout / "tools" / "setup.sh"],
+        cwd=checkout.parent,
+        env=environment,
+        capture_output=True,
+        text=True,
+    )
+
+
+@pytest.fixture
+def path_without_python(tmp_path: Path) -> str:
+    """A PATH with the programs of setup.sh, and a python3 that is another version."""
+    programs = tmp_path / "programs"
+    programs.mkdir()
+    for name in ("bash", "cat", "cmp", "cp", "dirname", "env", "mkdir", "rm", "tail", "touch"):
+        (programs / name).symlink_to(shutil.which(name))
+    write_program(programs / "python3", "exit 1")
+    return str(programs)
+
+
+def test_setup_says_how_to_get_python(checkout: Path, path_without_python: str) -> None:
+    done = set_up(checkout, path_without_python)
+    assert done.returncode == 1
+    assert done.stderr.startswith(
+        "Setup: expected Python 3.11 with its venv module. Received: none"
+    )
+    assert "apt install python3.11 python3.11-venv" in done.stderr
+    assert done.stderr.count("\n") == 1
+    assert not (checkout / ".venv").exists()
+
+
+def test_setup_refuses_a_venv_of_another_python(checkout: Path) -> None:
+    write_program(
+        checkout / ".venv" / "bin" / "python",
+        'case "$*" in "-c ") exit 0;; --version) echo Python 3.12.1;; *) exit 1;; esac',
+    )
+    done = set_up(checkout)
+    assert done.returncode == 1
+    assert done.stderr == (
+        "Setup: expected .venv to be of Python 3.11. Received: Python 3.12.1. "
+        "Remove .venv, then run this again.\n"
+    )
+
+
+def test_setup_is_quick_where_the_lock_is_installed(checkout: Path) -> None:
+    venv = checkout / ".venv"
+    subprocess.run([sys.executable, "-m", "venv", "--without-pip", venv], check=True)
+    shutil.copy(checkout / "Pipfile.lock", venv / ".installed.lock")
+    started = time.monotonic()
+    done = set_up(checkout)
+    assert (done.returncode, done.stderr) == (0, "Setup: .venv is up to date\n")
+    assert time.monotonic() - started < 5
+
+
+def test_setup_begins_anew_after_an_interruption_and_shows_why_it_failed(checkout: Path) -> None:
+    venv = checkout / ".venv"
+    left_over = write_program(venv / "bin" / "left-over", "")
+    (venv / ".unfinished").touch()
+    shutil.copy(checkout / "Pipfile.lock", venv / ".installed.lock")
+    done = set_up(checkout)  # the lock has no pipenv, so installing with it fails
+    assert done.returncode == 1
+    assert "Setup: making .venv with " in done.stderr
+    assert "No module named pipenv" in done.stderr
+    assert "pipenv sync failed with exit code 1" in done.stderr
+    assert not left_over.exists()
+    assert (venv / ".unfinished").exists()
+    assert not (venv / ".installed.lock").exists()
+
+
+# tools/lock.py
+
+
+def test_our_lock_passes_its_own_check() -> None:
+    content = json.loads((ROOT / "Pipfile.lock").read_text(encoding="utf-8"))
+    lock.check(content)
+    assert content == lock.cleaned(content)
+
+
+def test_lock_of_no_packages(tmp_path: Path) -> None:
+    pipfile = tmp_path / "Pipfile"
+    pipfile.write_text('[packages]\n[requires]\npython_version = "3.11"\n', encoding="utf-8")
+    lock.lock(pipfile)
+    content = json.loads((tmp_path / "Pipfile.lock").read_text(encoding="utf-8"))
+    assert content["_meta"]["sources"] == []
+    assert content["default"] == {}
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["Pipfile", "Pipfile.lock"]
+
+
+def test_lock_that_fails_leaves_the_old_one(tmp_path: Path) -> None:
+    (tmp_path / "Pipfile").write_text("[packages\n", encoding="utf-8")
+    (tmp_path / "Pipfile.lock").write_text("old", encoding="utf-8")
+    with pytest.raises(lock.LockError, match="`pipenv lock` failed with exit code"):
+        lock.lock(tmp_path / "Pipfile")
+    assert (tmp_path / "Pipfile.lock").read_text(encoding="utf-8") == "old"
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["Pipfile", "Pipfile.lock"]
+
+
+def test_indexes_and_unwanted_packages_are_taken_out_and_all_else_stays() -> None:
+    package = {"version": "==1.0", "hashes": ["sha256:ab"], "markers": "python_version >= '3'"}
+    content = {
+        "_meta": {"hash": {"sha256": "cd"}, "sources": [{"name": "it", "url": "https://index"}]},
+        "default": {"one": package | {"index": "it"}, "openvino-telemetry": package},
+        "emulator": {"two": package},
+    }
+    assert lock.cleaned(content) == {
+        "_meta": {"hash": {"sha256": "cd"}, "sources": []},
+        "default": {"one": package},
+        "emulator": {"two": package},
+    }
+
+
+@pytest.mark.parametrize("lacking", ["version", "hashes"])
+def test_packages_without_version_or_hashes_are_refused(lacking: str) -> None:
+    package = {"version": "==1.0", "hashes": ["sha256:ab"]}
+    del package[lacking]
+    with pytest.raises(lock.LockError, match=r"Received: none of one in default\. Lock on Linux"):
+        lock.check({"_meta": {}, "default": {"one": package}})
+
+
+# tools/emulator.py
+
+
+@pytest.fixture(scope="module")
+def binary() -> Path:
+    try:
+        return emulator.emulator_binary()
+    except emulator.EmulatorError as error:
+        pytest.skip(str(error))
+
+
+@pytest.fixture
+def tiny_service(tmp_path: Path) -> dict:
+    """What `local_service` needs to serve a handler that answers with its own process."""
+    (tmp_path / "tiny.py").write_text(
+        "import os\n"
+        "def handle(event, context):\n"
+        "    names = ['AWS_LAMBDA_FUNCTION_MEMORY_SIZE', 'LAMBDA_TASK_ROOT', 'COLOUR']\n"
+        "    return {'event': event, 'process': os.getpid(),\n"
+        "            'environment': [os.environ[name] for name in names]}\n",
+        encoding="utf-8",
+    )
+    return {"folder": tmp_path, "handler": "tiny.handle", "log": tmp_path / "log" / "service.log"}
+
+
+def post(url: str, event: object) -> dict:
+    request = urllib.request.Request(url, json.dumps(event).encode())
+    with urllib.request.urlopen(request, timeout=30) as response:
+        return json.load(response)
+
+
+def test_emulator_is_fetched_once(
+    binary: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(emulator, "CACHE", tmp_path)
+    fetched = emulator.emulator_binary()
+    assert fetched.parent == tmp_path
+    assert fetched.read_bytes() == binary.read_bytes()
+    assert os.access(fetched, os.X_OK)
+    assert {path.suffix for path in tmp_path.iterdir()} == {fetched.suffix, ".whl"}
+    monkeypatch.setattr(emulator, "_download", lambda *_: pytest.fail("fetched it twice"))
+    assert emulator.emulator_binary() == fetched
+
+
+@pytest.mark.usefixtures("binary")
+def test_emulator_with_another_hash_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(emulator, "ROOT", tmp_path)
+    monkeypatch.setattr(emulator, "CACHE", tmp_path / ".cache")
+    content = json.loads((ROOT / "Pipfile.lock").read_text(encoding="utf-8"))
+    content["emulator"]["aws-sam-cli"]["hashes"] = ["sha256:" + "0" * 64]
+    (tmp_path / "Pipfile.lock").write_text(json.dumps(content), encoding="utf-8")
+    with pytest.raises(emulator.EmulatorError, match="Expected pip to fetch aws-sam-cli"):
+        emulator.emulator_binary()
+    assert list((tmp_path / ".cache").iterdir()) == []
+
+
+def test_emulator_elsewhere_says_to_use_docker(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+) -> None:
+    monkeypatch.setattr(platform, "machine", lambda: "riscv64")
+    assert emulator.main() == 1
+    message = capsys.readouterr().err
+    assert "on riscv64. Start Docker instead." in message
+    assert message.count("\n") == 1
+
+
+@pytest.mark.usefixtures("binary")
+def test_service_answers_as_lambda_would(tiny_service: dict) -> None:
+    port = emulator.free_port()
+    with emulator.local_service(port, {"COLOUR": "red"}, **tiny_service) as url:
+        assert url == f"http://127.0.0.1:{port}/2015-03-31/functions/function/invocations"
+        answer = post(url, {"url": "blue"})
+        assert answer["event"] == {"url": "blue"}
+        assert answer["environment"] == ["1769", str(tiny_service["folder"]), "red"]
+        assert post(url, {})["process"] == answer["process"]  # stays loaded between requests
+        assert alive(answer["process"])
+    assert not alive(answer["process"])
+    assert "INVOKE START" in tiny_service["log"].read_text(encoding="utf-8")
+    with pytest.raises(ConnectionRefusedError):
+        socket.create_connection(("127.0.0.1", port))
+
+
+@pytest.mark.usefixtures("binary")
+def test_service_ends_with_an_error(tiny_service: dict) -> None:
+    processes = []
+
+    def serve_and_fail() -> None:
+        service = emulator.local_service(emulator.free_port(), {"COLOUR": "red"}, **tiny_service)
+        with service as url:
+            processes.append(post(url, {})["process"])
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        serve_and_fail()
+    assert not alive(processes[0])
+
+
+@pytest.mark.usefixtures("binary")
+def test_service_wants_a_free_port(tiny_service: dict) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        port = listener.getsockname()[1]
+        with (
+            pytest.raises(emulator.EmulatorError, match=f"Expected port {port} of .* to be free"),
+            emulator.local_service(port, **tiny_service),
+        ):
+            pytest.fail("served on a port that was taken")
+
+
+# tools/demo.py
+
+
+def make_pictures(folder: Path, counts: dict[str, int]) -> Path:
+    for name, count in counts.items():
+        (folder / name).mkdir(parents=True)
+        for number in range(count):
+            (folder / name / f"{number}.jpg").write_text(f"{name} {number}", encoding="utf-8")
+    return folder
+
+
+@pytest.mark.parametrize(
+    ("counts", "expected"),
+    [({}, False), ({"rose": 3}, False), ({"rose": 3, "empty": 0}, False), ({"a": 1, "b": 1}, True)],
+)
+def test_demo_knows_whether_there_are_pictures(
+    tmp_path: Path, counts: dict[str, int], expected: bool
+) -> None:
+    folder = make_pictures(tmp_path / "flowers", counts)
+    (tmp_path / "flowers").mkdir(exist_ok=True)
+    (folder / "README.md").touch()
+    assert demo.has_pictures(folder) is expected
+    assert not demo.has_pictures(tmp_path / "no such folder")
+
+
+def test_demo_copies_some_pictures(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    folder = make_pictures(tmp_path / "mine", {"a": demo.PICTURES + 5, "b": 3})
+    data = demo.collect_pictures(folder)
+    assert {name: len(files) for name, files in demo.list_files(data).items()} == {
+        "a": demo.PICTURES,
+        "b": 3,
+    }
+    assert len(list(folder.glob("*/*"))) == demo.PICTURES + 8
+
+
+def test_failed_commands_show_their_last_lines_and_exit_code() -> None:
+    program = "import sys; print(*range(99), sep='\\n'); sys.exit('no such weights')"
+    with pytest.raises(demo.StageError) as caught:
+        demo.python("-c", program)
+    lines = str(caught.value).splitlines()
+    assert "ended with exit code 1" in lines[0]
+    assert lines[-1] == caught.value.reason == "no such weights"
+    assert len(lines) == demo.SHOWN_LINES + 1
+
+
+def test_commands_that_take_too_long_are_ended() -> None:
+    program = "import time; print('half done', flush=True); time.sleep(60)"
+    with pytest.raises(demo.StageError, match="took more than 1 s(.|\\n)*half done"):
+        demo.run([sys.executable, "-c", program], timeout=1)
+
+
+@pytest.fixture
+def fake_docker(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A `docker` that writes down what it is asked; its `build` does as $BUILD says."""
+    calls = tmp_path / "calls.txt"
+    write_program(
+        tmp_path / "bin" / "docker",
+        f'echo "$*" >> {calls}\n'
+        'if [ "$1" = build ]; then\n'
+        '    [ "$BUILD" = fails ] && { echo "cannot pull the base image"; exit 1; }\n'
+        "    echo sha256:abc > .cache/demo/image.txt\n"
+        "fi",
+    )
+    monkeypatch.setenv("PATH", f"{tmp_path / 'bin'}{os.pathsep}{os.environ['PATH']}")
+    monkeypatch.chdir(tmp_path)
+    demo.WORK.mkdir(parents=True)
+    return calls
+
+
+def test_demo_goes_on_without_docker_where_the_build_fails(
+    fake_docker: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+) -> None:
+    monkeypatch.setenv("BUILD", "fails")
+    with ExitStack() as services:
+        assert demo.build_image(services, wanted=True) is None
+    assert "going on without Docker (cannot pull the base image)" in capsys.readouterr().out
+    assert "--build-arg MODELS=models/demo" in fake_docker.read_text(encoding="utf-8")
+
+
+def test_demo_goes_on_without_a_docker_daemon(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+) -> None:
+    write_program(tmp_path / "docker", "echo Cannot connect to the Docker daemon; exit 1")
+    monkeypatch.setenv("PATH", str(tmp_path))
+    with ExitStack() as services:
+        assert demo.build_image(services, wanted=True) is None
+        assert "no Docker daemon answers" in capsys.readouterr().out
+        assert demo.build_image(services, wanted=False) is None
+        assert "not wanted" in capsys.readouterr().out
+
+
+def test_demo_removes_container_and_image(fake_docker: Path) -> None:
+    def serve_and_fail() -> None:
+        with ExitStack() as services:
+            image = demo.build_image(services, wanted=True)
+            assert image == "sha256:abc"
+            url = services.enter_context(demo.docker_service(image))
+            assert url.startswith("http://127.0.0.1:")
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        serve_and_fail()
+    calls = fake_docker.read_text(encoding="utf-8").splitlines()
+    started = next(call for call in calls if call.startswith("run --detach --name "))
+    name = started.split()[3]
+    assert calls[-2:] == [f"rm --force --volumes {name}", "image rm --force sha256:abc"]
+
+
+@pytest.fixture
+def small_project(tmp_path: Path, binary: Path) -> Path:
+    """The real demo and emulator, around programs that only pretend to train and convert."""
+    project = tmp_path / "project"
+    for folder in ("tools", "serving"):
+        shutil.copytree(ROOT / folder, project / folder)
+    shutil.copy(ROOT / "Pipfile.lock", project)
+    (project / ".cache").mkdir()
+    shutil.copy(binary, project / ".cache")
+    make_pictures(project / "flowers", {"daisy": 5, "rose": 5})
+    programs = {
+        "train.py": """
+            import json, pathlib, sys
+            if "bad" in sys.argv:
+                sys.exit("train.py: no such weights")
+            stem = pathlib.Path("models/demo/xception_fin_01_0.900")
+            stem.with_suffix(".900.h5").touch()
+            split = {"train": [], "validation": ["daisy/1.jpg", "rose/2.jpg"]}
+            stem.with_suffix(".900.split.json").write_text(json.dumps(split))
+        """,
+        "convert_to_tflite.py": """
+            import pathlib, sys
+            pathlib.Path(sys.argv[1]).with_suffix(".tflite").touch()
+        """,
+        "predict.py": """
+            import json
+            print("a warning")
+            for score in (0.6, 0.9):
+                print(json.dumps({"image": "", "label": "", "scores": {"daisy": score, "rose": 0}}))
+        """,
+        "lambda_function.py": """
+            import os
+            def lambda_handler(event, context):
+                return {"model": os.environ["MODEL_PATH"], "process": os.getpid()}
+        """,
+        "docker_test.py": """
+            import pathlib, sys, time, urllib.request
+            endpoint, picture, label = sys.argv[2::2]
+            answer = urllib.request.urlopen(endpoint, b"{}").read().decode()
+            pathlib.Path("answer.json").write_text(answer)
+            print(pathlib.Path(picture).name, label)
+            if pathlib.Path("wait").exists():
+                time.sleep(60)
+            sys.exit(pathlib.Path("wrong").exists())
+        """,
+    }
+    for name, body in programs.items():
+        lines = [line[12:] for line in body.splitlines()]
+        (project / name).write_text("\n".join(lines), encoding="utf-8")
+    return project
+
+
+def start_demo(project: Path, *arguments: str) -> subprocess.Popen:
+    return subprocess.Popen(
+        [sys.executable, "-m", "tools.demo", "--no-docker", *arguments],
+        cwd=project,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+
+
+def test_demo_goes_the_whole_path(small_project: Path) -> None:
+    process = start_demo(small_project)
+    output, errors = process.communicate(timeout=120)
+    assert (process.returncode, errors) == (0, "")
+    lines = output.splitlines()
+    assert [line[:5] for line in lines[:7]] == [f"[{number}/7]" for number in range(1, 8)]
+    assert all(line.endswith(" s") for line in lines[:7])
+    assert "what is rose/2.jpg?" in lines[6]
+    assert lines[7] == "2.jpg rose"
+    assert lines[8].startswith("The service named it right and is stopped.")
+    answer = json.loads((small_project / "answer.json").read_text(encoding="utf-8"))
+    assert answer["model"].endswith("/models/demo/xception_fin_01_0.900.tflite")
+    assert not alive(answer["process"])
+
+
+def test_demo_says_when_the_answer_is_wrong(small_project: Path) -> None:
+    (small_project / "wrong").touch()
+    process = start_demo(small_project)
+    output, errors = process.communicate(timeout=120)
+    assert process.returncode == 1
+    assert output.endswith("failed\n")
+    assert "ended with exit code 1" in errors
+    assert errors.endswith("2.jpg rose\n")
+    answer = json.loads((small_project / "answer.json").read_text(encoding="utf-8"))
+    assert not alive(answer["process"])
+
+
+def test_demo_shows_the_stage_that_fails(small_project: Path) -> None:
+    process = start_demo(small_project, "--weights", "bad")
+    output, errors = process.communicate(timeout=120)
+    assert process.returncode == 1
+    assert output.splitlines()[-1].startswith("[2/7] Train:")
+    assert output.endswith("... failed\n")
+    assert "`train.py` ended with exit code 1." in errors
+    assert errors.endswith("It printed:\ntrain.py: no such weights\n")
+
+
+@pytest.mark.parametrize(
+    ("number", "exit_code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)], ids=["ctrl-c", "term"]
+)
+def test_demo_that_is_stopped_stops_the_service(
+    small_project: Path, number: signal.Signals, exit_code: int
+) -> None:
+    (small_project / "wait").touch()
+    process = start_demo(small_project)
+    answer_file = small_project / "answer.json"
+    deadline = time.monotonic() + 60
+    while not (answer_file.exists() and answer_file.read_text(encoding="utf-8")):
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+    process.send_signal(number)
+    output, errors = process.communicate(timeout=60)
+    assert (process.returncode, errors) == (exit_code, "")
+    assert "... stopped\n" in output
+    assert not alive(json.loads(answer_file.read_text(encoding="utf-8"))["process"])

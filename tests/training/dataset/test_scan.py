@@ -1,0 +1,445 @@
+"""training.dataset.scan: checked, counted, split."""
+
+import hashlib
+import json
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+from conftest import ROOT
+from PIL import Image, ImageOps
+
+from training.dataset import scan as module
+from training.dataset.scan import (
+    DataError,
+    Dataset,
+    Split,
+    class_of,
+    duplicates,
+    main,
+    require,
+    scan,
+    split,
+)
+
+
+@pytest.fixture
+def folder(tmp_path):
+    """Two classes of plain pictures: 10 and 25."""
+    for name, count, green in (("rose", 10, 0), ("aster", 25, 9)):
+        (tmp_path / name).mkdir()
+        for i in range(count):
+            Image.new("RGB", (8, 8), (i, green, 0)).save(tmp_path / name / f"{i:02d}.png")
+    return tmp_path
+
+
+def test_classes_are_the_folders_sorted(folder):
+    (folder / "README.md").write_text("not a class")
+    (folder / ".cache").mkdir()
+    dataset = scan(folder)
+    assert dataset.class_names == ("aster", "rose")
+    assert dataset.counts == {"aster": 25, "rose": 10}
+    assert dataset.left_out == ()
+    assert dataset.labels(["rose/01.png", "aster/00.png"]).tolist() == [1, 0]
+
+
+def test_pictures_are_sorted_in_whatever_order_the_disk_has_them(folder, monkeypatch):
+    expected = scan(folder)
+    iterdir = Path.iterdir
+    monkeypatch.setattr(Path, "iterdir", lambda path: sorted(iterdir(path), reverse=True))
+    assert scan(folder) == expected
+    assert list(expected.pictures) == sorted(expected.pictures)
+
+
+def test_a_file_that_cannot_be_read_is_left_out(folder, monkeypatch):
+    read_bytes = Path.read_bytes
+
+    def read(path):
+        if path.name == "03.png" and path.parent.name == "rose":
+            raise PermissionError(13, "Permission denied")
+        return read_bytes(path)
+
+    monkeypatch.setattr(Path, "read_bytes", read)
+    assert scan(folder).left_out == (("rose/03.png", "cannot be read (Permission denied)"),)
+
+
+def test_what_is_no_picture_is_named_and_left_alone(folder):
+    whole = (folder / "rose" / "00.png").read_bytes()
+    bad = {
+        "rose/empty.jpg": b"",
+        "rose/half.png": whole[: len(whole) // 2],
+        "aster/notes.txt": b"hello",
+    }
+    for file, content in bad.items():
+        (folder / file).write_bytes(content)
+    (folder / "rose" / "folder").mkdir()
+    (folder / "rose" / ".DS_Store").write_bytes(b"x")
+
+    reasons = dict(scan(folder).left_out)
+
+    assert set(reasons) == set(bad) | {"rose/folder"}
+    assert reasons["rose/empty.jpg"] == "empty"
+    assert reasons["rose/folder"] == "not a file"
+    assert "Expected" in reasons["rose/half.png"]
+    assert "Expected a picture" in reasons["aster/notes.txt"]
+    assert all((folder / file).read_bytes() == content for file, content in bad.items())
+
+
+@pytest.mark.parametrize(
+    ("prepare", "sentence"),
+    [
+        (lambda f: shutil.rmtree(f), "Received: no such folder"),
+        (lambda f: [shutil.rmtree(f / n) for n in ("rose", "aster")], "Received: none"),
+        (lambda f: shutil.rmtree(f / "rose"), "Received: only aster"),
+        (lambda f: [p.unlink() for p in sorted((f / "rose").iterdir())[4:]], "Received: 4 in"),
+        (lambda f: [p.write_bytes(b"x") for p in (f / "rose").iterdir()], "Received: 0 in"),
+    ],
+)
+def test_an_unusable_folder_ends_with_one_sentence(folder, prepare, sentence):
+    prepare(folder)
+    with pytest.raises(DataError, match=sentence) as caught:
+        scan(folder)
+    assert "\n" not in str(caught.value)
+    if "pictures of each class" not in str(caught.value):
+        assert "make data" in str(caught.value)
+
+
+def test_the_split_is_stratified_and_complete(folder):
+    dataset = scan(folder)
+    parts = split(dataset, 0.2, seed=1)
+    assert sorted(parts.train + parts.validation) == sorted(dataset.pictures)
+    counts = [[class_of(p) for p in parts.validation].count(n) for n in dataset.class_names]
+    assert counts == [5, 2]
+
+
+def test_the_split_follows_its_seed(folder):
+    dataset = scan(folder)
+    assert split(dataset, 0.2, seed=1) == split(dataset, 0.2, seed=1)
+    assert split(dataset, 0.2, seed=1) != split(dataset, 0.2, seed=2)
+    # not the first fifth of each folder, as the original's
+    first_fifth = {p for n in ("aster", "rose") for p in dataset.of_class(n)[: 25 // 5]}
+    assert set(split(dataset, 0.2, seed=1).validation) - first_fifth
+
+
+@pytest.mark.parametrize("fraction", [0.001, 0.999])
+def test_each_class_is_on_both_sides(folder, fraction):
+    parts = split(scan(folder), fraction, seed=1)
+    for side in (parts.train, parts.validation):
+        assert {class_of(p) for p in side} == {"aster", "rose"}
+
+
+def test_a_split_survives_its_record(folder, tmp_path):
+    parts = split(scan(folder), 0.2, seed=1)
+    parts.write(tmp_path / "split.json")
+    assert Split.read(tmp_path / "split.json") == parts
+    assert Split.read(tmp_path / "split.json").fingerprint == parts.fingerprint
+    other = split(scan(folder), 0.2, seed=2)
+    assert other.fingerprint != parts.fingerprint
+
+
+def test_labels_are_indices_of_class_names(folder):
+    dataset = scan(folder)
+    labels = dataset.labels(dataset.pictures)
+    assert np.bincount(labels).tolist() == [25, 10]
+
+
+def test_the_record_of_a_run_from_before_there_was_a_selection_is_read(folder, tmp_path):
+    parts = split(scan(folder), 0.2, seed=1)
+    parts.write(tmp_path / "split.json")
+    assert set(json.loads((tmp_path / "split.json").read_text())) == {
+        "seed",
+        "fraction",
+        "train",
+        "validation",
+    }
+    assert Split.read(tmp_path / "split.json").selection == ()
+    old = Split(1, 0.2, ("a/1",), ("a/2",))
+    assert old.fingerprint == "c00e554e293e1cc6"  # which interrupted runs have on record
+
+
+def test_a_picture_is_known_by_its_bytes_and_its_look(drawn):
+    dataset = scan(drawn)
+    assert set(dataset.digests) == set(dataset.hashes) == set(dataset.pictures)
+    name = dataset.pictures[0]
+    assert dataset.digests[name] == hashlib.sha256((drawn / name).read_bytes()).hexdigest()
+    assert len(set(dataset.hashes.values())) == len(dataset.pictures)
+    assert dataset.mismatched == ()
+    assert duplicates(dataset) == []
+
+
+def test_plain_pictures_look_like_nothing(folder):
+    shutil.copy(folder / "rose" / "00.png", folder / "aster" / "rose.png")
+    dataset = scan(folder)
+    assert dataset.hashes == {}
+    assert duplicates(dataset) == [("aster/rose.png", "rose/00.png")]  # of the same bytes
+
+
+def test_a_type_that_the_name_does_not_say_is_reported_and_used(folder):
+    noise = Image.effect_noise((16, 16), 50)
+    for name, type_ in {
+        "jpeg.png": "JPEG",
+        "png.txt": "PNG",
+        "right.JPG": "JPEG",
+        "right.jfif": "JPEG",
+        "gif.webp": "GIF",
+        "windows.dib": "BMP",
+        "bare": "PNG",
+        "bare.2": "PNG",
+    }.items():
+        noise.save(folder / "rose" / name, type_)
+    phone = Image.new("RGB", (9, 9))
+    phone.save(folder / "rose" / "phone.jpg", "MPO", save_all=True, append_images=[phone])
+    dataset = scan(folder)
+    assert dict(dataset.mismatched) == {
+        "rose/jpeg.png": "named .png, is JPEG",
+        "rose/png.txt": "named .txt, is PNG",
+        "rose/gif.webp": "named .webp, is GIF",
+    }
+    assert dataset.left_out == ()
+    assert dataset.counts["rose"] == 19
+
+
+def test_what_a_file_lists_is_left_out(folder):
+    (folder / "rose" / "a #1.png").write_bytes((folder / "rose" / "00.png").read_bytes())
+    (folder / "rose" / "b#2.png").write_bytes((folder / "rose" / "00.png").read_bytes())
+    listed = folder / "doubtful.txt"
+    listed.write_text(
+        "# all doubtful\n\n  # more\nrose/03.png\r\nrose/04.png  # looks like aster, 0.98 sure\n"
+        "rose/a #1.png # a number\nrose/b#2.png\n"
+    )
+    dataset = scan(folder, listed)
+    assert dict(dataset.left_out) == dict.fromkeys(
+        ["rose/03.png", "rose/04.png", "rose/a #1.png", "rose/b#2.png"], f"excluded by {listed}"
+    )
+    assert "rose/03.png" not in dataset.pictures
+    assert set(dataset.digests) == set(dataset.pictures)
+    assert (folder / "rose" / "03.png").exists()
+
+
+def test_a_list_that_windows_has_written_and_a_name_that_is_no_text_are_read(folder):
+    odd = "caf\udce9.png"  # a byte of Latin-1
+    shutil.copy(folder / "rose" / "00.png", folder / "rose" / odd)
+    listed = folder / "list.txt"
+    listed.write_bytes(b"\xef\xbb\xbfrose/03.png\r\nrose/caf\xe9.png\r\n")
+    assert [file for file, _ in scan(folder, listed).left_out] == ["rose/03.png", f"rose/{odd}"]
+
+
+def test_the_wrong_labels_of_the_kaggle_set_can_be_excluded(folder):
+    listed = ROOT / "experiments" / "wrong_labels.txt"
+    lines = [line for line in listed.read_text().splitlines() if line and not line.startswith("#")]
+    assert all("  # " in line for line in lines), "each says what is to be seen"
+    names = [line.split("  # ")[0] for line in lines]
+    assert names == sorted(set(names))
+    shutil.rmtree(folder / "aster")
+    for name in ("daisy", "dandelion", "sunflower", "tulip"):
+        shutil.copytree(folder / "rose", folder / name)
+    for name in names:
+        shutil.copy(folder / "rose" / "00.png", folder / name)
+    dataset = scan(folder, listed)
+    assert dict(dataset.left_out) == dict.fromkeys(names, f"excluded by {listed}")
+    assert set(dataset.counts.values()) == {10}
+
+
+def test_an_unreadable_picture_may_be_excluded(folder):
+    (folder / "rose" / "broken.png").write_bytes(b"x")
+    (folder / "list.txt").write_text("rose/broken.png")
+    assert dict(scan(folder, folder / "list.txt").left_out)["rose/broken.png"].startswith(
+        "excluded"
+    )
+
+
+@pytest.mark.parametrize(
+    ("text", "sentence"),
+    [
+        ("rose/01.png\nrose/gone.png  # blurred\n", "Received: rose/gone.png in line 2. Correct"),
+        ("01.png", "to name a file of .* as class/file. Received: 01.png in line 1"),
+        ("aster/00.png#1", "Received: aster/00.png#1 in line 1"),
+        (None, r"a text file .* Received: .*list.txt \(No such file or directory\). Correct"),
+    ],
+)
+def test_a_list_that_cannot_be_right_is_refused(folder, text, sentence):
+    if text is not None:
+        (folder / "list.txt").write_text(text)
+    with pytest.raises(DataError, match=sentence) as caught:
+        scan(folder, folder / "list.txt")
+    assert "\n" not in str(caught.value)
+
+
+def test_excluding_too_many_is_refused(folder):
+    (folder / "list.txt").write_text("\n".join(f"rose/{i:02d}.png" for i in range(6)))
+    with pytest.raises(DataError, match="at least 5 pictures of each class. Received: 4 in"):
+        scan(folder, folder / "list.txt")
+
+
+@pytest.fixture
+def copies(drawn, tmp_path):
+    """The drawn flowers, with copies: as they are, anew, mirrored, and across classes."""
+    folder = shutil.copytree(drawn, tmp_path / "flowers")
+    rose, tulip = folder / "rose" / "rose_0000.jpg", folder / "tulip" / "tulip_0000.jpg"
+    shutil.copy(rose, folder / "rose" / "same.jpg")
+    with Image.open(rose) as picture:
+        small = picture.resize((picture.width * 2 // 3, picture.height * 2 // 3))
+        small.save(folder / "rose" / "smaller.jpg", quality=60)
+    with Image.open(tulip) as picture:
+        ImageOps.mirror(picture).save(folder / "tulip" / "mirrored.jpg", quality=80)
+        picture.save(folder / "daisy" / "tulip.webp", quality=70)
+    return folder
+
+
+GROUPS = [
+    ("daisy/tulip.webp", "tulip/mirrored.jpg", "tulip/tulip_0000.jpg"),
+    ("rose/rose_0000.jpg", "rose/same.jpg", "rose/smaller.jpg"),
+]
+
+
+def test_copies_are_found_also_across_classes(copies):
+    assert duplicates(scan(copies)) == GROUPS
+
+
+def test_copies_are_never_in_two_parts(copies):
+    dataset = scan(copies)
+    for seed in range(40):
+        parts = split(dataset, 0.2, seed, selection=0.2)
+        sides = [set(parts.train), set(parts.validation), set(parts.selection)]
+        assert sorted(p for side in sides for p in side) == sorted(dataset.pictures)
+        for group in GROUPS:
+            assert sum(bool(side & set(group)) for side in sides) == 1
+        for side in sides:
+            assert {class_of(picture) for picture in side} == set(dataset.class_names)
+
+
+def of(**groups):
+    """Return a data set whose classes have groups of copies of these sizes."""
+    digests = {
+        f"{name}/{group}_{i}": f"{name} {group}"
+        for name, sizes in groups.items()
+        for group, size in enumerate(sizes)
+        for i in range(size)
+    }
+    return Dataset(None, tuple(sorted(groups)), tuple(sorted(digests)), (), digests)
+
+
+def test_without_copies_the_split_is_the_plain_draw():
+    dataset = of(a=[1] * 50, b=[1] * 31)
+    rng = np.random.default_rng(7)
+    plain = {p for n, k in (("a", 10), ("b", 6)) for p in rng.permutation(dataset.of_class(n))[:k]}
+    assert set(split(dataset, 0.2, seed=7).validation) == plain
+
+
+def test_without_copies_the_selection_is_the_plain_draw_of_the_rest():
+    dataset = of(a=[1] * 50, b=[1] * 31)
+    parts = split(dataset, 0.2, seed=7, selection=0.25)
+    rest = set(dataset.pictures) - set(parts.validation)
+    rng = np.random.default_rng([7, 1])
+    plain = {
+        picture
+        for name, count in (("a", 10), ("b", 6))
+        for picture in rng.permutation([p for p in dataset.of_class(name) if p in rest])[:count]
+    }
+    assert set(parts.selection) == plain
+
+
+def test_what_is_excluded_later_is_not_measured_on_but_was_trained_on():
+    parts = Split(1, 0.2, ("a/1", "a/2"), ("a/3", "a/4"), ("a/5", "a/6"), 0.5)
+    without = parts.without({"a/1", "a/3", "a/6"})
+    assert without == Split(1, 0.2, ("a/1", "a/2"), ("a/4",), ("a/5",), 0.5)
+    assert without.sizes == {"train": 2, "selection": 1, "validation": 1}
+
+
+def test_pictures_of_another_folder_are_refused():
+    dataset = of(a=[1] * 3, b=[1] * 3)
+    require(dataset, dataset.pictures[1:])
+    with pytest.raises(DataError, match="the 3 pictures of the split. Received: .* 2 of them"):
+        require(dataset, ["c/1", "a/0_0", "c/2"])
+
+
+def test_the_shares_hold_where_copies_fit():
+    dataset = of(a=[3, 2, 2, *[1] * 43], b=[4, *[1] * 16])
+    for seed in range(20):
+        parts = split(dataset, 0.2, seed, selection=0.1)
+        for side, counts in ((parts.validation, [10, 4]), (parts.selection, [4, 2])):
+            assert [sum(class_of(p) == name for p in side) for name in "ab"] == counts
+
+
+def test_a_selection_leaves_the_validation_as_it_is():
+    dataset = of(a=[1] * 40, b=[2] * 20)
+    without, with_ = split(dataset, 0.25, 3), split(dataset, 0.25, 3, selection=0.4)
+    assert with_.validation == without.validation
+    assert set(with_.train) | set(with_.selection) == set(without.train)
+    assert len(with_.selection) == 24
+    assert with_.selection_fraction == 0.4
+    assert split(dataset, 0.25, 3, selection=0.4) == with_
+    assert len({without.fingerprint, with_.fingerprint, split(dataset, 0.25, 4).fingerprint}) == 3
+
+
+def test_a_selection_survives_its_record(tmp_path):
+    parts = split(of(a=[1] * 10, b=[1] * 10), 0.2, 1, selection=0.25)
+    parts.write(tmp_path / "split.json")
+    assert Split.read(tmp_path / "split.json") == parts
+
+
+def test_groups_larger_than_the_share_still_leave_one_on_each_side():
+    for seed in range(10):
+        parts = split(of(a=[6, 4], b=[1] * 10), 0.1, seed)
+        assert len([p for p in parts.validation if class_of(p) == "a"]) == 4
+
+
+@pytest.mark.parametrize(("selection", "sizes"), [(0.0, [10]), (0.2, [5, 5])])
+def test_a_class_of_copies_cannot_be_split(selection, sizes):
+    with pytest.raises(DataError, match=f"of {len(sizes) + 1} parts.* 10, of which 10 have"):
+        split(of(a=sizes, b=[1] * 10), 0.2, 1, selection)
+
+
+def test_the_command_line_reports_and_deletes_nothing(copies, capsys):
+    (copies / "rose" / "broken.jpg").write_bytes(b"x")
+    before = sorted(copies.rglob("*"))
+    assert main([str(copies)]) == 0
+    out = capsys.readouterr().out
+    assert out.startswith(f"54 usable pictures in {copies}: daisy 11, dandelion 10, rose 12,")
+    assert "rose/broken.jpg: Expected a picture" in out
+    assert "daisy/tulip.webp = tulip/mirrored.jpg = tulip/tulip_0000.jpg" in out
+    assert "Nothing was deleted." in out
+    assert sorted(copies.rglob("*")) == before
+
+
+def test_the_command_line_lists_ten_findings_of_a_kind(folder, capsys):
+    for number in range(12):
+        (folder / "rose" / f"broken{number:02}.jpg").write_bytes(b"")
+    assert main([str(folder)]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    start = lines.index("Left out:")
+    assert lines[start + 10 : start + 12] == ["  rose/broken09.jpg: empty", "  ... and 2 more"]
+
+
+def test_the_command_line_excludes_and_speaks_json(copies, capsys, tmp_path):
+    listed = tmp_path / "list.txt"
+    listed.write_text("\n".join(GROUPS[0][:2]))
+    assert main([str(copies), "--exclude", str(listed), "--json"]) == 0
+    record = json.loads(capsys.readouterr().out)
+    assert [file for file, _ in record["left_out"]] == list(GROUPS[0][:2])
+    assert record["exact"] == [list(GROUPS[1][:2])]
+    assert record["near"] == [list(GROUPS[1])]
+    assert record["across_classes"] == []
+
+
+def test_the_command_line_ends_with_one_sentence(tmp_path, capsys, monkeypatch):
+    assert main([str(tmp_path / "none")]) == 1
+    captured = capsys.readouterr()
+    assert captured.out == ""
+    assert captured.err.startswith("dataset: Expected")
+    assert captured.err.count("\n") == 1
+
+    def unreadable(*_):
+        raise PermissionError(13, "Permission denied")
+
+    monkeypatch.setattr(module, "scan", unreadable)
+    assert main([str(tmp_path)]) == 1
+    assert "Permission denied" in capsys.readouterr().err
+
+    def interrupted(*_):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("training.dataset.__main__.scan", interrupted)
+    assert main([str(tmp_path)]) == 130
+    assert capsys.readouterr().err == "\ndataset: Stopped.\n"

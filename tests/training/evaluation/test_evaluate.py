@@ -1,0 +1,311 @@
+"""training.evaluation.evaluate: a checkpoint is reported on once more, without training."""
+
+import json
+from dataclasses import replace
+
+import numpy as np
+import pytest
+from conftest import build_tiny
+from sklearn.linear_model import LogisticRegression
+
+from training import model
+from training.backend import keras
+from training.batches import Activations, Batches, Pictures
+from training.checkpoint import (
+    Metadata,
+    load_checkpoint,
+    read_metadata,
+    save_checkpoint,
+    split_record,
+)
+from training.dataset.scan import Split, scan, split
+from training.evaluation import evaluate
+from training.evaluation.calibration import apply_temperature, fit_temperature
+
+SIDE = 71
+RUN = {"command": "python train.py --epochs 4", "seed": 1, "picked_on": "the best of ours"}
+
+
+@pytest.fixture(scope="module", autouse=True)
+def tiny_networks():
+    """Networks that are built here, for another size, are tiny."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(model, "build_model", build_tiny)
+        yield
+
+
+@pytest.fixture(scope="module")
+def made(drawn, tmp_path_factory):
+    """A checkpoint with its split and the report of its run; it knows a little of all pictures."""
+    dataset = scan(drawn)
+    keras.utils.set_random_seed(1)
+    network = build_tiny((SIDE, SIDE), (), len(dataset.class_names))
+    frozen, _ = model.cut_at(network, None)
+    inputs = Batches(Pictures(dataset, (SIDE, SIDE)), dataset.pictures, 8)
+    features = frozen.predict(inputs, verbose=0)
+    mean, deviation = features.mean(axis=0), features.std(axis=0)
+    fitted = LogisticRegression(max_iter=1000)
+    fitted.fit((features - mean) / deviation, dataset.labels(dataset.pictures))
+    kernel = fitted.coef_ / deviation
+    network.layers[-1].set_weights([kernel.T, fitted.intercept_ - kernel @ mean])
+    path = tmp_path_factory.mktemp("models") / "xception_fin_04_0.123.h5"
+    save_checkpoint(network, path, Metadata(dataset.class_names, 4, 0.123, temperature=0.5))
+    split(dataset, 0.4, seed=1, selection=0.4).write(split_record(path))
+    report = path.with_suffix("")
+    report.mkdir()
+    (report / "metrics.json").write_text(json.dumps({"run": RUN}))
+    (report / "learning_curves.png").write_bytes(b"curves of the run")
+    return path
+
+
+def run(made, folder, drawn, *flags):
+    exit_code = evaluate.main([str(made), str(folder), "--data", str(drawn), *map(str, flags)])
+    return exit_code, list(folder.glob("*.h5"))
+
+
+def answers(path, drawn, pictures):
+    network, _ = load_checkpoint(path)
+    dataset = scan(drawn)
+    inputs = Batches(Pictures(dataset, network.input_shape[1:3]), pictures, 8)
+    return network.predict(inputs, verbose=0), dataset.labels(pictures)
+
+
+def test_what_is_excluded_is_neither_reported_on_nor_fitted_to(made, drawn, tmp_path, capsys):
+    whole = Split.read(split_record(made))
+    out = {whole.validation[0], whole.selection[0], whole.train[0]}
+    excluded = tmp_path / "wrong.txt"
+    excluded.write_text("\n".join(out))
+    before = made.read_bytes()
+
+    exit_code, [path] = run(made, tmp_path / "again", drawn, "--exclude", excluded)
+
+    assert exit_code == 0
+    parts = Split.read(split_record(path))
+    assert parts.train == whole.train, "what it was fitted to stays what it was"
+    assert parts.validation == whole.validation[1:]
+    assert parts.selection == whole.selection[1:]
+    probabilities, truth = answers(path, drawn, parts.validation)
+    accuracy = (probabilities.argmax(axis=1) == truth).mean()
+    metadata = read_metadata(path)
+    assert path.name == f"xception_fin_04_{accuracy:.3f}.h5"
+    assert metadata.val_accuracy == pytest.approx(accuracy)
+    assert f"{accuracy:.3f} on {len(parts.validation)} pictures" in capsys.readouterr().out
+    assert made.read_bytes() == before
+
+    # The temperature is fitted on the pictures that picked the epoch, less the one excluded:
+    # there no other makes the classes likelier, while with it or on others one would.
+    assert fit_temperature(*answers(path, drawn, parts.selection)) == pytest.approx(1, abs=0.01)
+    for others in (whole.selection, parts.validation, whole.train):
+        assert abs(fit_temperature(*answers(path, drawn, others)) - 1) > 0.05
+
+    old, _ = answers(made, drawn, parts.validation)
+    fitted = np.log(np.maximum(old, 1e-30)) * 0.5 / metadata.temperature
+    fitted = np.exp(fitted - fitted.max(axis=1, keepdims=True))
+    fitted /= fitted.sum(axis=1, keepdims=True)
+    assert np.allclose(probabilities, fitted, atol=1e-3), "the same network at its temperature"
+
+    report = path.with_suffix("")
+    card = (report / "README.md").read_text()
+    assert "    python train.py --epochs 4" in card
+    assert "The best of ours." in card
+    assert "- reported again by: python -m training.evaluation" in card
+    assert "3 excluded by" in card
+    assert "- excluded: after training, in which 1 of them took part" in card
+    assert (report / "learning_curves.png").read_bytes() == b"curves of the run"
+    metrics = json.loads((report / "metrics.json").read_text())
+    assert metrics["run"]["split"] == parts.sizes
+    assert metrics["run"]["calibrated_on"].startswith("temperature fitted on 9 pictures of their")
+    assert (metrics["n"], metrics["accuracy"]) == (19, pytest.approx(accuracy))
+    rows = np.arange(19)
+    assert metrics["log_loss"] == pytest.approx(-np.log(probabilities[rows, truth]).mean(), 1e-3)
+    before = apply_temperature(old, 1 / 0.5)  # what the checkpoint says it was divided by
+    assert metrics["before_temperature"]["log_loss"] == pytest.approx(
+        -np.log(before[rows, truth]).mean(), rel=1e-3
+    )
+
+
+@pytest.fixture
+def written(monkeypatch):
+    """Fills with what `write_report` is given, which then draws nothing."""
+    given = {}
+
+    def write(folder, **report):
+        folder.mkdir(exist_ok=True)
+        given.update(report, folder=folder)
+        dataset = report["dataset"]
+        truth = dataset.labels(report["pictures"])
+        return evaluate.evaluate(report["probabilities"], truth, dataset.class_names)
+
+    monkeypatch.setattr(evaluate, "write_report", write)
+    return given
+
+
+@pytest.mark.usefixtures("written")
+def test_what_it_answers_to_the_pictures_that_picked_the_epoch_is_told(
+    made, drawn, tmp_path, capsys
+):
+    _, [path] = run(made, tmp_path, drawn)
+    probabilities, truth = answers(path, drawn, Split.read(split_record(path)).selection)
+    accuracy = (probabilities.argmax(axis=1) == truth).mean()
+    loss = -np.log(probabilities[np.arange(10), truth]).mean()
+    assert (
+        f"  on the 10 pictures that picked the epoch: accuracy {accuracy:.3f}, loss {loss:.3f}\n"
+    ) in capsys.readouterr().out
+
+
+def test_without_a_report_of_the_run_the_split_says_what_picked_the_epoch(
+    made, drawn, tmp_path, written
+):
+    checkpoint = tmp_path / made.name
+    checkpoint.write_bytes(made.read_bytes())
+    whole = Split.read(split_record(made))
+    whole.write(split_record(checkpoint))
+    (tmp_path / "wrong.txt").write_text(whole.selection[0])
+    run(checkpoint, tmp_path / "own", drawn, "--exclude", tmp_path / "wrong.txt")
+    own = "pictures of their own, neither trained nor reported on"
+    assert written["card"]["picked_on"] == f"the best of its epochs on 10 {own}"
+    assert written["card"]["calibrated_on"] == f"temperature fitted on 9 {own}"
+    assert "excluded" not in written["card"], "it was none of those trained on"
+    assert written["curves"] is None
+    assert not written["history"].exists()
+
+    replace(whole, selection=()).write(split_record(checkpoint))
+    _, [path] = run(checkpoint, tmp_path / "same", drawn)
+    same = "the 20 validation pictures themselves, which flatters a little"
+    assert written["card"]["picked_on"] == f"the best of its epochs on {same}"
+    assert written["card"]["calibrated_on"] == f"temperature fitted on {same}"
+    assert fit_temperature(*answers(path, drawn, whole.validation)) == pytest.approx(1, abs=0.01)
+
+
+def test_the_report_is_given_what_was_found_and_probable_wrong_labels(
+    made, drawn, tmp_path, written, capsys
+):
+    dataset, parts = scan(drawn), Split.read(split_record(made))
+    network, metadata = load_checkpoint(made)
+    uncalibrated = np.eye(5)[dataset.labels(parts.validation)] * 0.5 + 0.1
+    probabilities = np.eye(5)[dataset.labels(parts.validation)] * 0.9 + 0.02
+    found = evaluate.Calibrated(network, metadata, uncalibrated, probabilities, uncalibrated[:10])
+    features = np.random.default_rng(0).normal(0, 0.1, (50, 5))
+    features += np.eye(5)[dataset.labels(dataset.pictures)] * 3
+    features[12] = features[40]
+    path = tmp_path / "a.h5"
+    card = {"seed": 1, "calibrated_on": "none"}
+    arguments = found, path, dataset, parts, card, tmp_path / "history.csv"
+    evaluate.report(*arguments, curves=tmp_path / "curves.png", features=features)
+
+    [suspect] = written.pop("suspects")
+    assert suspect.picture == dataset.pictures[12]
+    assert suspect.picture in (tmp_path / "a" / evaluate.SUSPECTS).read_text()
+    assert "Probably wrong labels: 1, in" in capsys.readouterr().out
+    own = "10 pictures of their own, neither trained nor reported on"
+    assert written.pop("card") == {
+        "picked_on": f"the best of its epochs on {own}",
+        "seed": 1,
+        "calibrated_on": f"temperature fitted on {own}",
+    }
+    expected = {
+        "folder": tmp_path / "a",
+        "checkpoint": path,
+        "model": network,
+        "dataset": dataset,
+        "pictures": parts.validation,
+        "probabilities": probabilities,
+        "uncalibrated": uncalibrated,
+        "temperature": 0.5,
+        "history": tmp_path / "history.csv",
+        "curves": tmp_path / "curves.png",
+    }
+    assert written.keys() == expected.keys()
+    assert all(written[name] is value or written[name] == value for name, value in expected.items())
+
+    evaluate.report(*arguments)
+    assert (written["suspects"], written["curves"]) == ([], None)
+
+
+def test_activations_stand_for_their_pictures(made, drawn, tmp_path):
+    dataset, parts = scan(drawn), Split.read(split_record(made))
+    pictures = Pictures(dataset, (SIDE, SIDE))
+    frozen, _ = model.cut_at(load_checkpoint(made)[0], None)
+    activations = Activations(pictures, frozen, "float32", tmp_path)
+    activations.compute([(i, 0) for i in range(len(dataset.pictures))])
+    one, other = (
+        evaluate.calibrate(*load_checkpoint(made), dataset, parts, source)
+        for source in (pictures, activations)
+    )
+    assert other.metadata.temperature == pytest.approx(one.metadata.temperature, rel=1e-3)
+    assert other.metadata.val_accuracy == one.metadata.val_accuracy
+    for name in ("uncalibrated", "probabilities", "picking"):
+        assert np.allclose(getattr(other, name), getattr(one, name), atol=1e-4)
+    inputs = pictures.inputs([(i, 0) for i in range(5)])
+    assert np.allclose(other.model(inputs), one.model(inputs), atol=1e-4)
+
+
+@pytest.mark.usefixtures("written")
+def test_once_more_changes_nothing(made, drawn, tmp_path):
+    _, [first] = run(made, tmp_path / "1", drawn)
+    _, [second] = run(first, tmp_path / "2", drawn)
+    assert first.name == second.name
+    assert read_metadata(second).temperature == pytest.approx(
+        read_metadata(first).temperature, rel=1e-3
+    )
+    pictures = Split.read(split_record(first)).validation
+    one, _ = answers(first, drawn, pictures)
+    assert np.allclose(one, answers(second, drawn, pictures)[0], atol=1e-3)
+
+
+def test_at_another_size(made, drawn, tmp_path):
+    exit_code, [path] = run(made, tmp_path, drawn, "--inference-size", "75")
+    assert exit_code == 0
+    assert load_checkpoint(path)[0].input_shape == (None, 75, 75, 3)
+    probabilities, truth = answers(path, drawn, Split.read(split_record(path)).validation)
+    accuracy = (probabilities.argmax(axis=1) == truth).mean()
+    assert read_metadata(path).val_accuracy == pytest.approx(accuracy)
+
+
+def test_what_cannot_be_reported_on_ends_with_one_sentence(made, drawn, tmp_path, capsys):
+    (tmp_path / "all.txt").write_text("\n".join(Split.read(split_record(made)).validation))
+    alone = tmp_path / "xception_fin_01_0.500.h5"
+    alone.write_bytes(made.read_bytes())
+    few, fewer = tmp_path / "few", tmp_path / "fewer"
+    whole = Split.read(split_record(made))
+    without = {}
+    for part in ("validation", "selection"):
+        without[part] = tmp_path / part
+        for name in set(scan(drawn).pictures) - set(getattr(whole, part)):
+            (without[part] / name).parent.mkdir(parents=True, exist_ok=True)
+            (without[part] / name).symlink_to(drawn / name)
+    for folder, names in ((few, scan(drawn).class_names), (fewer, ("rose", "tulip"))):
+        for name in names:
+            (folder / name).mkdir(parents=True)
+            for picture in sorted((drawn / name).iterdir())[:5]:
+                (folder / name / picture.name).write_bytes(picture.read_bytes())
+    for checkpoint, data, flags, sentence in (
+        (made, drawn, ["--exclude", str(tmp_path / "all.txt")], "Take some out of"),
+        (made, few, [], "Name the right one with --data."),
+        (made, without["validation"], [], "Received: a folder without 20 of them."),
+        (made, without["selection"], [], "Received: a folder without 10 of them."),
+        (made, fewer, [], "Received: rose, tulip. Name the right folder with --data."),
+        (alone, drawn, [], "Expected xception_fin_01_0.500.split.json beside the checkpoint."),
+        (tmp_path / "no.h5", drawn, [], "no.h5"),
+    ):
+        command = [str(checkpoint), str(tmp_path / "new"), "--data", str(data), *flags]
+        assert evaluate.main(command) == 1
+        error = capsys.readouterr().err
+        assert sentence in error
+        assert error.count("\n") == 1
+        assert not list((tmp_path / "new").glob("*"))
+
+
+def test_stopped_by_hand_it_says_so_in_one_line(made, drawn, tmp_path, monkeypatch, capsys):
+    def stop(*_):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(evaluate, "calibrate", stop)
+    assert run(made, tmp_path, drawn)[0] == 130
+    assert capsys.readouterr().err == "\nevaluate: Stopped.\n"
+
+
+def test_a_size_is_one_that_the_network_takes(made, tmp_path, capsys):
+    with pytest.raises(SystemExit):
+        evaluate.main([str(made), str(tmp_path), "--inference-size", "70"])
+    assert "expected 71 or more. Received: 70" in capsys.readouterr().err

@@ -1,0 +1,566 @@
+"""training.evaluation.report: what a person looks at after a run."""
+
+import json
+import re
+from dataclasses import replace
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+from PIL import Image
+
+import training.evaluation.report
+from serving.image import open_picture
+from serving.preprocess import preprocess
+from training.backend import keras
+from training.dataset.scan import Dataset, scan
+from training.evaluation import figures
+from training.evaluation.calibration import apply_temperature, bake_temperature
+from training.evaluation.figures import MAX_BYTES, Tile, gallery, overlay, read_history, save
+from training.evaluation.metrics import evaluate, wilson
+from training.evaluation.report import CARD, CURVES, FIGURES, METRICS, write_report
+from training.model import BASE_LAYER
+
+SIDE = 32
+TEMPERATURE = 1.5
+GALLERIES = ("mistakes.png", "gradcam.png", "suspects.png")
+ALWAYS = [name for name in FIGURES if name != "suspects.png"]
+CARD_OF_RUN = {
+    "command": "python train.py --epochs 3",
+    "recipe": {"learning_rate": 0.01, "head": (512, 128)},
+    "seed": 69420,
+    "split": {"train": 40, "selection": 0, "validation": 10},
+    "picked_on": "the best of its epochs on the validation pictures",
+    "weights": "ImageNet",
+    "seconds": 600,
+    "hygiene": ["two near duplicates left out"],
+    "git": "abc123",
+}
+
+
+def tiny_model(classes):
+    """The shape of a real one: a convolution named as the base, pooling, dense softmax."""
+    keras.utils.set_random_seed(3)
+    inside = keras.Input((SIDE, SIDE, 3))
+    base = keras.Model(
+        inside, keras.layers.Conv2D(8, 4, strides=4, activation="relu")(inside), name=BASE_LAYER
+    )
+    inputs = keras.Input((SIDE, SIDE, 3))
+    x = keras.layers.GlobalAveragePooling2D()(base(inputs))
+    return keras.Model(inputs, keras.layers.Dense(classes, activation="softmax")(x))
+
+
+@pytest.fixture(scope="module")
+def run(drawn, tmp_path_factory):
+    """What `write_report` is given, about all drawn flowers."""
+    dataset = scan(drawn)
+    model = tiny_model(len(dataset.class_names))
+    inputs = [
+        preprocess(open_picture(dataset.folder / picture), (SIDE, SIDE))
+        for picture in dataset.pictures
+    ]
+    uncalibrated = np.asarray(model(np.concatenate(inputs)))
+    bake_temperature(model, TEMPERATURE)
+    folder = tmp_path_factory.mktemp("run")
+    history = folder / "history.csv"
+    history.write_text(
+        "epoch,accuracy,loss,val_accuracy,val_loss\n0,0.5,1.2,0.6,1.1\n1,0.7,0.8,0.65,0.9\n"
+    )
+    return {
+        "checkpoint": folder / "xception_fin_02_0.650.h5",
+        "model": model,
+        "dataset": dataset,
+        "pictures": dataset.pictures,
+        "probabilities": apply_temperature(uncalibrated, TEMPERATURE),
+        "uncalibrated": uncalibrated,
+        "temperature": TEMPERATURE,
+        "history": history,
+        "card": CARD_OF_RUN,
+        "suspects": [
+            SimpleNamespace(picture=p, label="rose", suggested="tulip", confidence=0.9)
+            for p in dataset.pictures[:14]
+        ],
+    }
+
+
+@pytest.fixture(scope="module")
+def written(run, tmp_path_factory):
+    """A report of everything: its folder, and what `write_report` returned."""
+    folder = tmp_path_factory.mktemp("models") / "xception_fin_02_0.650"
+    return folder, write_report(folder, **run)
+
+
+@pytest.fixture(scope="module")
+def faultless(run):
+    """The same run, but always right and almost certain."""
+    classes = len(run["dataset"].class_names)
+    right = np.eye(classes)[run["dataset"].labels(run["pictures"])]
+    probabilities = (right * 0.95 + 0.05 / classes).astype("float32")
+    return run | {"probabilities": probabilities, "uncalibrated": probabilities, "temperature": 1.0}
+
+
+@pytest.fixture
+def only_text(monkeypatch):
+    """Draw nothing, for tests of the rest."""
+    monkeypatch.setattr(training.evaluation.report, "_draw", lambda *_: [])
+
+
+def test_every_file_is_there_and_nothing_else(written):
+    folder, _ = written
+    assert {path.name for path in folder.iterdir()} == {METRICS, CARD, *FIGURES}
+    assert [path.name for path in folder.parent.iterdir()] == [folder.name]
+
+
+def near(pixels, colour, distance=30):
+    """Return which of `pixels` (..., 3) have about the colour "#rrggbb"."""
+    rgb = [int(colour[i : i + 2], 16) for i in (1, 3, 5)]
+    return np.abs(pixels.astype(int) - rgb).max(axis=-1) <= distance
+
+
+@pytest.mark.parametrize(
+    ("name", "colours"),
+    {
+        "per_class.png": (figures.BLUE, figures.ORANGE, figures.GREEN),
+        "confusion_matrix.png": ("#084a91", "#f16813"),  # all right, all wrong
+        "reliability.png": ("#4e83be", figures.ORANGE, figures.GREY),
+        CURVES: (figures.BLUE, figures.ORANGE, figures.GREY),
+        "mistakes.png": (figures.RED,),
+        "gradcam.png": (figures.RED,),
+        "suspects.png": (figures.ORANGE,),
+    }.items(),
+)
+def test_a_figure_is_a_png_of_a_screen_in_its_own_colours(written, name, colours):
+    path = written[0] / name
+    assert path.stat().st_size <= MAX_BYTES
+    with Image.open(path) as picture:
+        assert picture.format == "PNG"
+        assert 400 <= picture.width <= 1600
+        assert 250 <= picture.height <= 1600
+        pixels = np.asarray(picture.convert("RGB"))
+    for colour in colours:
+        assert near(pixels, colour).mean() > 0.0005
+    if name in GALLERIES:  # photographs, beside their captions
+        assert (pixels.min(axis=-1) < 240).mean() > 0.4
+
+
+def test_the_metrics_are_those_of_the_probabilities(run, written):
+    folder, returned = written
+    metrics = json.loads((folder / METRICS).read_text())
+    assert metrics == json.loads(json.dumps(returned))
+    truth = run["dataset"].labels(run["pictures"])
+    expected = evaluate(run["probabilities"], truth, run["dataset"].class_names)
+    assert {key: returned[key] for key in expected} == expected
+    assert metrics["accuracy"] == pytest.approx(
+        (run["probabilities"].argmax(axis=1) == truth).mean()
+    )
+    assert metrics["temperature"] == TEMPERATURE
+    before = evaluate(run["uncalibrated"], truth, run["dataset"].class_names)
+    assert before["log_loss"] != pytest.approx(metrics["log_loss"])
+    assert metrics["before_temperature"] == {
+        key: before[key] for key in ("log_loss", "expected_calibration_error")
+    }
+    assert metrics["class_counts"] == dict.fromkeys(run["dataset"].class_names, 10)
+    assert metrics["suspects"] == 14
+    assert metrics["checkpoint"] == "xception_fin_02_0.650.h5"
+    assert metrics["run"]["seed"] == 69420
+    assert metrics["versions"]["keras"] == keras.__version__
+
+
+def test_the_model_card_says_what_a_reader_asks(run, written):
+    folder, metrics = written
+    card = (folder / CARD).read_text()
+    low, high = metrics["accuracy_interval"]
+    assert f"{metrics['accuracy']:.3f} ({low:.3f} to {high:.3f}), n = {metrics['n']}" in card
+    assert "Wilson" in card
+    share, low, high = (f"{100 * value:.1f} %" for value in (metrics["accuracy"], low, high))
+    assert f"On 50 pictures that it was not trained on it is right in **{share} ({low} to" in card
+    assert f"is off by {metrics['expected_calibration_error']:.3f} on average" in card
+
+    def cell(row, key):
+        return (
+            f"{row[key]:.3f} ({row[f'{key}_interval'][0]:.3f} to {row[f'{key}_interval'][1]:.3f})"
+        )
+
+    for name, row in metrics["per_class"].items():
+        cells = " | ".join(cell(row, key) for key in ("precision", "recall", "f1"))
+        assert f"| {name} | {cells} | {row['support']} |" in card
+    before = metrics["before_temperature"]
+    assert f"- macro F1 {cell(metrics, 'macro_f1')}, the interval by bootstrap" in card
+    assert f"- log loss {metrics['log_loss']:.3f} nats; {before['log_loss']:.3f} before" in card
+    assert f"calibration error {metrics['expected_calibration_error']:.3f} (15 bins)" in card
+    assert f"; {before['expected_calibration_error']:.3f} before the temperature" in card
+    by_chance = metrics["expected_calibration_error_by_chance"]
+    assert f"stays under {by_chance:.3f}, 19 times out of 20" in card
+    for text in (
+        "    python train.py --epochs 3",
+        "- seed: 69420",
+        "- starting weights: ImageNet",
+        "- time: 10.0 minutes",
+        "- git: abc123",
+        "| learning_rate | 0.01 |",
+        "train 40, selection 0, validation 10",
+        "- two near duplicates left out",
+        "The best of its epochs on the validation pictures. Where a picture",
+        f"tensorflow {metrics['versions']['tensorflow']}",
+        "temperature T = 1.500, which is inside the model's last layer",
+        f"Of the {len(run['dataset'].pictures)}, a cross-validated model suspects 14.",
+        "and nothing else",
+    ):
+        assert text in card
+
+
+def card_of(folder, run, **changed):
+    write_report(folder, **run | changed)
+    return (folder / CARD).read_text()
+
+
+def test_the_model_card_says_of_which_class_least_is_known(faultless, tmp_path, only_text):
+    half_right = faultless["probabilities"].copy()
+    half_right[25:30] = half_right[0]  # half of the roses as daisies
+    assert faultless["pictures"][25].startswith("rose/")
+    card = card_of(tmp_path, faultless, probabilities=half_right)
+    low, high = wilson(5, 10)
+    assert f"- Least is known of rose: 10 pictures, recall {low:.2f} to {high:.2f}." in card
+
+
+@pytest.mark.parametrize(("error", "said"), [(0.031, "**above**"), (0.029, "within")])
+def test_the_model_card_says_whether_confidence_is_as_right_as_asked_for(
+    faultless, tmp_path, only_text, error, said
+):
+    right = np.eye(5)[faultless["dataset"].labels(faultless["pictures"])]
+    probabilities = right * (1 - error * 5 / 4) + error / 4
+    card = card_of(tmp_path, faultless, probabilities=probabilities, uncalibrated=probabilities)
+    assert f"expected calibration error {error:.3f} (15 bins), {said} the 0.03" in card
+
+
+def test_the_model_card_counts_what_is_reported_on(run, tmp_path, only_text):
+    some = slice(8, 25)  # of the pictures, which are ten of each class
+    chosen = {key: run[key][some] for key in ("pictures", "probabilities", "uncalibrated")}
+    lines = card_of(tmp_path, run, **chosen).splitlines()
+    head = lines.index("| class | pictures | reported on |")
+    assert lines[head + 2 : head + 8] == [
+        "| daisy | 10 | 2 |",
+        "| dandelion | 10 | 10 |",
+        "| rose | 10 | 5 |",
+        "| sunflower | 10 | 0 |",
+        "| tulip | 10 | 0 |",
+        "| all | 50 | 17 |",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("seconds", "said"), [(89.4, "89 seconds"), (90, "1.5 minutes"), (None, None)]
+)
+def test_the_model_card_says_how_long_it_took(run, tmp_path, only_text, seconds, said):
+    card = card_of(tmp_path, run, card={"seconds": seconds})
+    assert f"- time: {said}" in card if said else "- time" not in card
+
+
+def test_the_model_card_tells_what_was_excluded_from_what_is_broken(run, drawn, tmp_path):
+    excluded = tmp_path / "wrong_labels.txt"
+    excluded.write_text("\n".join(run["dataset"].pictures[-3:]))
+    dataset = scan(drawn, excluded)
+    broken = replace(dataset, left_out=(*dataset.left_out, ("rose/x.jpg", "empty")))
+    shown = run | {
+        "dataset": broken,
+        "pictures": dataset.pictures,
+        "probabilities": run["probabilities"][:-3],
+        "uncalibrated": run["uncalibrated"][:-3],
+    }
+    write_report(tmp_path / "report", **shown)
+    card = (tmp_path / "report" / CARD).read_text()
+    assert "; 1 unusable files left out, 3 excluded by" in card
+    assert "- What was excluded is in none of these numbers" in card
+
+
+def test_the_model_card_shows_each_figure_that_is_there(written):
+    folder, _ = written
+    shown = re.findall(r"!\[.*\]\((.*)\)", (folder / CARD).read_text())
+    assert sorted(shown) == sorted(path.name for path in folder.glob("*.png"))
+    assert all("/" not in name for name in shown)
+
+
+def test_the_model_card_lists_the_mistakes_most_confident_first(run, written):
+    folder, _ = written
+    rows = re.findall(r"^\| (\S+/\S+) \| (\w+) \| (0\.\d+) \|$", (folder / CARD).read_text(), re.M)
+    assert len(rows) == 12
+    confidence = [float(row[2]) for row in rows]
+    assert confidence == sorted(confidence, reverse=True)
+    for picture, answer, confidence in rows:
+        scores = run["probabilities"][run["pictures"].index(picture)]
+        assert answer == run["dataset"].class_names[scores.argmax()]
+        assert confidence == f"{scores.max():.3f}"
+        assert not picture.startswith(answer)
+    wrong = run["probabilities"].argmax(axis=1) != run["dataset"].labels(run["pictures"])
+    assert float(rows[0][2]) == pytest.approx(run["probabilities"][wrong].max(), abs=1e-3)
+
+
+@pytest.fixture
+def given(run, monkeypatch, tmp_path):
+    """What each figure of the run is given, instead of drawing it: {function: [arguments]}.
+
+    A gallery is under its title. `grad_cam` gives picture number i a heat that is i everywhere.
+    """
+    calls = {}
+
+    def note(name):
+        def figure(*arguments, **_):
+            key = arguments[0].split(" (")[0] if name == "gallery" else name
+            calls[key] = arguments
+            return key
+
+        monkeypatch.setattr(figures, name, figure)
+
+    for name in ("per_class", "confusion_matrix", "reliability", "learning_curves", "gallery"):
+        note(name)
+    monkeypatch.setattr(figures, "save", lambda figure, path: path.write_text(figure))
+
+    def grad_cam(*arguments):
+        calls["grad_cam"] = arguments
+        return np.arange(len(arguments[1]))[:, np.newaxis, np.newaxis] * np.ones((1, 4, 4))
+
+    monkeypatch.setattr(training.evaluation.report, "grad_cam", grad_cam)
+    suspects = [
+        SimpleNamespace(picture=p, label="rose", suggested="tulip", confidence=0.5 + 0.03 * i)
+        for i, p in enumerate(run["dataset"].pictures[:14])
+    ]
+    calls["metrics"] = write_report(tmp_path / "report", **run | {"suspects": suspects})
+    calls["drawn"] = {path.name: path.read_text() for path in tmp_path.glob("report/*.png")}
+    return calls
+
+
+def position(run, picture):
+    """Return which of the run's pictures a gallery shows as `picture`."""
+    shown = preprocess(picture, (SIDE, SIDE))
+    for index, name in enumerate(run["pictures"]):
+        if np.array_equal(
+            preprocess(open_picture(run["dataset"].folder / name), (SIDE, SIDE)), shown
+        ):
+            return index
+    raise AssertionError("a picture of another run")
+
+
+def verdict(run, index):
+    """Return the caption that a picture should have."""
+    names, scores = run["dataset"].class_names, run["probabilities"][index]
+    truth = run["pictures"][index].split("/")[0]
+    answer = names[scores.argmax()]
+    said = f"{answer} {100 * scores.max():.0f} %"
+    if answer == truth:
+        return ((said, figures.GREEN),)
+    return ((said, figures.RED), (f"truth: {truth}", figures.INK))
+
+
+def test_each_figure_is_of_what_its_name_says(run, given):
+    before, after, truth, temperature = given["reliability"]
+    assert np.array_equal(before, run["uncalibrated"])
+    assert np.array_equal(after, run["probabilities"])
+    assert np.array_equal(truth, run["dataset"].labels(run["pictures"]))
+    assert temperature == TEMPERATURE
+    counts, names = given["confusion_matrix"]
+    assert counts.tolist() == given["metrics"]["confusion_matrix"]
+    assert names == run["dataset"].class_names
+    assert given["per_class"] == (given["metrics"],)
+    history, epoch = given["learning_curves"]
+    assert history["val_accuracy"].tolist() == [0.6, 0.65]
+    assert epoch == 2
+    assert given["drawn"] == {
+        "per_class.png": "per_class",
+        "confusion_matrix.png": "confusion_matrix",
+        "reliability.png": "reliability",
+        CURVES: "learning_curves",
+        "mistakes.png": "The most confident mistakes",
+        "gradcam.png": "What speaks for the answer, red the most",
+        "suspects.png": "Labels that are probably wrong",
+    }
+
+
+def test_the_most_confident_mistakes_are_shown_with_answer_and_truth(run, given):
+    title, tiles = given["The most confident mistakes"]
+    wrong = np.flatnonzero(
+        run["probabilities"].argmax(axis=1) != run["dataset"].labels(run["pictures"])
+    )
+    assert title == f"The most confident mistakes (12 of {len(wrong)})"
+    order = wrong[np.argsort(-run["probabilities"][wrong].max(axis=1), kind="stable")]
+    assert [position(run, tile.picture) for tile in tiles] == order[:12].tolist()
+    assert [tile.lines for tile in tiles] == [verdict(run, index) for index in order[:12]]
+
+
+def test_grad_cam_is_asked_about_the_answer_and_shown_on_its_picture(run, given):
+    model, inputs, classes = given["grad_cam"]
+    _, tiles = given["What speaks for the answer, red the most"]
+    chosen = [position(run, tile.picture) for tile in tiles]
+    assert model is run["model"]
+    for index, pixels in zip(chosen, inputs, strict=True):
+        picture = open_picture(run["dataset"].folder / run["pictures"][index])
+        assert np.array_equal(pixels, preprocess(picture, (SIDE, SIDE))[0])
+    assert classes.tolist() == run["probabilities"][chosen].argmax(axis=1).tolist()
+    assert [tile.heat.max() for tile in tiles] == list(range(len(chosen)))
+    assert [tile.lines for tile in tiles] == [verdict(run, index) for index in chosen]
+
+
+def test_grad_cam_explains_a_typical_right_answer_of_each_class_then_mistakes(run, given):
+    _, tiles = given["What speaks for the answer, red the most"]
+    chosen = [position(run, tile.picture) for tile in tiles]
+    truth, confidence = run["dataset"].labels(run["pictures"]), run["probabilities"].max(axis=1)
+    right = run["probabilities"].argmax(axis=1) == truth
+    typical = []
+    for index in range(5):
+        hits = sorted(np.flatnonzero(right & (truth == index)), key=lambda i: confidence[i])
+        typical += hits[len(hits) // 2 :][:1]
+    wrong = sorted(np.flatnonzero(~right), key=lambda i: -confidence[i])
+    assert typical
+    assert chosen == [*typical, *wrong[:4]]
+
+
+def test_the_surest_suspects_are_shown_with_what_they_look_like(run, given):
+    title, tiles = given["Labels that are probably wrong"]
+    assert title == "Labels that are probably wrong (12 of 14)"
+    assert [position(run, tile.picture) for tile in tiles] == list(range(13, 1, -1))
+    assert tiles[0].lines == (("tulip 89 %?", figures.ORANGE), ("label: rose", figures.INK))
+
+
+def test_curves_that_an_earlier_report_has_drawn_are_taken_over(run, given, tmp_path):
+    (tmp_path / "curves.png").write_bytes(b"drawn before")
+    write_report(tmp_path / "again", **run | {"curves": tmp_path / "curves.png"})
+    assert (tmp_path / "again" / CURVES).read_bytes() == b"drawn before"
+    assert f"]({CURVES})" in (tmp_path / "again" / CARD).read_text()
+
+
+def test_without_mistakes_history_suspects_or_card(faultless, tmp_path):
+    folder = tmp_path / "report"
+    history = tmp_path / "history.csv"
+    bare = faultless | {"history": history, "suspects": [], "card": {}}
+    metrics = write_report(folder, **bare)
+    assert metrics["accuracy"] == 1
+    assert metrics["accuracy_interval"][0] < 1
+    assert {path.name for path in folder.glob("*.png")} == set(ALWAYS)
+    card = (folder / CARD).read_text()
+    assert "probably wrong" not in card
+    assert "None" not in card
+
+
+def test_a_report_that_fails_leaves_the_old_one_whole(run, tmp_path, only_text, monkeypatch):
+    folder = tmp_path / "report"
+    write_report(folder, **run)
+    before = {path.name: path.read_bytes() for path in folder.iterdir()}
+
+    def fail(*_):
+        raise OSError("no space left")
+
+    monkeypatch.setattr(training.evaluation.report, "model_card", fail)
+    with pytest.raises(OSError, match="no space left"):
+        write_report(folder, **run | {"card": {"seed": 1}})
+    assert {path.name: path.read_bytes() for path in folder.iterdir()} == before
+    assert [path.name for path in tmp_path.iterdir()] == ["report"]
+
+
+def test_a_new_report_replaces_its_own_files_and_keeps_those_of_others(run, tmp_path, only_text):
+    folder = tmp_path / "report"
+    folder.mkdir()
+    (folder / "suspects.png").write_text("old")
+    (folder / "probable_wrong_labels.txt").write_text("rose/1.jpg")
+    (folder / "more").mkdir()
+    (folder / "more" / "notes.txt").write_text("mine")
+    write_report(folder, **run)
+    assert not (folder / "suspects.png").exists()
+    assert (folder / "probable_wrong_labels.txt").read_text() == "rose/1.jpg"
+    assert (folder / "more" / "notes.txt").read_text() == "mine"
+    assert (folder / CARD).exists()
+
+
+def test_what_a_killed_run_left_is_put_right(run, tmp_path, only_text):
+    (tmp_path / ".report.report_old").mkdir()
+    (tmp_path / ".report.report_old" / "notes.txt").write_text("mine")
+    (tmp_path / ".another.report_new").mkdir()
+    write_report(tmp_path / "report", **run)
+    assert [path.name for path in tmp_path.iterdir()] == ["report"]
+    assert (tmp_path / "report" / "notes.txt").read_text() == "mine"
+
+
+def test_a_backend_without_gradients_has_no_grad_cam_and_says_so(run, tmp_path, monkeypatch):
+    monkeypatch.setattr(training.evaluation.report, "is_possible", lambda: False)
+    monkeypatch.setattr(keras.backend, "backend", lambda: "torch")
+    write_report(tmp_path / "report", **run)
+    assert not (tmp_path / "report" / "gradcam.png").exists()
+    card = (tmp_path / "report" / CARD).read_text()
+    assert "Grad-CAM is left out: not made on Keras' torch backend." in card
+    assert "gradcam.png" not in card
+
+
+@pytest.mark.parametrize("classes", [2, 30])
+def test_any_number_of_classes_with_any_names(classes, tmp_path, recwarn):
+    odd = ("$5 & $x_1", "a|b *c*", "玫瑰", "two\nlines", "a name that is far too long to be shown")
+    names = tuple(sorted([*odd, *(f"class {i}" for i in range(25))][:classes]))
+    picture = Image.new("RGB", (SIDE, SIDE + 9), "green")
+    for name in names:
+        (tmp_path / "data" / name).mkdir(parents=True)
+        for number in range(2):
+            picture.save(tmp_path / "data" / name / f"{number}.png")
+    pictures = tuple(f"{name}/{number}.png" for name in names for number in range(2))
+    rng = np.random.default_rng(0)
+    probabilities = rng.dirichlet(np.ones(classes), len(pictures)).astype("float32")
+    metrics = write_report(
+        tmp_path / "report",
+        checkpoint=tmp_path / "mine.h5",
+        model=tiny_model(classes),
+        dataset=Dataset(tmp_path / "data", names, pictures, ()),
+        pictures=pictures,
+        probabilities=probabilities,
+        uncalibrated=probabilities,
+        temperature=1.0,
+        history=tmp_path / "none.csv",
+        card={},
+        suspects=[],
+    )
+    assert list(metrics["per_class"]) == list(names)
+    for name in ALWAYS:
+        assert (tmp_path / "report" / name).stat().st_size <= MAX_BYTES
+    card = (tmp_path / "report" / CARD).read_text()
+    assert r"\$5 & \$x_1" in card
+    assert r"a\|b \*c\*" in card
+    tables = [line for line in card.splitlines() if line.startswith(r"| a\|b")]
+    assert [len(re.findall(r"(?<!\\)\|", line)) for line in tables] == [6, 4]
+    assert not [str(warning.message) for warning in recwarn if "Glyph" in str(warning.message)]
+
+
+def test_a_gallery_of_noise_is_made_to_fit(tmp_path):
+    rng = np.random.default_rng(0)
+    tiles = [
+        Tile(Image.fromarray(rng.integers(0, 256, (224, 224, 3), dtype=np.uint8)), (("x", "red"),))
+        for _ in range(24)
+    ]
+    save(gallery("Noise", tiles, columns=6), tmp_path / "noise.png")
+    assert (tmp_path / "noise.png").stat().st_size <= MAX_BYTES
+
+
+def test_matplotlib_is_left_as_the_caller_has_set_it(run, tmp_path):
+    import matplotlib
+
+    before = dict(matplotlib.rcParams)
+    save(gallery("One", [Tile(Image.new("RGB", (9, 9)), (("x", "red"),))]), tmp_path / "one.png")
+    assert dict(matplotlib.rcParams) == before
+
+
+def test_the_overlay_is_warm_where_it_is_hot_and_grey_elsewhere():
+    pixels = np.full((20, 20, 3), (0, 128, 0), dtype=np.uint8)
+    heat = np.zeros((10, 10))
+    heat[:, :3] = 1
+    red, green, blue = np.moveaxis(overlay(pixels, heat).astype(int), -1, 0)
+    assert (red[:, :4] > green[:, :4]).all()
+    assert (red[:, 12:] == green[:, 12:]).all()
+    assert (red[:, 12:] == blue[:, 12:]).all()
+
+
+@pytest.mark.parametrize("text", [None, "", "epoch,accuracy\n"])
+def test_a_history_without_epochs_is_empty(tmp_path, text):
+    if text is not None:
+        (tmp_path / "history.csv").write_text(text)
+    assert read_history(tmp_path / "history.csv") == {}
+
+
+def test_what_is_no_number_in_a_history_is_not_drawn(tmp_path):
+    (tmp_path / "history.csv").write_text("epoch,loss\n0,0.5\n1,NA\n2\n")
+    loss = read_history(tmp_path / "history.csv")["loss"]
+    assert loss[0] == 0.5
+    assert np.isnan(loss[1:]).all()

@@ -1,0 +1,348 @@
+"""training.checkpoint: what files hold, what beats what, and the sentences, whole."""
+
+import json
+import math
+import os
+from pathlib import Path
+
+import h5py
+import numpy as np
+import pytest
+from PIL import Image
+
+from serving.model_files import ModelError
+from serving.preprocess import preprocess
+from training import checkpoint as module
+from training.backend import keras
+from training.checkpoint import (
+    BestCheckpoint,
+    CheckpointClassifier,
+    Metadata,
+    RunState,
+    load_checkpoint,
+    note_in_run,
+    read_metadata,
+    read_run,
+    read_split,
+    remove_checkpoint,
+    remove_unfinished,
+    restore_run,
+    save_checkpoint,
+    split_record,
+    trim_history,
+    write_atomically,
+    write_metadata,
+)
+from training.dataset.scan import Split
+
+PARTS = Split(1, 0.2, ("a/1", "b/1"), ("a/2", "b/2"))
+
+
+def refusal(function, *arguments):
+    with pytest.raises(ModelError) as caught:
+        function(*arguments)
+    return str(caught.value)
+
+
+@pytest.fixture
+def model():
+    keras.utils.set_random_seed(1)
+    model = keras.Sequential([keras.Input((4,)), keras.layers.Dense(2, activation="softmax")])
+    model.compile(keras.optimizers.SGD(0.1, momentum=0.9), loss="categorical_crossentropy")
+    return model
+
+
+@pytest.fixture
+def attributes(tmp_path):
+    """Write a file with these attributes and no model; returns its path."""
+
+    def write(**attributes):
+        path = tmp_path / "a.h5"
+        with h5py.File(path, "w") as file:
+            write_metadata(file, Metadata(("a", "b"), 3, 0.5, 1.5))
+            for name, value in attributes.items():
+                if value is None:
+                    del file.attrs[name]
+                else:
+                    file.attrs[name] = value
+        return path
+
+    return write
+
+
+# What a checkpoint says of itself.
+
+
+def test_the_attributes_have_these_names(attributes):
+    with h5py.File(attributes()) as file:
+        assert dict(file.attrs) == {
+            "class_names": '["a", "b"]',
+            "input_scaling": "xception",
+            "epoch": 3,
+            "val_accuracy": 0.5,
+            "temperature": 1.5,
+        }
+    assert read_metadata(attributes()) == Metadata(("a", "b"), 3, 0.5, 1.5)
+
+
+def test_without_a_temperature_it_was_one(attributes):
+    assert read_metadata(attributes(temperature=None)) == Metadata(("a", "b"), 3, 0.5, 1.0)
+
+
+def test_what_is_no_checkpoint_is_told(attributes, tmp_path):
+    assert refusal(read_metadata, tmp_path / "none.h5") == (
+        f"Expected a checkpoint (.h5). Received: {tmp_path / 'none.h5'}, which does not exist. "
+        "Run python train.py first, or name another."
+    )
+    path = tmp_path / "a.h5"
+    ours = (
+        "Expected a checkpoint that train.py wrote, with its class names inside. "
+        f"Received: {path}. Train it again with python train.py."
+    )
+    path.write_text("hello")
+    assert refusal(read_metadata, path) == ours
+    for name in ("class_names", "epoch", "val_accuracy", "input_scaling"):
+        assert refusal(read_metadata, attributes(**{name: None})) == ours
+    assert refusal(read_metadata, attributes(class_names="[")) == ours
+    assert refusal(read_metadata, attributes(input_scaling="caffe")) == (
+        "Expected a checkpoint trained on xception scaling. "
+        f"Received: {path} with caffe. Train it again with python train.py."
+    )
+
+
+def test_a_split_that_is_not_there_is_told(tmp_path):
+    path = tmp_path / "a_1_0.500.h5"
+    assert split_record(path) == tmp_path / "a_1_0.500.split.json"
+    assert refusal(read_split, path) == (
+        "Expected a_1_0.500.split.json beside the checkpoint. Received: no such file. "
+        "Copy it there from the folder that it was trained in."
+    )
+    PARTS.write(split_record(path))
+    assert read_split(path) == PARTS
+    path.touch()
+    remove_checkpoint(path)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_loaded_model_is_not_compiled(model, tmp_path):
+    save_checkpoint(model, tmp_path / "a.h5", Metadata(("a", "b"), 1, 0.5))
+    loaded, _ = load_checkpoint(tmp_path / "a.h5")
+    assert model.compiled
+    assert not loaded.compiled
+
+
+def test_a_checkpoint_classifies_a_picture_as_its_weights_do(small_checkpoint):
+    # small_checkpoint averages the pixels, -1 to 1, multiplies them by 4 and takes the softmax.
+    picture = Image.new("RGB", (50, 40), (121, 140, 130))
+    logits = preprocess(picture, (32, 48)).mean(axis=(0, 1, 2)) * 4
+    expected = np.exp(logits) / np.exp(logits).sum()
+    classifier = CheckpointClassifier(small_checkpoint)
+    assert classifier.labels == ("red", "green", "blue")
+    assert classifier.input_size == (32, 48)
+    probabilities = classifier.probabilities(preprocess(picture, (32, 48)))
+    assert probabilities.shape == (3,)
+    assert probabilities == pytest.approx(expected, abs=1e-5)
+    scores = classifier.classify(picture)
+    assert list(scores.values()) == [round(float(score), 5) for score in probabilities]
+
+
+# Whole or not at all.
+
+
+def test_a_file_is_filled_beside_its_place_brought_to_the_disk_then_renamed(tmp_path, monkeypatch):
+    path, steps = tmp_path / "a.h5", []
+    sync, replace = os.fsync, Path.replace
+
+    def write(temporary):
+        steps.append(("write", temporary.name, path.exists()))
+        temporary.write_text("new")
+
+    def fsync(descriptor):
+        name = Path(os.readlink(f"/proc/self/fd/{descriptor}")).name
+        steps.append(("fsync", name, path.exists()))
+        sync(descriptor)
+
+    def rename(source, target):
+        steps.append(("rename", source.name, Path(target).name))
+        return replace(source, target)
+
+    monkeypatch.setattr(os, "fsync", fsync)
+    monkeypatch.setattr(Path, "replace", rename)
+    write_atomically(path, write)
+    assert steps == [
+        ("write", ".unfinished_a.h5", False),
+        ("fsync", ".unfinished_a.h5", False),
+        ("rename", ".unfinished_a.h5", "a.h5"),
+    ]
+    assert path.read_text() == "new"
+
+
+def test_only_unfinished_files_are_removed(tmp_path):
+    for name in (".unfinished_a.h5", ".unfinished_b.json", ".other", "unfinished_c"):
+        (tmp_path / name).touch()
+    remove_unfinished(tmp_path)
+    assert sorted(path.name for path in tmp_path.iterdir()) == [".other", "unfinished_c"]
+
+
+@pytest.mark.parametrize(
+    ("epochs", "kept"), [(0, "head\n"), (1, "head\n0,ü\n"), (9, "head\n0,ü\n1,2\n")]
+)
+def test_a_history_keeps_its_head_and_so_many_epochs(tmp_path, epochs, kept):
+    path = tmp_path / "history.csv"
+    path.write_text("head\n0,ü\n1,2\n", encoding="utf-8")
+    trim_history(path, epochs)
+    assert path.read_text(encoding="utf-8") == kept
+
+
+# Which epoch is kept.
+
+
+class Saved:
+    """Notes what would be saved, in place of files of some size."""
+
+    def __init__(self, monkeypatch):
+        self.saved = []
+        monkeypatch.setattr(module, "save_checkpoint", self.save)
+
+    def save(self, model, path, metadata):
+        self.saved.append((model, path.name, metadata))
+        path.touch()
+
+
+def best_of(
+    folder, monitor="val_accuracy", pattern="p_{epoch:02d}_{val_accuracy:.3f}.h5", run=None
+):
+    return BestCheckpoint(folder, pattern, lambda: "model", ("a", "b"), PARTS, monitor, run)
+
+
+def end(best, epoch, accuracy, loss):
+    best.on_epoch_end(epoch, {"val_accuracy": accuracy, "val_loss": loss})
+
+
+def test_a_better_epoch_is_saved_with_what_it_says_and_its_split(tmp_path, monkeypatch):
+    saved = Saved(monkeypatch)
+    best = best_of(tmp_path)
+    assert (best.best, best.path) == ((0.0, math.inf), None)
+    end(best, 4, 0.50000049, 1.25)
+    assert saved.saved == [("model", "p_05_0.500.h5", Metadata(("a", "b"), 5, 0.5))]
+    assert (best.best, best.path) == ((0.5, 1.25), tmp_path / "p_05_0.500.h5")
+    assert read_split(best.path) == PARTS
+
+
+def test_the_first_epoch_counts_however_bad(tmp_path, monkeypatch):
+    saved = Saved(monkeypatch)
+    for monitor in ("val_accuracy", "val_loss"):
+        end(best_of(tmp_path, monitor), 0, 0.0, math.nan)
+    assert len(saved.saved) == 2
+
+
+@pytest.mark.parametrize(
+    ("monitor", "second", "better"),
+    [
+        ("val_accuracy", (0.5000014, 9.0), True),
+        ("val_accuracy", (0.5000004, 1.0), False),
+        ("val_accuracy", (0.5, 0.9), True),
+        ("val_accuracy", (0.5, 1.0), False),
+        ("val_accuracy", (0.5, math.nan), False),
+        ("val_accuracy", (0.4, 0.1), False),
+        ("val_loss", (0.1, 0.9), True),
+        ("val_loss", (0.9, 1.1), False),
+        ("val_loss", (0.6, 1.0), True),
+        ("val_loss", (0.5, 1.0), False),
+        ("val_loss", (0.9, math.nan), False),
+    ],
+)
+def test_what_beats_an_accuracy_of_a_half_at_a_loss_of_one(
+    tmp_path, monkeypatch, monitor, second, better
+):
+    saved = Saved(monkeypatch)
+    best = best_of(tmp_path, monitor)
+    end(best, 0, 0.5, 1.0)
+    end(best, 1, *second)
+    assert len(saved.saved) == 1 + better
+    assert best.path == tmp_path / saved.saved[-1][1]
+    assert (best.best == (0.5, 1.0)) == (not better)
+
+
+def test_another_runs_checkpoint_of_this_name_stays_where_it_is_better(tmp_path, monkeypatch):
+    saved = Saved(monkeypatch)
+    path = tmp_path / "p_01_0.500.h5"
+    with h5py.File(path, "w") as file:
+        write_metadata(file, Metadata(("a", "b"), 1, 0.5003))
+    best = best_of(tmp_path)
+    end(best, 0, 0.5001, 1.0)
+    assert saved.saved == []
+    assert (best.best, best.path) == ((0.5001, 1.0), path)
+    end(best_of(tmp_path), 0, 0.5003, 1.0)
+    assert len(saved.saved) == 1
+    path.write_text("no checkpoint at all")
+    end(best_of(tmp_path), 0, 0.5, 1.0)
+    assert len(saved.saved) == 2
+
+
+@pytest.mark.parametrize("run", [None, {"checkpoint": None}, {"checkpoint": "gone.h5"}])
+def test_without_an_earlier_checkpoint_a_run_begins_at_nothing(tmp_path, run):
+    best = best_of(tmp_path, run=run)
+    assert (best.best, best.path) == ((0.0, math.inf), None)
+
+
+def test_an_earlier_checkpoint_is_to_be_beaten(tmp_path, monkeypatch):
+    saved = Saved(monkeypatch)
+    (tmp_path / "old.h5").touch()
+    best = best_of(tmp_path, run={"checkpoint": "old.h5", "best": [0.8, 1.0]})
+    assert (best.best, best.path) == ((0.8, 1.0), tmp_path / "old.h5")
+    end(best, 0, 0.8, 1.0)
+    assert saved.saved == []
+
+
+# The state of a run.
+
+
+def test_before_the_first_checkpoint_a_state_says_none(model, tmp_path):
+    path = tmp_path / "a.weights.h5"
+    model.optimizer.build(model.trainable_variables)
+    state = RunState(path, {"seed": 1}, best_of(tmp_path))
+    state.set_model(model)
+    state.on_epoch_end(0)
+    assert read_run(path) == {
+        "settings": {"seed": 1},
+        "epochs": 1,
+        "best": [0.0, math.inf],
+        "checkpoint": None,
+        "reported": False,
+    }
+    note_in_run(path, reported=96)
+    assert read_run(path)["reported"] == 96
+    assert read_run(path)["epochs"] == 1
+    assert [entry.name for entry in tmp_path.iterdir()] == [path.name]
+    model.layers[-1].set_weights([np.zeros((4, 2)), np.zeros(2)])
+    fresh = keras.models.clone_model(model)
+    fresh.compile(keras.optimizers.SGD(0.1, momentum=0.9), loss="categorical_crossentropy")
+    restore_run(fresh, path)
+    assert not np.array_equal(fresh.layers[-1].get_weights()[0], np.zeros((4, 2)))
+
+
+def test_a_file_that_is_no_state_is_told(tmp_path):
+    path = tmp_path / "a.weights.h5"
+    sentence = (
+        f"Expected the state of a training run. Received: {path}, which is none. "
+        "Delete it and train anew."
+    )
+    path.write_text("hello")
+    assert refusal(read_run, path) == sentence
+    for run in (None, "{"):
+        with h5py.File(path, "w") as file:
+            if run:
+                file.attrs["run"] = run
+        assert refusal(read_run, path) == sentence
+
+
+def test_a_run_is_noted_as_json(tmp_path):
+    path = tmp_path / "a.weights.h5"
+    with h5py.File(path, "w") as file:
+        file.attrs["run"] = json.dumps({"a": 1, "b": 2})
+        file["values"] = [1, 2, 3]
+    note_in_run(path, b=3, c=None)
+    with h5py.File(path) as file:
+        assert json.loads(file.attrs["run"]) == {"a": 1, "b": 3, "c": None}
+        assert file["values"][()].tolist() == [1, 2, 3]

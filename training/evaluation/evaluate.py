@@ -1,0 +1,277 @@
+"""Ask a checkpoint about the pictures that it is reported on: calibrate it, write its report.
+
+    python -m training.evaluation models/xception_fin_15_0.966.h5 again/ --exclude wrong_labels.txt
+
+`train.py` ends with this. By itself it does so once more, without training: where labels turned
+out to be wrong (--exclude), or for pictures of another size (--inference-size). The checkpoint,
+its split and its report are written anew into the folder named second.
+"""
+
+import argparse
+import json
+import shlex
+import sys
+from collections.abc import Sequence
+from contextlib import suppress
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+
+from serving.model_files import ModelError
+from training.backend import keras
+from training.batches import Batches, Pictures, Source
+from training.checkpoint import (
+    CHECKPOINT,
+    Metadata,
+    load_checkpoint,
+    read_split,
+    save_checkpoint,
+    split_record,
+    write_atomically,
+)
+from training.dataset.scan import DataError, Dataset, Split, require, scan
+from training.evaluation.calibration import apply_temperature, bake_temperature, fit_temperature
+from training.evaluation.metrics import evaluate, table
+from training.evaluation.report import CURVES, METRICS, write_report
+from training.model import cut_at, with_input_size
+
+BATCH_SIZE = 32
+LEAST_PIXELS = 71  # of Xception
+SUSPECTS = "probable_wrong_labels.txt"
+
+
+@dataclass(frozen=True)
+class Calibrated:
+    """A checkpoint whose confidence is fitted, and its answers.
+
+    Attributes:
+        model: it, of the input size that it was asked at.
+        metadata: what it says of itself, with its accuracy and its temperature.
+        uncalibrated: its answers to the pictures that are reported on, before any temperature,
+            float (n, classes), 0 to 1.
+        probabilities: the same at its temperature.
+        picking: its answers at its temperature to the pictures that picked the epoch, float
+            (m, classes); m is 0 where those that are reported on did.
+    """
+
+    model: keras.Model
+    metadata: Metadata
+    uncalibrated: np.ndarray
+    probabilities: np.ndarray
+    picking: np.ndarray
+
+
+def calibrate(
+    model: keras.Model, metadata: Metadata, dataset: Dataset, parts: Split, judge: Source
+) -> Calibrated:
+    """Ask what `load_checkpoint` returned about `parts` of `dataset` and fit its temperature.
+
+    The temperature is fitted on what picked the epoch. `judge` gives inputs of the whole network,
+    of the size that it is to have, or of its head.
+    """
+    if isinstance(judge, Pictures):
+        model = judged = with_input_size(model, judge.size)
+    else:
+        judged = cut_at(model, None)[1]
+
+    def answers(names: Sequence[str]) -> np.ndarray:
+        if not names:
+            return np.empty((0, len(dataset.class_names)), np.float32)
+        answered = judged.predict(Batches(judge, names, BATCH_SIZE), verbose=0)
+        # Without what an earlier report on this checkpoint has calibrated.
+        return apply_temperature(answered, 1 / metadata.temperature)
+
+    height, width = model.input_shape[1:3]
+    print(f"Report: asking the best checkpoint, at {width}×{height} pixels.", flush=True)
+    uncalibrated, picking = answers(parts.validation), answers(parts.selection)
+    fitted_on = (picking, parts.selection) if parts.selection else (uncalibrated, parts.validation)
+    temperature = fit_temperature(fitted_on[0], dataset.labels(fitted_on[1]))
+    bake_temperature(model, temperature / metadata.temperature)
+    probabilities = apply_temperature(uncalibrated, temperature)
+    right = probabilities.argmax(axis=1) == dataset.labels(parts.validation)
+    return Calibrated(
+        model,
+        replace(metadata, val_accuracy=float(right.mean()), temperature=temperature),
+        uncalibrated,
+        probabilities,
+        apply_temperature(picking, temperature),
+    )
+
+
+def save(found: Calibrated, models: Path, parts: Split) -> Path:
+    """Write the checkpoint, and its split beside it, into `models` and return its path."""
+    path = models / CHECKPOINT.format(
+        epoch=found.metadata.epoch, val_accuracy=found.metadata.val_accuracy
+    )
+    save_checkpoint(found.model, path, found.metadata)
+    write_atomically(split_record(path), parts.write)
+    return path
+
+
+def report(
+    found: Calibrated,
+    path: Path,
+    dataset: Dataset,
+    parts: Split,
+    card: dict,
+    history: Path,
+    curves: Path | None = None,
+    features: np.ndarray | None = None,
+) -> None:
+    """Write the report on the checkpoint that `save` put at `path`, and print it.
+
+    `card`, `history` and `curves` are `write_report`'s. `features`, float (pictures, d), is what a
+    network that has not learned from `dataset` says of each picture; with it, probable wrong
+    labels are looked for.
+    """
+    folder = path.with_suffix("")
+    suspects = []
+    if features is not None:
+        from training.evaluation.label_errors import probable_wrong_labels, write_suspects
+
+        labels = dataset.labels(dataset.pictures)
+        suspects = probable_wrong_labels(
+            features, dataset.pictures, labels, dataset.class_names, parts.seed
+        )
+    metrics = write_report(
+        folder,
+        checkpoint=path,
+        model=found.model,
+        dataset=dataset,
+        pictures=parts.validation,
+        probabilities=found.probabilities,
+        uncalibrated=found.uncalibrated,
+        temperature=found.metadata.temperature,
+        history=history,
+        curves=curves,
+        card={"picked_on": f"the best of its epochs on {picked_on(parts)}"}
+        | card
+        | {"calibrated_on": f"temperature fitted on {picked_on(parts)}"},
+        suspects=suspects,
+    )
+    if suspects:
+        write_suspects(folder / SUSPECTS, suspects)
+
+    print(table(metrics))
+    if parts.selection:
+        there = evaluate(found.picking, dataset.labels(parts.selection), dataset.class_names)
+        print(
+            f"  on the {there['n']} pictures that picked the epoch: "
+            f"accuracy {there['accuracy']:.3f}, loss {there['log_loss']:.3f}"
+        )
+    accuracy = found.metadata.val_accuracy
+    print(f"Best validation accuracy: {accuracy:.3f} on {len(parts.validation)} pictures.")
+    if suspects:
+        print(f"Probably wrong labels: {len(suspects)}, in {folder / SUSPECTS}.")
+    print(f"Report: {folder / 'README.md'}")
+    print(f"Use it: python convert_to_tflite.py {path}")
+
+
+def picked_on(parts: Split) -> str:
+    """Return which pictures picked the epoch, for a person."""
+    if parts.selection:
+        return f"{len(parts.selection)} pictures of their own, neither trained nor reported on"
+    return f"the {len(parts.validation)} validation pictures themselves, which flatters a little"
+
+
+def earlier_card(checkpoint: Path) -> dict:
+    """Return what the report beside `checkpoint` says of the run that made it; {} without one."""
+    with suppress(OSError, ValueError, KeyError):
+        return dict(json.loads((checkpoint.with_suffix("") / METRICS).read_text("utf-8"))["run"])
+    return {}
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Evaluate as the command line says and return the exit code."""
+    options = parse_arguments(arguments)
+    try:
+        again(options)
+    except (ModelError, DataError) as error:
+        print(f"evaluate: {error}", file=sys.stderr)
+        return 1
+    except OSError as error:
+        print(
+            f"evaluate: Expected to read {options.data} and to write to {options.folder}. "
+            f"Received: {error}. Correct the rights, or free space.",
+            file=sys.stderr,
+        )
+        return 1
+    except KeyboardInterrupt:
+        print("\nevaluate: Stopped.", file=sys.stderr)
+        return 130
+    return 0
+
+
+def again(options: argparse.Namespace) -> None:
+    """Calibrate, save and report on a checkpoint once more.
+
+    Raises:
+        ModelError: it is no checkpoint, or has no split beside it.
+        DataError: its classes or the pictures of its split are not there.
+    """
+    model, metadata = load_checkpoint(options.checkpoint)
+    whole = read_split(options.checkpoint)
+    size = (options.inference_size,) * 2 if options.inference_size else model.input_shape[1:3]
+    dataset = scan(options.data, options.exclude)
+    if dataset.class_names != metadata.class_names:
+        raise DataError(
+            f"Expected folders of the checkpoint's classes, {', '.join(metadata.class_names)}. "
+            f"Received: {', '.join(dataset.class_names)}. Name the right folder with --data."
+        )
+    parts = whole.without(dataset.excluded)
+    require(dataset, (*parts.validation, *parts.selection))
+    if not parts.validation:
+        raise DataError(
+            f"Expected pictures to report on. Received: all {len(whole.validation)} are excluded. "
+            f"Take some out of {options.exclude}."
+        )
+    card = {"picked_on": f"the best of its epochs on {picked_on(whole)}"}
+    card |= earlier_card(options.checkpoint)
+    card |= {
+        "split": parts.sizes,
+        "reported again by": shlex.join(["python", "-m", "training.evaluation", *sys.argv[1:]]),
+    }
+    learned = dataset.excluded.intersection(parts.train)
+    if learned:
+        card["excluded"] = f"after training, in which {len(learned)} of them took part"
+    options.folder.mkdir(parents=True, exist_ok=True)
+    found = calibrate(model, metadata, dataset, parts, Pictures(dataset, size))
+    curves = options.checkpoint.with_suffix("") / CURVES
+    report(
+        found,
+        save(found, options.folder, parts),
+        dataset,
+        parts,
+        card,
+        history=options.folder / "no.csv",  # that of the last run may be another run's
+        curves=curves if curves.exists() else None,
+    )
+
+
+def parse_arguments(arguments: list[str] | None) -> argparse.Namespace:
+    """Return the command line's options."""
+    parser = argparse.ArgumentParser(
+        prog="python -m training.evaluation",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    add = parser.add_argument
+    add("checkpoint", type=Path, help="a .h5 file of train.py")
+    add("folder", type=Path, help="where to write it, calibrated, and its report")
+    add("--data", type=Path, default=Path("flowers"), help="one folder a class [flowers/]")
+    add("--exclude", type=Path, metavar="FILE", help="pictures to leave out, a class/file a line")
+    add("--inference-size", type=pixels, metavar="PIXELS", help="[as it is]")
+    return parser.parse_args(arguments)
+
+
+def pixels(text: str) -> int:
+    """Return `text` as a height and width of pictures."""
+    value = int(text)
+    if value < LEAST_PIXELS:
+        raise argparse.ArgumentTypeError(f"expected {LEAST_PIXELS} or more. Received: {text}")
+    return value
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,404 @@
+"""The figures of a report, each a matplotlib Figure, drawn without pyplot and its global state."""
+
+import csv
+import re
+import warnings
+from collections.abc import Callable, Sequence
+from functools import wraps
+from io import BytesIO
+from pathlib import Path
+from typing import NamedTuple
+
+import matplotlib
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+from matplotlib.patches import Patch
+from PIL import Image, ImageOps
+
+from training.evaluation.calibration import Bins, bin_answers, expected_calibration_error
+from training.evaluation.metrics import shown, wilson
+
+MAX_BYTES = 300_000  # of a PNG, so that a page of them opens at once
+DPI = 110
+COLOURS = 256  # of a palette, where all of them take too many bytes
+ENOUGH = 10  # pictures, for a bar of the reliability diagram to be worth looking at
+
+INK, GREY, PALE = "#222222", "#8a8a8a", "#e6e6e6"
+BLUE, ORANGE, RED, GREEN = "#2f6db3", "#d9822b", "#c0392b", "#2e8b57"
+STYLE = {
+    "text.parse_math": False,  # a class may be called "$5"
+    "font.family": "DejaVu Sans",  # comes with matplotlib: the same everywhere
+    "font.size": 10,
+    "text.color": INK,
+    "axes.titlesize": 11,
+    "axes.titlelocation": "left",
+    "axes.titleweight": "bold",
+    "axes.edgecolor": GREY,
+    "axes.labelcolor": INK,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.axisbelow": True,
+    "grid.color": PALE,
+    "xtick.color": INK,
+    "ytick.color": INK,
+    "legend.frameon": False,
+}
+
+
+class Tile(NamedTuple):
+    """A picture of a gallery.
+
+    Attributes:
+        picture: RGB, of any size.
+        lines: of the caption, each with its colour.
+        heat: what `grad_cam` gives for the picture, float (rows, columns), or None.
+    """
+
+    picture: Image.Image
+    lines: Sequence[tuple[str, str]]
+    heat: np.ndarray | None = None
+
+
+def styled(function: Callable) -> Callable:
+    """Run `function` in `STYLE`, whatever the caller's matplotlib is set to."""
+
+    @wraps(function)
+    def in_style(*positional: object, **named: object) -> object:
+        with matplotlib.rc_context(), warnings.catch_warnings():
+            matplotlib.rcdefaults()
+            matplotlib.rcParams.update(STYLE)
+            # A class name in a script that the font lacks shows as boxes; no reason to complain.
+            warnings.filterwarnings("ignore", message="Glyph .* missing from")
+            return function(*positional, **named)
+
+    return in_style
+
+
+@styled
+def save(figure: Figure, path: Path, max_bytes: int = MAX_BYTES) -> None:
+    """Write `figure` to `path` as a PNG of at most `max_bytes`; many photographs cost colours."""
+    for dpi in (DPI, 90, 75, 60, 50, 40):
+        picture = _rendered(figure, dpi)
+        png = _png(picture)
+        if len(png) > max_bytes:
+            # The octree is the fastest of Pillow's, and dithered the closest on photographs.
+            palette = picture.quantize(COLOURS, Image.Quantize.FASTOCTREE)
+            png = _png(picture.quantize(palette=palette))
+        if len(png) <= max_bytes:
+            break
+    path.write_bytes(png)
+
+
+def _rendered(figure: Figure, dpi: int) -> Image.Image:
+    canvas = FigureCanvasAgg(figure)
+    figure.set_dpi(dpi)
+    canvas.draw()
+    return Image.fromarray(np.asarray(canvas.buffer_rgba())).convert("RGB")
+
+
+def _png(picture: Image.Image) -> bytes:
+    with BytesIO() as file:
+        picture.save(file, "PNG", optimize=True)
+        return file.getvalue()
+
+
+# Learning curves
+
+
+def read_history(path: Path) -> dict[str, np.ndarray]:
+    """Return the columns of the CSV at `path`, float (epochs,), NaN where a field is no number.
+
+    {} where there is no file, or no epoch in it.
+    """
+    if not path.exists():
+        return {}
+    with open(path, newline="", encoding="utf-8") as file:
+        rows = list(csv.DictReader(file))
+    names = [name for name in (rows[0] if rows else ()) if name]
+    return {name: np.array([_number(row.get(name)) for row in rows]) for name in names}
+
+
+def _number(text: str | None) -> float:
+    try:
+        return float(text or "nan")
+    except ValueError:
+        return float("nan")
+
+
+@styled
+def learning_curves(history: dict[str, np.ndarray], kept_epoch: int | None) -> Figure:
+    """Draw accuracy and loss by epoch; mark `kept_epoch`, counted from 1, the checkpoint's."""
+    if not any(history.get(name) is not None for name in ("accuracy", "loss", "val_accuracy")):
+        return note("Learning curves", "This run left no history of its epochs.")
+    figure = Figure(figsize=(9, 4), layout="constrained")
+    panels = figure.subplots(1, 2)
+    for axes, name in zip(panels, ("accuracy", "loss"), strict=True):
+        _curves(axes, history, name, kept_epoch)
+    best = history.get("val_accuracy")
+    if best is not None and np.isfinite(best).any():
+        panels[0].set_title(f"Accuracy: best validation {np.nanmax(best):.3f}")
+    figure.legend(*_legend_of(panels), loc="outside lower center", ncols=3)
+    return figure
+
+
+def _curves(axes: Axes, history: dict[str, np.ndarray], name: str, kept_epoch: int | None) -> None:
+    for column, label, colour in (
+        (name, "training", GREY),
+        (f"val_{name}", "validation", BLUE),
+    ):
+        values = history.get(column)
+        if values is not None:
+            # By position: a history may count its epochs from 0 or, in stages, several times.
+            epochs = np.arange(1, len(values) + 1)
+            marker = "o" if len(values) <= 40 else None
+            axes.plot(epochs, values, color=colour, label=label, lw=1.8, marker=marker, ms=3.5)
+    if kept_epoch is not None:
+        axes.axvline(kept_epoch, color=ORANGE, lw=1.2, ls="--", label=f"kept: epoch {kept_epoch}")
+    axes.set_title(name.capitalize())
+    axes.set_xlabel("epoch")
+    axes.xaxis.get_major_locator().set_params(integer=True)
+    axes.grid(axis="y")
+    if name == "accuracy":
+        axes.set_ylim(top=min(1.005, axes.get_ylim()[1]))
+    else:
+        axes.set_ylim(bottom=0)
+
+
+def _legend_of(panels: Sequence[Axes]) -> tuple[list, list]:
+    """Return the handles and labels of the panel that has more of them."""
+    return max((axes.get_legend_handles_labels() for axes in panels), key=lambda both: len(both[1]))
+
+
+# Confusion matrix
+
+
+@styled
+def confusion_matrix(counts: np.ndarray, class_names: Sequence[str]) -> Figure:
+    """Draw `counts`, int (classes, classes): rows truth, columns answer, coloured by row."""
+    size = len(class_names)
+    side = np.clip(2.6 + 0.62 * size, 4.6, 11)
+    figure = Figure(figsize=(side + 0.9, side), layout="constrained")
+    axes = figure.subplots()
+    shares = counts / np.maximum(counts.sum(axis=1, keepdims=True), 1)
+    axes.imshow(_cell_colours(shares))
+    _write_cells(axes, counts, shares, np.clip(150 / size, 5.5, 12))
+    names = [shown(name) for name in class_names]
+    small = np.clip(200 / size, 7, 10)
+    rotation = 0 if size <= 6 and max(map(len, names)) <= 10 else 90 if size > 12 else 45
+    axes.set_xticks(
+        range(size),
+        names,
+        rotation=rotation,
+        ha="right" if rotation == 45 else "center",
+        rotation_mode="anchor" if rotation == 45 else "default",
+        fontsize=small,
+    )
+    axes.set_yticks(range(size), names, fontsize=small)
+    axes.tick_params(length=0)
+    axes.spines[:].set_visible(False)
+    axes.set_xlabel("answer")
+    axes.set_ylabel("truth")
+    right, total = int(np.trace(counts)), int(counts.sum())
+    figure.suptitle(
+        f"{right} of {total} right\n{_worst(counts, names)}",
+        x=0.02,
+        ha="left",
+        fontsize=11,
+        fontweight="bold",
+    )
+    return figure
+
+
+def _cell_colours(shares: np.ndarray) -> np.ndarray:
+    """Return RGB, 0 to 1: what is right in blue, mistakes in orange and on a scale of their own."""
+    right = matplotlib.colormaps["Blues"](shares * 0.9)[..., :3]
+    mistakes = shares * (1 - np.eye(len(shares)))
+    wrong = matplotlib.colormaps["Oranges"](mistakes / max(mistakes.max() * 1.6, 0.2))[..., :3]
+    wrong[mistakes == 0] = 0.97
+    return np.where(np.eye(len(shares), dtype=bool)[..., np.newaxis], right, wrong)
+
+
+def _write_cells(axes: Axes, counts: np.ndarray, shares: np.ndarray, size: float) -> None:
+    for row, column in np.argwhere(counts > 0):
+        axes.text(
+            column,
+            row,
+            str(counts[row, column]),
+            ha="center",
+            va="center",
+            fontsize=size,
+            fontweight="bold" if row == column else "normal",
+            color="white" if row == column and shares[row, column] > 0.55 else INK,
+        )
+
+
+def _worst(counts: np.ndarray, names: Sequence[str]) -> str:
+    mistakes = counts - np.diag(np.diag(counts))
+    if not mistakes.any():
+        return "no mistakes"
+    row, column = np.unravel_index(mistakes.argmax(), mistakes.shape)
+    return f"most often wrong: {names[row]} taken for {names[column]} ({mistakes[row, column]})"
+
+
+# Reliability
+
+
+@styled
+def reliability(
+    uncalibrated: np.ndarray, probabilities: np.ndarray, truth: np.ndarray, temperature: float
+) -> Figure:
+    """Draw accuracy by confidence before and after `temperature`, and how many answers where."""
+    figure = Figure(figsize=(9, 5), layout="constrained")
+    panels = figure.subplots(2, 2, sharex=True, height_ratios=(3.2, 1))
+    for column, (title, answers) in enumerate(
+        (("Before", uncalibrated), (f"After, T = {temperature:.2f}", probabilities))
+    ):
+        top, bottom = panels[:, column]
+        top.set_title(f"{title}: ECE {expected_calibration_error(answers, truth):.3f}")
+        _reliability(top, bottom, bin_answers(answers, truth))
+    panels[0, 0].set_ylabel("accuracy")
+    panels[1, 0].set_ylabel("pictures")
+    handles = [Patch(color=BLUE, alpha=0.85), Patch(color=BLUE, alpha=0.35)]
+    labels = ["accuracy", f"of under {ENOUGH} pictures"]
+    for handle, label in zip(*panels[0, 0].get_legend_handles_labels(), strict=True):
+        handles.append(handle)
+        labels.append(label)
+    figure.legend(handles, labels, loc="outside lower center", ncols=5, fontsize=9)
+    return figure
+
+
+def _reliability(top: Axes, bottom: Axes, binned: Bins) -> None:
+    width = 1 / len(binned.count)
+    filled = np.flatnonzero(binned.count)
+    centres = (filled + 0.5) * width
+    counts, accuracy = binned.count[filled], binned.accuracy[filled]
+    low, high = np.transpose(
+        [wilson(round(a * n), int(n)) for a, n in zip(accuracy, counts, strict=True)]
+    )
+    bar = {"width": width * 0.9}
+    colours = [(BLUE, 0.85 if count >= ENOUGH else 0.35) for count in counts]
+    top.bar(centres, accuracy, color=colours, **bar)
+    top.vlines(centres, low, high, color=INK, lw=1, label="Wilson 95 % interval")
+    edges = (centres - width * 0.45, centres + width * 0.45)
+    confidence = binned.confidence[filled]
+    top.hlines(confidence, *edges, color=ORANGE, lw=3, label="mean confidence")
+    top.plot([0, 1], [0, 1], color=GREY, lw=1, ls="--", label="calibrated")
+    top.set(xlim=(0, 1), ylim=(0, 1.02))
+    top.grid(axis="y")
+    bottom.bar(centres, counts, color=GREY, **bar)
+    for x, count in zip(centres, counts, strict=True):
+        bottom.text(x, count, str(count), ha="center", va="bottom", fontsize=8)
+    bottom.margins(y=0.3)
+    bottom.set_xlabel("confidence")
+
+
+# Classes
+
+
+@styled
+def per_class(metrics: dict) -> Figure:
+    """Draw precision, recall and F1 of each class with their intervals, best F1 on top."""
+    rows = sorted(metrics["per_class"].items(), key=lambda item: item[1]["f1"])
+    figure = Figure(figsize=(9.5, 1.7 + 0.34 * max(len(rows), 3)), layout="constrained")
+    panels = figure.subplots(1, 3, sharey=True, sharex=True)
+    for axes, key, colour in zip(
+        panels, ("precision", "recall", "f1"), (BLUE, ORANGE, GREEN), strict=True
+    ):
+        for y, (_, row) in enumerate(rows):
+            axes.plot(
+                row[f"{key}_interval"], [y, y], color=colour, lw=5, alpha=0.3, solid_capstyle="butt"
+            )
+            axes.plot(row[key], y, "o", color=colour, ms=6)
+            axes.annotate(
+                f"{row[key]:.2f}",
+                (row[key], y),
+                xytext=(0, 6),
+                textcoords="offset points",
+                ha="center",
+                fontsize=8.5,
+            )
+        axes.set_title("F1" if key == "f1" else key.capitalize())
+        axes.grid(axis="x")
+        axes.set_ylim(-0.6, len(rows) - 0.3)
+    lowest = min(row[f"{key}_interval"][0] for _, row in rows for key in ("precision", "recall"))
+    panels[0].set_xlim(max(0, np.floor((lowest - 0.03) * 10) / 10), 1.02)
+    panels[0].set_yticks(
+        range(len(rows)), [f"{shown(name)} ({row['support']})" for name, row in rows]
+    )
+    figure.supxlabel("dot: value; band: Wilson's 95 % interval; in brackets: pictures", fontsize=9)
+    return figure
+
+
+# Galleries
+
+
+@styled
+def gallery(title: str, tiles: Sequence[Tile], columns: int = 4) -> Figure:
+    """Draw `tiles` in rows of `columns`, those with heat as the picture beside its overlay."""
+    columns = min(columns, len(tiles))
+    rows = -(-len(tiles) // columns)
+    wide = 2 if any(tile.heat is not None for tile in tiles) else 1
+    captions = 0.17 * max(len(tile.lines) for tile in tiles) + 0.1
+    width, height = columns * (1.45 * wide + 0.2), 0.5 + rows * (1.45 + captions)
+    figure = Figure(figsize=(max(width, 4.5), height), layout="constrained")
+    figure.get_layout_engine().set(w_pad=0.04, h_pad=0.03, wspace=0.02, hspace=0.02)
+    figure.suptitle(title, x=0.005, ha="left", fontsize=11, fontweight="bold")
+    panels = figure.subplots(rows, columns, squeeze=False).ravel()
+    for axes in panels:
+        axes.set_axis_off()
+    for axes, tile in zip(panels, tiles, strict=False):
+        _draw_tile(axes, tile)
+    return figure
+
+
+def _draw_tile(axes: Axes, tile: Tile, side: int = 224) -> None:
+    if tile.heat is None:
+        pixels = np.asarray(ImageOps.fit(tile.picture, (side, side)))
+    else:
+        # Squeezed, not cut: as the network sees it, so that the heat lies where it belongs.
+        squeezed = np.asarray(tile.picture.resize((side, side)))
+        pixels = np.concatenate([squeezed, overlay(squeezed, tile.heat)], axis=1)
+    axes.imshow(pixels)
+    for number, (line, colour) in enumerate(tile.lines):
+        axes.annotate(
+            line,
+            (0, 0),
+            xycoords="axes fraction",
+            xytext=(0, -3 - 12 * number),
+            textcoords="offset points",
+            va="top",
+            fontsize=8.5,
+            color=colour,
+            fontweight="bold" if number == 0 else "normal",
+        )
+
+
+def overlay(pixels: np.ndarray, heat: np.ndarray) -> np.ndarray:
+    """Return `pixels`, uint8 (height, width, 3), under `heat`, float (rows, columns), 0 to 1.
+
+    What is hot turns red; what is cold keeps a grey of its own brightness.
+    """
+    size = (pixels.shape[1], pixels.shape[0])
+    smooth = Image.fromarray(heat.astype(np.float32)).resize(size, Image.Resampling.BICUBIC)
+    warmth = np.clip(np.asarray(smooth), 0, 1)[..., np.newaxis]
+    colour = matplotlib.colormaps["turbo"](warmth[..., 0])[..., :3] * 255
+    grey = np.asarray(Image.fromarray(pixels).convert("L"))[..., np.newaxis]
+    strength = 0.6 * np.minimum(warmth * 2, 1)
+    return (grey * (1 - strength) + colour * strength).astype(np.uint8)
+
+
+@styled
+def note(title: str, text: str) -> Figure:
+    """Draw a sentence where there is nothing to show."""
+    figure = Figure(figsize=(6, 1.4))
+    figure.text(0.03, 0.8, title, va="top", fontsize=11, fontweight="bold")
+    figure.text(0.03, 0.5, text, va="top", fontsize=10)
+    return figure
+
+
+def kept_epoch(checkpoint: Path) -> int | None:
+    """Return the epoch in the name of `checkpoint`, or None."""
+    match = re.search(r"_(\d+)_[01]\.\d{3}$", checkpoint.stem)
+    return int(match[1]) if match else None

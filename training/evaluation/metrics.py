@@ -1,0 +1,163 @@
+"""How good a model's answers are, each number with its interval.
+
+Every interval is for 95 % and covers one thing only: that other pictures of the same kind would
+have been drawn. Another seed, or pictures of another kind, may well lie outside.
+"""
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from training.evaluation.calibration import error_by_chance, expected_calibration_error
+
+CONFIDENCE = 0.95
+RESAMPLES = 2000
+SEED = 0
+MAX_NAME = 22  # characters of a class name that are shown where room is short
+METHODS = {
+    "accuracy, precision, recall": "Wilson 95 %",
+    "f1": "Wilson 95 % of tp / (tp + fp + fn), of which F1 is a function",
+    "macro_f1": f"bootstrap 95 %, percentiles of {RESAMPLES} resamples, seed {SEED}",
+    "expected_calibration_error": "15 bins of equal width (Guo et al. 2017)",
+    "expected_calibration_error_by_chance": "a calibrated model stays under it 19 times of 20",
+}
+
+
+def evaluate(probabilities: np.ndarray, truth: np.ndarray, class_names: Sequence[str]) -> dict:
+    """Return what is to be said of `probabilities` (n, classes), 0 to 1, for `truth` (n,) int.
+
+    All of it goes into JSON. Keys: `n`, `accuracy`, `accuracy_interval` [low, high], `log_loss`
+    (nats), `expected_calibration_error`, `expected_calibration_error_by_chance`, `macro_f1`,
+    `macro_f1_interval`, `per_class` ({name: `precision`, `recall`, `f1`, each with its
+    `_interval`, `support`, `answered`}), `confusion_matrix` (rows: truth, columns: answer),
+    `class_names` and `methods`. Where nothing is known of a number, such as the recall of a
+    class without pictures, it is 0 and its interval [0, 1].
+
+    Raises:
+        ValueError: there are no pictures.
+    """
+    if not len(truth):
+        raise ValueError("Expected pictures to evaluate. Received: none.")
+    from sklearn.metrics import confusion_matrix, log_loss
+
+    labels = np.arange(len(class_names))
+    answers = probabilities.argmax(axis=1)
+    counts = confusion_matrix(truth, answers, labels=labels)
+    per_class = _per_class(counts, truth, answers, class_names)
+    # In float64 and summing to 1, as scikit-learn wants it.
+    exact = probabilities.astype(np.float64)
+    exact /= exact.sum(axis=1, keepdims=True)
+    return {
+        "n": len(truth),
+        "accuracy": float((answers == truth).mean()),
+        "accuracy_interval": wilson(int((answers == truth).sum()), len(truth)),
+        "log_loss": float(log_loss(truth, exact, labels=labels)),
+        "expected_calibration_error": expected_calibration_error(probabilities, truth),
+        "expected_calibration_error_by_chance": error_by_chance(probabilities),
+        "macro_f1": float(np.mean([row["f1"] for row in per_class.values()])),
+        "macro_f1_interval": bootstrap_macro_f1(counts),
+        "per_class": per_class,
+        "confusion_matrix": counts.tolist(),
+        "class_names": list(class_names),
+        "methods": METHODS,
+    }
+
+
+def _per_class(
+    counts: np.ndarray, truth: np.ndarray, answers: np.ndarray, class_names: Sequence[str]
+) -> dict[str, dict]:
+    from sklearn.metrics import precision_recall_fscore_support
+
+    columns = precision_recall_fscore_support(
+        truth, answers, labels=np.arange(len(class_names)), zero_division=0
+    )
+    rows = {}
+    for index, name in enumerate(class_names):
+        precision, recall, f1, _ = (float(column[index]) for column in columns)
+        hits, answered = int(counts[index, index]), int(counts[:, index].sum())
+        support = int(counts[index].sum())  # scikit-learn's is a float where nothing is right
+        rows[name] = {
+            "precision": precision,
+            "precision_interval": wilson(hits, answered),
+            "recall": recall,
+            "recall_interval": wilson(hits, support),
+            "f1": f1,
+            "f1_interval": f1_interval(hits, support + answered - hits),
+            "support": support,
+            "answered": answered,
+        }
+    return rows
+
+
+def wilson(hits: int, count: int) -> list[float]:
+    """Return Wilson's 95 % interval [low, high] for a share of `hits` among `count`.
+
+    Unlike the one of the normal distribution it stays within 0 to 1 and has a width when all or
+    none are hits. [0, 1] when `count` is 0.
+    """
+    from scipy.stats import binomtest
+
+    if not count:
+        return [0.0, 1.0]
+    low, high = binomtest(hits, count).proportion_ci(CONFIDENCE, method="wilson")
+    return [float(low), float(high)]
+
+
+def f1_interval(hits: int, union: int) -> list[float]:
+    """Return a 95 % interval [low, high] of F1; `union` pictures are or are taken for the class.
+
+    F1 is 2q / (1 + q) of their share q of `hits`, which is a binomial's; so Wilson's interval of
+    q carries over. A bootstrap would give a class without mistakes an interval without width.
+    """
+    return [2 * share / (1 + share) for share in wilson(hits, union)]
+
+
+def bootstrap_macro_f1(counts: np.ndarray) -> list[float]:
+    """Return a bootstrap's 95 % interval [low, high] of the mean F1 of the classes.
+
+    `counts` is the confusion matrix, int (classes, classes): drawing pictures anew draws its
+    cells anew. The interval has no width where there are no mistakes to draw.
+    """
+    total = counts.sum()
+    draws = np.random.default_rng(SEED).multinomial(total, counts.ravel() / total, RESAMPLES)
+    draws = draws.reshape(RESAMPLES, *counts.shape)
+    hits = np.diagonal(draws, axis1=1, axis2=2)
+    sizes = draws.sum(axis=1) + draws.sum(axis=2)
+    f1 = np.divide(2 * hits, sizes, out=np.zeros(hits.shape), where=sizes > 0)
+    tail = 100 * (1 - CONFIDENCE) / 2
+    return [float(bound) for bound in np.percentile(f1.mean(axis=1), [tail, 100 - tail])]
+
+
+def table(metrics: dict) -> str:
+    """Return `metrics`, as `evaluate` gives them, as aligned text: a class a line, then all."""
+    width = max(len("class"), *(len(shown(name)) for name in metrics["class_names"]))
+    head = "".join(f"  {title:<19}" for title in ("precision", "recall", "F1"))
+    lines = [f"  {'class':<{width}}{head}  pictures"]
+    for name, row in metrics["per_class"].items():
+        cells = "".join(
+            f"  {with_interval(row[key], row[key + '_interval']):<19}"
+            for key in ("precision", "recall", "f1")
+        )
+        lines.append(f"  {shown(name):<{width}}{cells}  {row['support']:>8}")
+    accuracy = with_interval(metrics["accuracy"], metrics["accuracy_interval"])
+    lines.append(
+        f"  accuracy {accuracy} on {metrics['n']} pictures, "
+        f"ECE {metrics['expected_calibration_error']:.3f}; in brackets Wilson's 95 % intervals"
+    )
+    return "\n".join(lines)
+
+
+def shown(name: str, limit: int = MAX_NAME) -> str:
+    """Return `name` in one line and not too long for a table or a figure."""
+    name = " ".join(name.split())
+    return name if len(name) <= limit else name[: limit - 1] + "…"
+
+
+def percent(share: float, digits: int = 0) -> str:
+    """Return a `share`, 0 to 1, as "93 %"."""
+    return f"{100 * share:.{digits}f} %"
+
+
+def with_interval(value: float, interval: Sequence[float]) -> str:
+    """Return "0.930 (0.908–0.947)"."""
+    return f"{value:.3f} ({interval[0]:.3f}–{interval[1]:.3f})"

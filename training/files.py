@@ -1,0 +1,94 @@
+"""Fill a folder of pictures whole or not at all."""
+
+import fcntl
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+
+from training.dataset.scan import DataError
+
+# Begins with a dot, so that nothing takes it for a class; inside the folder it fills, so that
+# renaming never crosses a file system.
+STAGING = ".partial"
+PICTURE_SUFFIXES = {".avif", ".bmp", ".gif", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp"}
+
+
+@contextmanager
+def staged(out: str | Path) -> Iterator[Path]:
+    """Yield an empty folder, whose files and folders move into `out` when the block ends.
+
+    Whatever ends the block early, Ctrl-C too, leaves `out` as it was. What a killed process
+    left behind is cleared away by the next.
+
+    Raises:
+        DataError: `out` is no folder, holds pictures already or is being filled by another.
+        OSError: `out` cannot be written.
+    """
+    out = Path(out)
+    refuse_if_filled(out)
+    made = [folder for folder in (out, *out.parents) if not folder.exists()]
+    staging = out / STAGING
+    try:
+        staging.mkdir(parents=True, exist_ok=True)
+        with _locked(staging):
+            try:
+                ready = _emptied(staging / "ready")
+                yield ready
+                refuse_if_filled(out)
+                _move_all(ready, out)
+            finally:
+                shutil.rmtree(staging, ignore_errors=True)
+    finally:
+        for folder in made:
+            with suppress(OSError):  # not empty, so in use
+                folder.rmdir()
+
+
+def refuse_if_filled(out: Path) -> None:
+    """Raise `DataError` if `out` is no folder or has pictures or filled folders in it."""
+    if out.exists() and not out.is_dir():
+        raise DataError(f"Expected a folder to fill. Received: {out}, which is a file.")
+    for path in sorted(out.iterdir()) if out.exists() else ():
+        if path.name.startswith("."):
+            continue
+        if path.suffix.lower() in PICTURE_SUFFIXES or (path.is_dir() and any(path.iterdir())):
+            raise DataError(
+                f"Expected {out} to hold no pictures yet, since drawn and real ones are never "
+                f"mixed. Received: one with {path.name} in it. "
+                "Empty it, or name another folder with --out."
+            )
+
+
+@contextmanager
+def _locked(staging: Path) -> Iterator[None]:
+    """Keep other processes out of `staging`; the lock goes with the process that holds it."""
+    with open(staging / "lock", "w") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise DataError(
+                f"Expected {staging.parent} to be left alone. Received: one that another process "
+                "is filling. Wait for that to end."
+            ) from None
+        yield
+
+
+def _emptied(folder: Path) -> Path:
+    shutil.rmtree(folder, ignore_errors=True)
+    folder.mkdir()
+    return folder
+
+
+def _move_all(source: Path, out: Path) -> None:
+    """Rename everything in `source` into `out`, or nothing."""
+    names = sorted(path.name for path in source.iterdir())
+    try:
+        for name in names:
+            (source / name).replace(out / name)
+    except BaseException:
+        for name in names:
+            # Gone from here is the only sure sign: an interrupt may fall between any two lines.
+            if not (source / name).exists():
+                (out / name).replace(source / name)
+        raise
