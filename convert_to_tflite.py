@@ -18,17 +18,24 @@ from pathlib import Path
 
 import numpy as np
 
-from serving.classifier import RUNTIMES, find_runtime, read_labels
-from serving.model_files import ModelError, best_model
+from serving.classifier import read_labels
+from serving.errors import ModelError
+from serving.model_files import best_model
 from serving.preprocess import resize, scale
+from serving.runtimes import RUNTIMES, find_runtime
 from training.backend import keras, tf
-from training.batches import BATCH_SIZE, Pictures, ahead, progress, read_pixels
-from training.checkpoint import load_checkpoint, split_record, write_atomically
-from training.dataset.scan import DataError, Dataset, Split, class_of, scan
+from training.checkpoint import load_checkpoint, split_record
+from training.dataset.scan import Dataset, class_of, scan
+from training.dataset.split import Split
+from training.errors import DataError
 from training.evaluation.metrics import percent, wilson, with_interval
 from training.export.tflite import convert_quietly, labels_archive
 from training.export.tflite_process import served, served_probabilities
+from training.features import BATCH_SIZE
+from training.files import write_atomically
+from training.images import Pictures, read_pixels
 from training.inference import compile_forward
+from training.prefetch import ahead, progress
 from training.sample import LABELS, draw
 
 Reader = Callable[[], np.ndarray]  # reads a picture: uint8 (height, width, 3)

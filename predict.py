@@ -18,10 +18,10 @@ from PIL import Image
 
 from serving.addresses import AllowError
 from serving.classifier import Classifier
-from serving.errors import ImageError, ServingError, as_answer
+from serving.errors import ImageError, ModelError, ServingError, as_answer
 from serving.fetch import fetch, prepare
 from serving.image import open_picture
-from serving.model_files import ModelError, best_model, thread_count
+from serving.model_files import best_model, thread_count
 
 MODELS = Path("models")
 

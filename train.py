@@ -19,48 +19,28 @@ import time
 from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 
-from training.distribute import launcher
+from training.distribute import cluster, launcher, workers
 
 if __name__ == "__main__":
     launcher.relaunch()  # before Keras is imported, which then has to run on JAX
 
 import numpy as np
 
-from serving.model_files import ModelError
+from serving.errors import ModelError
 from training.backend import is_out_of_memory, keras
-from training.batches import (
-    Activations,
-    Batches,
-    EvenBatches,
-    Pictures,
-    Source,
-    TrainingBatches,
-    indices,
-)
-from training.checkpoint import (
-    CHECKPOINT,
-    BestCheckpoint,
-    RunState,
-    load_checkpoint,
-    note_in_run,
-    read_run,
-    remove_checkpoint,
-    remove_unfinished,
-    restore_run,
-    trim_history,
-)
+from training.batches import Batches, EvenBatches, TrainingBatches, indices
+from training.checkpoint import CHECKPOINT, BestCheckpoint, load_checkpoint, remove_checkpoint
 from training.dataset.checks import inspect, lines
-from training.dataset.scan import DataError, Dataset, Split, scan, split
-from training.distribute.launcher import DistributeError
-from training.feature_store import CacheError
+from training.dataset.scan import Dataset, scan
+from training.dataset.split import Split, split
+from training.errors import CacheError, DataError, DistributeError
+from training.features import Activations
+from training.files import remove_unfinished
+from training.images import Pictures, Source
 from training.inference import fast_policy
-from training.model import (
-    build_model,
-    cut_at,
-    load_base_weights,
-    unfreeze,
-    with_policy,
-)
+from training.model import build_model, cut_at, unfreeze, with_policy
+from training.pretrained import load_base_weights
+from training.resume import RunState, note_in_run, read_run, restore_run, trim_history
 
 
 @dataclass(frozen=True)
@@ -190,7 +170,7 @@ def reason(error: OSError) -> str:
 def train(recipe: Recipe, options: argparse.Namespace) -> int:
     """Data, model, inputs, fit, report; return the exit code."""
     started = time.monotonic()
-    workers = launcher.join(options)
+    workers = workers.join(options)
     rows = workers.rows(recipe.batch_size)
     keras.utils.set_random_seed(recipe.seed)
     if workers.chief:
@@ -565,7 +545,7 @@ def parse_arguments(arguments: list[str] | None) -> argparse.Namespace:
     override("zoom_range", zoom, "0.3: from 0.7 to 1.3; 0.5,1: from and to; below 1 is closer")
     override("first_block", block, "from which on the base learns, 1 to 14; None: frozen")
     override("seed", int, "of split, order and weights")
-    launcher.add_flags(parser)
+    cluster.add_flags(parser)
     options = parser.parse_args(arguments)
     if options.distribute:
         options.cache = None  # a cache is one process's, and one machine's

@@ -46,8 +46,9 @@ def original(model: str, runtime: str) -> tuple[Handler, float]:
 def ours(model: str, runtime: str) -> tuple[Handler, float]:
     """Return our handler as lambda_function.py makes it, and when its imports were done."""
     from serving import fetch
-    from serving.classifier import Classifier, find_runtime
+    from serving.classifier import Classifier
     from serving.model_files import thread_count
+    from serving.runtimes import find_runtime
     from serving.service import Service
 
     find_runtime(runtime)

@@ -34,7 +34,8 @@ from benchmarks.load import (
     read_pictures,
     service,
 )
-from serving.model_files import MEGABYTES_PER_VCPU, ModelError, best_model
+from serving.errors import ModelError
+from serving.model_files import MEGABYTES_PER_VCPU, best_model
 
 ROOT = Path(__file__).resolve().parent.parent
 MADE = ROOT / ".cache" / "benchmarks"  # the models of each kind, converted once

@@ -19,13 +19,17 @@ from pathlib import Path
 
 import numpy as np
 
-from serving.model_files import ModelError
+from serving.errors import ModelError
 from train import FINE_TUNE, ORIGINAL
 from training.backend import keras
-from training.batches import WORKERS, Activations, Pictures, ahead
-from training.dataset.scan import DataError, Dataset, scan
+from training.dataset.scan import Dataset, scan
+from training.errors import DataError
+from training.features import Activations
+from training.images import Pictures
 from training.inference import best_engine, compile_forward, fast_policy
-from training.model import build_model, cut_at, load_base_weights, unfreeze, with_policy
+from training.model import build_model, cut_at, unfreeze, with_policy
+from training.prefetch import WORKERS, ahead
+from training.pretrained import load_base_weights
 
 ROOT = Path(__file__).resolve().parent.parent
 SIZE = (ORIGINAL.input_size, ORIGINAL.input_size)

@@ -5,9 +5,8 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
-from serving.model_files import ModelError
-from training.dataset.scan import DataError
-from training.feature_store import CacheError
+from serving.errors import ModelError
+from training.errors import CacheError, DataError
 
 OUT = Path(".cache", "experiments")
 SEED = 69420

@@ -36,31 +36,21 @@ from experiments.networks import (
 from experiments.page import Section, write_page
 from experiments.records import Records
 from experiments.timing import THREADS, inference_seconds
-from serving.model_files import ModelError
+from serving.errors import ModelError
 from training.backend import keras, tf
-from training.batches import (
-    Batches,
-    Pictures,
-    RememberedPictures,
-    Source,
-    TrainingBatches,
-    progress,
-)
-from training.checkpoint import (
-    BestCheckpoint,
-    RunState,
-    load_checkpoint,
-    read_run,
-    restore_run,
-    trim_history,
-    write_atomically,
-)
-from training.dataset.scan import Dataset, Split, scan, split
+from training.batches import Batches, TrainingBatches
+from training.checkpoint import BestCheckpoint, load_checkpoint
+from training.dataset.scan import Dataset, scan
+from training.dataset.split import Split, split
 from training.evaluation.figures import read_history
 from training.evaluation.metrics import wilson, with_interval
 from training.export.tflite import convert_quietly, labels_archive
+from training.files import write_atomically
+from training.images import Pictures, RememberedPictures, Source
 from training.inference import compile_forward, fast_policy
 from training.markdown import markdown_table
+from training.prefetch import progress
+from training.resume import RunState, read_run, restore_run, trim_history
 
 EPOCHS = 20
 VALIDATION, SELECTION = 0.2, 0.125  # of each class; of what is then left

@@ -24,12 +24,14 @@ from experiments.command import parser, run
 from experiments.page import Section, write_page
 from experiments.records import Records
 from serving.image import open_picture
-from training.batches import indices, progress
-from training.checkpoint import write_atomically
+from training.batches import indices
 from training.dataset.checks import Hygiene, inspect, lines
-from training.dataset.scan import Dataset, scan, split
+from training.dataset.scan import Dataset, scan
+from training.dataset.split import split
 from training.evaluation.metrics import shown, wilson, with_interval
+from training.files import write_atomically
 from training.markdown import markdown_table
+from training.prefetch import progress
 
 EPOCHS = 50  # passes of the model that knows colours only
 VALIDATION, SELECTION = 0.2, 0.125  # of each class; as experiments.compare splits

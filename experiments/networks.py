@@ -4,12 +4,15 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from serving.model_files import ModelError
+from serving.errors import ModelError
 from training.backend import keras
-from training.batches import Activations, Pictures, indices
-from training.dataset.scan import Split
+from training.batches import indices
+from training.dataset.split import Split
+from training.features import Activations
+from training.images import Pictures
 from training.inference import fast_policy
-from training.model import BASE_LAYER, add_head, load_base_weights
+from training.model import BASE_LAYER, add_head
+from training.pretrained import load_base_weights
 
 Size = tuple[int, int]  # height and width, in pixels
 

@@ -3,7 +3,7 @@
 import json
 from pathlib import Path
 
-from training.dataset.scan import DataError
+from training.errors import DataError
 
 
 class Records:

@@ -14,8 +14,8 @@ from optuna.trial import FrozenTrial, Trial, TrialState
 
 from experiments.networks import HEAD, LEARNING_RATE, MOMENTUM
 from experiments.records import check_same
-from training.batches import progress
-from training.dataset.scan import DataError
+from training.errors import DataError
+from training.prefetch import progress
 
 optuna.logging.set_verbosity(optuna.logging.ERROR)  # an error ends the search and is printed then
 

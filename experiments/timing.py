@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 
 from serving.classifier import Classifier
-from serving.model_files import ModelError
+from serving.errors import ModelError
 
 ROUNDS = 15
 THREADS = 1  # what Lambda has at 1,769 MB

@@ -43,8 +43,11 @@ from experiments.search import (
 )
 from experiments.tune_report import report
 from training.backend import keras, tf
-from training.batches import Activations, Batches, Pictures, TrainingBatches
-from training.dataset.scan import Split, scan, split
+from training.batches import Batches, TrainingBatches
+from training.dataset.scan import scan
+from training.dataset.split import Split, split
+from training.features import Activations
+from training.images import Pictures
 from training.model import weights_digest
 
 EPOCHS, STEPS, VIEWS, INPUT_SIZE = 30, 100, 4, 299  # train.py's defaults

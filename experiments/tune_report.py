@@ -12,9 +12,9 @@ from experiments import charts
 from experiments.networks import HEAD
 from experiments.page import Section, write_page
 from experiments.search import COLUMNS, ORIGINAL, Candidate
-from training.checkpoint import write_atomically
-from training.dataset.scan import Split
+from training.dataset.split import Split
 from training.evaluation.metrics import wilson, with_interval
+from training.files import write_atomically
 from training.markdown import markdown_table
 
 SUMMARY, PAGE, CHART = "tuning.json", "index.html", "trials.png"

@@ -79,3 +79,7 @@ class DeadlineError(ServingError):
 def as_answer(error: ServingError) -> dict:
     """Return `error` as the service answers it: `{"error": {"type": ..., "message": ...}}`."""
     return {"error": {"type": type(error).__name__, "message": str(error)}}
+
+
+class ModelError(Exception):
+    """A model file is missing or unusable; `str(error)` says what to do."""

@@ -4,13 +4,11 @@ import os
 import re
 from pathlib import Path
 
+from serving.errors import ModelError
+
 # What train.py names its checkpoints after: epoch and validation accuracy.
 _ACCURACY = re.compile(r"_\d+_([01]\.\d{3})$")
 MEGABYTES_PER_VCPU = 1769  # AWS Lambda gives one vCPU for so much memory
-
-
-class ModelError(Exception):
-    """A model file is missing or unusable; `str(error)` says what to do."""
 
 
 def best_model(folder: str | Path, *suffixes: str) -> Path:

@@ -12,10 +12,11 @@ from PIL import Image
 
 import convert_to_tflite
 from convert_to_tflite import TOLERANCES, Tolerance
-from serving.classifier import RUNTIMES
-from serving.model_files import ModelError
+from serving.errors import ModelError
+from serving.runtimes import RUNTIMES
 from training.checkpoint import split_record
-from training.dataset.scan import Dataset, scan, split
+from training.dataset.scan import Dataset, scan
+from training.dataset.split import split
 from training.export.tflite_process import served_probabilities
 
 
@@ -256,7 +257,7 @@ def test_int8_wants_pictures_to_calibrate_on(checkpoint, tmp_path, capsys):
 
 
 def test_it_calibrates_on_training_and_compares_on_validation_pictures(checkpoint, drawn):
-    from training.batches import read_pixels
+    from training.images import read_pixels
 
     parts = split(scan(drawn), 0.2, seed=3)
     parts.write(split_record(checkpoint))

@@ -19,7 +19,7 @@ import pytest
 from conftest import ROOT
 from PIL import Image
 
-from serving.classifier import RUNTIMES
+from serving.runtimes import RUNTIMES
 from tools.emulator import free_port, local_service
 
 # Answers each event of standard input, with some packages made unfindable.

@@ -19,31 +19,22 @@ import pytest
 from conftest import ROOT, build_tiny
 
 import train
-from serving.model_files import ModelError, best_model
+from serving.errors import ModelError
+from serving.model_files import best_model
 from train import FINE_TUNE, ORIGINAL, RECIPES
-from training import batches
 from training.backend import keras
-from training.batches import Batches, EvenBatches, Pictures
-from training.checkpoint import (
-    CHECKPOINT,
-    load_checkpoint,
-    read_metadata,
-    read_run,
-    split_record,
-)
-from training.dataset.scan import Split, class_of, scan, split
-from training.distribute.launcher import Workers
+from training.batches import Batches, EvenBatches
+from training.checkpoint import CHECKPOINT, load_checkpoint, read_metadata, split_record
+from training.dataset.scan import class_of, scan
+from training.dataset.split import Split, split
+from training.distribute.workers import Workers
+from training.errors import CacheError
 from training.evaluation import evaluate
-from training.feature_store import CacheError
+from training.images import Pictures
 from training.inference import fast_policy
-from training.model import (
-    BASE_LAYER,
-    build_model,
-    cut_at,
-    load_base_weights,
-    weights_digest,
-    with_input_size,
-)
+from training.model import BASE_LAYER, build_model, cut_at, weights_digest, with_input_size
+from training.pretrained import load_base_weights
+from training.resume import read_run
 
 # Small pictures and a base of random weights: quick, and nothing here asks for a good answer.
 SMALL = replace(ORIGINAL, input_size=71, batch_size=8, steps_per_epoch=2, epochs=1, views=2)
@@ -301,7 +292,7 @@ def test_a_finished_network_can_be_given_another_size(run, tmp_path):
 
 def test_the_second_run_computes_nothing_again(run, tmp_path, monkeypatch):
     run()
-    monkeypatch.setattr(batches, "compile_forward", None)
+    monkeypatch.setattr("training.features.compile_forward", None)
     assert run(epochs=2)[0] == 0
 
 

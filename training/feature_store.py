@@ -11,12 +11,10 @@ from pathlib import Path
 
 import numpy as np
 
+from training.errors import CacheError
+
 FLUSHED_BYTES = 64e6  # rows are on the disk, and count, after so many bytes
 SPARE_BYTES = 1e9  # of the disk, left free for checkpoints and whoever else writes
-
-
-class CacheError(Exception):
-    """There is no room for the cache; `str(error)` says what to do."""
 
 
 class Table:

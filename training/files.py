@@ -1,12 +1,13 @@
 """Fill a folder of pictures whole or not at all."""
 
 import fcntl
+import os
 import shutil
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-from training.dataset.scan import DataError
+from training.errors import DataError
 
 # Begins with a dot, so that nothing takes it for a class; inside the folder it fills, so that
 # renaming never crosses a file system.
@@ -92,3 +93,28 @@ def _move_all(source: Path, out: Path) -> None:
             if not (source / name).exists():
                 (out / name).replace(source / name)
         raise
+
+
+UNFINISHED = ".unfinished_"
+
+
+def remove_unfinished(folder: Path) -> None:
+    """Remove from `folder` what a process that was killed while writing has left there."""
+    for path in folder.glob(f"{UNFINISHED}*"):
+        path.unlink()
+
+
+def write_atomically(path: Path, write: Callable[[Path], None]) -> None:
+    """Let `write` fill a file beside `path`, then give it that name.
+
+    Killed at any moment, `path` is whole: as it was before, or as it is meant to be.
+    """
+    # Keras wants the ending; the dot keeps a half-written file from being taken for a model.
+    temporary = path.with_name(UNFINISHED + path.name)
+    try:
+        write(temporary)
+        with open(temporary, "rb") as file:
+            os.fsync(file.fileno())
+        temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)

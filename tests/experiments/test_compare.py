@@ -14,10 +14,11 @@ from conftest import ROOT
 
 import train
 from experiments import compare, explore, networks, tune
-from serving.model_files import ModelError
+from serving.errors import ModelError
 from training.backend import keras
 from training.checkpoint import load_checkpoint
-from training.dataset.scan import scan, split
+from training.dataset.scan import scan
+from training.dataset.split import split
 from training.evaluation.figures import read_history
 from training.export.tflite_process import served_probabilities
 from training.model import build_model, cut_at, weights_digest

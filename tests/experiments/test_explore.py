@@ -11,9 +11,9 @@ from PIL import Image
 from experiments import charts, command, explore
 from experiments.page import Section, write_page
 from experiments.records import Records
-from serving.model_files import ModelError
-from training.dataset.scan import DataError, scan
-from training.feature_store import CacheError
+from serving.errors import ModelError
+from training.dataset.scan import scan
+from training.errors import CacheError, DataError
 
 
 @pytest.fixture

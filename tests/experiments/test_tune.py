@@ -25,7 +25,9 @@ from optuna.trial import TrialState
 import train
 from experiments import search, tune, tune_report
 from experiments.search import Candidate
-from training.dataset.scan import DataError, scan, split
+from training.dataset.scan import scan
+from training.dataset.split import split
+from training.errors import DataError
 
 QUICK = "--epochs 1 --repeats 1 --weights none --seed 3"
 

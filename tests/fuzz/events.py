@@ -21,7 +21,8 @@ from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 
 from serving.classifier import Classifier
-from serving.model_files import ModelError, best_model, thread_count
+from serving.errors import ModelError
+from serving.model_files import best_model, thread_count
 from serving.service import Service
 
 SECONDS = 15.0  # that no event may take: a fetch has ten

@@ -13,8 +13,9 @@ import pytest
 from conftest import ROOT
 from PIL import Image
 
-from serving.classifier import RUNTIMES, Classifier, find_runtime, named_scores, read_labels
-from serving.model_files import ModelError
+from serving.classifier import Classifier, named_scores, read_labels
+from serving.errors import ModelError
+from serving.runtimes import RUNTIMES, find_runtime
 from tests import seccomp
 
 SCORES_OF_A_FILE = """

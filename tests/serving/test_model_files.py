@@ -4,7 +4,8 @@ import os
 
 import pytest
 
-from serving.model_files import ModelError, best_model, thread_count
+from serving.errors import ModelError
+from serving.model_files import best_model, thread_count
 
 
 def make(folder, *names):

@@ -10,9 +10,11 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from serving.classifier import RUNTIMES, Classifier, find_runtime, named_scores, read_labels
-from serving.model_files import ModelError, best_model, thread_count
+from serving.classifier import Classifier, named_scores, read_labels
+from serving.errors import ModelError
+from serving.model_files import best_model, thread_count
 from serving.preprocess import preprocess
+from serving.runtimes import RUNTIMES, find_runtime
 
 
 def refusal(function, *arguments):

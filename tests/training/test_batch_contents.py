@@ -12,22 +12,13 @@ from PIL import Image
 
 from training import batches
 from training.backend import keras
-from training.batches import (
-    WORKERS,
-    Activations,
-    Batches,
-    EvenBatches,
-    Pictures,
-    RememberedPictures,
-    TrainingBatches,
-    ahead,
-    indices,
-    progress,
-    read_pixels,
-)
+from training.batches import Batches, EvenBatches, TrainingBatches, indices
 from training.dataset.scan import Dataset, scan
+from training.features import Activations
+from training.images import Pictures, RememberedPictures, read_pixels
 from training.inference import best_engine
 from training.model import weights_digest
+from training.prefetch import WORKERS, ahead, progress
 
 SIZE = (8, 10)
 NAMES = tuple(f"{name}/{i}" for name in "ab" for i in range(5))
@@ -159,7 +150,9 @@ def folder(tmp_path_factory):
 
 def test_a_remembered_picture_is_read_once(folder, monkeypatch):
     read = []
-    monkeypatch.setattr(batches, "read_pixels", lambda *of: read.append(of) or read_pixels(*of))
+    monkeypatch.setattr(
+        "training.images.read_pixels", lambda *of: read.append(of) or read_pixels(*of)
+    )
     dataset = scan(folder)
     settings = {"rotation_range": 40}
     remembered = RememberedPictures(dataset, SIZE, settings)
@@ -233,7 +226,7 @@ def test_missing_activations_are_computed_in_batches_each_once(
         forward = compile_forward(*arguments)
         return lambda inputs: asked.append(len(inputs)) or forward(inputs)
 
-    monkeypatch.setattr(batches, "compile_forward", note)
+    monkeypatch.setattr("training.features.compile_forward", note)
     pictures = Pictures(scan(folder), SIZE)
     activations = Activations(pictures, network(True), "float32", tmp_path)
     checked = []

@@ -14,17 +14,12 @@ from serving.image import open_picture
 from serving.preprocess import preprocess, scale
 from training import batches, feature_store
 from training.backend import keras
-from training.batches import (
-    Activations,
-    Batches,
-    Pictures,
-    RememberedPictures,
-    TrainingBatches,
-    ahead,
-    read_pixels,
-)
+from training.batches import Batches, TrainingBatches
 from training.dataset.scan import scan
-from training.feature_store import CacheError
+from training.errors import CacheError
+from training.features import Activations
+from training.images import Pictures, RememberedPictures, read_pixels
+from training.prefetch import ahead
 
 SIZE = (71, 90)
 

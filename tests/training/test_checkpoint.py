@@ -11,26 +11,22 @@ import numpy as np
 import pytest
 from conftest import ROOT
 
-from serving.model_files import ModelError, best_model
+from serving.errors import ModelError
+from serving.model_files import best_model
 from training import checkpoint
 from training.backend import keras
 from training.checkpoint import (
     BestCheckpoint,
     Metadata,
-    RunState,
     load_checkpoint,
-    note_in_run,
     read_metadata,
-    read_run,
     remove_checkpoint,
-    remove_unfinished,
-    restore_run,
     save_checkpoint,
     split_record,
-    trim_history,
-    write_atomically,
 )
-from training.dataset.scan import Split
+from training.dataset.split import Split
+from training.files import remove_unfinished, write_atomically
+from training.resume import RunState, note_in_run, read_run, restore_run, trim_history
 
 PARTS = Split(1, 0.2, ("a/1", "b/1"), ("a/2", "b/2"))
 PATTERN = "xception_fin_{epoch:02d}_{val_accuracy:.3f}.h5"

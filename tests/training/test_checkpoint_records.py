@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from serving.model_files import ModelError
+from serving.errors import ModelError
 from serving.preprocess import preprocess
 from training import checkpoint as module
 from training.backend import keras
@@ -18,22 +18,17 @@ from training.checkpoint import (
     BestCheckpoint,
     CheckpointClassifier,
     Metadata,
-    RunState,
     load_checkpoint,
-    note_in_run,
     read_metadata,
-    read_run,
     read_split,
     remove_checkpoint,
-    remove_unfinished,
-    restore_run,
     save_checkpoint,
     split_record,
-    trim_history,
-    write_atomically,
     write_metadata,
 )
-from training.dataset.scan import Split
+from training.dataset.split import Split
+from training.files import remove_unfinished, write_atomically
+from training.resume import RunState, note_in_run, read_run, restore_run, trim_history
 
 PARTS = Split(1, 0.2, ("a/1", "b/1"), ("a/2", "b/2"))
 

@@ -14,7 +14,8 @@ import pytest
 from conftest import ROOT
 
 from training import feature_store
-from training.feature_store import CacheError, Table
+from training.errors import CacheError
+from training.feature_store import Table
 
 KEY = {"weights": "abc", "input_size": [71, 71]}
 

@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 
 from training import feature_store
-from training.feature_store import CacheError, Table
+from training.errors import CacheError
+from training.feature_store import Table
 
 KEY = {"weights": "abc", "input_size": [71, 71]}
 

@@ -4,7 +4,8 @@ import numpy as np
 import pytest
 from conftest import ROOT
 
-from serving.model_files import ModelError, best_model
+from serving.errors import ModelError
+from serving.model_files import best_model
 from training.backend import keras
 from training.checkpoint import Metadata, save_checkpoint
 from training.model import (
@@ -12,12 +13,12 @@ from training.model import (
     add_head,
     build_model,
     cut_at,
-    load_base_weights,
     unfreeze,
     weights_digest,
     with_input_size,
     with_policy,
 )
+from training.pretrained import load_base_weights
 
 SIZE = (71, 71)
 

@@ -4,7 +4,8 @@ from collections import defaultdict
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from training.dataset.scan import EXCLUDED, Dataset, class_of, duplicates
+from training.dataset.duplicates import duplicates
+from training.dataset.scan import EXCLUDED, Dataset, class_of
 
 Group = tuple[str, ...]  # "class/file" of pictures that are copies of each other, sorted
 

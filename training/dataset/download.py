@@ -16,7 +16,7 @@ from urllib.parse import urlsplit
 
 import requests
 
-from training.dataset.scan import DataError
+from training.errors import DataError
 from training.files import PICTURE_SUFFIXES, staged
 
 OUT = Path("flowers")

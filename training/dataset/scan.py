@@ -4,15 +4,11 @@ python -m training.dataset flowers/                        # what is wrong with 
 python -m training.dataset flowers/ --exclude doubtful.txt  # without those that it lists
 """
 
-import argparse
 import hashlib
-import json
 import re
-import sys
-from collections import defaultdict
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import dataclass, field
 from io import BytesIO
 from pathlib import Path
 
@@ -21,7 +17,8 @@ from PIL import Image
 
 from serving.errors import ServingError
 from serving.image import FORMATS, open_picture
-from training.dataset.perceptual_hash import near_pairs, perceptual_hash, small_grey
+from training.dataset.perceptual_hash import perceptual_hash, small_grey
+from training.errors import DataError
 
 MIN_PICTURES = 5  # a class, so that a fifth of it is at least one
 HOW_TO_GET_DATA = (
@@ -29,12 +26,7 @@ HOW_TO_GET_DATA = (
     "or name a folder of your own with --data."
 )
 EXCLUDED = "excluded by"  # begins the reason of what `--exclude` leaves out
-LISTED = 10  # findings of each kind; --json has all
 SAME_TYPE = {"MPO": "JPEG", "DIB": "BMP"}  # what phones call a JPEG, and Windows a BMP
-
-
-class DataError(Exception):
-    """The folder of pictures is not usable; `str(error)` says what to do."""
 
 
 @dataclass(frozen=True)
@@ -78,71 +70,6 @@ class Dataset:
         """Return the class index of each of `pictures`, int (pictures,)."""
         indices = {name: index for index, name in enumerate(self.class_names)}
         return np.array([indices[class_of(picture)] for picture in pictures], dtype=int)
-
-
-@dataclass(frozen=True)
-class Split:
-    """Which pictures train and which validate, as "class/file", and how they were drawn.
-
-    Attributes:
-        seed: of the draw.
-        fraction: of each class that validates, 0 to 1.
-        train: what the network is fitted to.
-        validation: what it is measured on.
-        selection: what a run picks its checkpoint on; none of them are in `train`.
-        selection_fraction: of each class without its `validation`, 0 to 1.
-    """
-
-    seed: int
-    fraction: float
-    train: tuple[str, ...]
-    validation: tuple[str, ...]
-    selection: tuple[str, ...] = ()
-    selection_fraction: float = 0.0
-
-    def without(self, pictures: set[str]) -> "Split":
-        """Return this split with none of `pictures` among what is measured on or picked on.
-
-        What a network was fitted to stays what it was.
-        """
-        kept = {
-            part: tuple(picture for picture in getattr(self, part) if picture not in pictures)
-            for part in ("selection", "validation")
-        }
-        return replace(self, **kept)
-
-    @property
-    def sizes(self) -> dict[str, int]:
-        """Pictures of each part."""
-        return {part: len(getattr(self, part)) for part in ("train", "selection", "validation")}
-
-    @property
-    def fingerprint(self) -> str:
-        """A hash of all of this split, hexadecimal."""
-        return hashlib.sha256(json.dumps(self._record()).encode()).hexdigest()[:16]
-
-    def write(self, path: Path) -> None:
-        """Write this split to `path` as JSON."""
-        path.write_text(json.dumps(self._record(), indent=0) + "\n", encoding="utf-8")
-
-    @classmethod
-    def read(cls, path: Path) -> "Split":
-        """Return the split that `write` put into `path`."""
-        record = json.loads(path.read_text(encoding="utf-8"))
-        return cls(
-            record["seed"],
-            record["fraction"],
-            tuple(record["train"]),
-            tuple(record["validation"]),
-            tuple(record.get("selection", ())),
-            record.get("selection_fraction", 0.0),
-        )
-
-    def _record(self) -> dict:
-        record = asdict(self)
-        if not self.selection:  # the record, and so the fingerprint, from before there was one
-            del record["selection"], record["selection_fraction"]
-        return record
 
 
 @dataclass(frozen=True)
@@ -299,168 +226,3 @@ def _mismatch(suffix: str, content: bytes) -> str | None:
         held = SAME_TYPE.get(picture.format, picture.format)
     named = Image.EXTENSION.get(suffix)
     return None if SAME_TYPE.get(named, named) == held else f"named {suffix}, is {held}"
-
-
-def duplicates(dataset: Dataset) -> list[tuple[str, ...]]:
-    """Return the groups of pictures that are copies of each other, each group sorted, and all.
-
-    Copies are files of the same bytes and pictures that look alike (`near_pairs`), as well as
-    copies of copies; they may be of different classes.
-    """
-    pictures = dataset.pictures
-    hashed = [picture for picture in pictures if picture in dataset.hashes]
-    near = near_pairs([dataset.hashes[picture] for picture in hashed])
-    pairs = [(hashed[one], hashed[other]) for one, other in near]
-    first: dict[str, str] = {}
-    for picture in pictures:
-        pairs.append((first.setdefault(dataset.digests.get(picture, picture), picture), picture))
-    members = defaultdict(list)
-    for picture, group in zip(pictures, _connected(pictures, pairs), strict=True):
-        members[group].append(picture)
-    return sorted(tuple(sorted(group)) for group in members.values() if len(group) > 1)
-
-
-def _connected(nodes: Sequence[str], pairs: Iterable[tuple[str, str]]) -> np.ndarray:
-    """Return a number for each of `nodes`, int (nodes,); what `pairs` connect has the same."""
-    from scipy.sparse import coo_array
-    from scipy.sparse.csgraph import connected_components
-
-    index = {node: i for i, node in enumerate(nodes)}
-    edges = np.array([(index[one], index[other]) for one, other in pairs], int).reshape(-1, 2)
-    graph = coo_array((np.ones(len(edges)), edges.T), shape=(len(nodes), len(nodes)))
-    return connected_components(graph, directed=False)[1]
-
-
-def split(dataset: Dataset, fraction: float, seed: int, selection: float = 0.0) -> Split:
-    """Return a split with `fraction` (0 to 1) of each class, rounded, for validation.
-
-    `selection` (0 to 1) of what then is left of each class is set apart to pick a checkpoint on;
-    it does not change what validates. The same pictures and seed give the same split; each class
-    keeps at least one picture in every part; copies of a picture are all in one part, for which
-    the shares give way where they must.
-
-    Raises:
-        DataError: a class has too few pictures, copies counted once, to be in every part.
-    """
-    groups = {picture: group for group in duplicates(dataset) for picture in group}
-    validation = _draw(dataset.pictures, fraction, np.random.default_rng(seed), groups)
-    rest = tuple(picture for picture in dataset.pictures if picture not in validation)
-    selected = set()
-    if selection:
-        selected = _draw(rest, selection, np.random.default_rng([seed, 1]), groups)
-    parts = Split(
-        seed,
-        fraction,
-        tuple(picture for picture in rest if picture not in selected),
-        tuple(picture for picture in dataset.pictures if picture in validation),
-        tuple(picture for picture in rest if picture in selected),
-        selection,
-    )
-    _check_parts(parts, dataset, groups)
-    return parts
-
-
-def _draw(
-    pictures: Sequence[str],
-    fraction: float,
-    rng: np.random.Generator,
-    groups: dict[str, tuple[str, ...]],
-) -> set[str]:
-    """Return `fraction` of each class of `pictures`, and with each one its group in `groups`."""
-    of_class = defaultdict(list)
-    for picture in pictures:
-        of_class[class_of(picture)].append(picture)
-    drawn: set[str] = set()
-    decided: set[str] = set()  # with a class before, which has copies of it
-    for name in sorted(of_class):
-        members = of_class[name]
-        order = rng.permutation(members).tolist()
-        undecided = dict.fromkeys(groups.get(p, (p,)) for p in order if p not in decided)
-        sizes = {group: sum(class_of(p) == name for p in group) for group in undecided}
-        count = min(max(round(fraction * len(members)), 1), len(members) - 1)
-        taken = sum(picture in drawn for picture in members)
-        for group in _fitting(sizes, count - taken, taken == 0, len(members)):
-            drawn.update(group)
-        for group in undecided:
-            decided.update(group)
-    return drawn
-
-
-def _fitting(
-    sizes: dict[tuple[str, ...], int], room: int, needed: bool, whole: int
-) -> list[tuple[str, ...]]:
-    """Return the first groups whose `sizes` fit into `room`.
-
-    Where none fits but one is `needed`, the smallest it is, unless that is the `whole` class.
-    """
-    fitting = []
-    for group, size in sizes.items():
-        if size <= room:
-            fitting.append(group)
-            room -= size
-    if needed and not fitting:
-        smallest = min(sizes, key=sizes.get, default=None)
-        fitting = [smallest] if smallest and sizes[smallest] < whole else []
-    return fitting
-
-
-def _check_parts(parts: Split, dataset: Dataset, groups: dict[str, tuple[str, ...]]) -> None:
-    sides = [parts.train, parts.validation] + [parts.selection] * bool(parts.selection_fraction)
-    for name in dataset.class_names:
-        if all(any(class_of(picture) == name for picture in side) for side in sides):
-            continue
-        members = dataset.of_class(name)
-        copies = sum(picture in groups for picture in members)
-        raise DataError(
-            f"Expected pictures of {name} for each of {len(sides)} parts, where copies, also those "
-            f"in other classes, stay together. Received: {len(members)}, of which {copies} have "
-            "copies. Add different ones, or exclude copies."
-        )
-
-
-def main(arguments: list[str] | None = None) -> int:
-    """Print what is wrong with the command line's folder and return the exit code."""
-    from training.dataset.checks import inspect, lines
-
-    options = parse_arguments(arguments)
-    try:
-        dataset = scan(options.folder, options.exclude)
-        hygiene = inspect(dataset)
-    except DataError as error:
-        print(f"dataset: {error}", file=sys.stderr)
-        return 1
-    except OSError as error:
-        print(
-            f"dataset: Expected to read {options.folder}. Received: {error}. "
-            "Correct the rights of the folder.",
-            file=sys.stderr,
-        )
-        return 1
-    except KeyboardInterrupt:
-        print("\ndataset: Stopped.", file=sys.stderr)
-        return 130
-    if options.json:
-        print(json.dumps(asdict(hygiene), indent=1))
-        return 0
-    counts = ", ".join(f"{name} {count}" for name, count in dataset.counts.items())
-    print(f"{len(dataset.pictures)} usable pictures in {options.folder}: {counts}.")
-    print("\n".join(lines(hygiene, limit=LISTED)))
-    return 0
-
-
-def parse_arguments(arguments: list[str] | None) -> argparse.Namespace:
-    """Return the command line's options."""
-    parser = argparse.ArgumentParser(
-        prog="python -m training.dataset",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
-    add = parser.add_argument
-    add("folder", type=Path, help="one folder a class")
-    add("--exclude", type=Path, metavar="FILE", help="pictures to leave out, a class/file a line")
-    add("--json", action="store_true", help="all that was found, as JSON")
-    return parser.parse_args(arguments)
-
-
-if __name__ == "__main__":
-    sys.exit(main())

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from serving.model_files import ModelError
+from serving.errors import ModelError
 from training.backend import keras
 
 TEMPERATURES = (0.05, 20.0)  # beyond, answers are as good as certain or uniform

@@ -18,9 +18,9 @@ from pathlib import Path
 
 import numpy as np
 
-from serving.model_files import ModelError
+from serving.errors import ModelError
 from training.backend import keras
-from training.batches import Batches, Pictures, Source
+from training.batches import Batches
 from training.checkpoint import (
     CHECKPOINT,
     Metadata,
@@ -28,12 +28,15 @@ from training.checkpoint import (
     read_split,
     save_checkpoint,
     split_record,
-    write_atomically,
 )
-from training.dataset.scan import DataError, Dataset, Split, require, scan
+from training.dataset.scan import Dataset, require, scan
+from training.dataset.split import Split
+from training.errors import DataError
 from training.evaluation.calibration import apply_temperature, bake_temperature, fit_temperature
 from training.evaluation.metrics import evaluate, table
 from training.evaluation.report import CURVES, METRICS, write_report
+from training.files import write_atomically
+from training.images import Pictures, Source
 from training.model import cut_at, with_input_size
 
 BATCH_SIZE = 32

@@ -17,12 +17,15 @@ from pathlib import Path
 import h5py
 import numpy as np
 
-from serving.model_files import ModelError
+from serving.errors import ModelError
 from training.backend import keras
-from training.batches import Batches, Pictures
-from training.checkpoint import load_checkpoint, read_split, split_record, write_atomically
-from training.dataset.scan import DataError, require, scan
+from training.batches import Batches
+from training.checkpoint import load_checkpoint, read_split, split_record
+from training.dataset.scan import require, scan
+from training.errors import DataError
 from training.evaluation.report import CARD
+from training.files import write_atomically
+from training.images import Pictures
 
 # Of float32's 23 bits of mantissa. With float16's 10, two of 691 pictures changed their label.
 KEPT_BITS = 13

@@ -17,7 +17,8 @@ from pathlib import Path
 import numpy as np
 
 from serving.classifier import Classifier
-from serving.model_files import ModelError, thread_count
+from serving.errors import ModelError
+from serving.model_files import thread_count
 
 
 @contextmanager

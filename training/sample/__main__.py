@@ -10,7 +10,7 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
-from training.dataset.scan import DataError
+from training.errors import DataError
 from training.sample import LABELS, PER_CLASS, SEED, write_sample
 
 OUT = Path("flowers")

@@ -8,8 +8,11 @@ import pytest
 from PIL import Image
 
 from training.dataset import scan as module
+from training.dataset.__main__ import main
 from training.dataset.checks import Hygiene, inspect, lines
-from training.dataset.scan import DataError, Dataset, Split, main, require, scan, split
+from training.dataset.scan import Dataset, require, scan
+from training.dataset.split import Split, split
+from training.errors import DataError
 
 GET_DATA = (
     "Run `make data` for the real flowers or `make sample` for drawn ones, "

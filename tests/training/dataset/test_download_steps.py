@@ -23,7 +23,7 @@ from training.dataset.download import (
     save,
     show_progress,
 )
-from training.dataset.scan import DataError
+from training.errors import DataError
 from training.files import STAGING, refuse_if_filled, staged
 
 CLASSES = ("daisy", "dandelion", "rose", "sunflower", "tulip")

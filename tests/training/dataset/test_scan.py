@@ -11,17 +11,11 @@ from conftest import ROOT
 from PIL import Image, ImageOps
 
 from training.dataset import scan as module
-from training.dataset.scan import (
-    DataError,
-    Dataset,
-    Split,
-    class_of,
-    duplicates,
-    main,
-    require,
-    scan,
-    split,
-)
+from training.dataset.__main__ import main
+from training.dataset.duplicates import duplicates
+from training.dataset.scan import Dataset, class_of, require, scan
+from training.dataset.split import Split, split
+from training.errors import DataError
 
 
 @pytest.fixture

@@ -12,13 +12,15 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
-from training.distribute import launcher
-from training.distribute.launcher import Cluster, DistributeError, Workers
+from training.distribute import cluster, launcher, workers
+from training.distribute.cluster import Cluster
+from training.distribute.workers import Workers
+from training.errors import DistributeError
 
 
 def options(*flags):
     parser = argparse.ArgumentParser(prog="a")
-    launcher.add_flags(parser)
+    cluster.add_flags(parser)
     return parser.parse_args(flags)
 
 
@@ -55,7 +57,7 @@ def test_the_help_says_what_they_are_for():
     parser = argparse.ArgumentParser(
         prog="a", formatter_class=lambda prog: argparse.HelpFormatter(prog, width=200)
     )
-    launcher.add_flags(parser)
+    cluster.add_flags(parser)
     text = " ".join(parser.format_help().split())
     for part in (
         "several GPUs or machines: Slurm, Open MPI and Kubernetes tell --distribute the rest; "
@@ -81,7 +83,7 @@ def test_the_help_says_what_they_are_for():
     ],
 )
 def test_flags_that_fit_together(flags, cluster):
-    assert launcher.find_cluster(options(*flags), {}) == cluster
+    assert cluster.find_cluster(options(*flags), {}) == cluster
 
 
 BESIDE = (
@@ -122,7 +124,7 @@ ALL_THREE = (
     ],
 )
 def test_flags_that_do_not_fit_together_are_told(flags, sentence):
-    assert refusal(launcher.find_cluster, options(*flags), {}) == sentence
+    assert refusal(cluster.find_cluster, options(*flags), {}) == sentence
 
 
 @pytest.mark.parametrize(
@@ -138,13 +140,13 @@ def test_flags_that_do_not_fit_together_are_told(flags, sentence):
     ],
 )
 def test_a_launcher_of_one_process_is_none(environment, cluster):
-    assert launcher.find_cluster(options("--distribute"), environment) == cluster
-    assert launcher.find_cluster(options(), environment) == Cluster()
+    assert cluster.find_cluster(options("--distribute"), environment) == cluster
+    assert cluster.find_cluster(options(), environment) == Cluster()
 
 
 def test_a_launcher_that_says_no_number_is_told():
     environment = {"OMPI_COMM_WORLD_SIZE": "two"}
-    assert refusal(launcher.find_cluster, options("--distribute"), environment) == (
+    assert refusal(cluster.find_cluster, options("--distribute"), environment) == (
         "Expected the launcher to say how many processes there are. "
         "Received: invalid literal for int() with base 10: 'two'. "
         "Say so with --coordinator, --processes and --process."
@@ -172,7 +174,7 @@ def test_a_launcher_that_says_no_number_is_told():
     ],
 )
 def test_who_takes_all_gpus_that_it_sees(environment, devices):
-    assert launcher._local_devices(environment) == devices
+    assert workers._local_devices(environment) == devices
 
 
 # The process that a person starts.
@@ -356,8 +358,8 @@ def test_processes_have_met_once_jax_says_so(monkeypatch):
 
 
 def test_of_an_error_the_first_line_is_told():
-    assert launcher._first_line(ValueError("\none line.\nanother")) == "one line"
-    assert launcher._first_line(ValueError()) == "ValueError"
+    assert workers._first_line(ValueError("\none line.\nanother")) == "one line"
+    assert workers._first_line(ValueError()) == "ValueError"
 
 
 # Several processes, as one of them sees them.
@@ -388,7 +390,7 @@ def jax(monkeypatch):
 def test_process_0_says_what_trains(jax, capsys):
     jax.index = 0
     given = options("--distribute", *together("one:1", "2", "0"))
-    assert launcher.join(given) == Workers(0, 2, 4, True)
+    assert workers.join(given) == Workers(0, 2, 4, True)
     assert capsys.readouterr().out == "Distribute: 4 devices (H100) of 2 processes.\n"
     assert jax.initialized == [
         (
@@ -405,14 +407,14 @@ def test_process_0_says_what_trains(jax, capsys):
 
 def test_one_process_on_one_device_need_not_meet_anybody(jax, capsys):
     jax.index, jax.count, jax.local, jax.devices_ = 0, 1, 1, 1
-    assert launcher.join(options("--distribute")) == Workers(0, 1, 1, True)
+    assert workers.join(options("--distribute")) == Workers(0, 1, 1, True)
     assert capsys.readouterr().out == "Distribute: 1 device (H100) of 1 process.\n"
     assert jax.initialized == []
 
 
 def test_the_others_say_nothing(jax, capsys):
     given = options("--distribute", *together("one:1", "2", "1"))
-    assert launcher.join(given) == Workers(1, 2, 4, True)
+    assert workers.join(given) == Workers(1, 2, 4, True)
     print("nor what comes later")
     assert capsys.readouterr().out == ""
 
@@ -422,7 +424,7 @@ def test_a_launcher_tells_jax_the_rest(jax, monkeypatch, capsys):
     for name in ("OMPI_COMM_WORLD_SIZE", "SLURM_STEP_NODELIST", "SLURM_NTASKS"):
         monkeypatch.delenv(name, raising=False)
     jax.index = 0
-    launcher.join(options("--distribute"))
+    workers.join(options("--distribute"))
     [(arguments, named)] = jax.initialized
     assert arguments == (None, None, None)
     assert (named["local_device_ids"], named["cluster_detection_method"]) == ([], "k8s")
@@ -431,7 +433,7 @@ def test_a_launcher_tells_jax_the_rest(jax, monkeypatch, capsys):
 def test_processes_that_are_not_found_are_told(jax):
     jax.fails = RuntimeError("no answer.\nand more")
     given = options("--distribute", *together("one:1", "2", "1"))
-    assert refusal(launcher.join, given) == (
+    assert refusal(workers.join, given) == (
         "Expected to find the other processes (one:1). Received: no answer. Choose another port "
         "if that is taken; or say where they are with --coordinator, --processes and --process."
     )
@@ -440,7 +442,7 @@ def test_processes_that_are_not_found_are_told(jax):
 def test_machines_with_different_numbers_of_devices_are_told(jax):
     jax.devices_ = 3
     given = options("--distribute", *together("one:1", "2", "1"))
-    assert refusal(launcher.join, given) == (
+    assert refusal(workers.join, given) == (
         "Expected as many devices on each machine. Received: 2 of 3 here, among 2 processes. "
         "Hide some with CUDA_VISIBLE_DEVICES."
     )
@@ -448,11 +450,11 @@ def test_machines_with_different_numbers_of_devices_are_told(jax):
 
 def test_a_call_outside_a_script_is_told(jax, monkeypatch):
     monkeypatch.delenv(launcher.WORKER)
-    assert refusal(launcher.join, options("--distribute")) == (
+    assert refusal(workers.join, options("--distribute")) == (
         "Expected --distribute on the command line of a script. Received: a call. "
         "Run python train.py --distribute."
     )
-    assert launcher.join(options()) == Workers()
+    assert workers.join(options()) == Workers()
 
 
 def test_a_batch_that_does_not_divide_is_told_with_one_that_does():

@@ -19,10 +19,13 @@ import pytest
 from conftest import ROOT
 
 import train
-from training.batches import Batches, EvenBatches, Pictures, TrainingBatches
+from training.batches import Batches, EvenBatches, TrainingBatches
 from training.dataset.scan import scan
-from training.distribute import launcher
-from training.distribute.launcher import Cluster, DistributeError, Workers
+from training.distribute import cluster, launcher, workers
+from training.distribute.cluster import Cluster
+from training.distribute.workers import Workers
+from training.errors import DistributeError
+from training.images import Pictures
 
 jax = pytest.importorskip("jax")
 from jax.experimental import multihost_utils  # noqa: E402
@@ -346,7 +349,7 @@ def test_train_py_refuses_wrong_flags_at_once():
 
 def test_distribute_is_for_the_command_line():
     with pytest.raises(DistributeError, match="Run python train.py --distribute"):
-        launcher.join(options("--distribute"))
+        workers.join(options("--distribute"))
 
 
 # Flags and launchers
@@ -354,12 +357,12 @@ def test_distribute_is_for_the_command_line():
 
 def options(*flags):
     parser = argparse.ArgumentParser()
-    launcher.add_flags(parser)
+    cluster.add_flags(parser)
     return parser.parse_args(flags)
 
 
 def find(*flags, **environment):
-    return launcher.find_cluster(options("--distribute", *flags), environment)
+    return cluster.find_cluster(options("--distribute", *flags), environment)
 
 
 def flags(coordinator, count, index):
@@ -396,11 +399,11 @@ def test_contradicting_flags_are_refused(given, sentence):
 @pytest.mark.parametrize("given", [flags("one:7890", "2", "1"), ["--process", "0"]])
 def test_flags_without_distribute_are_refused(given):
     with pytest.raises(DistributeError, match=r"Expected --distribute beside .*\. Add it"):
-        launcher.find_cluster(options(*given), {})
+        cluster.find_cluster(options(*given), {})
 
 
 def test_a_launcher_is_not_asked_without_distribute():
-    assert launcher.find_cluster(options(), SLURM) == Cluster()
+    assert cluster.find_cluster(options(), SLURM) == Cluster()
 
 
 @pytest.mark.parametrize("name", ["OMPI_COMM_WORLD_SIZE", "SLURM_NTASKS"])
@@ -454,7 +457,7 @@ def test_launchers_say_where_the_processes_meet(environment, cluster):
     ],
 )
 def test_a_process_alone_on_its_machine_takes_all_gpus(environment, devices):
-    assert launcher._local_devices(environment) == devices
+    assert workers._local_devices(environment) == devices
 
 
 @pytest.mark.parametrize(
@@ -472,7 +475,7 @@ def test_jax_is_told_where_the_processes_meet(cluster, expected, monkeypatch):
         told.extend([*where, local_device_ids, cluster_detection_method, seconds])
 
     monkeypatch.setattr(jax.distributed, "initialize", initialize)
-    launcher._initialize(cluster, {"OMPI_COMM_WORLD_LOCAL_SIZE": "1"})
+    workers._initialize(cluster, {"OMPI_COMM_WORLD_LOCAL_SIZE": "1"})
     assert tuple(told[:-1]) == expected
     assert told[-1] == {"initialization_timeout": 150, "heartbeat_timeout_seconds": 20}
 
@@ -493,7 +496,7 @@ def joined(monkeypatch):
             "devices": [kind],
         }.items():
             monkeypatch.setattr(jax, name, lambda value=value: value)
-        return launcher.join(options("--distribute", *flags))
+        return workers.join(options("--distribute", *flags))
 
     return join
 
@@ -539,7 +542,7 @@ def test_without_jax_it_says_how_to_install_it(monkeypatch):
 
 
 def test_without_distribute_one_process_has_it_all():
-    workers = launcher.join(options())
+    workers = workers.join(options())
     assert workers == Workers()
     assert workers.chief
     assert workers.rows(7) == slice(0, 7)

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from serving.model_files import ModelError
+from serving.errors import ModelError
 from training.backend import keras
 from training.evaluation.calibration import (
     TEMPERATURES,

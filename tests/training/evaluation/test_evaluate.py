@@ -10,7 +10,7 @@ from sklearn.linear_model import LogisticRegression
 
 from training import model
 from training.backend import keras
-from training.batches import Activations, Batches, Pictures
+from training.batches import Batches
 from training.checkpoint import (
     Metadata,
     load_checkpoint,
@@ -18,9 +18,12 @@ from training.checkpoint import (
     save_checkpoint,
     split_record,
 )
-from training.dataset.scan import Split, scan, split
+from training.dataset.scan import scan
+from training.dataset.split import Split, split
 from training.evaluation import evaluate
 from training.evaluation.calibration import apply_temperature, fit_temperature
+from training.features import Activations
+from training.images import Pictures
 
 SIDE = 71
 RUN = {"command": "python train.py --epochs 4", "seed": 1, "picked_on": "the best of ours"}

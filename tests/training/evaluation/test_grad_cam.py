@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from conftest import ROOT
 
-from serving.model_files import ModelError
+from serving.errors import ModelError
 from training.backend import keras
 from training.evaluation.grad_cam import grad_cam, is_possible
 from training.model import BASE_LAYER

@@ -12,7 +12,8 @@ from training.checkpoint import (
     save_checkpoint,
     split_record,
 )
-from training.dataset.scan import Split, scan, split
+from training.dataset.scan import scan
+from training.dataset.split import Split, split
 from training.evaluation.report import CARD, FIGURES, METRICS
 from training.export import shrink
 

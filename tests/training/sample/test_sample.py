@@ -20,7 +20,8 @@ from serving.preprocess import preprocess
 from training import sample
 from training.checkpoint import load_checkpoint
 from training.dataset.perceptual_hash import near_pairs, perceptual_hash
-from training.dataset.scan import DataError, scan
+from training.dataset.scan import scan
+from training.errors import DataError
 from training.files import STAGING
 from training.sample import JPEG_QUALITY, LABELS, draw, flowers, write_sample
 from training.sample import __main__ as command

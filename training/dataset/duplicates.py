@@ -1,0 +1,39 @@
+"""Images that are copies of each other, by their bytes or by their looks."""
+
+from collections import defaultdict
+from collections.abc import Iterable, Sequence
+
+import numpy as np
+
+from training.dataset.perceptual_hash import near_pairs
+from training.dataset.scan import Dataset
+
+
+def duplicates(dataset: Dataset) -> list[tuple[str, ...]]:
+    """Return the groups of pictures that are copies of each other, each group sorted, and all.
+
+    Copies are files of the same bytes and pictures that look alike (`near_pairs`), as well as
+    copies of copies; they may be of different classes.
+    """
+    pictures = dataset.pictures
+    hashed = [picture for picture in pictures if picture in dataset.hashes]
+    near = near_pairs([dataset.hashes[picture] for picture in hashed])
+    pairs = [(hashed[one], hashed[other]) for one, other in near]
+    first: dict[str, str] = {}
+    for picture in pictures:
+        pairs.append((first.setdefault(dataset.digests.get(picture, picture), picture), picture))
+    members = defaultdict(list)
+    for picture, group in zip(pictures, _connected(pictures, pairs), strict=True):
+        members[group].append(picture)
+    return sorted(tuple(sorted(group)) for group in members.values() if len(group) > 1)
+
+
+def _connected(nodes: Sequence[str], pairs: Iterable[tuple[str, str]]) -> np.ndarray:
+    """Return a number for each of `nodes`, int (nodes,); what `pairs` connect has the same."""
+    from scipy.sparse import coo_array
+    from scipy.sparse.csgraph import connected_components
+
+    index = {node: i for i, node in enumerate(nodes)}
+    edges = np.array([(index[one], index[other]) for one, other in pairs], int).reshape(-1, 2)
+    graph = coo_array((np.ones(len(edges)), edges.T), shape=(len(nodes), len(nodes)))
+    return connected_components(graph, directed=False)[1]
