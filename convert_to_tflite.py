@@ -33,19 +33,19 @@ from training.export.tflite import convert_quietly, labels_archive
 from training.export.tflite_process import served, served_probabilities
 from training.features import BATCH_SIZE
 from training.files import write_atomically
-from training.images import Pictures, read_pixels
-from training.inference import compile_forward
-from training.prefetch import ahead, progress
+from training.images import ImageSource, read_pixels
+from training.inference import compile_inference
+from training.prefetch import prefetch, progress
 from training.sample import LABELS, draw
 
-Reader = Callable[[], np.ndarray]  # reads a picture: uint8 (height, width, 3)
+ImageLoader = Callable[[], np.ndarray]  # reads a picture: uint8 (height, width, 3)
 
-COMPARED = 50  # pictures
+COMPARISON_IMAGES = 50  # pictures
 # Pictures that int8 takes the range of every activation from: the calmer half of these.
-CALIBRATING = 100
+CALIBRATION_IMAGES = 100
 # What a file may be worse by on all pictures, whatever its kind.
-MOST_LOST = 0.005  # accuracy, 0 to 1
-LEAST_AGREEMENT = 0.98  # share of pictures with the checkpoint's first answer, 0 to 1
+MAX_ACCURACY_DROP = 0.005  # accuracy, 0 to 1
+MIN_AGREEMENT = 0.98  # share of pictures with the checkpoint's first answer, 0 to 1
 
 
 @dataclass(frozen=True)
@@ -61,7 +61,7 @@ class Tolerance:
     agreement: float
 
 
-# For defects, so with room for chance among `COMPARED` pictures; --evaluate measures.
+# For defects, so with room for chance among `COMPARISON_IMAGES` pictures; --evaluate measures.
 TOLERANCES = {
     "none": Tolerance(0.001, 1.0),
     "float16": Tolerance(0.02, 0.98),
@@ -129,7 +129,7 @@ def convert(checkpoint: Path, quantize: str, data: Path, runtime: str | None) ->
 
 def choose_pictures(
     checkpoint: Path, data: Path, size: tuple[int, int]
-) -> tuple[list[Reader], list[Reader]]:
+) -> tuple[list[ImageLoader], list[ImageLoader]]:
     """Return (pictures to calibrate on, pictures to compare on).
 
     Those the network trained on calibrate, those it validated on are compared; without `data`
@@ -147,10 +147,12 @@ def choose_pictures(
         train = [p for p in parts.train if p in present] or pictures
         validation = [p for p in parts.validation if p in present] or pictures
 
-    def readers(chosen: Sequence[str]) -> list[Reader]:
+    def readers(chosen: Sequence[str]) -> list[ImageLoader]:
         return [lambda path=data / picture: read_pixels(path, size) for picture in chosen]
 
-    return readers(spread(train, CALIBRATING)), readers(spread(validation, COMPARED))
+    return readers(spread(train, CALIBRATION_IMAGES)), readers(
+        spread(validation, COMPARISON_IMAGES)
+    )
 
 
 def spread(pictures: Sequence[str], count: int) -> list[str]:
@@ -159,14 +161,14 @@ def spread(pictures: Sequence[str], count: int) -> list[str]:
     return [pictures[int(i * step)] for i in range(min(count, len(pictures)))]
 
 
-def drawn_pictures(size: tuple[int, int]) -> list[Reader]:
+def drawn_pictures(size: tuple[int, int]) -> list[ImageLoader]:
     """Return readers of ten drawn pictures a flower, the same ones every time."""
     rng = np.random.default_rng(0)
-    drawn = [draw(label, rng) for label in LABELS for _ in range(COMPARED // len(LABELS))]
+    drawn = [draw(label, rng) for label in LABELS for _ in range(COMPARISON_IMAGES // len(LABELS))]
     return [lambda picture=picture: resize(picture, size) for picture in drawn]
 
 
-def to_tflite(model: keras.Model, quantize: str, calibrating: list[Reader]) -> bytes:
+def to_tflite(model: keras.Model, quantize: str, calibrating: list[ImageLoader]) -> bytes:
     """Return `model` as a TFLite flatbuffer of the kind `quantize`; inputs and outputs float32."""
     converter = tf.lite.TFLiteConverter.from_keras_model(model)
     if quantize != "none":
@@ -174,13 +176,13 @@ def to_tflite(model: keras.Model, quantize: str, calibrating: list[Reader]) -> b
     if quantize == "float16":
         converter.target_spec.supported_types = [tf.float16]
     if quantize == "int8":
-        inputs = calm_half(model, np.stack([scale(read()) for read in calibrating]))
+        inputs = drop_outliers(model, np.stack([scale(read()) for read in calibrating]))
         converter.target_spec.supported_ops = [tf.lite.OpsSet.TFLITE_BUILTINS_INT8]
         converter.representative_dataset = lambda: ([row[np.newaxis]] for row in inputs)
     return convert_quietly(converter)
 
 
-def calm_half(model: keras.Model, inputs: np.ndarray) -> np.ndarray:
+def drop_outliers(model: keras.Model, inputs: np.ndarray) -> np.ndarray:
     """Return the half of `inputs` that stays nearest to what they commonly excite in `model`.
 
     `inputs` is float32 (n, height, width, 3), -1 to 1. TFLite stretches each activation's 256
@@ -198,7 +200,7 @@ def calm_half(model: keras.Model, inputs: np.ndarray) -> np.ndarray:
 
 
 def compare(
-    model: keras.Model, path: Path, pictures: list[Reader], quantize: str, runtime: str | None
+    model: keras.Model, path: Path, pictures: list[ImageLoader], quantize: str, runtime: str | None
 ) -> None:
     """Print how far the model at `path` (.tflite) is from `model` on `pictures`.
 
@@ -257,8 +259,8 @@ def evaluate(checkpoint: Path, data: Path, runtime: str | None) -> None:
     """Print how the `.tflite` file of `checkpoint` answers all pictures of `data`, beside it.
 
     Raises:
-        ModelError: one of the two cannot be read, or the file is worse by more than `MOST_LOST`
-            and `LEAST_AGREEMENT` allow.
+        ModelError: one of the two cannot be read, or the file is worse by more than `MAX_ACCURACY_DROP`
+            and `MIN_AGREEMENT` allow.
         DataError: `data` has no pictures of the model's classes.
     """
     path, runtime = checkpoint.with_suffix(".tflite"), find_runtime(runtime)[0]
@@ -271,7 +273,7 @@ def evaluate(checkpoint: Path, data: Path, runtime: str | None) -> None:
             f"in {data}. Name the folder that the model was trained on with --data."
         )
     print(f"Evaluate: {path} on {runtime} {version(runtime)}, and its checkpoint in float32.")
-    expected, received = first_answers(model, path, dataset, runtime)
+    expected, received = top1_predictions(model, path, dataset, runtime)
     truth = np.array([labels.index(class_of(picture)) for picture in dataset.pictures])
     chosen = {"all": np.ones(len(truth), bool)}
     if split_record(checkpoint).exists():
@@ -284,25 +286,25 @@ def evaluate(checkpoint: Path, data: Path, runtime: str | None) -> None:
         print(f"  {name:<12}{rows.sum():>6}  {'  '.join(cells)}")
     lost = (expected == truth).mean() - (received == truth).mean()
     agreeing = (expected == received).mean()
-    if lost > MOST_LOST or agreeing < LEAST_AGREEMENT:
+    if lost > MAX_ACCURACY_DROP or agreeing < MIN_AGREEMENT:
         raise ModelError(
-            f"Expected at most {percent(MOST_LOST, 1)} of accuracy lost, and the same first answer "
-            f"on {percent(LEAST_AGREEMENT)} of the pictures. Received: {percent(lost, 1)} and "
+            f"Expected at most {percent(MAX_ACCURACY_DROP, 1)} of accuracy lost, and the same first answer "
+            f"on {percent(MIN_AGREEMENT)} of the pictures. Received: {percent(lost, 1)} and "
             f"{percent(agreeing, 1)}. Convert it again with another --quantize."
         )
 
 
-def first_answers(
+def top1_predictions(
     model: keras.Model, path: Path, dataset: Dataset, runtime: str
 ) -> tuple[np.ndarray, np.ndarray]:
     """Return the classes that `model` and its .tflite file give all pictures, each int (n,)."""
-    forward = compile_forward(model, "float32", BATCH_SIZE)
-    picks = [(index, 0) for index in range(len(dataset.pictures))]
-    batches = [picks[i : i + BATCH_SIZE] for i in range(0, len(picks), BATCH_SIZE)]
-    pictures = Pictures(dataset, model.input_shape[1:3])
+    forward = compile_inference(model, "float32", BATCH_SIZE)
+    samples = [(index, 0) for index in range(len(dataset.pictures))]
+    batches = [samples[i : i + BATCH_SIZE] for i in range(0, len(samples), BATCH_SIZE)]
+    pictures = ImageSource(dataset, model.input_shape[1:3])
     expected, received = [], []
-    with served(path, runtime) as ask, progress(len(picks), "  pictures") as bar:
-        for batch, inputs in ahead(batches, pictures.inputs):
+    with served(path, runtime) as ask, progress(len(samples), "  pictures") as bar:
+        for batch, inputs in prefetch(batches, pictures.inputs):
             expected.append(forward(inputs).argmax(axis=1))
             received.append(ask(inputs).argmax(axis=1))
             bar.update(len(batch))

@@ -18,7 +18,7 @@ from PIL import Image
 
 from serving.addresses import AllowError
 from serving.classifier import Classifier
-from serving.errors import ImageError, ModelError, ServingError, as_answer
+from serving.errors import ImageError, ModelError, ServingError, error_body
 from serving.fetch import fetch, prepare
 from serving.image import open_picture
 from serving.model_files import best_model, thread_count
@@ -51,7 +51,7 @@ def main(arguments: list[str] | None = None) -> int:
         try:
             show(image, classifier.classify(read_picture(image, classifier.input_size)))
         except ServingError as error:
-            show(image, as_answer(error))
+            show(image, error_body(error))
             exit_code = 1
     return exit_code
 

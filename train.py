@@ -28,17 +28,17 @@ import numpy as np
 
 from serving.errors import ModelError
 from training.backend import is_out_of_memory, keras
-from training.batches import Batches, EvenBatches, TrainingBatches, indices
+from training.batches import Batches, PaddedBatches, TrainingBatches, image_indices
 from training.checkpoint import CHECKPOINT, BestCheckpoint, load_checkpoint, remove_checkpoint
-from training.dataset.checks import inspect, lines
+from training.dataset.checks import check_dataset, format_checks
 from training.dataset.scan import Dataset, scan
 from training.dataset.split import Split, split
 from training.errors import CacheError, DataError, DistributeError
-from training.features import Activations
+from training.features import CachedFeatures
 from training.files import remove_unfinished
-from training.images import Pictures, Source
-from training.inference import fast_policy
-from training.model import build_model, cut_at, unfreeze, with_policy
+from training.images import ImageSource, Source
+from training.inference import dtype_policy
+from training.model import build_model, split_at_block, unfreeze, with_policy
 from training.pretrained import load_base_weights
 from training.resume import RunState, note_in_run, read_run, restore_run, trim_history
 
@@ -63,9 +63,11 @@ class Recipe:
     horizontal_flip: bool = True
     fill_mode: str = "nearest"
     views: int = 4  # augmented views of each picture, by turns; without the cache always new ones
-    mixup: float = 0.0  # parameter of the beta distribution that pictures are mixed by; 0: not
+    mixup_alpha: float = (
+        0.0  # parameter of the beta distribution that pictures are mixed by; 0: not
+    )
     # network: Xception, global average pooling, dense layers (ReLU), softmax
-    first_block: int | None = None  # of the base's 14: it learns from there on; None: frozen
+    fine_tune_at: int | None = None  # of the base's 14: it learns from there on; None: frozen
     head: tuple[int, ...] = (512, 128, 32)
     head_epochs: int = 0  # for which the head learns alone, before
     # optimizer: stochastic gradient descent
@@ -105,8 +107,8 @@ FINE_TUNE = Recipe(
     shear_range=0.1,
     zoom_range=(0.5, 1.0),
     views=9,
-    mixup=0.2,
-    first_block=5,
+    mixup_alpha=0.2,
+    fine_tune_at=5,
     head=(),
     head_epochs=15,
     learning_rate=8e-3,
@@ -120,7 +122,9 @@ FINE_TUNE = Recipe(
 )
 RECIPES = {"original": ORIGINAL, "fine-tune": FINE_TUNE}
 
-PICKED = "xception_fin.picked.h5"  # the best epoch, until it is known what to put into its name
+UNNAMED_BEST = (
+    "xception_fin.picked.h5"  # the best epoch, until it is known what to put into its name
+)
 MIXED_PARAMETERS = 5_000_000  # a network of fewer, such as a head alone, learns in float32
 STATE = "xception_fin.resume.weights.h5"
 HISTORY = "xception_fin.history.csv"
@@ -170,36 +174,36 @@ def reason(error: OSError) -> str:
 def train(recipe: Recipe, options: argparse.Namespace) -> int:
     """Data, model, inputs, fit, report; return the exit code."""
     started = time.monotonic()
-    workers = workers.join(options)
+    workers = workers.initialize(options)
     rows = workers.rows(recipe.batch_size)
     keras.utils.set_random_seed(recipe.seed)
-    if workers.chief:
+    if workers.is_main:
         options.models.mkdir(parents=True, exist_ok=True)
         remove_unfinished(options.models)
 
     # data
     dataset, parts = load_data(recipe, options)
     size = (recipe.input_size, recipe.input_size)
-    pictures = Pictures(dataset, size, recipe.augmentation)
+    pictures = ImageSource(dataset, size, recipe.augmentation)
     settings = run_settings(recipe, options, parts)
-    workers.check_same(settings | {"precision": fast_policy()})
-    state = workers.chiefs_file(options.models / STATE)
+    workers.check_same(settings | {"precision": dtype_policy()})
+    state = workers.broadcast_file(options.models / STATE)
     run = find_run(recipe, options, settings, state)
 
     # model
     model = build_model(size, recipe.head, len(dataset.class_names))
     weights, features = "the chief's weights", None
-    if workers.chief:  # the others get what it has made of the model
+    if workers.is_main:  # the others get what it has made of the model
         weights = load_base_weights(model, options.weights, SHIPPED)
         print(f"Model: {describe(recipe, weights)}.", flush=True)
         features = compute_features(recipe, options, pictures, model)
         if recipe.head_epochs and not run:
             fit_head(recipe, model, features, dataset, parts)
-    if recipe.first_block:
-        unfreeze(model, recipe.first_block)
+    if recipe.fine_tune_at:
+        unfreeze(model, recipe.fine_tune_at)
 
     # inputs
-    learner, source, judge = choose_inputs(recipe, options, pictures, parts, model)
+    trainable_part, source, val_source = choose_inputs(recipe, options, pictures, parts, model)
     steps = recipe.steps_per_epoch or max(1, len(parts.train) // recipe.batch_size)
     training = TrainingBatches(
         source,
@@ -208,18 +212,18 @@ def train(recipe: Recipe, options: argparse.Namespace) -> int:
         steps=steps,
         seed=recipe.seed,
         views=None if source is pictures else recipe.views,
-        mixup=recipe.mixup,
+        mixup_alpha=recipe.mixup_alpha,
         rows=rows,
     )
-    batches = EvenBatches if workers.distributed else Batches
-    validation = batches(judge, parts.selection or parts.validation, recipe.batch_size, rows)
+    batches = PaddedBatches if workers.distributed else Batches
+    validation = batches(val_source, parts.selection or parts.validation, recipe.batch_size, rows)
 
     # fit
-    trainee = learner
-    if learner.count_params() > MIXED_PARAMETERS and fast_policy() != "float32":
-        trainee = with_policy(learner, fast_policy())
-    trainee = workers.spread(trainee, recipe.seed)
-    trainee.compile(
+    training_model = trainable_part
+    if trainable_part.count_params() > MIXED_PARAMETERS and dtype_policy() != "float32":
+        training_model = with_policy(trainable_part, dtype_policy())
+    training_model = workers.replicate(training_model, recipe.seed)
+    training_model.compile(
         optimizer=keras.optimizers.SGD(
             schedule(recipe, steps), momentum=recipe.momentum, nesterov=recipe.nesterov
         ),
@@ -228,20 +232,20 @@ def train(recipe: Recipe, options: argparse.Namespace) -> int:
     )
     first_epoch = 0
     if run:
-        restore_run(trainee, state)
+        restore_run(training_model, state)
         first_epoch = run["epochs"]
         print(f"Resume: after {first_epoch} finished epochs of the interrupted run.")
 
     def trained() -> keras.Model:
-        if trainee is not learner:
-            learner.set_weights(trainee.get_weights())
+        if training_model is not trainable_part:
+            trainable_part.set_weights(training_model.get_weights())
         return model
 
-    pattern = PICKED if parts.selection else CHECKPOINT
+    pattern = UNNAMED_BEST if parts.selection else CHECKPOINT
     best = BestCheckpoint(
         options.models, pattern, trained, dataset.class_names, parts, recipe.monitor, run
     )
-    if workers.chief:
+    if workers.is_main:
         trim_history(options.models / HISTORY, first_epoch)
     if first_epoch < recipe.epochs:
         print(
@@ -250,16 +254,16 @@ def train(recipe: Recipe, options: argparse.Namespace) -> int:
             flush=True,
         )
     try:
-        trainee.fit(
+        training_model.fit(
             training,
             validation_data=validation,
             epochs=recipe.epochs,
             initial_epoch=first_epoch,
             shuffle=False,  # the batches are shuffled already; Keras would reorder them
-            verbose=(1 if sys.stdout.isatty() else 2) if workers.chief else 0,
+            verbose=(1 if sys.stdout.isatty() else 2) if workers.is_main else 0,
             callbacks=[
                 keras.callbacks.LambdaCallback(on_epoch_begin=training.begin_epoch),
-                *workers.chiefs(
+                *workers.main_process_callbacks(
                     best,
                     keras.callbacks.CSVLogger(options.models / HISTORY, append=bool(run)),
                     *(
@@ -270,18 +274,18 @@ def train(recipe: Recipe, options: argparse.Namespace) -> int:
                 ),
             ],
         )
-        workers.part()
+        workers.shutdown()
     except KeyboardInterrupt:
         print("\nStopped. Go on after the last finished epoch with --resume.")
         if best.path:
             print(f"The best epoch so far: {best.path}")
         return 130
 
-    if not workers.chief:
+    if not workers.is_main:
         return 0
 
     # report
-    card = {
+    run_info = {
         "command": shlex.join(["python", "train.py", *sys.argv[1:]]),
         "recipe": asdict(recipe),
         "seed": recipe.seed,
@@ -290,10 +294,10 @@ def train(recipe: Recipe, options: argparse.Namespace) -> int:
         "seconds": round(time.monotonic() - started),
     }
     if final_size(recipe) != recipe.input_size:
-        judge = Pictures(dataset, (final_size(recipe), final_size(recipe)))
-    elif recipe.first_block is not None:
-        judge = pictures  # not activations: they are as coarse as training may be
-    report(options, dataset, parts, best, judge, features, card)
+        val_source = ImageSource(dataset, (final_size(recipe), final_size(recipe)))
+    elif recipe.fine_tune_at is not None:
+        val_source = pictures  # not activations: they are as coarse as training may be
+    report(options, dataset, parts, best, val_source, features, run_info)
     return 0
 
 
@@ -301,13 +305,13 @@ def load_data(recipe: Recipe, options: argparse.Namespace) -> tuple[Dataset, Spl
     """Return the checked pictures of `--data` and their split, and print what they are."""
     print(f"Data: checking the pictures of {options.data} ...", flush=True)
     dataset = scan(options.data, options.exclude)
-    for line in lines(inspect(dataset)):
+    for line in format_checks(check_dataset(dataset)):
         print(f"  {line}")
     counts = ", ".join(f"{name} {count}" for name, count in dataset.counts.items())
     parts = split(dataset, recipe.validation_fraction, recipe.seed, recipe.selection_fraction)
     selecting = f", {len(parts.selection)} to pick the epoch" if parts.selection else ""
     print(
-        f"  {len(dataset.pictures)} pictures: {counts}; {len(dataset.left_out)} files left out.\n"
+        f"  {len(dataset.pictures)} pictures: {counts}; {len(dataset.skipped)} files skipped.\n"
         f"  {len(parts.train)} to train{selecting}, {len(parts.validation)} to validate."
     )
     return dataset, parts
@@ -374,14 +378,14 @@ def final_size(recipe: Recipe) -> int:
 def describe(recipe: Recipe, weights: str) -> str:
     """Return what the network is, for a person."""
     learning = {None: "frozen", 1: "all of it learning"}.get(
-        recipe.first_block, f"learning from block {recipe.first_block} on"
+        recipe.fine_tune_at, f"learning from block {recipe.fine_tune_at} on"
     )
     head = f"dense layers {recipe.head} and a softmax" if recipe.head else "a softmax layer"
     return f"Xception with {weights}, {learning}; {head}"
 
 
 def compute_features(
-    recipe: Recipe, options: argparse.Namespace, pictures: Pictures, model: keras.Model
+    recipe: Recipe, options: argparse.Namespace, pictures: ImageSource, model: keras.Model
 ) -> np.ndarray | None:
     """Return what the base of `model` makes of each of `pictures`, float32 (pictures, 2048).
 
@@ -390,12 +394,14 @@ def compute_features(
     if not (options.cache or recipe.head_epochs):
         return None
     print("Base: what it makes of each picture, as it is.", flush=True)
-    picks = [(index, 0) for index in range(len(pictures.dataset.pictures))]
+    samples = [(index, 0) for index in range(len(pictures.dataset.pictures))]
     with tempfile.TemporaryDirectory() as folder:
         cache = options.cache or Path(folder)
-        activations = Activations(pictures, cut_at(model, None)[0], fast_policy(), cache)
-        activations.compute(picks)
-        return activations.inputs(picks)
+        activations = CachedFeatures(
+            pictures, split_at_block(model, None)[0], dtype_policy(), cache
+        )
+        activations.compute(samples)
+        return activations.inputs(samples)
 
 
 def fit_head(
@@ -406,14 +412,14 @@ def fit_head(
     Else its first random answers would tear at what the base knows.
     """
     print(f"Head: {recipe.head_epochs} epochs by itself.", flush=True)
-    _, head = cut_at(model, None)
+    _, head = split_at_block(model, None)
     head.compile(
         keras.optimizers.Adam(HEAD_LEARNING_RATE),
         loss=keras.losses.CategoricalCrossentropy(label_smoothing=recipe.label_smoothing),
     )
     targets = keras.utils.to_categorical(dataset.labels(parts.train), len(dataset.class_names))
     head.fit(
-        features[indices(dataset, parts.train)],
+        features[image_indices(dataset, parts.train)],
         targets,
         batch_size=recipe.batch_size,
         epochs=recipe.head_epochs,
@@ -424,7 +430,7 @@ def fit_head(
 def choose_inputs(
     recipe: Recipe,
     options: argparse.Namespace,
-    pictures: Pictures,
+    pictures: ImageSource,
     parts: Split,
     model: keras.Model,
 ) -> tuple[keras.Model, Source, Source]:
@@ -433,19 +439,21 @@ def choose_inputs(
     On the plain path that is all of `model`, and pictures twice; with a cache the part above
     what is frozen, and activations, all of which are there on return.
     """
-    if options.cache is None or recipe.first_block == 1:
+    if options.cache is None or recipe.fine_tune_at == 1:
         return model, pictures, pictures
-    frozen, learner = cut_at(model, recipe.first_block)
+    frozen, trainable_part = split_at_block(model, recipe.fine_tune_at)
     dataset = pictures.dataset
-    source = judge = Activations(pictures, frozen, fast_policy(), options.cache)
-    if recipe.first_block is None:
+    source = val_source = CachedFeatures(pictures, frozen, dtype_policy(), options.cache)
+    if recipe.fine_tune_at is None:
         # What the head answers to these is what the checkpoint will answer, to the fifth decimal.
-        judge = Activations(pictures, frozen, "float32", options.cache)
+        val_source = CachedFeatures(pictures, frozen, "float32", options.cache)
     print(f"Cache: {recipe.views} augmented views of each picture, in {options.cache}.", flush=True)
-    train = indices(dataset, parts.train)
+    train = image_indices(dataset, parts.train)
     source.compute([(i, view + 1) for view in range(recipe.views) for i in train])
-    judge.compute([(i, 0) for i in indices(dataset, (*parts.selection, *parts.validation))])
-    return learner, source, judge
+    val_source.compute(
+        [(i, 0) for i in image_indices(dataset, (*parts.selection, *parts.validation))]
+    )
+    return trainable_part, source, val_source
 
 
 def schedule(recipe: Recipe, steps: int) -> float | keras.optimizers.schedules.LearningRateSchedule:
@@ -469,13 +477,13 @@ def report(
     dataset: Dataset,
     parts: Split,
     best: BestCheckpoint,
-    judge: Source,
+    val_source: Source,
     features: np.ndarray | None,
-    card: dict,
+    run_info: dict,
 ) -> None:
     """Calibrate the best checkpoint, name it by its accuracy, and write and print its report.
 
-    `judge` gives inputs of the whole network, of the size that it is to have, or of its head.
+    `val_source` gives inputs of the whole network, of the size that it is to have, or of its head.
     """
     from training.evaluation import (
         evaluate,  # and with it what draws and counts, which takes seconds
@@ -486,7 +494,7 @@ def report(
             f"Expected the best checkpoint of the interrupted run in {options.models}. Received: "
             "none. Train anew, without --resume."
         )
-    found = evaluate.calibrate(*load_checkpoint(best.path), dataset, parts, judge)
+    found = evaluate.calibrate(*load_checkpoint(best.path), dataset, parts, val_source)
     path = evaluate.save(found, options.models, parts)
     if best.path != path:
         note_in_run(options.models / STATE, checkpoint=path.name)
@@ -495,7 +503,7 @@ def report(
         if best.path.with_suffix("").is_dir() and not folder.exists():
             best.path.with_suffix("").rename(folder)  # an earlier report on the same epoch
     evaluate.report(
-        found, path, dataset, parts, card, history=options.models / HISTORY, features=features
+        found, path, dataset, parts, run_info, history=options.models / HISTORY, features=features
     )
     note_in_run(options.models / STATE, reported=found.model.input_shape[1])
 
@@ -539,11 +547,11 @@ def parse_arguments(arguments: list[str] | None) -> argparse.Namespace:
     override("learning_rate", positive(float))
     override("momentum", fraction, "0 to 1")
     override("label_smoothing", fraction, "0 to 1")
-    override("mixup", fraction, "0 to 1; 0 mixes no pictures")
+    override("mixup_alpha", fraction, "0 to 1; 0 mixes no pictures")
     override("steps_per_epoch", positive(int), "batches an epoch; None: all training pictures")
     override("views", positive(int), "augmented views of each picture in the cache")
     override("zoom_range", zoom, "0.3: from 0.7 to 1.3; 0.5,1: from and to; below 1 is closer")
-    override("first_block", block, "from which on the base learns, 1 to 14; None: frozen")
+    override("fine_tune_at", block, "from which on the base learns, 1 to 14; None: frozen")
     override("seed", int, "of split, order and weights")
     cluster.add_flags(parser)
     options = parser.parse_args(arguments)

@@ -134,8 +134,8 @@ def main(arguments: list[str] | None = None) -> int:
             measure(candidates, address, options.rounds, options.starts)
         show_speeds(candidates)
         show_starts(candidates)
-        if options.images:
-            show_images(options.images, small, options.starts)
+        if options.container_images:
+            show_container_images(options.container_images, small, options.starts)
     except (LoadError, ModelError) as error:
         print(f"benchmarks.serving: {error}", file=sys.stderr)
         return 1
@@ -280,19 +280,21 @@ def show_starts(candidates: Sequence[Candidate]) -> None:
         print(f"| {one.name} | {shown(one.kind)} | {one.threads} | {' | '.join(cells)} |")
 
 
-def show_images(images: Sequence[str], picture: bytes, starts: int) -> None:
-    """Print what each of the Docker `images` adds to its base, and how fast it comes up."""
+def show_container_images(container_images: Sequence[str], picture: bytes, starts: int) -> None:
+    """Print what each of the Docker `container_images` adds to its base, and how fast it comes up."""
     print(f"\n| image | above its base MB | start to first answer ms, median of {starts} |")
     print("| --- | --- | --- |")
     event = {"image": base64.b64encode(picture).decode()}
-    for image in images:
+    for container_image in container_images:
         times = []
         for _ in range(starts):
             started = time.monotonic()
-            with service(image, None) as (endpoint, _memory):
-                check_scores(first_answer(endpoint, event), image)
+            with service(container_image, None) as (endpoint, _memory):
+                check_scores(first_answer(endpoint, event), container_image)
                 times.append(time.monotonic() - started)
-        print(f"| {image} | {added(image) / 1e6:.0f} | {np.median(times) * 1000:.0f} |")
+        print(
+            f"| {container_image} | {added(container_image) / 1e6:.0f} | {np.median(times) * 1000:.0f} |"
+        )
 
 
 def first_answer(endpoint: str, event: dict) -> object:
@@ -306,26 +308,28 @@ def first_answer(endpoint: str, event: dict) -> object:
     raise LoadError(f"Expected an answer at {endpoint} within a minute. Received: none.")
 
 
-def check_scores(answer: object, image: str) -> None:
+def check_scores(answer: object, container_image: str) -> None:
     """Raise a LoadError if `answer` is no {label: score}."""
     if not is_scores(answer):
-        raise LoadError(f"Expected scores of {image}. Received: {answer}")
+        raise LoadError(f"Expected scores of {container_image}. Received: {answer}")
 
 
-def added(image: str) -> int:
-    """Return the bytes that `image` adds to the base image that it is built on."""
-    layers, size = layers_and_size(image)
+def added(container_image: str) -> int:
+    """Return the bytes that `container_image` adds to the base image that it is built on."""
+    layers, size = layers_and_size(container_image)
     bases = docker("image", "ls", "--format", "{{.Repository}}:{{.Tag}}", BASES).split()
     for base in bases:
         below, base_size = layers_and_size(base)
         if layers[: len(below)] == below:
             return size - base_size
-    raise LoadError(f"Expected {image} to be built on {BASES}. Received: none of {bases}.")
+    raise LoadError(
+        f"Expected {container_image} to be built on {BASES}. Received: none of {bases}."
+    )
 
 
-def layers_and_size(image: str) -> tuple[list[str], int]:
-    """Return the digests of the layers of `image`, and its size in bytes."""
-    [facts] = json.loads(docker("image", "inspect", image))
+def layers_and_size(container_image: str) -> tuple[list[str], int]:
+    """Return the digests of the layers of `container_image`, and its size in bytes."""
+    [facts] = json.loads(docker("image", "inspect", container_image))
     return facts["RootFS"]["Layers"], facts["Size"]
 
 
@@ -347,7 +351,13 @@ def parse_arguments(arguments: list[str] | None) -> argparse.Namespace:
     add("--starts", type=int, default=3, help="cold starts of each [%(default)s]")
     add("--threads", type=int, nargs="+", default=[1, 2], help="[1 2]")
     add("--kinds", nargs="+", choices=every, default=every, help=f"[{' '.join(every)}]")
-    add("--images", nargs="+", default=[], help="Docker images to start as well [none]")
+    add(
+        "--images",
+        dest="container_images",
+        nargs="+",
+        default=[],
+        help="Docker images to start as well [none]",
+    )
     return parser.parse_args(arguments)
 
 

@@ -24,17 +24,17 @@ from train import FINE_TUNE, ORIGINAL
 from training.backend import keras
 from training.dataset.scan import Dataset, scan
 from training.errors import DataError
-from training.features import Activations
-from training.images import Pictures
-from training.inference import best_engine, compile_forward, fast_policy
-from training.model import build_model, cut_at, unfreeze, with_policy
-from training.prefetch import WORKERS, ahead
+from training.features import CachedFeatures
+from training.images import ImageSource
+from training.inference import best_engine, compile_inference, dtype_policy
+from training.model import build_model, split_at_block, unfreeze, with_policy
+from training.prefetch import WORKERS, prefetch
 from training.pretrained import load_base_weights
 
 ROOT = Path(__file__).resolve().parent.parent
 SIZE = (ORIGINAL.input_size, ORIGINAL.input_size)
 BATCH_SIZE = ORIGINAL.batch_size
-CUT = FINE_TUNE.first_block
+CUT = FINE_TUNE.fine_tune_at
 Job = Callable[[], None]
 
 
@@ -65,45 +65,45 @@ def build_paths(
 
     The first way of each `what` is what its ratios are of.
     """
-    pictures = Pictures(dataset, SIZE, ORIGINAL.augmentation)
+    pictures = ImageSource(dataset, SIZE, ORIGINAL.augmentation)
     step = max(1, len(dataset.pictures) // count)
-    picks = [(i * step, 1) for i in range(count)]
-    batches = [picks[i : i + BATCH_SIZE] for i in range(0, count, BATCH_SIZE)]
+    samples = [(i * step, 1) for i in range(count)]
+    batches = [samples[i : i + BATCH_SIZE] for i in range(0, count, BATCH_SIZE)]
     targets = np.eye(len(dataset.class_names), dtype=np.float32)[
-        dataset.labels(dataset.pictures[i] for i, _ in picks)
+        dataset.labels(dataset.pictures[i] for i, _ in samples)
     ]
-    fast = fast_policy()
+    fast = dtype_policy()
 
     def load(workers: int) -> Job:
-        return lambda: all(True for _ in ahead(batches, pictures.inputs, workers))
+        return lambda: all(True for _ in prefetch(batches, pictures.inputs, workers))
 
     def pass_through(network: Callable) -> Job:
         def run() -> None:
-            for _, inputs in ahead(batches, pictures.inputs):
+            for _, inputs in prefetch(batches, pictures.inputs):
                 network(inputs)
 
         return run
 
-    def learn(network: keras.Model, source: Pictures | Activations) -> Job:
+    def learn(network: keras.Model, source: ImageSource | CachedFeatures) -> Job:
         def run() -> None:
-            for number, (_, inputs) in enumerate(ahead(batches, source.inputs)):
+            for number, (_, inputs) in enumerate(prefetch(batches, source.inputs)):
                 rows = targets[number * BATCH_SIZE : (number + 1) * BATCH_SIZE]
                 network.train_on_batch(inputs, rows)
 
         network.compile(keras.optimizers.SGD(1e-3, momentum=0.9), "categorical_crossentropy")
         return run
 
-    def kept(frozen: keras.Model) -> Activations:
-        activations = Activations(pictures, frozen, fast, folder)
-        activations.compute(picks)
+    def kept(frozen: keras.Model) -> CachedFeatures:
+        activations = CachedFeatures(pictures, frozen, fast, folder)
+        activations.compute(samples)
         return activations
 
-    base, head = cut_at(model, None)
+    base, head = split_at_block(model, None)
     policies = dict.fromkeys(("float32", fast))
     paths = {("decode and augment", f"{n} threads"): load(n) for n in (1, WORKERS)}
     for engine in dict.fromkeys(("keras", best_engine())):
         for policy in policies:
-            network = compile_forward(base, policy, BATCH_SIZE, engine)
+            network = compile_inference(base, policy, BATCH_SIZE, engine)
             paths["frozen base, augmented view to activations", f"{engine}, {policy}"] = (
                 pass_through(network)
             )
@@ -116,7 +116,7 @@ def build_paths(
         whole = with_policy(model, policy)
         paths["an epoch of fine-tuning", f"whole network, {policy}"] = learn(whole, pictures)
     unfreeze(model, CUT)
-    lower, upper = cut_at(model, CUT)
+    lower, upper = split_at_block(model, CUT)
     how = f"from block {CUT} on, from the cache, {fast}"
     paths["an epoch of fine-tuning", how] = learn(with_policy(upper, fast), kept(lower))
     return paths

@@ -9,7 +9,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from serving.image import open_picture
-from training.dataset.checks import Hygiene
+from training.dataset.checks import DatasetChecks
 from training.dataset.scan import class_of
 from training.evaluation import figures
 from training.evaluation.figures import (
@@ -158,14 +158,14 @@ def _hues(axes: Axes, hues: Sequence[Sequence[float]], places: np.ndarray) -> No
     axes.set_title("Hues: how much of which")
 
 
-def copies(folder: Path, hygiene: Hygiene, limit: int) -> Figure:
+def copies(folder: Path, checks: DatasetChecks, limit: int) -> Figure:
     """Draw the first two of each of at most `limit` groups of copies, across classes first."""
-    groups = list(dict.fromkeys((*hygiene.across_classes, *hygiene.near, *hygiene.exact)))
+    groups = list(dict.fromkeys((*checks.across_classes, *checks.near, *checks.exact)))
     if not groups:
         return note("Copies", "None: no two pictures look alike.")
     tiles = []
     for group in groups[:limit]:
-        across = group in hygiene.across_classes
+        across = group in checks.across_classes
         one = group[0]
         other = next((p for p in group if class_of(p) != class_of(one)), group[1])
         for picture in (one, other):

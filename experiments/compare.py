@@ -46,8 +46,8 @@ from training.evaluation.figures import read_history
 from training.evaluation.metrics import wilson, with_interval
 from training.export.tflite import convert_quietly, labels_archive
 from training.files import write_atomically
-from training.images import Pictures, RememberedPictures, Source
-from training.inference import compile_forward, fast_policy
+from training.images import ImageSource, InMemoryImages, Source
+from training.inference import compile_inference, dtype_policy
 from training.markdown import markdown_table
 from training.prefetch import progress
 from training.resume import RunState, read_run, restore_run, trim_history
@@ -55,30 +55,30 @@ from training.resume import RunState, read_run, restore_run, trim_history
 EPOCHS = 20
 VALIDATION, SELECTION = 0.2, 0.125  # of each class; of what is then left
 SIZE = 96  # pixels, height and width, of the small networks: what two cores can afford
-LEAST_SIZE = 48  # that four convolutions leave something of
+MIN_INPUT_SIZE = 48  # that four convolutions leave something of
 VIEWS = 4  # augmented views of each picture, for a frozen base; others get new ones each epoch
 CACHE = Path(".cache", "activations")  # train.py's, which computes the same
 TIMED = 32  # pictures that a frozen base is timed on
-STATE, PICKED, HISTORY = "resume.weights.h5", "picked.h5", "history.csv"
+STATE, UNNAMED_BEST, HISTORY = "resume.weights.h5", "picked.h5", "history.csv"
 PAGE, ROWS, SUMMARY = "index.html", "rows.jsonl", "comparison.json"
 
 
 @dataclass(frozen=True)
-class Trained:
+class Candidate:
     """A network, ready to learn or having learned.
 
     Attributes:
-        learner: the part that learns.
+        trainable_part: the part that learns.
         whole: pictures to probabilities; shares the learner's weights.
         source: what the learner learns from.
-        judge: what it is judged on.
+        val_source: what it is judged on.
         base_seconds: how long the frozen part takes for a picture; 0 where there is none.
     """
 
-    learner: keras.Model
+    trainable_part: keras.Model
     whole: keras.Model
     source: Source
-    judge: Source
+    val_source: Source
     base_seconds: float = 0.0
 
 
@@ -145,9 +145,11 @@ def train(
     trained = prepare(network, dataset, parts, options)
     best = fit(network, trained, parts, settings, folder)
     model, metadata = load_checkpoint(best.path)
-    probabilities = model.predict(Batches(trained.judge, parts.validation, BATCH_SIZE), verbose=0)
+    probabilities = model.predict(
+        Batches(trained.val_source, parts.validation, BATCH_SIZE), verbose=0
+    )
     hits = int((probabilities.argmax(axis=1) == dataset.labels(parts.validation)).sum())
-    trained.learner.set_weights(model.get_weights())
+    trained.trainable_part.set_weights(model.get_weights())
     size = write_tflite(trained.whole, folder / "model.tflite", dataset.class_names)
     history = read_history(folder / HISTORY)
     return {
@@ -169,30 +171,30 @@ def train(
 
 def prepare_small(
     network: Network, dataset: Dataset, parts: Split, options: argparse.Namespace
-) -> Trained:
+) -> Candidate:
     """Return a network that learns as a whole, from pictures."""
     size = (options.size, options.size)
     model = build_small(network, size, len(dataset.class_names))
-    pictures = RememberedPictures(dataset, size, AUGMENTATION if network.augmented else None)
-    return Trained(model, model, pictures, pictures)
+    pictures = InMemoryImages(dataset, size, AUGMENTATION if network.augmented else None)
+    return Candidate(model, model, pictures, pictures)
 
 
 def prepare_frozen(
     network: Network, dataset: Dataset, parts: Split, options: argparse.Namespace
-) -> Trained:
+) -> Candidate:
     """Return a head that learns on a frozen base, from cached features."""
     size = (network.size, network.size)
     frozen = build_base(network.application, size, options.weights)
     head = build_head(frozen.output_shape[1], HEAD, len(dataset.class_names))
     whole = keras.Model(frozen.input, head(frozen.output))
-    pictures = Pictures(dataset, size, AUGMENTATION)
-    source, judge = cached_features(pictures, frozen, parts, VIEWS, options.cache)
-    return Trained(head, whole, source, judge, time_base(frozen, size))
+    pictures = ImageSource(dataset, size, AUGMENTATION)
+    source, val_source = cached_features(pictures, frozen, parts, VIEWS, options.cache)
+    return Candidate(head, whole, source, val_source, time_base(frozen, size))
 
 
 def time_base(frozen: keras.Model, size: tuple[int, int]) -> float:
     """Return the seconds that a frozen base takes for a picture of a batch."""
-    forward = compile_forward(frozen, fast_policy(), TIMED)
+    forward = compile_inference(frozen, dtype_policy(), TIMED)
     pictures = np.random.default_rng(0).uniform(-1, 1, (TIMED, *size, 3)).astype(np.float32)
     forward(pictures)
     started = time.perf_counter()
@@ -201,10 +203,10 @@ def time_base(frozen: keras.Model, size: tuple[int, int]) -> float:
 
 
 def fit(
-    network: Network, trained: Trained, parts: Split, settings: dict, folder: Path
+    network: Network, trained: Candidate, parts: Split, settings: dict, folder: Path
 ) -> BestCheckpoint:
     """Let the learner of `trained` learn, from the last finished epoch on; return its best one."""
-    learner, epochs = trained.learner, settings["epochs"]
+    trainable_part, epochs = trained.trainable_part, settings["epochs"]
     steps = max(1, len(parts.train) // network.batch_size)
     training = TrainingBatches(
         trained.source,
@@ -214,7 +216,7 @@ def fit(
         seed=settings["seed"],
         views=VIEWS if network.application else None,
     )
-    learner.compile(
+    trainable_part.compile(
         keras.optimizers.SGD(network.learning_rate, momentum=network.momentum),
         loss="categorical_crossentropy",
         metrics=["accuracy"],
@@ -222,17 +224,19 @@ def fit(
     state = folder / STATE
     done = read_run(state)
     if done:
-        restore_run(learner, state)
+        restore_run(trainable_part, state)
         print(f"  Goes on after {done['epochs']} finished epochs.")
     first = done["epochs"] if done else 0
     names = trained.source.dataset.class_names
-    best = BestCheckpoint(folder, PICKED, lambda: learner, names, parts, "val_loss", done)
+    best = BestCheckpoint(
+        folder, UNNAMED_BEST, lambda: trainable_part, names, parts, "val_loss", done
+    )
     trim_history(folder / HISTORY, first)
     with progress(epochs * steps * network.batch_size, f"  {network.name}") as bar:
         bar.update(first * steps * network.batch_size)
-        learner.fit(
+        trainable_part.fit(
             training,
-            validation_data=Batches(trained.judge, parts.selection, BATCH_SIZE),
+            validation_data=Batches(trained.val_source, parts.selection, BATCH_SIZE),
             epochs=epochs,
             initial_epoch=first,
             shuffle=False,  # the batches are shuffled already
@@ -346,8 +350,8 @@ def table_row(row: dict) -> list[str]:
 def small_size(text: str) -> int:
     """Return `text` as an input size of the small networks."""
     value = int(text)
-    if value < LEAST_SIZE:
-        raise argparse.ArgumentTypeError(f"expected {LEAST_SIZE} or more. Received: {text}")
+    if value < MIN_INPUT_SIZE:
+        raise argparse.ArgumentTypeError(f"expected {MIN_INPUT_SIZE} or more. Received: {text}")
     return value
 
 

@@ -25,7 +25,7 @@ from experiments.page import Section, write_page
 from experiments.records import Records
 from serving.image import open_picture
 from training.batches import indices
-from training.dataset.checks import Hygiene, inspect, lines
+from training.dataset.checks import DatasetChecks, check_dataset, format_checks
 from training.dataset.scan import Dataset, scan
 from training.dataset.split import split
 from training.evaluation.metrics import shown, wilson, with_interval
@@ -55,8 +55,8 @@ def explore(options: argparse.Namespace) -> None:
     """Measure, draw, write, and print what there is to look at."""
     print(f"Data: checking the pictures of {options.data} ...", flush=True)
     dataset = scan(options.data, options.exclude)
-    hygiene = inspect(dataset)
-    for line in lines(hygiene):
+    checks = check_dataset(dataset)
+    for line in format_checks(checks):
         print(f"  {line}")
     measured = measure_all(dataset, options.out / "pictures.jsonl")
     numbers = {
@@ -65,11 +65,11 @@ def explore(options: argparse.Namespace) -> None:
         "sizes": sizes(measured),
         "colours": colours(dataset, measured),
         "colour_alone": colour_alone(dataset, measured, options.epochs, options.seed),
-        "hygiene": asdict(hygiene),
+        "hygiene": asdict(checks),
     }
     text = json.dumps(numbers, indent=1)
     write_atomically(options.out / "numbers.json", lambda new: new.write_text(text + "\n"))
-    sections = draw(dataset, measured, hygiene, numbers, options)
+    sections = draw(dataset, measured, checks, numbers, options)
     page = options.out / "index.html"
     counted = f"{len(dataset.pictures)} pictures of {len(dataset.class_names)} classes"
     write_page(page, f"What is in {options.data.resolve().name}", f"{counted}.", sections)
@@ -251,7 +251,7 @@ def class_rows(numbers: dict) -> list[list[str]]:
 def draw(
     dataset: Dataset,
     measured: Sequence[dict],
-    hygiene: Hygiene,
+    checks: DatasetChecks,
     numbers: dict,
     options: argparse.Namespace,
 ) -> list[Section]:
@@ -301,9 +301,9 @@ def draw(
         ),
         Section(
             "Copies and broken files",
-            lines(hygiene, limit=0)[:1],
-            drawn("copies.png", charts.copies(dataset.folder, hygiene, COPIES), "copies"),
-            findings=lines(hygiene, LISTED)[1:],
+            format_checks(checks, limit=0)[:1],
+            drawn("copies.png", charts.copies(dataset.folder, checks, COPIES), "copies"),
+            findings=format_checks(checks, LISTED)[1:],
         ),
     ]
 

@@ -6,11 +6,11 @@ from pathlib import Path
 
 from serving.errors import ModelError
 from training.backend import keras
-from training.batches import indices
+from training.batches import image_indices
 from training.dataset.split import Split
-from training.features import Activations
-from training.images import Pictures
-from training.inference import fast_policy
+from training.features import CachedFeatures
+from training.images import ImageSource
+from training.inference import dtype_policy
 from training.model import BASE_LAYER, add_head
 from training.pretrained import load_base_weights
 
@@ -175,8 +175,8 @@ def build_head(
 
 
 def cached_features(
-    pictures: Pictures, frozen: keras.Model, parts: Split, views: int, cache: Path
-) -> tuple[Activations, Activations]:
+    pictures: ImageSource, frozen: keras.Model, parts: Split, views: int, cache: Path
+) -> tuple[CachedFeatures, CachedFeatures]:
     """Return (features to learn from, features to judge on) of `frozen`, kept in `cache`.
 
     Those to learn from are of the training pictures in `views` views; those to judge on are of the
@@ -185,10 +185,10 @@ def cached_features(
     Raises:
         CacheError: the disk has no room for them.
     """
-    learned = Activations(pictures, frozen, fast_policy(), cache)
-    judged = Activations(pictures, frozen, "float32", cache)
-    train = indices(pictures.dataset, parts.train)
-    judging = indices(pictures.dataset, (*parts.selection, *parts.validation))
+    learned = CachedFeatures(pictures, frozen, dtype_policy(), cache)
+    judged = CachedFeatures(pictures, frozen, "float32", cache)
+    train = image_indices(pictures.dataset, parts.train)
+    judging = image_indices(pictures.dataset, (*parts.selection, *parts.validation))
     learned.compute([(i, view + 1) for view in range(views) for i in train])
     judged.compute([(i, 0) for i in judging])
     return learned, judged

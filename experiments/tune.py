@@ -46,8 +46,8 @@ from training.backend import keras, tf
 from training.batches import Batches, TrainingBatches
 from training.dataset.scan import scan
 from training.dataset.split import Split, split
-from training.features import Activations
-from training.images import Pictures
+from training.features import CachedFeatures
+from training.images import ImageSource
 from training.model import weights_digest
 
 EPOCHS, STEPS, VIEWS, INPUT_SIZE = 30, 100, 4, 299  # train.py's defaults
@@ -70,8 +70,8 @@ class SearchData:
     """
 
     split: Split
-    training: Activations
-    evaluation: Activations
+    training: CachedFeatures
+    evaluation: CachedFeatures
     settings: dict
 
 
@@ -116,7 +116,7 @@ def prepare(options: argparse.Namespace) -> SearchData:
     size = (INPUT_SIZE, INPUT_SIZE)
     keras.utils.set_random_seed(options.seed)  # of a base without weights
     base = networks.build_base(networks.XCEPTION, size, options.weights)
-    images = Pictures(dataset, size, networks.AUGMENTATION)
+    images = ImageSource(dataset, size, networks.AUGMENTATION)
     training, evaluation = networks.cached_features(images, base, parts, VIEWS, options.cache)
     settings = {
         "epochs": options.epochs,

@@ -76,7 +76,7 @@ class DeadlineError(ServingError):
     status = 504
 
 
-def as_answer(error: ServingError) -> dict:
+def error_body(error: ServingError) -> dict:
     """Return `error` as the service answers it: `{"error": {"type": ..., "message": ...}}`."""
     return {"error": {"type": type(error).__name__, "message": str(error)}}
 

@@ -29,12 +29,12 @@ class Request:
 
     Attributes:
         sources: one for each picture, in order, or what is wrong with it.
-        several: whether a list is to be answered, which one picture may be as well.
+        is_batch: whether a list is to be answered, which one picture may be as well.
         top: only so many of the best classes; None for all, in the order of the classes.
     """
 
     sources: tuple[Source | InvalidRequestError, ...]
-    several: bool = False
+    is_batch: bool = False
     top: int | None = None
 
 
@@ -55,7 +55,7 @@ def parse(event: object) -> Request:
     top = parse_top(event.get("top"))
     if key in ONE:
         return Request((_source(key, event[key]),), top=top)
-    return Request(tuple(_sources(key, event[key])), several=True, top=top)
+    return Request(tuple(_sources(key, event[key])), is_batch=True, top=top)
 
 
 def parse_top(value: object) -> int | None:

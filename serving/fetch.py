@@ -119,7 +119,7 @@ def _fetch_or_error(url: str, deadline: float | None, allowed: Allowed) -> bytes
     except ServingError as error:
         return error
     except Exception as defect:
-        log.write_defect(None, defect)
+        log.log_exception(None, defect)
         return InternalError("The service failed on this url; its log says why.")
 
 

@@ -24,7 +24,7 @@ class HttpRequest:
     """An HTTP request.
 
     Attributes:
-        form: "1.0", "2.0" or "alb", in which the answer has to be, too.
+        payload_format: "1.0", "2.0" or "alb", in which the answer has to be, too.
         method: in upper case.
         path: without the query; behind a stage or a prefix of the gateway's.
         query: {name: value}, the last value of each.
@@ -34,7 +34,7 @@ class HttpRequest:
         multi_value: whether the load balancer wants lists of header values.
     """
 
-    form: str
+    payload_format: str
     method: str
     path: str
     query: dict[str, str]
@@ -56,13 +56,13 @@ def read_event(event: object) -> HttpRequest | None:
     context = event["requestContext"]
     if event.get("version") == "2.0":
         http = context.get("http") if isinstance(context.get("http"), dict) else {}
-        form, method, path = "2.0", http.get("method"), event.get("rawPath")
+        payload_format, method, path = "2.0", http.get("method"), event.get("rawPath")
     else:
-        form = "alb" if "elb" in context else "1.0"
+        payload_format = "alb" if "elb" in context else "1.0"
         method, path = event.get("httpMethod"), event.get("path")
     headers = _table(event.get("headers")) | _table(event.get("multiValueHeaders"))
     return HttpRequest(
-        form=form,
+        payload_format=payload_format,
         method=_text(method).upper(),
         path=_text(path),
         query=_table(event.get("queryStringParameters"))
@@ -70,7 +70,7 @@ def read_event(event: object) -> HttpRequest | None:
         headers={name.lower(): value for name, value in headers.items()},
         body=_text(event.get("body")),
         is_base64=event.get("isBase64Encoded") is True,
-        multi_value=form == "alb" and "multiValueHeaders" in event,
+        multi_value=payload_format == "alb" and "multiValueHeaders" in event,
     )
 
 
@@ -91,7 +91,7 @@ def parse_body(request: HttpRequest) -> Request:
             "Name its type in the header Content-Type."
         )
     asked = events.parse(_json(request))
-    return Request(asked.sources, asked.several, asked.top if top is None else top)
+    return Request(asked.sources, asked.is_batch, asked.top if top is None else top)
 
 
 def answer(
@@ -107,7 +107,7 @@ def answer(
         named["Content-Type"] = "application/json"
         body = "" if request.method == "HEAD" else json.dumps(payload)
     response = {"statusCode": status, "headers": named, "body": body, "isBase64Encoded": False}
-    if request.form == "alb":
+    if request.payload_format == "alb":
         response["statusDescription"] = f"{status} {HTTPStatus(status).phrase}"
     if request.multi_value:
         response["multiValueHeaders"] = {n: [value] for n, value in response.pop("headers").items()}

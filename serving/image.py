@@ -52,7 +52,7 @@ TURNS = {
     7: Image.Transpose.TRANSVERSE,
     8: Image.Transpose.ROTATE_90,
 }
-LYING = (5, 6, 7, 8)  # the orientations that exchange width and height
+SWAPS_SIDES = (5, 6, 7, 8)  # the orientations that exchange width and height
 
 # What strangers send is full of oddities, and the log is for what somebody has to look at. Not by
 # a context around each call: threads share the list of filters.
@@ -138,7 +138,7 @@ def _upright_rgb(picture: Image.Image, size: tuple[int, int] | None) -> Image.Im
     orientation = _orientation(picture)
     factors, extent = (1, 1), picture.size
     if size:
-        height, width = size[::-1] if orientation in LYING else size
+        height, width = size[::-1] if orientation in SWAPS_SIDES else size
         least = (REDUCED * width, REDUCED * height)
         drafted = picture.draft(None, least)  # JPEG: computes fewer pixels of each block
         extent = drafted[1][2:] if drafted else extent

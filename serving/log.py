@@ -38,7 +38,7 @@ def write_request(**facts: object) -> None:
     write("INFO", "request", **facts)
 
 
-def write_defect(request_id: str | None, error: Exception) -> None:
+def log_exception(request_id: str | None, error: Exception) -> None:
     """Print the line of an `error` that is a defect of ours."""
     trace = "".join(traceback.format_exception(error))
     write("ERROR", "defect", request_id=request_id, exception=without_query(trace))

@@ -53,15 +53,15 @@ def find_runtime(runtime: str | None = None) -> tuple[str, ModuleType]:
 def _load_tflite(interpreter_module: ModuleType, path: Path, threads: int) -> Network:
     interpreter = interpreter_module.Interpreter(model_path=str(path), num_threads=threads)
     interpreter.allocate_tensors()
-    [taken] = interpreter.get_input_details()
-    [given] = interpreter.get_output_details()
+    [input_details] = interpreter.get_input_details()
+    [output_details] = interpreter.get_output_details()
 
     def run(inputs: np.ndarray) -> np.ndarray:
-        interpreter.set_tensor(taken["index"], inputs)
+        interpreter.set_tensor(input_details["index"], inputs)
         interpreter.invoke()
-        return interpreter.get_tensor(given["index"])[0]
+        return interpreter.get_tensor(output_details["index"])[0]
 
-    return Network(tuple(map(int, taken["shape"])), int(given["shape"][-1]), run)
+    return Network(tuple(map(int, input_details["shape"])), int(output_details["shape"][-1]), run)
 
 
 def _load_openvino(openvino: ModuleType, path: Path, threads: int) -> Network:

@@ -17,7 +17,7 @@ from serving.errors import (
     MethodError,
     NotFoundError,
     ServingError,
-    as_answer,
+    error_body,
 )
 from serving.events import Request, Source
 from serving.fetch import MAX_BYTES, fetch_all, too_large
@@ -25,14 +25,16 @@ from serving.http_events import HttpRequest
 from serving.image import open_picture
 from serving.preprocess import preprocess
 
-MARGIN = 1.0  # seconds that a picture may take once it is there: to decode, and to ask the model
+INFERENCE_RESERVE_S = (
+    1.0  # seconds that a picture may take once it is there: to decode, and to ask the model
+)
 # The last part of a path, and what may be done there; everywhere else a picture may be sent.
 ROUTES = {"health": ("GET",), "openapi.json": ("GET",), "": ("POST",)}
 OPENAPI = Path(__file__).with_name("openapi.json")
 
 
 @dataclass
-class Picture:
+class ImageResult:
     """What became of a picture, and what the log says of it; times are in milliseconds."""
 
     source: Source | ServingError
@@ -43,7 +45,7 @@ class Picture:
 
     def fail(self, error: ServingError) -> None:
         """Let `error` be the answer, without its traceback, whose frames hold the picture."""
-        self.error, self.answer = type(error)(str(error)), as_answer(error)
+        self.error, self.answer = type(error)(str(error)), error_body(error)
         self.facts["error"] = type(error).__name__
 
 
@@ -68,15 +70,15 @@ class Service:
         try:
             if http is None:
                 facts["event"] = "direct"
-                answer, error = self._direct(event, end_of(context, started), facts)
+                answer, error = self._direct(event, deadline(context, started), facts)
             else:
-                facts |= {"event": f"http {http.form}", "method": http.method[:16]}
-                answer, error = self._http(http, end_of(context, started), facts)
+                facts |= {"event": f"http {http.payload_format}", "method": http.method[:16]}
+                answer, error = self._http(http, deadline(context, started), facts)
         except Exception as defect:
             # The caller learns nothing of our insides; the log keeps all of it.
-            log.write_defect(request_id, defect)
+            log.log_exception(request_id, defect)
             error = InternalError("The service failed on this request; its log says why.")
-            answer = as_answer(error)
+            answer = error_body(error)
             if http is not None:
                 answer = http_events.answer(http, error.status, answer, cors())
         facts.setdefault("errors", int(error is not None))
@@ -92,7 +94,7 @@ class Service:
         try:
             request = events.parse(event)
         except ServingError as error:
-            return as_answer(error), error
+            return error_body(error), error
         return self._classify(request, end, facts)
 
     def _http(self, http: HttpRequest, end: float, facts: dict) -> tuple[dict, ServingError | None]:
@@ -100,7 +102,7 @@ class Service:
         try:
             status, payload, error = self._route(http, end, facts)
         except ServingError as refused:
-            status, payload, error = refused.status, as_answer(refused), refused
+            status, payload, error = refused.status, error_body(refused), refused
             if isinstance(refused, MethodError):
                 headers["Allow"] = ", ".join((*ROUTES.get(http.route, ("POST",)), "OPTIONS"))
         facts["status"] = status
@@ -146,22 +148,22 @@ class Service:
 
         A list of several has no error of its own. `facts` get what the log says of the pictures.
         """
-        pictures = [Picture(source) for source in request.sources]
-        latest = end - MARGIN
+        pictures = [ImageResult(source) for source in request.sources]
+        latest = end - INFERENCE_RESERVE_S
         self._fetch(pictures, latest, facts)
         for picture in pictures:
             if picture.error is None:
-                self._ask(picture, latest, request.top, facts["request_id"])
+                self._predict(picture, latest, request.top, facts["request_id"])
         facts["pictures"] = [picture.facts for picture in pictures]
         facts["errors"] = sum(picture.error is not None for picture in pictures)
         for name in ("decode_ms", "infer_ms"):
             facts[name] = round(sum(picture.facts.get(name, 0) for picture in pictures), 1)
-        if request.several:
+        if request.is_batch:
             return [picture.answer for picture in pictures], None
         [picture] = pictures
         return picture.answer, picture.error
 
-    def _fetch(self, pictures: list[Picture], latest: float, facts: dict) -> None:
+    def _fetch(self, pictures: list[ImageResult], latest: float, facts: dict) -> None:
         """Give each of `pictures` its bytes, the ones with addresses at the same time."""
         started = time.monotonic()
         remote = []
@@ -184,8 +186,8 @@ class Service:
                 picture.data = found
         facts["fetch_ms"] = milliseconds(started)
 
-    def _ask(
-        self, picture: Picture, latest: float, top: int | None, request_id: str | None
+    def _predict(
+        self, picture: ImageResult, latest: float, top: int | None, request_id: str | None
     ) -> None:
         """Decode `picture` and ask the model, unless it is later than `latest`."""
         facts, size = picture.facts, self.classifier.input_size
@@ -205,17 +207,17 @@ class Service:
             started = time.monotonic()
             probabilities = self.classifier.probabilities(inputs)
             facts["infer_ms"] = milliseconds(started)
-            picture.answer = best(self.classifier.labels, probabilities, top)
+            picture.answer = top_k(self.classifier.labels, probabilities, top)
         except ServingError as error:
             picture.fail(error)
         except Exception as defect:  # of this picture only
-            log.write_defect(request_id, defect)
+            log.log_exception(request_id, defect)
             picture.fail(InternalError("The service failed on this picture; its log says why."))
         finally:
             picture.data = None  # several large ones would add up
 
 
-def best(labels: tuple[str, ...], probabilities: np.ndarray, top: int | None) -> dict[str, float]:
+def top_k(labels: tuple[str, ...], probabilities: np.ndarray, top: int | None) -> dict[str, float]:
     """Return {label: score}: of all `labels` in their order, or of the `top` best ones by score."""
     scores = named_scores(labels, probabilities)
     if top is None:
@@ -223,7 +225,7 @@ def best(labels: tuple[str, ...], probabilities: np.ndarray, top: int | None) ->
     return dict(sorted(scores.items(), key=lambda item: -item[1])[:top])
 
 
-def end_of(context: object, started: float) -> float:
+def deadline(context: object, started: float) -> float:
     """Return when Lambda ends an invocation that `started`, both of time.monotonic."""
     remaining = getattr(context, "get_remaining_time_in_millis", None)
     return started + remaining() / 1000 if remaining else float("inf")

@@ -203,7 +203,7 @@ def thousand(checkpoint, small_tflite, monkeypatch):
         """Both are slices of the 1,000 that are answered with blue, of keras and of the file."""
         answers = np.zeros((2, 1000), dtype=int)
         answers[0, expected] = answers[1, received] = 2
-        monkeypatch.setattr(convert_to_tflite, "first_answers", lambda *_: tuple(answers))
+        monkeypatch.setattr(convert_to_tflite, "top1_predictions", lambda *_: tuple(answers))
         return convert(checkpoint, "--evaluate", "--data", "thousand")
 
     return evaluate
@@ -296,7 +296,7 @@ def test_pictures_that_excite_a_layer_too_much_do_not_calibrate():
     model.set_weights([np.ones((1, 1, 3, 2), "float32"), np.zeros(2, "float32")])
     strength = np.array([0.1, 5.0, 0.11, 0.09, 3.0, 0.1, 0.12, 7.0], dtype="float32")
     pictures = np.ones((8, 4, 4, 3), "float32") * strength[:, None, None, None]
-    kept = convert_to_tflite.calm_half(model, pictures)
+    kept = convert_to_tflite.drop_outliers(model, pictures)
     assert sorted(kept[:, 0, 0, 0]) == sorted(strength[[0, 2, 3, 5]])
 
 
@@ -313,7 +313,7 @@ def test_one_picture_that_excites_a_layer_most_of_all_does_not_hide_the_others()
     little = [(0.1, 0.1), (0.1, 0.1), (0.1, 0.1), (0.1, 0.2), (0.1, 0.2)]
     pictures = np.zeros((8, 4, 4, 3), "float32")
     pictures[..., :2] = np.array(much + little)[:, None, None]
-    kept = convert_to_tflite.calm_half(model, pictures)
+    kept = convert_to_tflite.drop_outliers(model, pictures)
     assert len(kept) == 4
     assert kept[..., 0].max() == pytest.approx(0.1)
 

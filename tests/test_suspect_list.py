@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 import sklearn.model_selection
 
-from training.evaluation.label_errors import Suspect, probable_wrong_labels, write_suspects
+from training.evaluation.label_errors import LabelIssue, list_label_issues, write_label_issues
 
 NAMES = ("daisy", "rose", "tulip")
 
@@ -35,7 +35,7 @@ def judged(monkeypatch):
 
 def test_each_picture_is_judged_by_a_model_fitted_without_it(clusters, judged):
     features, labels, pictures = clusters
-    probable_wrong_labels(features, pictures, list(labels), NAMES, seed=7)
+    list_label_issues(features, pictures, list(labels), NAMES, seed=7)
     [call] = judged
     assert (call["model"].C, call["model"].max_iter) == (0.3, 1000)
     assert call["method"] == "predict_proba"
@@ -47,13 +47,13 @@ def test_each_picture_is_judged_by_a_model_fitted_without_it(clusters, judged):
 def test_features_are_brought_to_one_scale_and_to_as_many_as_say_something(clusters, judged):
     features, labels, pictures = clusters
     for scaled in (features, features * 1000 + 5, np.tile(features, 100)):
-        probable_wrong_labels(scaled, pictures, labels, NAMES, seed=7)
+        list_label_issues(scaled, pictures, labels, NAMES, seed=7)
     first, second, third = (call["features"] for call in judged)
     assert (first.shape, third.shape) == ((36, 6), (36, 36))
     assert first.dtype == np.float32
     assert first[:, 0].std() == pytest.approx(1, rel=1e-5)
     assert second == pytest.approx(first, abs=1e-3)
-    probable_wrong_labels(
+    list_label_issues(
         np.random.default_rng(1).normal(size=(400, 300)), ["a"] * 400, [0, 1] * 200, "xy", 0
     )
     assert judged[-1]["features"].shape == (400, 256)
@@ -62,15 +62,15 @@ def test_features_are_brought_to_one_scale_and_to_as_many_as_say_something(clust
 def test_the_fewest_pictures_of_a_class_say_how_many_folds(clusters, judged):
     features, labels, pictures = clusters
     kept = [*range(12), *range(12, 24), 24, 25, 26]
-    probable_wrong_labels(features[kept], [pictures[i] for i in kept], labels[kept], NAMES, seed=7)
+    list_label_issues(features[kept], [pictures[i] for i in kept], labels[kept], NAMES, seed=7)
     assert judged[0]["cv"].get_n_splits() == 3
     kept = kept[:-1]
-    probable_wrong_labels(features[kept], [pictures[i] for i in kept], labels[kept], NAMES, seed=7)
+    list_label_issues(features[kept], [pictures[i] for i in kept], labels[kept], NAMES, seed=7)
     assert judged[1]["cv"].get_n_splits() == 2
 
 
 def test_features_without_any_difference_are_judged_too():
-    assert probable_wrong_labels(np.ones((4, 3)), list("abcd"), [0, 0, 1, 1], "xy", 0) == []
+    assert list_label_issues(np.ones((4, 3)), list("abcd"), [0, 0, 1, 1], "xy", 0) == []
 
 
 def test_suspects_come_by_confidence_then_by_name(clusters, monkeypatch):
@@ -90,10 +90,10 @@ def test_suspects_come_by_confidence_then_by_name(clusters, monkeypatch):
         return np.isin(np.arange(36), [0, 1, 3, 14])  # 0 is suspected, but not contradicted
 
     monkeypatch.setattr(cleanlab.filter, "find_label_issues", find_label_issues)
-    assert probable_wrong_labels(features, pictures, labels, NAMES, seed=0) == [
-        Suspect("rose/14", "rose", "daisy", 0.9),
-        Suspect("daisy/01", "daisy", "tulip", 0.6),
-        Suspect("daisy/03", "daisy", "tulip", 0.6),
+    assert list_label_issues(features, pictures, labels, NAMES, seed=0) == [
+        LabelIssue("rose/14", "rose", "daisy", 0.9),
+        LabelIssue("daisy/01", "daisy", "tulip", 0.6),
+        LabelIssue("daisy/03", "daisy", "tulip", 0.6),
     ]
     assert asked == {"filter_by": "low_self_confidence", "n_jobs": 1}
 
@@ -108,22 +108,22 @@ def test_suspects_come_by_confidence_then_by_name(clusters, monkeypatch):
 )
 def test_lengths_that_differ_are_told(features, pictures, labels, sentence):
     with pytest.raises(ValueError, match="as many") as caught:
-        probable_wrong_labels(np.ones((features, 2)), ["a"] * pictures, labels, "xy", 0)
+        list_label_issues(np.ones((features, 2)), ["a"] * pictures, labels, "xy", 0)
     assert str(caught.value) == f"Expected as many features as pictures and labels. {sentence}"
 
 
 def test_a_class_with_a_single_picture_is_told():
     with pytest.raises(ValueError, match="two") as caught:
-        probable_wrong_labels(np.eye(4), list("abcd"), [0, 0, 0, 1], "xy", 0)
+        list_label_issues(np.eye(4), list("abcd"), [0, 0, 0, 1], "xy", 0)
     assert str(caught.value) == "Expected at least two pictures of each class. Received: one."
 
 
 def test_a_list_is_this_to_the_last_byte(tmp_path):
-    suspects = [
-        Suspect("rose/caf\udce9.jpg", "rose", "tulip", 0.987),
-        Suspect("rose/ü.jpg", "rose", "daisy", 0.5),
+    label_issues = [
+        LabelIssue("rose/caf\udce9.jpg", "rose", "tulip", 0.987),
+        LabelIssue("rose/ü.jpg", "rose", "daisy", 0.5),
     ]
-    write_suspects(tmp_path / "suspects.txt", suspects)
+    write_label_issues(tmp_path / "suspects.txt", label_issues)
     assert (tmp_path / "suspects.txt").read_bytes() == (
         b"# Probable wrong labels, the most sure first. Look at them, take out the lines of those\n"
         b"# that are right, then train without the rest: --exclude with this file.\n"

@@ -23,28 +23,28 @@ from serving.errors import ModelError
 from serving.model_files import best_model
 from train import FINE_TUNE, ORIGINAL, RECIPES
 from training.backend import keras
-from training.batches import Batches, EvenBatches
+from training.batches import Batches, PaddedBatches
 from training.checkpoint import CHECKPOINT, load_checkpoint, read_metadata, split_record
 from training.dataset.scan import class_of, scan
 from training.dataset.split import Split, split
 from training.distribute.workers import Workers
 from training.errors import CacheError
 from training.evaluation import evaluate
-from training.images import Pictures
-from training.inference import fast_policy
-from training.model import BASE_LAYER, build_model, cut_at, weights_digest, with_input_size
+from training.images import ImageSource
+from training.inference import dtype_policy
+from training.model import BASE_LAYER, build_model, split_at_block, weights_digest, with_input_size
 from training.pretrained import load_base_weights
 from training.resume import read_run
 
 # Small pictures and a base of random weights: quick, and nothing here asks for a good answer.
 SMALL = replace(ORIGINAL, input_size=71, batch_size=8, steps_per_epoch=2, epochs=1, views=2)
 SMALL_FINE_TUNE = {
-    "first_block": 13,
+    "fine_tune_at": 13,
     "selection_fraction": 0.25,
     "head": (),
     "head_epochs": 2,
     "label_smoothing": 0.1,
-    "mixup": 0.3,
+    "mixup_alpha": 0.3,
     "zoom_range": (0.5, 1.0),
     "warmup_epochs": 0.5,
     "epochs": 2,
@@ -82,7 +82,7 @@ def history(folder):
 
 
 def base_digest(checkpoint):
-    return weights_digest(cut_at(load_checkpoint(checkpoint)[0], None)[0])
+    return weights_digest(split_at_block(load_checkpoint(checkpoint)[0], None)[0])
 
 
 def test_the_defaults_are_the_originals():
@@ -106,12 +106,12 @@ def test_the_defaults_are_the_originals():
         "steps_per_epoch": 100,
     }.items() <= settings.items()
     # What the original did not have is switched off.
-    assert {n: settings[n] for n in ("selection_fraction", "mixup", "head_epochs")} == {
+    assert {n: settings[n] for n in ("selection_fraction", "mixup_alpha", "head_epochs")} == {
         "selection_fraction": 0.0,
-        "mixup": 0.0,
+        "mixup_alpha": 0.0,
         "head_epochs": 0,
     }
-    assert settings["first_block"] is settings["warmup_epochs"] is None
+    assert settings["fine_tune_at"] is settings["warmup_epochs"] is None
     assert train.parse_arguments([]).recipe == "original"
 
 
@@ -123,7 +123,7 @@ def test_flags_reach_the_recipe(name, monkeypatch):
     assert seen == asdict(RECIPES[name])
     flags = (
         "--epochs 2 --batch-size 4 --learning-rate 0.1 --momentum 0 --steps-per-epoch 3 --seed 1 "
-        "--views 5 --first-block 11 --mixup 0.5 --label-smoothing 0.3 --inference-size 320 "
+        "--views 5 --fine-tune-at 11 --mixup-alpha 0.5 --label-smoothing 0.3 --inference-size 320 "
         "--head 64,16 --zoom-range 0.8,1.2"
     )
     assert train.main(["--recipe", name, *flags.split()]) == 0
@@ -136,8 +136,8 @@ def test_flags_reach_the_recipe(name, monkeypatch):
         "steps_per_epoch": 3,
         "seed": 1,
         "views": 5,
-        "first_block": 11,
-        "mixup": 0.5,
+        "fine_tune_at": 11,
+        "mixup_alpha": 0.5,
         "label_smoothing": 0.3,
         "inference_size": 320,
         "head": (64, 16),
@@ -179,9 +179,9 @@ def test_the_learning_rate_warms_up_and_decays():
         "--batch-size -1",
         "--learning-rate nan",
         "--momentum 1",
-        "--mixup -0.1",
+        "--mixup-alpha -0.1",
         "--epochs x",
-        "--first-block 15",
+        "--fine-tune-at 15",
         "--recipe best",
     ],
 )
@@ -253,7 +253,7 @@ def test_fine_tuning_picks_on_pictures_of_their_own(run, tmp_path, drawn, monkey
     model, metadata = load_checkpoint(checkpoint)
     assert "asking the best checkpoint, at 80×80 pixels" in out
     assert model.input_shape[1:3] == (80, 80)
-    pictures = Pictures(scan(drawn), (80, 80))
+    pictures = ImageSource(scan(drawn), (80, 80))
     batches = Batches(pictures, parts.validation, 4)
     truth = np.concatenate([batches[i][1] for i in range(len(batches))])
     answers = model.predict(batches, verbose=0)
@@ -264,12 +264,14 @@ def test_fine_tuning_picks_on_pictures_of_their_own(run, tmp_path, drawn, monkey
     )
     # The lower blocks are as they were, the upper ones learned.
     model = with_input_size(model, (71, 71))
-    frozen, _ = cut_at(model, 13)
+    frozen, _ = split_at_block(model, 13)
     base = build_model((71, 71), (), 5)
     load_base_weights(base, out.split("the weights of ")[1].split(",")[0], tmp_path)
-    before, _ = cut_at(base, 13)
+    before, _ = split_at_block(base, 13)
     assert weights_digest(frozen) == weights_digest(before)
-    assert weights_digest(cut_at(model, None)[0]) != weights_digest(cut_at(base, None)[0])
+    assert weights_digest(split_at_block(model, None)[0]) != weights_digest(
+        split_at_block(base, None)[0]
+    )
 
 
 def test_a_finished_network_can_be_given_another_size(run, tmp_path):
@@ -292,7 +294,7 @@ def test_a_finished_network_can_be_given_another_size(run, tmp_path):
 
 def test_the_second_run_computes_nothing_again(run, tmp_path, monkeypatch):
     run()
-    monkeypatch.setattr("training.features.compile_forward", None)
+    monkeypatch.setattr("training.features.compile_inference", None)
     assert run(epochs=2)[0] == 0
 
 
@@ -517,8 +519,8 @@ TINY_FINE_TUNE = {
     "horizontal_flip": False,
     "fill_mode": "reflect",
     "views": 3,
-    "mixup": 0.3,
-    "first_block": 5,
+    "mixup_alpha": 0.3,
+    "fine_tune_at": 5,
     "head": (),
     "head_epochs": 2,
     "learning_rate": 0.02,
@@ -586,7 +588,7 @@ def frozen(record):
 def names(batches):
     """Return "class/file" of the pictures that `batches` serve."""
     pictures = batches.source.dataset.pictures
-    return tuple(pictures[index] for index in batches.indices)
+    return tuple(pictures[index] for index in batches.image_indices)
 
 
 def learning_rate(model, step):
@@ -598,8 +600,8 @@ def test_the_head_alone_learns_the_training_pictures_by_their_features(fine_tune
     head, _ = fine_tuned.fits
     report = fine_tuned.report
     dataset, parts = report.dataset, report.parts
-    pictures = Pictures(dataset, (40, 40))
-    base_model, _ = cut_at(fine_tuned.callbacks["BestCheckpoint"].whole(), None)
+    pictures = ImageSource(dataset, (40, 40))
+    base_model, _ = split_at_block(fine_tuned.callbacks["BestCheckpoint"].whole(), None)
     expected = base_model.predict(pictures.inputs([(i, 0) for i in range(50)]), verbose=0)
     assert np.allclose(report.features, expected, atol=0.02)  # the cache may be of bfloat16
     train_indices = [dataset.pictures.index(name) for name in parts.train]
@@ -620,7 +622,7 @@ def test_training_is_given_its_pictures_and_all_of_their_settings(fine_tuned):
     assert parts == split(scan(fine_tuned.options.data), 0.2, 7, 0.25)
     assert names(fit.x) == parts.train
     assert [len(part) for part in (parts.train, parts.selection, parts.validation)] == [30, 10, 10]
-    expected = {"batch_size": 4, "steps": 7, "seed": 7, "views": 3, "mixup": 0.3}
+    expected = {"batch_size": 4, "steps": 7, "seed": 7, "views": 3, "mixup_alpha": 0.3}
     assert {name: getattr(fit.x, name) for name in expected} == expected
     assert fit.x.rows == slice(0, 4)
     pictures = fit.x.source.pictures
@@ -633,7 +635,7 @@ def test_training_is_given_its_pictures_and_all_of_their_settings(fine_tuned):
         )
     }
     # All that an epoch asks for has been computed: every view that it can draw.
-    views = [(i, view) for i in fit.x.indices for view in (1, 2, 3)]
+    views = [(i, view) for i in fit.x.image_indices for view in (1, 2, 3)]
     assert len(fit.x.source.inputs(views)) == 90
     fit.callbacks[0].on_epoch_begin(3)
     assert fit.x.epoch == 3
@@ -647,7 +649,7 @@ def test_the_epoch_is_picked_on_pictures_that_are_not_reported_on(fine_tuned):
     assert fit.validation_data.batch_size == 4
     assert len(fit.validation_data[0][0]) == 4
     best = fine_tuned.callbacks["BestCheckpoint"]
-    assert (best.folder, best.pattern) == (fine_tuned.folder, train.PICKED)
+    assert (best.folder, best.pattern) == (fine_tuned.folder, train.UNNAMED_BEST)
     assert (best.monitor, best.split) == ("val_loss", parts)
     assert best.class_names == fine_tuned.report.dataset.class_names
 
@@ -709,7 +711,7 @@ def test_what_learns_is_the_part_above_the_frozen_blocks_and_is_kept(record, fin
     assert len(trained.trainable_variables) == 2 * (10 + 1)
     upper = trained.get_layer("upper").layers
     computing = {layer.dtype_policy.name for layer in upper if layer.weights}
-    assert computing == {fast_policy()}
+    assert computing == {dtype_policy()}
     for variable in trained.trainable_variables:
         variable.assign_add(np.ones(variable.shape))
     assert run.callbacks["BestCheckpoint"].whole() is whole
@@ -726,19 +728,22 @@ def test_a_head_alone_learns_in_float32_and_is_judged_by_what_it_will_answer(fro
     assert fit.model.input_shape == (None, 4)
     assert len(fit.model.trainable_variables) == 2 * 4
     assert {layer.dtype_policy.name for layer in fit.model.layers} == {"float32"}
-    assert (fit.x.source.policy, fit.validation_data.source.policy) == (fast_policy(), "float32")
-    assert (fit.x.views, fit.x.steps, fit.x.mixup) == (3, 2, 0)
-    assert frozen.report.judge is fit.validation_data.source
-    assert len(frozen.report.judge.inputs([(i, 0) for i in fit.validation_data.indices])) == 10
+    assert (fit.x.source.policy, fit.validation_data.source.policy) == (dtype_policy(), "float32")
+    assert (fit.x.views, fit.x.steps, fit.x.mixup_alpha) == (3, 2, 0)
+    assert frozen.report.val_source is fit.validation_data.source
+    assert (
+        len(frozen.report.val_source.inputs([(i, 0) for i in fit.validation_data.image_indices]))
+        == 10
+    )
 
 
 def test_few_blocks_learn_in_float32_as_well(record):
-    fit = record(**TINY_FINE_TUNE | {"first_block": 12}).fits[-1]
+    fit = record(**TINY_FINE_TUNE | {"fine_tune_at": 12}).fits[-1]
     assert {layer.dtype_policy.name for layer in fit.model.get_layer("upper").layers} == {"float32"}
 
 
 @pytest.mark.parametrize(
-    ("flags", "recipe"), [(["--no-cache"], {}), ([], {"first_block": 1}), (["--distribute"], {})]
+    ("flags", "recipe"), [(["--no-cache"], {}), ([], {"fine_tune_at": 1}), (["--distribute"], {})]
 )
 def test_the_plain_path_shows_new_views_of_the_pictures_to_all_of_the_network(
     record, flags, recipe
@@ -746,8 +751,8 @@ def test_the_plain_path_shows_new_views_of_the_pictures_to_all_of_the_network(
     run = record(*flags, workers=Workers(), views=3, **recipe)
     [fit] = run.fits
     assert fit.model.input_shape == (None, 40, 40, 3)
-    assert isinstance(fit.x.source, Pictures)
-    assert fit.x.source is fit.validation_data.source is run.report.judge
+    assert isinstance(fit.x.source, ImageSource)
+    assert fit.x.source is fit.validation_data.source is run.report.val_source
     assert fit.x.source.settings == ORIGINAL.augmentation
     assert fit.x.views is None
     assert (run.report.features is None) == bool(flags)
@@ -756,8 +761,8 @@ def test_the_plain_path_shows_new_views_of_the_pictures_to_all_of_the_network(
 @pytest.mark.parametrize("flags", [[], ["--no-cache"]])
 def test_a_fine_tuned_network_is_judged_on_pictures_not_on_its_activations(record, flags):
     run = record(*flags, **TINY_FINE_TUNE | {"inference_size": None})
-    assert isinstance(run.report.judge, Pictures)
-    assert run.report.judge.size == (40, 40)
+    assert isinstance(run.report.val_source, ImageSource)
+    assert run.report.val_source.size == (40, 40)
     assert run.report.features.shape == (50, 4)  # for the head, also without a cache
     _, fit = run.fits
     assert len(fit.model.trainable_variables) == 2 * (10 + 1)  # blocks 5 to 14 and the softmax
@@ -765,9 +770,9 @@ def test_a_fine_tuned_network_is_judged_on_pictures_not_on_its_activations(recor
 
 def test_the_report_is_given_the_run(fine_tuned, frozen, drawn):
     report = fine_tuned.report
-    assert report.judge.size == (48, 48)
-    assert report.judge.settings == {}
-    assert report.judge.dataset is report.dataset
+    assert report.val_source.size == (48, 48)
+    assert report.val_source.settings == {}
+    assert report.val_source.dataset is report.dataset
     assert report.best is fine_tuned.callbacks["BestCheckpoint"]
     assert report.options is fine_tuned.options
     seconds = report.card["seconds"]
@@ -819,7 +824,7 @@ class OneOfTwo(Workers):
         self.compared.append(seed)
         return model
 
-    def chiefs_file(self, path):
+    def broadcast_file(self, path):
         return path
 
     def part(self):
@@ -837,10 +842,10 @@ def test_each_process_serves_its_rows_and_the_chief_does_the_rest(record, tmp_pa
     fit = run.fits[-1]
     rows = slice(3 * index, 3 * index + 3)
     assert (fit.x.batch_size, fit.x.rows) == (6, rows)
-    assert isinstance(fit.validation_data, EvenBatches)
+    assert isinstance(fit.validation_data, PaddedBatches)
     assert (fit.validation_data.batch_size, fit.validation_data.rows) == (6, rows)
     settings, seed, parted = workers.compared
-    assert settings["precision"] == fast_policy()
+    assert settings["precision"] == dtype_policy()
     assert settings["seed"] == seed == 7
     assert len(settings["pictures"]) == 16
     assert parted == "parted"
@@ -933,7 +938,7 @@ def test_a_run_is_resumed_where_epochs_or_the_report_are_missing(found):
 
 def test_all_settings_that_differ_are_named(found):
     with pytest.raises(ModelError) as caught:
-        found("--resume", settings={"seed": 2, "pictures": "abc", "mixup": 0.1})
+        found("--resume", settings={"seed": 2, "pictures": "abc", "mixup_alpha": 0.1})
     assert "(seed 1, mixup None). Received: seed 2, mixup 0.1." in str(caught.value)
 
 
@@ -942,7 +947,7 @@ def test_all_settings_that_differ_are_named(found):
     [
         (ORIGINAL, "frozen; dense layers (512, 128, 32) and a softmax"),
         (FINE_TUNE, "learning from block 5 on; a softmax layer"),
-        (replace(ORIGINAL, first_block=1, head=(8,)), "all of it learning; dense layers (8,) and"),
+        (replace(ORIGINAL, fine_tune_at=1, head=(8,)), "all of it learning; dense layers (8,) and"),
     ],
 )
 def test_the_network_is_described(recipe, text):
@@ -996,7 +1001,7 @@ def test_a_defect_is_not_taken_for_lack_of_memory(monkeypatch):
 def test_the_best_epoch_is_calibrated_named_and_reported_on(monkeypatch, tmp_path, renamed):
     """Its parts are stand-ins that note what they get; all of it with files runs above."""
     named = tmp_path / "xception_fin_02_0.800.h5"
-    path = tmp_path / train.PICKED if renamed else named
+    path = tmp_path / train.UNNAMED_BEST if renamed else named
     report_before = path.with_suffix("") / "README.md"
     report_before.parent.mkdir()
     for file in (path, split_record(path), report_before):

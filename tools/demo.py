@@ -110,9 +110,11 @@ def demo(options: argparse.Namespace) -> None:
 
     with contextlib.ExitStack() as services:
         with stage(5, "Image: docker build"):
-            image = build_image(services, options.docker)
-        with stage(6, f"Serve: {'in Docker' if image else 'behind the Lambda emulator'}"):
-            service = docker_service(image) if image else emulator_service(checkpoint)
+            container_image = build_container_image(services, options.docker)
+        with stage(6, f"Serve: {'in Docker' if container_image else 'behind the Lambda emulator'}"):
+            service = (
+                docker_service(container_image) if container_image else emulator_service(checkpoint)
+            )
             endpoint = services.enter_context(service)
         with stage(7, f"Ask: what is {picture}?"):
             answer = ask(endpoint, data / picture, class_of(picture))
@@ -195,7 +197,7 @@ def class_of(picture: str) -> str:
     return picture.split("/", 1)[0]
 
 
-def build_image(services: contextlib.ExitStack, wanted: bool) -> str | None:
+def build_container_image(services: contextlib.ExitStack, wanted: bool) -> str | None:
     """Return the id of a Docker image with the demo's model, which `services` removes at its end.
 
     None where it is not `wanted`, no daemon answers or the build fails, after a word on why.
@@ -219,9 +221,9 @@ def build_image(services: contextlib.ExitStack, wanted: bool) -> str | None:
     except StageError as error:
         print(f"it failed, going on without Docker ({error.reason}) ... ", end="")
         return None
-    image = id_file.read_text(encoding="utf-8").strip()
-    services.callback(run, ["docker", "image", "rm", "--force", image], check=False)
-    return image
+    container_image = id_file.read_text(encoding="utf-8").strip()
+    services.callback(run, ["docker", "image", "rm", "--force", container_image], check=False)
+    return container_image
 
 
 def docker_answers() -> bool:
@@ -236,15 +238,26 @@ def docker_answers() -> bool:
 
 
 @contextlib.contextmanager
-def docker_service(image: str) -> Iterator[str]:
-    """Serve the Docker `image` while the context lasts; yield the URL to post events to.
+def docker_service(container_image: str) -> Iterator[str]:
+    """Serve the Docker `container_image` while the context lasts; yield the URL to post events to.
 
     Raises:
         StageError: the container does not start.
     """
     port, name = free_port(), f"flowers-demo-{os.getpid()}-{time.time_ns()}"
     try:
-        run(["docker", "run", "--detach", "--name", name, "-p", f"127.0.0.1:{port}:8080", image])
+        run(
+            [
+                "docker",
+                "run",
+                "--detach",
+                "--name",
+                name,
+                "-p",
+                f"127.0.0.1:{port}:8080",
+                container_image,
+            ]
+        )
         yield f"http://127.0.0.1:{port}{INVOCATIONS}"
     finally:
         run(["docker", "logs", name], log=SERVICE_LOG, check=False)

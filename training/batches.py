@@ -1,6 +1,6 @@
 """Pictures, or the activations that stand for them, to batches.
 
-`Pictures` and `Activations` give the network's input of a picture's view: view 0 is the picture
+`ImageSource` and `CachedFeatures` give the network's input of a picture's view: view 0 is the picture
 as it is, every other one is augmented by `ImageDataGenerator`, always in the same way. `Batches`
 and `TrainingBatches` say which pictures and views come when.
 """
@@ -34,19 +34,21 @@ class Batches(keras.utils.PyDataset):
         super().__init__(workers=WORKERS, max_queue_size=2 * WORKERS + 2)
         self.source, self.batch_size, self.rows = source, batch_size, rows
         dataset = source.dataset
-        self.indices = indices(dataset, names)
+        self.image_indices = image_indices(dataset, names)
         self.targets = np.eye(len(dataset.class_names), dtype=np.float32)[dataset.labels(names)]
 
     def __len__(self) -> int:
-        return -(-len(self.indices) // self.batch_size)
+        return -(-len(self.image_indices) // self.batch_size)
 
     def __getitem__(self, index: int) -> tuple[np.ndarray, np.ndarray]:
         start, end = index * self.batch_size, (index + 1) * self.batch_size
-        places = range(start, min(end, len(self.indices)))[self.rows]
-        return self.source.inputs([(self.indices[p], 0) for p in places]), self.targets[places]
+        places = range(start, min(end, len(self.image_indices)))[self.rows]
+        return self.source.inputs([(self.image_indices[p], 0) for p in places]), self.targets[
+            places
+        ]
 
 
-class EvenBatches(Batches):
+class PaddedBatches(Batches):
     """The same in batches of one size, for devices to share: (inputs, targets, weights).
 
     What fills up the last batch weighs nothing. The others weigh so much that all rows weigh 1 on
@@ -55,11 +57,11 @@ class EvenBatches(Batches):
     """
 
     def __getitem__(self, index: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        start, count = index * self.batch_size, len(self.indices)
+        start, count = index * self.batch_size, len(self.image_indices)
         wanted = np.arange(start, start + self.batch_size)[self.rows]
         places = np.minimum(wanted, count - 1)
         weights = (wanted < count) * np.float32(len(self) * self.batch_size / count)
-        inputs = self.source.inputs([(self.indices[place], 0) for place in places])
+        inputs = self.source.inputs([(self.image_indices[place], 0) for place in places])
         return inputs, self.targets[places], weights
 
 
@@ -79,17 +81,17 @@ class TrainingBatches(Batches):
         steps: int,
         seed: int,
         views: int | None = None,
-        mixup: float = 0.0,
+        mixup_alpha: float = 0.0,
         rows: slice = ALL_ROWS,
     ):
         """Serve `source`, from the first epoch on; `begin_epoch` goes to another.
 
         A picture comes in its views 1 to `views` by turns; None gives it a new one each time.
-        `mixup` is the parameter of the beta distribution that inputs and classes are mixed by
+        `mixup_alpha` is the parameter of the beta distribution that inputs and classes are mixed by
         (Zhang et al. 2018), 0 for none.
         """
         super().__init__(source, names, batch_size, rows)
-        self.steps, self.seed, self.views, self.mixup = steps, seed, views, mixup
+        self.steps, self.seed, self.views, self.mixup_alpha = steps, seed, views, mixup_alpha
         self.epoch = 0
 
     def __len__(self) -> int:
@@ -107,24 +109,24 @@ class TrainingBatches(Batches):
         batch = self.epoch * self.steps + index
         wanted = range(self.batch_size)
         # Mixing takes rows of the whole batch, whoever gets them.
-        wanted = wanted if self.mixup else wanted[self.rows]
+        wanted = wanted if self.mixup_alpha else wanted[self.rows]
         drawn = [self._draw(batch * self.batch_size + row) for row in wanted]
-        inputs = self.source.inputs([(self.indices[place], view) for place, view in drawn])
+        inputs = self.source.inputs([(self.image_indices[place], view) for place, view in drawn])
         targets = self.targets[[place for place, _ in drawn]]
-        return self._mixed(inputs, targets, batch) if self.mixup else (inputs, targets)
+        return self._mixed(inputs, targets, batch) if self.mixup_alpha else (inputs, targets)
 
     def _draw(self, position: int) -> tuple[int, int]:
         """Return which picture, and which view of it, comes at `position` of the sequence."""
-        round_, place = divmod(position, len(self.indices))
+        round_, place = divmod(position, len(self.image_indices))
         view = round_ if self.views is None else round_ % self.views
-        return int(_order(self.seed, round_, len(self.indices))[place]), view + 1
+        return int(_order(self.seed, round_, len(self.image_indices))[place]), view + 1
 
     def _mixed(
         self, inputs: np.ndarray, targets: np.ndarray, batch: int
     ) -> tuple[np.ndarray, np.ndarray]:
         """Return each row mixed with another one of the batch."""
         rng = np.random.default_rng((self.seed, batch, 1))
-        shares = rng.beta(self.mixup, self.mixup, len(inputs)).astype(np.float32)
+        shares = rng.beta(self.mixup_alpha, self.mixup_alpha, len(inputs)).astype(np.float32)
         others = rng.permutation(len(inputs))
 
         def mix(rows: np.ndarray) -> np.ndarray:
@@ -140,7 +142,7 @@ def _order(seed: int, round_: int, count: int) -> np.ndarray:
     return np.random.default_rng((seed, round_)).permutation(count)
 
 
-def indices(dataset: Dataset, names: Sequence[str]) -> list[int]:
+def image_indices(dataset: Dataset, names: Sequence[str]) -> list[int]:
     """Return the places of `names` ("class/file") among the pictures of `dataset`."""
     places = {name: place for place, name in enumerate(dataset.pictures)}
     return [places[name] for name in names]

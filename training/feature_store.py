@@ -17,7 +17,7 @@ FLUSHED_BYTES = 64e6  # rows are on the disk, and count, after so many bytes
 SPARE_BYTES = 1e9  # of the disk, left free for checkpoints and whoever else writes
 
 
-class Table:
+class FeatureStore:
     """Rows of one shape, each under a name, in files that only ever grow.
 
     `rows.bin` holds the rows one after another, `index.txt` their names, a line a row. A line is
@@ -50,7 +50,7 @@ class Table:
         """Return those of `names` that have no row yet, each once, in their order."""
         return [name for name in dict.fromkeys(names) if name not in self._row_of]
 
-    def take(self, names: Sequence[str]) -> np.ndarray:
+    def read(self, names: Sequence[str]) -> np.ndarray:
         """Return the rows of `names`, (names, *shape) of `dtype`; `KeyError` if one is missing."""
         rows = [self._row_of[name] for name in names]
         if self._rows is None or len(self._rows) < len(self._row_of):
@@ -63,13 +63,13 @@ class Table:
         return np.asarray(self._rows[rows])
 
     @contextmanager
-    def filling(self) -> Iterator["Filling"]:
-        """Give the only `Filling` of this table; another process waits until this one is done."""
+    def writer(self) -> Iterator["FeatureWriter"]:
+        """Give the only `FeatureWriter` of this table; another process waits until this one is done."""
         with open(self.folder / "lock", "w") as lock:
             fcntl.flock(lock, fcntl.LOCK_EX)
             self._read_index()  # what the other process has filled meanwhile
-            with Filling(self) as filling:
-                yield filling
+            with FeatureWriter(self) as writer:
+                yield writer
 
     def check_room(self, count: int) -> None:
         """Raise `CacheError` where the disk has no room for `count` more rows."""
@@ -91,15 +91,15 @@ class Table:
         self._rows = None
 
 
-class Filling:
-    """Appends to a `Table`; as a context it flushes at the end, also of a block that fails."""
+class FeatureWriter:
+    """Appends to a `FeatureStore`; as a context it flushes at the end, also of a block that fails."""
 
-    def __init__(self, table: Table):
+    def __init__(self, table: FeatureStore):
         """Write behind the last whole row of `table`."""
         self.table = table
         self._pending: list[str] = []
 
-    def __enter__(self) -> "Filling":
+    def __enter__(self) -> "FeatureWriter":
         """Open the files, and cut off what a killed process has left half written."""
         folder, count = self.table.folder, len(self.table._row_of)
         self._rows = _open_at(folder / "rows.bin", count * self.table.row_bytes)

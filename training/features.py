@@ -10,19 +10,19 @@ import numpy as np
 
 from serving.preprocess import INPUT_SCALING
 from training.backend import keras
-from training.feature_store import Table
-from training.images import Pick, Pictures
-from training.inference import best_engine, compile_forward
+from training.feature_store import FeatureStore
+from training.images import ImageSource, Sample
+from training.inference import best_engine, compile_inference
 from training.model import weights_digest
-from training.prefetch import ahead, progress
+from training.prefetch import prefetch, progress
 
 BATCH_SIZE = 32  # of the frozen network
 
 
-class Activations:
-    """What a frozen network makes of `Pictures`: computed once, kept on disk."""
+class CachedFeatures:
+    """What a frozen network makes of `ImageSource`: computed once, kept on disk."""
 
-    def __init__(self, pictures: Pictures, frozen: keras.Model, policy: str, folder: Path):
+    def __init__(self, pictures: ImageSource, frozen: keras.Model, policy: str, folder: Path):
         """Keep what `frozen` makes of `pictures`, computed in the dtype policy `policy`, in a
         table of `folder`.
 
@@ -37,40 +37,40 @@ class Activations:
             "engine": f"{best_engine()} {policy}",
         }
         shape = frozen.output_shape[1:]
-        self.table = Table(folder, key, shape, "float16" if len(shape) > 1 else "float32")
+        self.table = FeatureStore(folder, key, shape, "float16" if len(shape) > 1 else "float32")
         settings = json.dumps(pictures.settings, sort_keys=True)
         self._augmentation = hashlib.sha256(settings.encode()).hexdigest()[:8]
 
-    def inputs(self, picks: Sequence[Pick]) -> np.ndarray:
-        """Return the activations of `picks`, float32 (picks, ...); `compute` made them."""
-        return self.table.take([self._name(pick) for pick in picks]).astype(np.float32)
+    def inputs(self, samples: Sequence[Sample]) -> np.ndarray:
+        """Return the activations of `samples`, float32 (picks, ...); `compute` made them."""
+        return self.table.read([self._name(sample) for sample in samples]).astype(np.float32)
 
-    def compute(self, picks: Sequence[Pick], batch_size: int = BATCH_SIZE) -> int:
-        """Put what is missing of `picks` into the table, and return how many that were.
+    def compute(self, samples: Sequence[Sample], batch_size: int = BATCH_SIZE) -> int:
+        """Put what is missing of `samples` into the table, and return how many that were.
 
         Raises:
             CacheError: the disk has no room for them.
             OSError: a picture cannot be read, or the table not written.
         """
-        self.table.check_room(len(self._missing(picks)))
-        if not self._missing(picks):
+        self.table.check_room(len(self._missing(samples)))
+        if not self._missing(samples):
             return 0
-        with self.table.filling() as filling:
+        with self.table.writer() as writer:
             # Asked again: another process may have filled it while this one waited.
-            missing = self._missing(picks)
-            forward = compile_forward(self.frozen, self.policy, batch_size)
+            missing = self._missing(samples)
+            forward = compile_inference(self.frozen, self.policy, batch_size)
             batches = [missing[i : i + batch_size] for i in range(0, len(missing), batch_size)]
             with progress(len(missing), "  activations") as bar:
-                for batch, inputs in ahead(batches, self.pictures.inputs):
-                    filling.append([self._name(pick) for pick in batch], forward(inputs))
+                for batch, inputs in prefetch(batches, self.pictures.inputs):
+                    writer.append([self._name(sample) for sample in batch], forward(inputs))
                     bar.update(len(batch))
         return len(missing)
 
-    def _missing(self, picks: Sequence[Pick]) -> list[Pick]:
-        named = {self._name(pick): pick for pick in picks}
+    def _missing(self, samples: Sequence[Sample]) -> list[Sample]:
+        named = {self._name(sample): sample for sample in samples}
         return [named[name] for name in self.table.missing(list(named))]
 
-    def _name(self, pick: Pick) -> str:
-        index, view = pick
+    def _name(self, sample: Sample) -> str:
+        index, view = sample
         digest = self.dataset.digests[self.dataset.pictures[index]]
         return f"{digest}/{self._augmentation}/{view}" if view else digest

@@ -16,7 +16,7 @@ PICTURE_SUFFIXES = {".avif", ".bmp", ".gif", ".jpeg", ".jpg", ".png", ".tif", ".
 
 
 @contextmanager
-def staged(out: str | Path) -> Iterator[Path]:
+def fill_folder(out: str | Path) -> Iterator[Path]:
     """Yield an empty folder, whose files and folders move into `out` when the block ends.
 
     Whatever ends the block early, Ctrl-C too, leaves `out` as it was. What a killed process
@@ -27,7 +27,7 @@ def staged(out: str | Path) -> Iterator[Path]:
         OSError: `out` cannot be written.
     """
     out = Path(out)
-    refuse_if_filled(out)
+    require_empty(out)
     made = [folder for folder in (out, *out.parents) if not folder.exists()]
     staging = out / STAGING
     try:
@@ -36,7 +36,7 @@ def staged(out: str | Path) -> Iterator[Path]:
             try:
                 ready = _emptied(staging / "ready")
                 yield ready
-                refuse_if_filled(out)
+                require_empty(out)
                 _move_all(ready, out)
             finally:
                 shutil.rmtree(staging, ignore_errors=True)
@@ -46,7 +46,7 @@ def staged(out: str | Path) -> Iterator[Path]:
                 folder.rmdir()
 
 
-def refuse_if_filled(out: Path) -> None:
+def require_empty(out: Path) -> None:
     """Raise `DataError` if `out` is no folder or has pictures or filled folders in it."""
     if out.exists() and not out.is_dir():
         raise DataError(f"Expected a folder to fill. Received: {out}, which is a file.")

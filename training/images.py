@@ -19,7 +19,7 @@ ImageDataGenerator = tf.keras.preprocessing.image.ImageDataGenerator
 _DRAWING = threading.Lock()
 
 
-Pick = tuple[int, int]  # a picture's index and its view
+Sample = tuple[int, int]  # a picture's index and its view
 
 
 class Source(Protocol):
@@ -31,11 +31,11 @@ class Source(Protocol):
 
     dataset: Dataset
 
-    def inputs(self, picks: Sequence[Pick]) -> np.ndarray:
-        """Return the inputs of `picks`, float (picks, ...)."""
+    def inputs(self, samples: Sequence[Sample]) -> np.ndarray:
+        """Return the inputs of `samples`, float (picks, ...)."""
 
 
-class Pictures:
+class ImageSource:
     """The pictures of a data set as the whole network wants them.
 
     Attributes:
@@ -49,9 +49,9 @@ class Pictures:
         self.dataset, self.size, self.settings = dataset, size, settings or {}
         self._augmentation = ImageDataGenerator(**self.settings)
 
-    def inputs(self, picks: Sequence[Pick]) -> np.ndarray:
-        """Return the inputs of `picks`, float32 (picks, height, width, 3), -1 to 1."""
-        return scale(np.stack([self._pixels(index, view) for index, view in picks]))
+    def inputs(self, samples: Sequence[Sample]) -> np.ndarray:
+        """Return the inputs of `samples`, float32 (picks, height, width, 3), -1 to 1."""
+        return scale(np.stack([self._pixels(index, view) for index, view in samples]))
 
     def _pixels(self, index: int, view: int) -> np.ndarray:
         name = self.dataset.pictures[index]
@@ -70,7 +70,7 @@ class Pictures:
         return read_pixels(self.dataset.folder / self.dataset.pictures[index], self.size)
 
 
-class RememberedPictures(Pictures):
+class InMemoryImages(ImageSource):
     """The same, each decoded once and kept in memory: for networks that wait for their pictures."""
 
     def __init__(self, dataset: Dataset, size: tuple[int, int], settings: dict | None = None):

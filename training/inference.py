@@ -18,7 +18,7 @@ CPU_INFO = Path("/proc/cpuinfo")
 BFLOAT16_FLAGS = {"avx512_bf16", "amx_bf16"}  # of processors that compute in bfloat16
 
 
-def fast_policy() -> str:
+def dtype_policy() -> str:
     """Return the Keras dtype policy that trains fastest here: mixed precision, or "float32"."""
     device = accelerator()
     if device:
@@ -34,7 +34,7 @@ def best_engine() -> str:
     return "openvino" if find_spec("openvino") else "keras"
 
 
-def compile_forward(
+def compile_inference(
     model: keras.Model, policy: str, batch_size: int, engine: str | None = None
 ) -> Forward:
     """Return a function from inputs to `model`'s outputs, both float arrays (n, ...).

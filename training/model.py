@@ -39,34 +39,34 @@ def add_head(x, head: tuple[int, ...], class_count: int, dropout: float = 0.0):
     return keras.layers.Dense(class_count, activation="softmax")(x)
 
 
-def unfreeze(model: keras.Model, first_block: int) -> None:
-    """Let the base of `model` learn from block `first_block` (1 to 14) on.
+def unfreeze(model: keras.Model, fine_tune_at: int) -> None:
+    """Let the base of `model` learn from block `fine_tune_at` (1 to 14) on.
 
     Batch normalization stays as it is: its statistics are those of far more pictures.
     """
     base_model = model.get_layer(BASE_LAYER)
     base_model.trainable = True
-    below = keras.Model(base_model.input, cut_tensor(base_model, first_block)).layers
+    below = keras.Model(base_model.input, block_input(base_model, fine_tune_at)).layers
     for layer in base_model.layers:
         layer.trainable = layer not in below and not isinstance(
             layer, keras.layers.BatchNormalization
         )
 
 
-def cut_at(model: keras.Model, first_block: int | None) -> tuple[keras.Model, keras.Model]:
+def split_at_block(model: keras.Model, fine_tune_at: int | None) -> tuple[keras.Model, keras.Model]:
     """Return `model` as (the frozen part below, the part above that learns).
 
     Both share `model`'s layers, so what the upper part learns `model` knows. The cut is before
-    block `first_block` of the base or, for None, after the pooling that follows the base.
+    block `fine_tune_at` of the base or, for None, after the pooling that follows the base.
     """
     base_model = model.get_layer(BASE_LAYER)
     place = model.layers.index(base_model)
     pooling, *head = model.layers[place + 1 :]
-    if first_block is None:
+    if fine_tune_at is None:
         frozen = keras.Model(model.input, pooling.output)
         inputs = x = keras.Input(pooling.output.shape[1:])
     else:
-        cut = cut_tensor(base_model, first_block)
+        cut = block_input(base_model, fine_tune_at)
         frozen = keras.Model(base_model.input, cut)
         inputs = keras.Input(cut.shape[1:])
         x = pooling(keras.Model(cut, base_model.output, name="upper")(inputs, training=False))
@@ -75,7 +75,7 @@ def cut_at(model: keras.Model, first_block: int | None) -> tuple[keras.Model, ke
     return frozen, keras.Model(inputs, x)
 
 
-def cut_tensor(base_model: keras.Model, block: int):
+def block_input(base_model: keras.Model, block: int):
     """Return what goes into `block` (1 to 14) of Xception."""
     return next(
         layer.input for layer in base_model.layers if layer.name.startswith(f"block{block}_")

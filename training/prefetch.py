@@ -8,7 +8,7 @@ from concurrent.futures import ThreadPoolExecutor
 import numpy as np
 from tqdm import tqdm
 
-from training.images import Pick
+from training.images import Sample
 
 WORKERS = os.cpu_count() or 1  # decoding and augmenting leave Python, so threads go side by side
 
@@ -16,11 +16,11 @@ WORKERS = os.cpu_count() or 1  # decoding and augmenting leave Python, so thread
 PROGRESS_SECONDS = 30  # between two lines of progress where they are not on a terminal
 
 
-def ahead(
-    batches: Sequence[Sequence[Pick]],
-    read: Callable[[Sequence[Pick]], np.ndarray],
+def prefetch(
+    batches: Sequence[Sequence[Sample]],
+    read: Callable[[Sequence[Sample]], np.ndarray],
     workers: int = WORKERS,
-) -> Iterator[tuple[Sequence[Pick], np.ndarray]]:
+) -> Iterator[tuple[Sequence[Sample], np.ndarray]]:
     """Yield (batch, read(batch)) of each of `batches`, read ahead on `workers` threads."""
     with ThreadPoolExecutor(workers) as pool:
         reading: deque = deque()

@@ -199,8 +199,8 @@ def import_debian(release: str, tag: str, folder: Path) -> None:
     command = ["debootstrap", *options, release, str(folder), *debian_mirror()]
     call(command, env=os.environ | apt_proxy())
     archive = folder.parent / "rootfs.tar"
-    left_out = [f"--exclude=./var/{name}" for name in ("cache/apt/*", "lib/apt/lists/*")]
-    call(["tar", "--create", "--file", str(archive), "--directory", str(folder), *left_out, "."])
+    skipped = [f"--exclude=./var/{name}" for name in ("cache/apt/*", "lib/apt/lists/*")]
+    call(["tar", "--create", "--file", str(archive), "--directory", str(folder), *skipped, "."])
     call(["docker", "import", str(archive), tag])
 
 

@@ -21,7 +21,7 @@ from training.dataset.scan import scan
 from training.dataset.split import split
 from training.evaluation.figures import read_history
 from training.export.tflite_process import served_probabilities
-from training.model import build_model, cut_at, weights_digest
+from training.model import build_model, split_at_block, weights_digest
 
 EPOCHS = 6
 
@@ -65,7 +65,7 @@ def compared(flags, tmp_path_factory):
     def watch_fit(network, trained, *positional):
         given["sources"][network.name] = trained.source
         best = fit(network, trained, *positional)
-        given["optimizers"].append(trained.learner.optimizer.get_config())
+        given["optimizers"].append(trained.trainable_part.optimizer.get_config())
         return best
 
     def watch_time(*positional):
@@ -118,14 +118,14 @@ def test_the_table_says_what_the_tflite_file_does(compared, drawn):
     parts = split(dataset, 0.2, 3, 0.125)
     for name, row in rows_of(out).items():
         path = out / name / "model.tflite"
-        pictures = compare.Pictures(dataset, (row["pixels"], row["pixels"]))
+        pictures = compare.ImageSource(dataset, (row["pixels"], row["pixels"]))
         validation = compare.Batches(pictures, parts.validation, 10)
         answers = served_probabilities(path, validation[0][0], None)
         hits = (answers.argmax(axis=1) == dataset.labels(parts.validation)).sum()
         assert row["accuracy"] == hits / 10
         assert row["accuracy_interval"][0] < row["accuracy"] < row["accuracy_interval"][1]
         assert path.stat().st_size > row["tflite_bytes"] > 4 * 0.9 * row["parameters"]
-        learned, _ = load_checkpoint(out / name / compare.PICKED)
+        learned, _ = load_checkpoint(out / name / compare.UNNAMED_BEST)
         assert learned.count_params() <= row["parameters"]
         if row["base_seconds"] == 0:  # all of it learned, on images
             # The weights of the kept epoch, not of the last one.
@@ -237,9 +237,9 @@ def test_a_base_takes_keras_weights_file_and_shares_train_pys_cache(tmp_path):
     path = tmp_path / "xception.weights.h5"
     model.get_layer("xception").save_weights(path)
     base = networks.build_base(networks.XCEPTION, (71, 71), str(path))
-    assert weights_digest(base) == weights_digest(cut_at(model, None)[0])
+    assert weights_digest(base) == weights_digest(split_at_block(model, None)[0])
     pictures = np.random.default_rng(0).uniform(-1, 1, (2, 71, 71, 3)).astype(np.float32)
-    expected = cut_at(model, None)[0].predict(pictures, verbose=0)
+    expected = split_at_block(model, None)[0].predict(pictures, verbose=0)
     assert np.allclose(base.predict(pictures, verbose=0), expected, atol=1e-5)
     with pytest.raises(ModelError, match="does not exist"):
         networks.build_base(networks.XCEPTION, (71, 71), str(tmp_path / "no.h5"))

@@ -57,7 +57,7 @@ def test_the_page_has_it_all_inside_and_figures_are_small(flawed, tmp_path, caps
     assert max(figure.stat().st_size for figure in figures) < 200_000
     numbers = json.loads((out / "numbers.json").read_text())
     assert numbers["classes"]["counts"]["tulip"] == 11
-    assert numbers["hygiene"]["left_out"][0][0] == "rose/broken.jpg"
+    assert numbers["hygiene"]["skipped"][0][0] == "rose/broken.jpg"
     assert len(numbers["hygiene"]["across_classes"]) == 1
 
 

@@ -55,12 +55,12 @@ def test_what_is_wrong_in_a_list_is_named_as_it_would_be_alone(event, received):
 def test_a_list_of_one_and_a_full_one_are_accepted(key, value, count):
     request = parse({key: [value] * count})
     assert len(request.sources) == count
-    assert request.several
+    assert request.is_batch
 
 
 def test_what_is_null_counts_as_left_out():
     asked = {"url": None, "urls": None, "images": None, "image": "aGk=", "top": None}
-    assert parse(asked) == Request((Source(image=b"hi"),), several=False, top=None)
+    assert parse(asked) == Request((Source(image=b"hi"),), is_batch=False, top=None)
 
 
 def test_top_may_be_one_and_none_stands_for_all():

@@ -38,11 +38,11 @@ def test_base64_is_that_of_rfc_4648_with_padding():
 def test_several_in_order():
     urls = ["https://example.com/1", "https://example.com/2"]
     assert parse({"urls": urls, "top": 2}) == Request(
-        tuple(Source(url=url) for url in urls), several=True, top=2
+        tuple(Source(url=url) for url in urls), is_batch=True, top=2
     )
-    assert parse({"images": ["aGk="]}) == Request((Source(image=b"hi"),), several=True)
+    assert parse({"images": ["aGk="]}) == Request((Source(image=b"hi"),), is_batch=True)
     assert parse({"image": None, "urls": urls[:1], "url": None}) == Request(
-        (Source(url=urls[0]),), several=True
+        (Source(url=urls[0]),), is_batch=True
     )
 
 
@@ -51,9 +51,9 @@ def test_sixteen_are_the_most():
     assert parse({"urls": urls}).sources == tuple(Source(url=url) for url in urls)
     images = [base64.b64encode(bytes([n])).decode() for n in range(16)]
     assert parse({"images": images}).sources == tuple(Source(image=bytes([n])) for n in range(16))
-    for several in ({"urls": [*urls, urls[0]]}, {"images": [*images, images[0]]}):
+    for is_batch in ({"urls": [*urls, urls[0]]}, {"images": [*images, images[0]]}):
         with pytest.raises(InvalidRequestError, match="to be a list of 1 to 16. Received: 17"):
-            parse(several)
+            parse(is_batch)
 
 
 def test_a_wrong_one_costs_the_others_nothing():

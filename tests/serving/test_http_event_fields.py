@@ -12,12 +12,18 @@ from serving.http_events import HttpRequest, answer, parse_body, read_event
 URL = {"url": "https://example.com/rose.jpg"}
 
 
-def event_of(form, method="POST", path="/", **more):
-    """Return the event that a gateway of `form` makes of a request; `more` are its other fields."""
-    if form == "2.0":
-        event = {"version": form, "rawPath": path, "requestContext": {"http": {"method": method}}}
+def event_of(payload_format, method="POST", path="/", **more):
+    """Return the event that a gateway of `payload_format` makes of a request; `more` are its other fields."""
+    if payload_format == "2.0":
+        event = {
+            "version": payload_format,
+            "rawPath": path,
+            "requestContext": {"http": {"method": method}},
+        }
     else:
-        context = {"elb": {"targetGroupArn": "arn"}} if form == "alb" else {"stage": "prod"}
+        context = (
+            {"elb": {"targetGroupArn": "arn"}} if payload_format == "alb" else {"stage": "prod"}
+        )
         event = {"httpMethod": method, "path": path, "requestContext": context}
     return event | more
 
@@ -28,9 +34,9 @@ def request_of(kind="application/json", body="", is_base64=False, method="POST",
 
 
 @pytest.mark.parametrize("form", ["1.0", "2.0", "alb"])
-def test_every_field_of_an_event_has_its_place(form):
+def test_every_field_of_an_event_has_its_place(payload_format):
     event = event_of(
-        form,
+        payload_format,
         "post",
         "/prod/health",
         headers={"Content-Type": "image/png", "X-A": "b"},
@@ -39,7 +45,7 @@ def test_every_field_of_an_event_has_its_place(form):
         isBase64Encoded=True,
     )
     assert read_event(event) == HttpRequest(
-        form=form,
+        payload_format=payload_format,
         method="POST",
         path="/prod/health",
         query={"top": "2", "Q": "r"},
@@ -51,9 +57,9 @@ def test_every_field_of_an_event_has_its_place(form):
 
 
 @pytest.mark.parametrize(("form", "lists"), [("1.0", False), ("2.0", False), ("alb", True)])
-def test_of_several_values_the_last_counts_and_lists_go_before_single_ones(form, lists):
+def test_of_several_values_the_last_counts_and_lists_go_before_single_ones(payload_format, lists):
     event = event_of(
-        form,
+        payload_format,
         headers={"X-A": "single", "X-B": "b"},
         multiValueHeaders={"X-A": ["first", "last"], "X-C": [], "X-D": ["d", 1]},
         queryStringParameters={"top": "1", "q": "r"},
@@ -66,10 +72,10 @@ def test_of_several_values_the_last_counts_and_lists_go_before_single_ones(form,
 
 
 @pytest.mark.parametrize("form", ["1.0", "2.0", "alb"])
-def test_an_event_with_nothing_in_it_is_an_empty_request(form):
-    event = event_of(form, None, None)
-    assert read_event(event) == HttpRequest(form, "", "", {}, {}, "", False, False)
-    if form == "2.0":
+def test_an_event_with_nothing_in_it_is_an_empty_request(payload_format):
+    event = event_of(payload_format, None, None)
+    assert read_event(event) == HttpRequest(payload_format, "", "", {}, {}, "", False, False)
+    if payload_format == "2.0":
         assert read_event(event | {"requestContext": {}}).method == ""
 
 
@@ -114,7 +120,7 @@ def test_without_a_type_a_body_is_json():
 )
 def test_these_types_are_a_picture(kind):
     asked = parse_body(request_of(kind, "aGk=", True, top="3"))
-    assert asked == Request((Source(image=b"hi"),), several=False, top=3)
+    assert asked == Request((Source(image=b"hi"),), is_batch=False, top=3)
 
 
 @pytest.mark.parametrize(
@@ -178,8 +184,8 @@ SENT = {
     ("form", "more"),
     [("1.0", {}), ("2.0", {}), ("alb", {"statusDescription": "404 Not Found"})],
 )
-def test_an_answer_is_this_and_nothing_else(form, more):
-    request = read_event(event_of(form))
+def test_an_answer_is_this_and_nothing_else(payload_format, more):
+    request = read_event(event_of(payload_format))
     assert answer(request, 404, {"a": ["é"]}, {"Allow": "GET"}) == {
         "statusCode": 404,
         "headers": SENT,

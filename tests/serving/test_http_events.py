@@ -16,30 +16,36 @@ ALWAYS = {"X-Content-Type-Options": "nosniff", "Cache-Control": "no-store"}  # i
 
 
 @pytest.fixture(params=SAMPLES)
-def form(request):
+def payload_format(request):
     return request.param
 
 
 @pytest.fixture
-def sample(form):
-    """Make AWS's example of `form`: (method, path, body as bytes, its type) -> event."""
+def sample(payload_format):
+    """Make AWS's example of `payload_format`: (method, path, body as bytes, its type) -> event."""
 
     def make(method="POST", path="", body=b"", kind="application/json", **more):
         places = {"method": method, "path": path, "stage": "prod", "resource": "{proxy+}"}
         try:
-            event = sample_event(SAMPLES[form], body=base64.b64encode(body).decode(), **places)
+            event = sample_event(
+                SAMPLES[payload_format], body=base64.b64encode(body).decode(), **places
+            )
         except EmulatorError as error:
             pytest.skip(str(error))
-        headers = "multiValueHeaders" if form == "1.0" else "headers"
-        event[headers]["Content-Type"] = [kind] if form == "1.0" else kind
+        headers = "multiValueHeaders" if payload_format == "1.0" else "headers"
+        event[headers]["Content-Type"] = [kind] if payload_format == "1.0" else kind
         return event | more
 
     return make
 
 
-def test_the_request_is_read(sample, form):
+def test_the_request_is_read(sample, payload_format):
     request = read_event(sample("POST", "flowers/health", json.dumps(URL).encode()))
-    assert (request.form, request.method, request.path) == (form, "POST", "/flowers/health")
+    assert (request.payload_format, request.method, request.path) == (
+        payload_format,
+        "POST",
+        "/flowers/health",
+    )
     assert request.route == "health"
     assert request.is_base64
     assert parse_body(request) == Request((Source(url=URL["url"]),))
@@ -69,7 +75,7 @@ def test_a_picture_as_the_body(sample):
 def test_the_route_is_the_last_part_of_the_path(sample, path, route):
     places = {"2.0": "rawPath"}
     event = sample()
-    event[places.get(read_event(event).form, "path")] = path
+    event[places.get(read_event(event).payload_format, "path")] = path
     assert (read_event(event).path, read_event(event).route) == (path, route)
 
 
@@ -100,7 +106,7 @@ def test_top_in_the_query_goes_before_the_one_in_the_body(sample, query, body, t
 def test_a_list_over_http_stays_a_list(sample):
     more = {"queryStringParameters": {"top": "1"}}
     request = read_event(sample(body=json.dumps({"urls": [URL["url"]]}).encode(), **more))
-    assert parse_body(request) == Request((Source(url=URL["url"]),), several=True, top=1)
+    assert parse_body(request) == Request((Source(url=URL["url"]),), is_batch=True, top=1)
 
 
 @pytest.mark.parametrize(
@@ -176,7 +182,7 @@ def test_bytes_that_are_no_text(sample):
         parse_body(read_event(sample(body=b"\xff\xfe\xfd")))
 
 
-def test_the_answer_has_the_form_that_was_asked_in(sample, form):
+def test_the_answer_has_the_form_that_was_asked_in(sample, payload_format):
     request = read_event(sample())
     response = answer(request, 422, {"error": "é"}, {"Allow": "POST"})
     assert json.loads(response.pop("body")) == {"error": "é"}
@@ -184,7 +190,7 @@ def test_the_answer_has_the_form_that_was_asked_in(sample, form):
         "statusCode": 422,
         "headers": ALWAYS | {"Content-Type": "application/json", "Allow": "POST"},
         "isBase64Encoded": False,
-        **({"statusDescription": "422 Unprocessable Entity"} if form == "alb" else {}),
+        **({"statusDescription": "422 Unprocessable Entity"} if payload_format == "alb" else {}),
     }
 
 
@@ -225,7 +231,7 @@ def test_a_rest_api_gives_headers_twice_and_wants_them_once():
     event = balanced() | {"requestContext": {}, "headers": {"content-type": "text/plain", "b": "c"}}
     event["queryStringParameters"] = {"top": "9", "c": "d"}
     request = read_event(event)
-    assert request.form == "1.0"
+    assert request.payload_format == "1.0"
     assert request.headers["b"] == "c"
     assert request.query == {"a": "1", "top": "2", "c": "d"}
     response = answer(request, 200, {})

@@ -11,7 +11,7 @@ import pytest
 from conftest import ROOT
 from PIL import Image, TiffImagePlugin
 
-from serving import image
+from serving import image as module
 from serving.errors import ImageError, TooLargeError, UnsupportedTypeError
 from serving.image import FORMATS, open_picture
 from serving.preprocess import resize
@@ -203,7 +203,7 @@ def test_half_transparent_is_half_white():
 
 def test_strips_join_without_a_seam(picture, monkeypatch):
     whole = open_picture(encoded(picture.convert("RGBA"), "PNG"))
-    monkeypatch.setattr(image, "STRIP_PIXELS", 60 * 7)
+    monkeypatch.setattr(module, "STRIP_PIXELS", 60 * 7)
     assert np.array_equal(open_picture(encoded(picture.convert("RGBA"), "PNG")), whole)
 
 

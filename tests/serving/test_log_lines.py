@@ -76,7 +76,7 @@ def test_a_defect_is_logged_with_its_trace_and_without_what_is_secret():
 
     with pytest.raises(KeyError) as raised:
         break_down("https://example.com/a.jpg?token=secret")
-    line = json.loads(written(log.write_defect, "id-1", raised.value))
+    line = json.loads(written(log.log_exception, "id-1", raised.value))
     trace = line.pop("exception")
     assert line == {"level": "ERROR", "message": "defect", "request_id": "id-1"}
     assert trace.startswith("Traceback (most recent call last):\n")

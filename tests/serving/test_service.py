@@ -37,7 +37,7 @@ def base64_of(data):
     return base64.b64encode(data).decode()
 
 
-def best(scores):
+def top_k(scores):
     return max(scores, key=scores.get)
 
 
@@ -73,10 +73,10 @@ def http(method="GET", path="", body=b"", kind="application/json", **more):
     return event | {"queryStringParameters": None} | more
 
 
-def in_form(form, method, path, body=b"", kind="image/png", top=None):
+def in_form(payload_format, method, path, body=b"", kind="image/png", top=None):
     """Return the event of a request as one of AWS's gateways passes it on."""
     top = top and {"top": top}
-    if form == "2.0":
+    if payload_format == "2.0":
         return http(method, path, body, kind, queryStringParameters=top)
     event = {
         "httpMethod": method,
@@ -85,9 +85,11 @@ def in_form(form, method, path, body=b"", kind="image/png", top=None):
         "headers": {"Content-Type": kind},
         "body": base64_of(body),
         "isBase64Encoded": True,
-        "requestContext": {"elb": {"targetGroupArn": "arn"}} if form.startswith("alb") else {},
+        "requestContext": {"elb": {"targetGroupArn": "arn"}}
+        if payload_format.startswith("alb")
+        else {},
     }
-    if form == "alb lists":
+    if payload_format == "alb lists":
         lists = {"headers": "multiValueHeaders", "queryStringParameters": "multiValue"}
         lists["queryStringParameters"] += "QueryStringParameters"
         for name, multiple in lists.items():
@@ -96,7 +98,7 @@ def in_form(form, method, path, body=b"", kind="image/png", top=None):
 
 
 @pytest.mark.parametrize("form", ["1.0", "2.0", "alb", "alb lists"])
-def test_each_form_of_http_is_answered_in_its_own(service, log, form):
+def test_each_form_of_http_is_answered_in_its_own(service, log, payload_format):
     log()
     requests = {
         200: ("POST", "prod/", encoded("red"), "image/png", "1"),
@@ -107,22 +109,22 @@ def test_each_form_of_http_is_answered_in_its_own(service, log, form):
     }
     for status, request in requests.items():
         handler = DEFECTIVE if status == 500 else service
-        response = handler.handle(in_form(form, *request), context(30))
+        response = handler.handle(in_form(payload_format, *request), context(30))
         keys = {"statusCode", "body", "isBase64Encoded"}
-        keys |= {"multiValueHeaders" if form == "alb lists" else "headers"}
-        keys |= {"statusDescription"} if form.startswith("alb") else set()
+        keys |= {"multiValueHeaders" if payload_format == "alb lists" else "headers"}
+        keys |= {"statusDescription"} if payload_format.startswith("alb") else set()
         assert set(response) == keys
         assert (response["statusCode"], response["isBase64Encoded"]) == (status, False)
         expected = CORS | {"X-Content-Type-Options": "nosniff", "Cache-Control": "no-store"}
         expected |= {"Content-Type": "application/json"}
         expected |= {"Allow": "GET, OPTIONS"} if status == 405 else {}
-        if form == "alb lists":
+        if payload_format == "alb lists":
             expected = {name: [value] for name, value in expected.items()}
         assert response.get("headers", response.get("multiValueHeaders")) == expected
         answer = json.loads(response["body"])
         assert list(answer) == (["red"] if status == 200 else ["error"])
         *_, line = log()
-        assert line["event"] == f"http {form.split()[0]}"
+        assert line["event"] == f"http {payload_format.split()[0]}"
         assert (line["method"], line["request_id"]) == (request[0], "id-1")
 
 
@@ -146,20 +148,20 @@ def test_one_picture(service, url):
     for event in ({"url": f"{url}/red.png"}, {"image": base64_of(encoded("red"))}):
         answer = service.handle(event)
         assert list(answer) == ["red", "green", "blue"]
-        assert best(answer) == "red"
+        assert top_k(answer) == "red"
 
 
 def test_several_in_order_and_a_bad_one_costs_the_others_nothing(service, url):
     names = ["blue.png", "none.png", "page", "red.png"]
     answers = service.handle({"urls": [f"{url}/{name}" for name in names]})
-    assert [best(answers[0]), best(answers[3])] == ["blue", "red"]
+    assert [top_k(answers[0]), top_k(answers[3])] == ["blue", "red"]
     assert [answer["error"]["type"] for answer in answers[1:3]] == [
         "FetchError",
         "UnsupportedTypeError",
     ]
     images = [base64_of(encoded("green")), "?", base64_of(encoded("red")[:50])]
     answers = service.handle({"images": images})
-    assert best(answers[0]) == "green"
+    assert top_k(answers[0]) == "green"
     assert [answer["error"]["type"] for answer in answers[1:]] == [
         "InvalidRequestError",
         "ImageError",
@@ -178,7 +180,7 @@ def test_top_answers_the_best_first(service):
 
 def test_a_list_of_one_is_answered_as_a_list(service):
     [scores] = service.handle({"images": [base64_of(encoded("blue"))]})
-    assert best(scores) == "blue"
+    assert top_k(scores) == "blue"
     [wrong] = service.handle({"images": ["?"]})
     assert wrong["error"]["type"] == "InvalidRequestError"
 
@@ -187,7 +189,7 @@ def test_a_picture_over_http(service):
     event = http("POST", body=encoded("green", "JPEG"), kind="image/jpeg")
     response = service.handle(event)
     assert response["statusCode"] == 200
-    assert best(json.loads(response["body"])) == "green"
+    assert top_k(json.loads(response["body"])) == "green"
     response = service.handle(event | {"queryStringParameters": {"top": "1"}})
     assert list(json.loads(response["body"])) == ["green"]
 
@@ -195,7 +197,7 @@ def test_a_picture_over_http(service):
 @pytest.mark.parametrize("path", ["", "prod", "prod/", "flowers/classify"])
 def test_a_picture_may_be_sent_to_any_path(service, path):
     response = service.handle(http("POST", path, encoded("green"), "image/png"))
-    assert (response["statusCode"], best(json.loads(response["body"]))) == (200, "green")
+    assert (response["statusCode"], top_k(json.loads(response["body"]))) == (200, "green")
 
 
 def test_top_in_the_query_holds_for_json_too(service):
@@ -275,7 +277,7 @@ def test_several_over_http(service, url):
     response = service.handle(http("POST", body=body))
     assert response["statusCode"] == 200
     red, none = json.loads(response["body"])
-    assert (best(red), none["error"]["type"]) == ("red", "FetchError")
+    assert (top_k(red), none["error"]["type"]) == ("red", "FetchError")
 
 
 def test_health_says_which_model_is_ready(service):
@@ -337,7 +339,7 @@ def context(seconds):
 def test_without_time_left_the_answer_says_so(service, url):
     event = {"image": base64_of(encoded("red"))}
     assert service.handle(event, context(0.5))["error"]["type"] == "DeadlineError"
-    assert best(service.handle(event, context(30))) == "red"
+    assert top_k(service.handle(event, context(30))) == "red"
     answer = service.handle({"url": f"{url}/red.png"}, context(0.5))
     assert answer["error"]["type"] in ("FetchTimeoutError", "DeadlineError")
 
@@ -397,7 +399,7 @@ def test_what_is_done_when_time_runs_out_is_answered(service, monkeypatch):
     monkeypatch.setattr(module.time, "monotonic", lambda: next(now))
     image = base64_of(encoded("red"))
     answers = service.handle({"images": [image] * 3}, context(5))
-    assert best(answers[0]) == "red"
+    assert top_k(answers[0]) == "red"
     assert [answer["error"]["type"] for answer in answers[1:]] == ["DeadlineError"] * 2
 
 
@@ -531,7 +533,7 @@ def test_a_defect_of_ours_is_logged_and_not_told(service, log, monkeypatch):
 
     monkeypatch.setattr(module, "preprocess", fail_once)
     broken, sound = service.handle(events[0], context(30))
-    assert (broken["error"]["type"], best(sound)) == ("InternalError", "red")
+    assert (broken["error"]["type"], top_k(sound)) == ("InternalError", "red")
     defect, request = log()
     assert (defect["request_id"], request["errors"]) == ("id-1", 1)
     monkeypatch.setattr(module.gateway, "parse_body", fail)

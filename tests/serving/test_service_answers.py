@@ -12,7 +12,7 @@ from PIL import Image
 
 from serving import service as module
 from serving.errors import FetchError
-from serving.service import Service, best, cors, end_of, loggable, milliseconds
+from serving.service import Service, cors, deadline, loggable, milliseconds, top_k
 
 LABELS = ("red", "green", "blue")
 CORS = {
@@ -184,9 +184,9 @@ def test_over_http_the_time_runs_out_as_well(service, clock):
 
 
 def test_the_end_is_what_lambda_leaves_and_never_without_it():
-    assert end_of(context(2.5), 100.0) == 102.5
-    assert end_of(None, 100.0) == math.inf
-    assert end_of(SimpleNamespace(), 100.0) == math.inf
+    assert deadline(context(2.5), 100.0) == 102.5
+    assert deadline(None, 100.0) == math.inf
+    assert deadline(SimpleNamespace(), 100.0) == math.inf
 
 
 def test_milliseconds_have_one_decimal(clock):
@@ -278,7 +278,7 @@ def test_a_line_names_the_error_of_a_request_and_counts_those_of_a_list(service,
     service.handle(http("X" * 20))
     service.handle({"images": ["?", base64_of(b"hi"), base64_of(RED)]})
     service.handle({"image": base64_of(b"hi")})
-    direct, method, several, single = log()
+    direct, method, is_batch, single = log()
     assert direct == {
         **LINE,
         "request_id": None,
@@ -290,13 +290,13 @@ def test_a_line_names_the_error_of_a_request_and_counts_those_of_a_list(service,
     }
     assert (method["method"], method["status"], method["error"]) == ("X" * 16, 405, "MethodError")
     assert method["errors"] == 1
-    assert "error" not in several
-    assert several["errors"] == 2
-    assert several["pictures"][:2] == [
+    assert "error" not in is_batch
+    assert is_batch["errors"] == 2
+    assert is_batch["pictures"][:2] == [
         {"error": "InvalidRequestError"},
         {"source": "image", "bytes": 2, "error": "UnsupportedTypeError"},
     ]
-    assert (several["decode_ms"], several["infer_ms"]) == (0.0, 0.0)
+    assert (is_batch["decode_ms"], is_batch["infer_ms"]) == (0.0, 0.0)
     assert (single["errors"], single["error"]) == (1, "UnsupportedTypeError")
 
 
@@ -340,7 +340,7 @@ def test_a_defect_costs_its_own_picture_only(service, log, monkeypatch):
 
 
 def test_a_defect_anywhere_else_is_answered_as_one_too(service, log, monkeypatch):
-    monkeypatch.setattr(module, "Picture", fail)
+    monkeypatch.setattr(module, "ImageResult", fail)
     failed = {"error": {"type": "InternalError", "message": FAILED.format("request")}}
     assert service.handle({"image": base64_of(RED)}, context(30)) == failed
     defect, request = log()
@@ -464,6 +464,10 @@ def test_one_origin_may_be_named_and_none_means_all(monkeypatch):
 
 def test_all_scores_come_in_the_order_of_the_classes_and_the_best_by_score():
     scores = np.float32([0.2, 0.5, 0.3])
-    assert list(best(LABELS, scores, None).items()) == [("red", 0.2), ("green", 0.5), ("blue", 0.3)]
-    assert list(best(LABELS, scores, 2).items()) == [("green", 0.5), ("blue", 0.3)]
-    assert list(best(LABELS, scores, 9)) == ["green", "blue", "red"]
+    assert list(top_k(LABELS, scores, None).items()) == [
+        ("red", 0.2),
+        ("green", 0.5),
+        ("blue", 0.3),
+    ]
+    assert list(top_k(LABELS, scores, 2).items()) == [("green", 0.5), ("blue", 0.3)]
+    assert list(top_k(LABELS, scores, 9)) == ["green", "blue", "red"]

@@ -12,13 +12,13 @@ from PIL import Image
 
 from training import batches
 from training.backend import keras
-from training.batches import Batches, EvenBatches, TrainingBatches, indices
+from training.batches import Batches, PaddedBatches, TrainingBatches, indices
 from training.dataset.scan import Dataset, scan
-from training.features import Activations
-from training.images import Pictures, RememberedPictures, read_pixels
+from training.features import CachedFeatures
+from training.images import ImageSource, InMemoryImages, read_pixels
 from training.inference import best_engine
 from training.model import weights_digest
-from training.prefetch import WORKERS, ahead, progress
+from training.prefetch import WORKERS, prefetch, progress
 
 SIZE = (8, 10)
 NAMES = tuple(f"{name}/{i}" for name in "ab" for i in range(5))
@@ -29,8 +29,8 @@ class Picks:
 
     dataset = Dataset(None, ("a", "b"), NAMES, (), {name: f"{name} digest" for name in NAMES})
 
-    def inputs(self, picks):
-        return np.array(picks, np.float32).reshape(-1, 2)
+    def inputs(self, samples):
+        return np.array(samples, np.float32).reshape(-1, 2)
 
 
 def classes(targets):
@@ -67,7 +67,7 @@ def test_of_each_batch_only_the_rows_asked_for_are_made():
 
 
 def test_even_batches_are_filled_up_with_what_weighs_nothing():
-    batches = EvenBatches(Picks(), NAMES[3:], 4, slice(1, 4))  # 7 pictures in 2 batches
+    batches = PaddedBatches(Picks(), NAMES[3:], 4, slice(1, 4))  # 7 pictures in 2 batches
     (first, first_targets, first_weights), (last, last_targets, last_weights) = batches
     assert (first[:, 0].tolist(), classes(first_targets)) == ([4, 5, 6], [0, 1, 1])
     assert (last[:, 0].tolist(), classes(last_targets)) == ([8, 9, 9], [1, 1, 1])
@@ -93,10 +93,10 @@ def test_training_goes_through_rounds_of_all_pictures_each_in_its_view(views):
         batches.begin_epoch(epoch)
         for index in range(3):
             inputs, targets = batches[index]
-            assert classes(targets) == [int(pick >= 5) for pick in inputs[:, 0]]
+            assert classes(targets) == [int(sample >= 5) for sample in inputs[:, 0]]
             picked += inputs.astype(int).tolist()
     sequence = [
-        [pick, round_ % (views or 3) + 1] for round_ in range(3) for pick in order(5, round_)
+        [sample, round_ % (views or 3) + 1] for round_ in range(3) for sample in order(5, round_)
     ]
     assert picked == sequence[:24]
 
@@ -119,7 +119,7 @@ def test_without_mixup_only_the_rows_asked_for_are_made():
 
 def test_mixup_draws_its_shares_and_pairs_anew_for_each_batch():
     plain = TrainingBatches(Picks(), NAMES, 6, steps=2, seed=1)
-    mixed = TrainingBatches(Picks(), NAMES, 6, steps=2, seed=1, mixup=0.4, rows=slice(1, 5))
+    mixed = TrainingBatches(Picks(), NAMES, 6, steps=2, seed=1, mixup_alpha=0.4, rows=slice(1, 5))
     for epoch in range(2):
         plain.begin_epoch(epoch)
         mixed.begin_epoch(epoch)
@@ -155,10 +155,10 @@ def test_a_remembered_picture_is_read_once(folder, monkeypatch):
     )
     dataset = scan(folder)
     settings = {"rotation_range": 40}
-    remembered = RememberedPictures(dataset, SIZE, settings)
-    plain = Pictures(dataset, SIZE, settings)
-    for picks in ([(1, 0), (2, 1)], [(2, 0), (1, 1), (2, 2)]):
-        assert np.array_equal(remembered.inputs(picks), plain.inputs(picks))
+    remembered = InMemoryImages(dataset, SIZE, settings)
+    plain = ImageSource(dataset, SIZE, settings)
+    for samples in ([(1, 0), (2, 1)], [(2, 0), (1, 1), (2, 2)]):
+        assert np.array_equal(remembered.inputs(samples), plain.inputs(samples))
     files = [path.name for path, _ in read]
     assert files.count("1.png") == 1 + 2
     assert files.count("2.png") == 1 + 3
@@ -166,7 +166,7 @@ def test_a_remembered_picture_is_read_once(folder, monkeypatch):
 
 
 def test_without_settings_all_views_are_the_picture(folder):
-    pictures = Pictures(scan(folder), SIZE)
+    pictures = ImageSource(scan(folder), SIZE)
     assert pictures.settings == {}
     [plain, view] = pictures.inputs([(0, 0), (0, 5)])
     assert np.array_equal(plain, view)
@@ -192,8 +192,8 @@ def network():
 def test_the_cache_is_told_all_that_activations_depend_on(folder, network, tmp_path, pooled, dtype):
     frozen = network(pooled)
     settings = {"zoom_range": 0.1, "rotation_range": 40}
-    pictures = Pictures(scan(folder), SIZE, settings)
-    activations = Activations(pictures, frozen, "float32", tmp_path)
+    pictures = ImageSource(scan(folder), SIZE, settings)
+    activations = CachedFeatures(pictures, frozen, "float32", tmp_path)
     key = json.loads((activations.table.folder / "key.json").read_text())
     assert key == {
         "weights": weights_digest(frozen),
@@ -219,22 +219,22 @@ def test_missing_activations_are_computed_in_batches_each_once(
     folder, network, tmp_path, monkeypatch
 ):
     compiled, asked = [], []
-    compile_forward = batches.compile_forward
+    compile_inference = batches.compile_inference
 
     def note(*arguments):
         compiled.append(arguments[1:])
-        forward = compile_forward(*arguments)
+        forward = compile_inference(*arguments)
         return lambda inputs: asked.append(len(inputs)) or forward(inputs)
 
-    monkeypatch.setattr("training.features.compile_forward", note)
-    pictures = Pictures(scan(folder), SIZE)
-    activations = Activations(pictures, network(True), "float32", tmp_path)
+    monkeypatch.setattr("training.features.compile_inference", note)
+    pictures = ImageSource(scan(folder), SIZE)
+    activations = CachedFeatures(pictures, network(True), "float32", tmp_path)
     checked = []
     monkeypatch.setattr(activations.table, "check_room", checked.append)
-    picks = [(index, 0) for index in range(7)]
-    assert activations.compute([*picks, *picks], batch_size=3) == 7
-    assert activations.compute(picks) == 0
-    assert activations.compute([*picks, (9, 0)]) == 1
+    samples = [(index, 0) for index in range(7)]
+    assert activations.compute([*samples, *samples], batch_size=3) == 7
+    assert activations.compute(samples) == 0
+    assert activations.compute([*samples, (9, 0)]) == 1
     assert compiled == [("float32", 3), ("float32", 32)]
     assert asked == [3, 3, 1, 1]
     assert checked == [7, 0, 1]
@@ -242,8 +242,8 @@ def test_missing_activations_are_computed_in_batches_each_once(
 
 
 def test_what_another_process_filled_meanwhile_is_not_computed_again(folder, network, tmp_path):
-    pictures = Pictures(scan(folder), SIZE)
-    first, second = (Activations(pictures, network(True), "float32", tmp_path) for _ in range(2))
+    pictures = ImageSource(scan(folder), SIZE)
+    first, second = (CachedFeatures(pictures, network(True), "float32", tmp_path) for _ in range(2))
     assert first.compute([(0, 0), (1, 0)]) == 2
     assert second.compute([(0, 0), (1, 0), (2, 0)]) == 1
 
@@ -258,7 +258,7 @@ def test_batches_are_read_ahead_and_come_in_order():
         started.append(batch)
         return batch * 10
 
-    reading = ahead([1, 2, 3, 4, 5, 6, 7, 8, 9], read, workers=1)
+    reading = prefetch([1, 2, 3, 4, 5, 6, 7, 8, 9], read, workers=1)
     assert next(reading) == (1, 10)
     for _ in range(1000):  # three are asked for before the first is waited for
         if len(started) == 3:
@@ -277,7 +277,7 @@ def test_what_is_no_longer_wanted_is_not_read():
             go.wait(10)
         return batch
 
-    reading = ahead([1, 2, 3, 4], read, workers=1)
+    reading = prefetch([1, 2, 3, 4], read, workers=1)
     assert next(reading) == (1, 1)
     threading.Timer(0.2, go.set).start()
     reading.close()

@@ -17,9 +17,9 @@ from training.backend import keras
 from training.batches import Batches, TrainingBatches
 from training.dataset.scan import scan
 from training.errors import CacheError
-from training.features import Activations
-from training.images import Pictures, RememberedPictures, read_pixels
-from training.prefetch import ahead
+from training.features import CachedFeatures
+from training.images import ImageSource, InMemoryImages, read_pixels
+from training.prefetch import prefetch
 
 SIZE = (71, 90)
 
@@ -29,9 +29,11 @@ def dataset(drawn):
     return scan(drawn)
 
 
-def training_batches(dataset, views=None, mixup=0.0, **augmentation):
-    source = Pictures(dataset, SIZE, augmentation)
-    return TrainingBatches(source, dataset.pictures, 8, steps=3, seed=5, views=views, mixup=mixup)
+def training_batches(dataset, views=None, mixup_alpha=0.0, **augmentation):
+    source = ImageSource(dataset, SIZE, augmentation)
+    return TrainingBatches(
+        source, dataset.pictures, 8, steps=3, seed=5, views=views, mixup_alpha=mixup_alpha
+    )
 
 
 def drawn_at(batches, count):
@@ -44,8 +46,8 @@ class Numbers:
     def __init__(self, dataset):
         self.dataset = dataset
 
-    def inputs(self, picks):
-        return np.eye(len(self.dataset.pictures), dtype=np.float32)[[index for index, _ in picks]]
+    def inputs(self, samples):
+        return np.eye(len(self.dataset.pictures), dtype=np.float32)[[index for index, _ in samples]]
 
 
 def numbers(dataset, names=None, seed=5, steps=3, **options):
@@ -77,7 +79,7 @@ def test_a_large_picture_is_read_as_serving_reads_it(tmp_path):
 
 def test_validation_is_never_augmented_and_covers_all_once(dataset):
     names = dataset.pictures[3:]
-    batches = Batches(Pictures(dataset, SIZE, {"rotation_range": 90}), names, 8)
+    batches = Batches(ImageSource(dataset, SIZE, {"rotation_range": 90}), names, 8)
     assert len(batches) == 6  # 47 pictures
     inputs, targets = (
         np.concatenate(part) for part in zip(*[batches[i] for i in range(6)], strict=True)
@@ -132,7 +134,8 @@ def test_views_come_by_turns_or_are_always_new(dataset):
 
 def test_a_batch_depends_on_its_epoch_and_place_alone(dataset):
     one, other = (
-        training_batches(dataset, rotation_range=40, zoom_range=0.3, mixup=0.4) for _ in range(2)
+        training_batches(dataset, rotation_range=40, zoom_range=0.3, mixup_alpha=0.4)
+        for _ in range(2)
     )
     one.begin_epoch(1)
     for index in (2, 0):  # as if the run had another past
@@ -154,16 +157,16 @@ def test_a_view_depends_on_the_pictures_content_alone(dataset, tmp_path):
         (tmp_path / folder / copy).write_bytes((dataset.folder / name).read_bytes())
     elsewhere = scan(tmp_path)
     settings = {"rotation_range": 40}
-    here = Pictures(dataset, SIZE, settings).inputs([(7, 1), (7, 2)])
+    here = ImageSource(dataset, SIZE, settings).inputs([(7, 1), (7, 2)])
     places = [elsewhere.pictures.index(n) for n in ("a/first.png", "b/other.png")]
-    there = [Pictures(elsewhere, SIZE, settings).inputs([(i, 1), (i, 2)]) for i in places]
+    there = [ImageSource(elsewhere, SIZE, settings).inputs([(i, 1), (i, 2)]) for i in places]
     assert np.array_equal(here, there[0])
     assert np.array_equal(here, there[1])
     assert not np.array_equal(here[0], here[1])
 
 
 def test_a_flip_is_the_picture_or_its_mirror_image(dataset):
-    source = Pictures(dataset, SIZE, {"horizontal_flip": True})
+    source = ImageSource(dataset, SIZE, {"horizontal_flip": True})
     mirrored = []
     for index in range(24):
         [row] = source.inputs([(index, 1)])
@@ -174,7 +177,7 @@ def test_a_flip_is_the_picture_or_its_mirror_image(dataset):
 
 
 def test_a_shift_is_within_its_range_and_filled_with_the_nearest(dataset):
-    source = Pictures(dataset, SIZE, {"height_shift_range": 0.4, "width_shift_range": 0.4})
+    source = ImageSource(dataset, SIZE, {"height_shift_range": 0.4, "width_shift_range": 0.4})
     for index in range(8):
         name = dataset.pictures[index]
         original = read_pixels(dataset.folder / name, SIZE).astype(np.float32)
@@ -204,7 +207,7 @@ def test_threads_of_the_loader_do_not_disturb_each_other(dataset, monkeypatch):
 
 
 def test_mixup_mixes_pictures_and_their_classes_alike(dataset):
-    plain, mixed = training_batches(dataset), training_batches(dataset, mixup=1.0)
+    plain, mixed = training_batches(dataset), training_batches(dataset, mixup_alpha=1.0)
     inputs, targets = plain[1]
     mixed_inputs, mixed_targets = mixed[1]
     assert np.allclose(mixed_targets.sum(axis=1), 1)
@@ -238,7 +241,7 @@ def pairs_and_shares(batches, index):
 
 
 def test_mixup_draws_pairs_and_shares_anew_for_every_batch(dataset):
-    batches = numbers(dataset, mixup=0.4)
+    batches = numbers(dataset, mixup_alpha=0.4)
     drawn = []
     for epoch in range(2):
         batches.begin_epoch(epoch)
@@ -250,7 +253,7 @@ def test_mixup_draws_pairs_and_shares_anew_for_every_batch(dataset):
 
 def test_mixups_shares_are_those_of_its_beta_distribution(dataset):
     for alpha in (0.2, 2.0):
-        batches = numbers(dataset, mixup=alpha, steps=200)
+        batches = numbers(dataset, mixup_alpha=alpha, steps=200)
         drawn = [pairs_and_shares(batches, index) for index in range(200)]
         shares = np.array([share for o, s in drawn for n, share in enumerate(s) if o[n] != n])
         assert shares.mean() == pytest.approx(0.5, abs=0.04)
@@ -258,15 +261,15 @@ def test_mixups_shares_are_those_of_its_beta_distribution(dataset):
 
 
 def test_remembered_pictures_are_the_same_and_decoded_once(dataset, monkeypatch):
-    picks = [(3, 0), (4, 1), (3, 1), (3, 2), (4, 0)]
-    expected = Pictures(dataset, SIZE, {"rotation_range": 40}).inputs(picks)
+    samples = [(3, 0), (4, 1), (3, 1), (3, 2), (4, 0)]
+    expected = ImageSource(dataset, SIZE, {"rotation_range": 40}).inputs(samples)
     decoded = []
     monkeypatch.setattr(
         generators, "read_pixels", lambda *given: decoded.append(given[0]) or read_pixels(*given)
     )
-    remembered = RememberedPictures(dataset, SIZE, {"rotation_range": 40})
-    assert np.array_equal(remembered.inputs(picks), expected)
-    assert np.array_equal(remembered.inputs(picks), expected)
+    remembered = InMemoryImages(dataset, SIZE, {"rotation_range": 40})
+    assert np.array_equal(remembered.inputs(samples), expected)
+    assert np.array_equal(remembered.inputs(samples), expected)
     assert decoded == [dataset.folder / dataset.pictures[index] for index in (3, 4)]
 
 
@@ -279,7 +282,7 @@ def test_batches_are_read_ahead_and_come_in_their_order():
         return np.array(batch)
 
     batches = [[number, -number] for number in range(20)]
-    reading = ahead(batches, read, workers=2)
+    reading = prefetch(batches, read, workers=2)
     batch, inputs = next(reading)
     assert len(started) <= 5  # what waits is bounded: twice the workers, and the one given
     received = [(batch, inputs), *reading]
@@ -295,7 +298,7 @@ def test_nothing_more_is_read_once_nobody_wants_it():
         time.sleep(0.01)
         return np.array(batch)
 
-    reading = ahead([[number] for number in range(100)], read, workers=1)
+    reading = prefetch([[number] for number in range(100)], read, workers=1)
     next(reading)
     reading.close()
     count = len(started)
@@ -313,20 +316,20 @@ def frozen():
 
 
 def test_activations_are_the_networks_and_computed_once(dataset, frozen, tmp_path, monkeypatch):
-    pictures = Pictures(dataset, SIZE, {"rotation_range": 40})
-    picks = [(3, 0), (4, 1), (4, 2), (3, 1)]
-    activations = Activations(pictures, frozen, "float32", tmp_path)
-    assert activations.compute(picks, batch_size=3) == 4
-    expected = frozen.predict(pictures.inputs(picks), verbose=0)
-    assert np.allclose(activations.inputs(picks), expected, atol=1e-5)
+    pictures = ImageSource(dataset, SIZE, {"rotation_range": 40})
+    samples = [(3, 0), (4, 1), (4, 2), (3, 1)]
+    activations = CachedFeatures(pictures, frozen, "float32", tmp_path)
+    assert activations.compute(samples, batch_size=3) == 4
+    expected = frozen.predict(pictures.inputs(samples), verbose=0)
+    assert np.allclose(activations.inputs(samples), expected, atol=1e-5)
 
     def nothing(*_):
         raise AssertionError("computed again")
 
-    monkeypatch.setattr(batches, "compile_forward", nothing)
-    again = Activations(pictures, frozen, "float32", tmp_path)
-    assert again.compute(picks) == 0
-    assert np.array_equal(again.inputs(picks), activations.inputs(picks))
+    monkeypatch.setattr(batches, "compile_inference", nothing)
+    again = CachedFeatures(pictures, frozen, "float32", tmp_path)
+    assert again.compute(samples) == 0
+    assert np.array_equal(again.inputs(samples), activations.inputs(samples))
 
 
 @pytest.fixture
@@ -336,20 +339,22 @@ def no_network(monkeypatch):
     def compile_zeros(model, policy, batch_size):
         return lambda inputs: np.zeros((len(inputs), *model.output_shape[1:]))
 
-    monkeypatch.setattr(batches, "compile_forward", compile_zeros)
+    monkeypatch.setattr(batches, "compile_inference", compile_zeros)
 
 
 @pytest.mark.usefixtures("no_network")
 def test_what_changed_is_computed_again(dataset, frozen, tmp_path, monkeypatch):
-    def computed(settings=None, model=frozen, size=SIZE, policy="float32", picks=((3, 0), (3, 1))):
-        pictures = Pictures(dataset, size, settings or {"rotation_range": 40, "zoom_range": 0.1})
-        return Activations(pictures, model, policy, tmp_path).compute(picks)
+    def computed(
+        settings=None, model=frozen, size=SIZE, policy="float32", samples=((3, 0), (3, 1))
+    ):
+        pictures = ImageSource(dataset, size, settings or {"rotation_range": 40, "zoom_range": 0.1})
+        return CachedFeatures(pictures, model, policy, tmp_path).compute(samples)
 
     assert computed() == 2
     # The view as it is stays what it was.
     assert computed({"rotation_range": 30, "zoom_range": 0.1}) == 1
     assert computed({"zoom_range": 0.1, "rotation_range": 40}) == 0
-    assert computed(picks=[(5, 1)]) == 1
+    assert computed(samples=[(5, 1)]) == 1
     assert computed(model=keras.models.clone_model(frozen)) == 2
     assert computed(size=(71, 91)) == 2
     assert computed(size=(90, 71)) == 2
@@ -369,8 +374,8 @@ def test_what_changed_is_computed_again(dataset, frozen, tmp_path, monkeypatch):
 def test_what_another_process_has_computed_meanwhile_is_not_computed_again(
     dataset, frozen, tmp_path, monkeypatch
 ):
-    pictures = Pictures(dataset, SIZE)
-    mine, other = (Activations(pictures, frozen, "float32", tmp_path) for _ in range(2))
+    pictures = ImageSource(dataset, SIZE)
+    mine, other = (CachedFeatures(pictures, frozen, "float32", tmp_path) for _ in range(2))
     filling = mine.table.filling
 
     @contextmanager
@@ -388,7 +393,7 @@ def test_what_another_process_has_computed_meanwhile_is_not_computed_again(
 
 def test_without_room_nothing_is_computed(dataset, frozen, tmp_path, monkeypatch):
     monkeypatch.setattr(feature_store.shutil, "disk_usage", lambda path: SimpleNamespace(free=0))
-    activations = Activations(Pictures(dataset, SIZE), frozen, "float32", tmp_path)
+    activations = CachedFeatures(ImageSource(dataset, SIZE), frozen, "float32", tmp_path)
     with pytest.raises(CacheError):
         activations.compute([(0, 0)])
     assert activations.compute([]) == 0
@@ -399,7 +404,7 @@ def test_pooled_activations_are_kept_exactly_and_larger_ones_at_half_the_size(
 ):
     places = keras.Model(frozen.input, frozen.layers[1].output)
     kept = [
-        Activations(Pictures(dataset, SIZE), model, "float32", tmp_path).table.dtype
+        CachedFeatures(ImageSource(dataset, SIZE), model, "float32", tmp_path).table.dtype
         for model in (frozen, places)
     ]
     assert kept == [np.float32, np.float16]
@@ -410,8 +415,8 @@ def test_copies_of_a_picture_are_computed_once(drawn, frozen, tmp_path):
         (tmp_path / "data" / name).mkdir(parents=True)
         for index, file in enumerate(sorted(drawn.glob("rose/*"))[:5]):
             (tmp_path / "data" / name / f"{name}{index}.jpg").write_bytes(file.read_bytes())
-    activations = Activations(
-        Pictures(scan(tmp_path / "data"), SIZE), frozen, "float32", tmp_path / "cache"
+    activations = CachedFeatures(
+        ImageSource(scan(tmp_path / "data"), SIZE), frozen, "float32", tmp_path / "cache"
     )
     assert activations.compute([(i, 0) for i in range(10)]) == 5
     rows = activations.inputs([(i, 0) for i in range(10)])

@@ -15,13 +15,13 @@ from conftest import ROOT
 
 from training import feature_store
 from training.errors import CacheError
-from training.feature_store import Table
+from training.feature_store import FeatureStore
 
 KEY = {"weights": "abc", "input_size": [71, 71]}
 
 
 def table(folder, key=KEY, dtype="float16", shape=(2, 3)):
-    return Table(folder, key, shape, dtype)
+    return FeatureStore(folder, key, shape, dtype)
 
 
 def rows(*values):
@@ -29,15 +29,15 @@ def rows(*values):
 
 
 def fill(table, names, values):
-    with table.filling() as filling:
-        filling.append(names, rows(*values))
+    with table.writer() as writer:
+        writer.append(names, rows(*values))
 
 
 def test_rows_come_back_by_name(tmp_path):
     fill(table(tmp_path), ["a", "b/1"], [1, 2])
     opened = table(tmp_path)
     assert opened.missing(["b/1", "c", "a", "c"]) == ["c"]
-    taken = opened.take(["b/1", "a", "b/1"])
+    taken = opened.read(["b/1", "a", "b/1"])
     assert taken.dtype == np.float16
     assert np.array_equal(taken, rows(2, 1, 2))
 
@@ -45,9 +45,9 @@ def test_rows_come_back_by_name(tmp_path):
 def test_a_table_grows(tmp_path):
     growing = table(tmp_path)
     fill(growing, ["a"], [1])
-    assert np.array_equal(growing.take(["a"]), rows(1))
+    assert np.array_equal(growing.read(["a"]), rows(1))
     fill(growing, ["b"], [2])
-    assert np.array_equal(growing.take(["b", "a"]), rows(2, 1))
+    assert np.array_equal(growing.read(["b", "a"]), rows(2, 1))
 
 
 @pytest.mark.parametrize(
@@ -67,24 +67,24 @@ def test_another_key_is_another_table(tmp_path, other):
 
 def test_a_missing_row_is_an_error(tmp_path):
     with pytest.raises(KeyError, match="nobody"):
-        table(tmp_path).take(["nobody"])
+        table(tmp_path).read(["nobody"])
 
 
 def test_rows_of_another_shape_are_refused(tmp_path):
-    with table(tmp_path).filling() as filling, pytest.raises(ValueError, match="Expected rows"):
-        filling.append(["a"], np.zeros((1, 3, 2)))
+    with table(tmp_path).writer() as writer, pytest.raises(ValueError, match="Expected rows"):
+        writer.append(["a"], np.zeros((1, 3, 2)))
     assert table(tmp_path).missing(["a"]) == ["a"]
 
 
 def test_what_was_appended_before_an_error_stays(tmp_path):
     def append_and_fail():
-        with table(tmp_path).filling() as filling:
-            filling.append(["a"], rows(1))
+        with table(tmp_path).writer() as writer:
+            writer.append(["a"], rows(1))
             raise OSError("unreadable")
 
     with pytest.raises(OSError, match="unreadable"):
         append_and_fail()
-    assert np.array_equal(table(tmp_path).take(["a"]), rows(1))
+    assert np.array_equal(table(tmp_path).read(["a"]), rows(1))
 
 
 @pytest.mark.parametrize("kept", ["", "a\nb", "a\nb/", "a\nb/12345"])
@@ -98,7 +98,7 @@ def test_a_torn_index_names_whole_rows_only(tmp_path, kept):
         name for name in ("a", "b", "b/", "b/1") if name not in known
     ]
     fill(torn, ["c"], [3])
-    assert np.array_equal(table(tmp_path).take([*known, "c"]), rows(*[1] * len(known), 3))
+    assert np.array_equal(table(tmp_path).read([*known, "c"]), rows(*[1] * len(known), 3))
     assert index.read_text().split() == [*known, "c"]
 
 
@@ -116,11 +116,11 @@ def test_rows_are_on_the_disk_before_their_names_are(tmp_path, monkeypatch):
 
 def test_rows_count_before_the_end_where_they_are_many(tmp_path, monkeypatch):
     monkeypatch.setattr(feature_store, "FLUSHED_BYTES", 24)  # two rows
-    with table(tmp_path).filling() as filling:
+    with table(tmp_path).writer() as writer:
         for number, missing in enumerate((4, 2, 2, 0)):
-            filling.append([str(number)], rows(number))
+            writer.append([str(number)], rows(number))
             assert len(table(tmp_path).missing(list("0123"))) == missing
-    assert np.array_equal(table(tmp_path).take(list("0123")), rows(0, 1, 2, 3))
+    assert np.array_equal(table(tmp_path).read(list("0123")), rows(0, 1, 2, 3))
 
 
 def test_a_table_is_filled_by_one_at_a_time_who_knows_what_the_other_wrote(tmp_path):
@@ -128,19 +128,19 @@ def test_a_table_is_filled_by_one_at_a_time_who_knows_what_the_other_wrote(tmp_p
     is_filling, found = threading.Event(), []
 
     def wait_and_fill():
-        with other.filling() as filling:
+        with other.writer() as writer:
             is_filling.set()
             found.extend(other.missing(["a", "b"]))
-            filling.append(["b"], rows(2))
+            writer.append(["b"], rows(2))
 
     waiting = threading.Thread(target=wait_and_fill)
-    with one.filling() as filling:
+    with one.writer() as writer:
         waiting.start()
         assert not is_filling.wait(0.3)
-        filling.append(["a"], rows(1))
+        writer.append(["a"], rows(1))
     waiting.join()
     assert found == ["b"]
-    assert np.array_equal(table(tmp_path).take(["a", "b"]), rows(1, 2))
+    assert np.array_equal(table(tmp_path).read(["a", "b"]), rows(1, 2))
 
 
 WRITER = """
@@ -148,12 +148,12 @@ import sys, numpy as np
 from pathlib import Path
 from training import feature_store
 feature_store.FLUSHED_BYTES = 1000
-table = feature_store.Table(Path(sys.argv[1]), {"weights": "abc"}, (64, 64), "float16")
-with table.filling() as filling:
+table = feature_store.FeatureStore(Path(sys.argv[1]), {"weights": "abc"}, (64, 64), "float16")
+with table.writer() as writer:
     first = len(table._row_of)
     print("ready", flush=True)
     for n in range(first, 10**6):
-        filling.append([str(n)], np.full((1, 64, 64), n % 2000))
+        writer.append([str(n)], np.full((1, 64, 64), n % 2000))
 """
 
 
@@ -167,11 +167,11 @@ def test_killed_at_any_moment_every_named_row_is_right(tmp_path):
         os.kill(process.pid, signal.SIGKILL)
         assert process.wait() == -signal.SIGKILL
         process.stdout.close()
-        opened = Table(tmp_path, {"weights": "abc"}, (64, 64), "float16")
+        opened = FeatureStore(tmp_path, {"weights": "abc"}, (64, 64), "float16")
         names = [str(n) for n in range(len(opened._row_of))]
         assert len(names) > named
         named = len(names)
-        taken = opened.take(names)
+        taken = opened.read(names)
         expected = (np.arange(named) % 2000).astype(np.float16)
         assert (taken == expected[:, None, None]).all()
 
@@ -181,13 +181,13 @@ import sys, numpy as np
 from pathlib import Path
 from training import feature_store
 folder, name, value = Path(sys.argv[1]), sys.argv[2], int(sys.argv[3])
-table = feature_store.Table(folder, {"weights": "abc"}, (64, 64), "float16")
+table = feature_store.FeatureStore(folder, {"weights": "abc"}, (64, 64), "float16")
 print("ready", flush=True)
 sys.stdin.readline()
 feature_store.FLUSHED_BYTES = 1000
-with table.filling() as filling:
+with table.writer() as writer:
     for n in range(100):
-        filling.append([f"{name}{n}"], np.full((1, 64, 64), value + n))
+        writer.append([f"{name}{n}"], np.full((1, 64, 64), value + n))
 """
 
 
@@ -209,13 +209,13 @@ def test_two_processes_fill_one_after_the_other(tmp_path):
     for process in both:
         process.communicate()
         assert process.returncode == 0
-    opened = Table(tmp_path, {"weights": "abc"}, (64, 64), "float16")
+    opened = FeatureStore(tmp_path, {"weights": "abc"}, (64, 64), "float16")
     values = {
         f"{name}{n}": value + n for name, value in (("a", 0), ("b", 1000)) for n in range(100)
     }
     [index] = tmp_path.glob("*/index.txt")
     assert sorted(index.read_text().split()) == sorted(values)
-    taken = opened.take(list(values))
+    taken = opened.read(list(values))
     assert (taken == np.array(list(values.values()))[:, None, None]).all()
 
 
@@ -223,7 +223,7 @@ def test_no_room_is_said_before_anything_is_computed(tmp_path, monkeypatch):
     monkeypatch.setattr(
         feature_store.shutil, "disk_usage", lambda path: SimpleNamespace(free=1.5e9)
     )
-    small = Table(tmp_path, KEY, (1000, 1000), "float16")
+    small = FeatureStore(tmp_path, KEY, (1000, 1000), "float16")
     small.check_room(100)
     with pytest.raises(CacheError, match=r"Expected 1\.6 GB .* Received: 1\.5 GB\. .*--no-cache"):
         small.check_room(300)
@@ -231,4 +231,4 @@ def test_no_room_is_said_before_anything_is_computed(tmp_path, monkeypatch):
 
 def test_a_full_disk_does_not_matter_where_all_is_there(tmp_path, monkeypatch):
     monkeypatch.setattr(feature_store.shutil, "disk_usage", lambda path: SimpleNamespace(free=0))
-    Table(tmp_path, KEY, (1000, 1000), "float16").check_room(0)
+    FeatureStore(tmp_path, KEY, (1000, 1000), "float16").check_room(0)

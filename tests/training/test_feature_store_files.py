@@ -10,13 +10,13 @@ import pytest
 
 from training import feature_store
 from training.errors import CacheError
-from training.feature_store import Table
+from training.feature_store import FeatureStore
 
 KEY = {"weights": "abc", "input_size": [71, 71]}
 
 
 def table(folder):
-    return Table(folder, KEY, (2, 3), "float16")
+    return FeatureStore(folder, KEY, (2, 3), "float16")
 
 
 def rows(*values):
@@ -38,36 +38,36 @@ def test_a_table_says_in_a_file_what_its_rows_are_and_is_named_after_that(tmp_pa
 
 
 def test_the_order_of_keys_makes_no_other_table(tmp_path):
-    turned = Table(tmp_path, dict(reversed(KEY.items())), [2, 3], "float16")
+    turned = FeatureStore(tmp_path, dict(reversed(KEY.items())), [2, 3], "float16")
     assert turned.folder == table(tmp_path).folder
     assert turned.shape == (2, 3)
 
 
 def test_the_files_hold_rows_and_names_one_after_another(tmp_path):
     opened = table(tmp_path)
-    with opened.filling() as filling:
-        filling.append(["a/1", "é"], rows(1, 2))
-        filling.append(["c"], np.full((1, 3, 2), 3.0).swapaxes(1, 2))
+    with opened.writer() as writer:
+        writer.append(["a/1", "é"], rows(1, 2))
+        writer.append(["c"], np.full((1, 3, 2), 3.0).swapaxes(1, 2))
     assert file(opened, "rows.bin") == rows(1, 2, 3).astype(np.float16).tobytes()
     assert file(opened, "index.txt").decode() == "a/1\né\nc\n"
-    assert np.array_equal(opened.take(["c", "é"]), rows(3, 2))
-    assert not isinstance(opened.take(["c"]), np.memmap)
+    assert np.array_equal(opened.read(["c", "é"]), rows(3, 2))
+    assert not isinstance(opened.read(["c"]), np.memmap)
 
 
 def test_names_appear_once_enough_bytes_have_come(tmp_path, monkeypatch):
     monkeypatch.setattr(feature_store, "FLUSHED_BYTES", 24)  # two rows
     opened = table(tmp_path)
-    with opened.filling() as filling:
-        filling.append(["a"], rows(1))
+    with opened.writer() as writer:
+        writer.append(["a"], rows(1))
         assert file(opened, "index.txt") == b""
         assert opened.missing(["a"]) == ["a"]
-        filling.append(["b"], rows(2))
+        writer.append(["b"], rows(2))
         assert file(opened, "index.txt") == b"a\nb\n"
-        assert np.array_equal(opened.take(["a", "b"]), rows(1, 2))
-        filling.append(["c"], rows(3))
+        assert np.array_equal(opened.read(["a", "b"]), rows(1, 2))
+        writer.append(["c"], rows(3))
         assert file(opened, "index.txt") == b"a\nb\n"
     assert file(opened, "index.txt") == b"a\nb\nc\n"
-    assert np.array_equal(opened.take(["c", "a"]), rows(3, 1))
+    assert np.array_equal(opened.read(["c", "a"]), rows(3, 1))
 
 
 def test_rows_reach_the_disk_before_their_names(tmp_path, monkeypatch):
@@ -80,30 +80,30 @@ def test_rows_reach_the_disk_before_their_names(tmp_path, monkeypatch):
         seen.append((name, len(file(opened, "rows.bin")), file(opened, "index.txt")))
 
     monkeypatch.setattr(os, "fsync", note)
-    with opened.filling() as filling:
-        filling.append(["a"], rows(1))
+    with opened.writer() as writer:
+        writer.append(["a"], rows(1))
     assert seen == [("rows.bin", 12, b""), ("index.txt", 12, b"a\n")]
 
 
 def test_a_table_that_is_filled_twice_goes_on_behind_what_it_holds(tmp_path):
     opened = table(tmp_path)
     for name, value in (("a", 1), ("bb", 2), ("c", 3)):
-        with opened.filling() as filling:
-            filling.append([name], rows(value))
+        with opened.writer() as writer:
+            writer.append([name], rows(value))
     assert file(opened, "index.txt") == b"a\nbb\nc\n"
     assert len(file(opened, "rows.bin")) == 36
-    assert np.array_equal(table(tmp_path).take(["c", "bb", "a"]), rows(3, 2, 1))
+    assert np.array_equal(table(tmp_path).read(["c", "bb", "a"]), rows(3, 2, 1))
 
 
 def test_what_stands_behind_the_last_whole_row_is_cut_off(tmp_path):
     opened = table(tmp_path)
-    with opened.filling() as filling:
-        filling.append(["a"], rows(1))
+    with opened.writer() as writer:
+        writer.append(["a"], rows(1))
     with open(opened.folder / "rows.bin", "ab") as more:
         more.write(b"x" * 30)
     with open(opened.folder / "index.txt", "ab") as more:
         more.write(b"half a na")
-    with table(tmp_path).filling():
+    with table(tmp_path).writer():
         pass
     assert file(opened, "rows.bin") == rows(1).astype(np.float16).tobytes()
     assert file(opened, "index.txt") == b"a\n"
@@ -111,14 +111,14 @@ def test_what_stands_behind_the_last_whole_row_is_cut_off(tmp_path):
 
 @pytest.mark.parametrize("shape", [(1, 3, 2), (2, 2, 3), (1, 6)])
 def test_rows_of_another_shape_are_told_with_theirs(tmp_path, shape):
-    with table(tmp_path).filling() as filling, pytest.raises(ValueError, match="rows") as caught:
-        filling.append(["a"], np.zeros(shape))
+    with table(tmp_path).writer() as writer, pytest.raises(ValueError, match="rows") as caught:
+        writer.append(["a"], np.zeros(shape))
     assert str(caught.value) == f"Expected rows of shape (1, 2, 3). Received: {shape}."
     assert table(tmp_path).missing(["a"]) == ["a"]
 
 
 def test_a_gigabyte_is_left_free_for_others(tmp_path, monkeypatch):
-    opened = Table(tmp_path, KEY, (1000, 1000), "float16")  # 2 MB a row
+    opened = FeatureStore(tmp_path, KEY, (1000, 1000), "float16")  # 2 MB a row
     asked = []
 
     def disk_usage(folder):

@@ -5,7 +5,7 @@ import pytest
 
 from training import inference
 from training.backend import keras
-from training.inference import ENGINES, best_engine, compile_forward, fast_policy
+from training.inference import ENGINES, best_engine, compile_inference, dtype_policy
 
 
 @pytest.fixture(scope="module")
@@ -26,7 +26,7 @@ def inputs():
 @pytest.mark.parametrize("engine", ENGINES)
 @pytest.mark.parametrize("rows", [1, 4])
 def test_it_answers_as_keras_does(model, inputs, engine, rows):
-    answers = compile_forward(model, "float32", 4, engine)(inputs[:rows])
+    answers = compile_inference(model, "float32", 4, engine)(inputs[:rows])
     assert answers.shape == (rows, 18, 18, 8)
     assert np.allclose(answers, model(inputs[:rows], training=False), atol=1e-5)
 
@@ -34,7 +34,7 @@ def test_it_answers_as_keras_does(model, inputs, engine, rows):
 @pytest.mark.parametrize("engine", ENGINES)
 def test_mixed_precision_is_near(model, inputs, engine):
     expected = np.asarray(model(inputs, training=False))
-    answers = compile_forward(model, "mixed_bfloat16", 5, engine)(inputs)
+    answers = compile_inference(model, "mixed_bfloat16", 5, engine)(inputs)
     assert np.abs(answers.astype(np.float32) - expected).max() < 0.03 * np.abs(expected).max()
     if engine == "keras":  # OpenVINO has it only where the processor does
         assert not np.array_equal(answers.astype(np.float32), expected)
@@ -54,7 +54,7 @@ def test_openvino_computes_in_the_precision_of_the_policy(model, policy, precisi
             given.append((device, settings["INFERENCE_PRECISION_HINT"]))
 
     monkeypatch.setattr(openvino, "Core", Core)
-    compile_forward(model, policy, 2, "openvino")
+    compile_inference(model, policy, 2, "openvino")
     assert given == [("CPU", precision)]
 
 
@@ -81,9 +81,9 @@ def test_openvino_is_used_where_it_is_installed(monkeypatch):
 def test_the_policy_follows_the_processor(flags, policy, tmp_path, monkeypatch):
     (tmp_path / "cpuinfo").write_text(f"flags : {flags}\n")
     monkeypatch.setattr(inference, "CPU_INFO", tmp_path / "cpuinfo")
-    assert fast_policy() == policy
+    assert dtype_policy() == policy
     monkeypatch.setattr(inference, "CPU_INFO", tmp_path / "none")
-    assert fast_policy() == "float32"
+    assert dtype_policy() == "float32"
 
 
 @pytest.mark.parametrize(
@@ -94,4 +94,4 @@ def test_the_policy_follows_the_gpu(generation, policy, monkeypatch):
     from training.backend import Accelerator
 
     monkeypatch.setattr(inference, "accelerator", lambda: Accelerator(generation))
-    assert fast_policy() == policy
+    assert dtype_policy() == policy

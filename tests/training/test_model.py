@@ -12,7 +12,7 @@ from training.model import (
     BASE_LAYER,
     add_head,
     build_model,
-    cut_at,
+    split_at_block,
     unfreeze,
     weights_digest,
     with_input_size,
@@ -79,24 +79,24 @@ def test_a_cut_network_answers_as_the_whole(block, shape):
     x = np.random.default_rng(0).uniform(-1, 1, (2, *SIZE, 3)).astype("float32")
     if block:
         unfreeze(model, block)
-    frozen, learner = cut_at(model, block)
+    frozen, trainable_part = split_at_block(model, block)
     assert frozen.output_shape[1:] == shape
-    assert np.allclose(learner(frozen(x)), model(x), atol=1e-6)
+    assert np.allclose(trainable_part(frozen(x)), model(x), atol=1e-6)
     # All that learns is above the cut, and what is learned there the whole network knows.
     assert not frozen.trainable_variables
     learning = {id(variable) for variable in model.trainable_variables}
-    assert {id(variable) for variable in learner.trainable_variables} == learning
+    assert {id(variable) for variable in trainable_part.trainable_variables} == learning
     assert not any("gamma" in variable.name for variable in model.trainable_variables)
-    kernel = learner.layers[-1].kernel
+    kernel = trainable_part.layers[-1].kernel
     kernel.assign(kernel + 1)
-    assert np.allclose(learner(frozen(x)), model(x), atol=1e-6)
+    assert np.allclose(trainable_part(frozen(x)), model(x), atol=1e-6)
 
 
 def test_unfrozen_batch_normalization_stays_in_inference_mode():
     model = build_model(SIZE, (), 3)
     unfreeze(model, 9)
-    _, learner = cut_at(model, 9)
-    learner.compile(keras.optimizers.SGD(0.1), loss="categorical_crossentropy")
+    _, trainable_part = split_at_block(model, 9)
+    trainable_part.compile(keras.optimizers.SGD(0.1), loss="categorical_crossentropy")
     norms = [
         layer
         for layer in model.get_layer(BASE_LAYER).layers
@@ -105,8 +105,8 @@ def test_unfrozen_batch_normalization_stays_in_inference_mode():
     before = [norm.get_weights() for norm in norms]
     convolution = model.get_layer(BASE_LAYER).get_layer("block9_sepconv1")
     kernel = convolution.get_weights()[0].copy()
-    x = np.random.default_rng(0).normal(size=(4, *learner.input_shape[1:]))
-    learner.train_on_batch(x, np.eye(3)[[0, 1, 2, 0]])
+    x = np.random.default_rng(0).normal(size=(4, *trainable_part.input_shape[1:]))
+    trainable_part.train_on_batch(x, np.eye(3)[[0, 1, 2, 0]])
     for norm, weights in zip(norms, before, strict=True):
         for one, other in zip(norm.get_weights(), weights, strict=True):
             assert np.array_equal(one, other)
@@ -116,23 +116,23 @@ def test_unfrozen_batch_normalization_stays_in_inference_mode():
 def test_mixed_precision_is_a_copy_with_the_same_weights():
     model = build_model(SIZE, (8,), 5)
     unfreeze(model, 5)
-    _, learner = cut_at(model, 5)
-    mixed = with_policy(learner, "mixed_bfloat16")
-    x = np.random.default_rng(0).normal(size=(2, *learner.input_shape[1:])).astype("float32")
-    expected = np.asarray(learner(x))
+    _, trainable_part = split_at_block(model, 5)
+    mixed = with_policy(trainable_part, "mixed_bfloat16")
+    x = np.random.default_rng(0).normal(size=(2, *trainable_part.input_shape[1:])).astype("float32")
+    expected = np.asarray(trainable_part(x))
     assert np.allclose(mixed(x), expected, atol=0.02)
     assert not np.array_equal(mixed(x), expected)
     assert [v.shape for v in mixed.trainable_variables] == [
-        v.shape for v in learner.trainable_variables
+        v.shape for v in trainable_part.trainable_variables
     ]
     assert {v.dtype for v in mixed.variables} == {"float32"}
     computing = [layer for layer in mixed.get_layer("upper").layers if layer.weights]
     assert {layer.compute_dtype for layer in computing} == {"bfloat16"}
     assert {layer.compute_dtype for layer in mixed.layers[2:]} == {"float32"}
     assert mixed.output.dtype == "float32"
-    for one, other in zip(mixed.get_weights(), learner.get_weights(), strict=True):
+    for one, other in zip(mixed.get_weights(), trainable_part.get_weights(), strict=True):
         assert np.array_equal(one, other)
-    assert not np.shares_memory(mixed.get_weights()[0], learner.get_weights()[0])
+    assert not np.shares_memory(mixed.get_weights()[0], trainable_part.get_weights()[0])
 
 
 def test_another_input_size_is_a_copy_with_the_same_weights():

@@ -18,12 +18,12 @@ LISTED = 10  # findings of each kind; --json has all
 
 def main(arguments: list[str] | None = None) -> int:
     """Print what is wrong with the command line's folder and return the exit code."""
-    from training.dataset.checks import inspect, lines
+    from training.dataset.checks import check_dataset, format_checks
 
     options = parse_arguments(arguments)
     try:
         dataset = scan(options.folder, options.exclude)
-        hygiene = inspect(dataset)
+        checks = check_dataset(dataset)
     except DataError as error:
         print(f"dataset: {error}", file=sys.stderr)
         return 1
@@ -38,11 +38,11 @@ def main(arguments: list[str] | None = None) -> int:
         print("\ndataset: Stopped.", file=sys.stderr)
         return 130
     if options.json:
-        print(json.dumps(asdict(hygiene), indent=1))
+        print(json.dumps(asdict(checks), indent=1))
         return 0
     counts = ", ".join(f"{name} {count}" for name, count in dataset.counts.items())
     print(f"{len(dataset.pictures)} usable pictures in {options.folder}: {counts}.")
-    print("\n".join(lines(hygiene, limit=LISTED)))
+    print("\n".join(format_checks(checks, limit=LISTED)))
     return 0
 
 

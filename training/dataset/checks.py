@@ -11,32 +11,32 @@ Group = tuple[str, ...]  # "class/file" of pictures that are copies of each othe
 
 
 @dataclass(frozen=True)
-class Hygiene:
+class DatasetChecks:
     """What was found; `dataclasses.asdict` makes it JSON.
 
     Attributes:
-        left_out: ("class/file", reason) of what is broken, no picture, or excluded.
+        skipped: ("class/file", reason) of what is broken, no picture, or excluded.
         mismatched: ("class/file", "named .png, is JPEG").
         exact: groups of files of the same bytes.
         near: groups of pictures that look alike, among which are files of different bytes.
         across_classes: those of all groups that are in more than one class.
     """
 
-    left_out: tuple[tuple[str, str], ...]
+    skipped: tuple[tuple[str, str], ...]
     mismatched: tuple[tuple[str, str], ...]
     exact: tuple[Group, ...]
     near: tuple[Group, ...]
     across_classes: tuple[Group, ...]
 
 
-def inspect(dataset: Dataset) -> Hygiene:
+def check_dataset(dataset: Dataset) -> DatasetChecks:
     """Return what is wrong with the pictures of `dataset`, as `scan` found them."""
     groups = duplicates(dataset)
     same_bytes = defaultdict(list)
     for picture in dataset.pictures:
         same_bytes[dataset.digests.get(picture, picture)].append(picture)
-    return Hygiene(
-        dataset.left_out,
+    return DatasetChecks(
+        dataset.skipped,
         dataset.mismatched,
         tuple(tuple(group) for group in same_bytes.values() if len(group) > 1),
         tuple(group for group in groups if len({dataset.digests.get(p, p) for p in group}) > 1),
@@ -44,14 +44,14 @@ def inspect(dataset: Dataset) -> Hygiene:
     )
 
 
-def lines(hygiene: Hygiene, limit: int = 5) -> list[str]:
+def format_checks(checks: DatasetChecks, limit: int = 5) -> list[str]:
     """Return a report for people: counts, at most `limit` findings of each kind, what to do."""
     report = [
-        f"Left out: {len(hygiene.left_out)}; named as another type: {len(hygiene.mismatched)}; "
-        f"groups of copies: {len(hygiene.exact)} exact, {len(hygiene.near)} near, "
-        f"{len(hygiene.across_classes)} across classes."
+        f"Skipped: {len(checks.skipped)}; named as another type: {len(checks.mismatched)}; "
+        f"groups of copies: {len(checks.exact)} exact, {len(checks.near)} near, "
+        f"{len(checks.across_classes)} across classes."
     ]
-    for title, findings in _sections(hygiene):
+    for title, findings in _sections(checks):
         if findings:
             report += [f"{title}:", *(f"  {finding}" for finding in findings[:limit])]
         if len(findings) > limit:
@@ -65,14 +65,14 @@ def lines(hygiene: Hygiene, limit: int = 5) -> list[str]:
     return [line.encode(errors="backslashreplace").decode() for line in report]
 
 
-def _sections(hygiene: Hygiene) -> Iterator[tuple[str, list[str]]]:
+def _sections(checks: DatasetChecks) -> Iterator[tuple[str, list[str]]]:
     # What a person excluded is known, so it comes last and does not hide what is broken.
-    known_last = sorted(hygiene.left_out, key=lambda file: file[1].startswith(EXCLUDED))
-    yield "Left out", [f"{file}: {reason}" for file, reason in known_last]
-    yield "Named as another type", [f"{file}: {what}" for file, what in hygiene.mismatched]
+    known_last = sorted(checks.skipped, key=lambda file: file[1].startswith(EXCLUDED))
+    yield "Skipped", [f"{file}: {reason}" for file, reason in known_last]
+    yield "Named as another type", [f"{file}: {what}" for file, what in checks.mismatched]
     yield (
         "Across classes, so a label is probably wrong",
-        [" = ".join(g) for g in hygiene.across_classes],
+        [" = ".join(g) for g in checks.across_classes],
     )
-    yield "Exact copies", [" = ".join(group) for group in hygiene.exact]
-    yield "Near copies", [" ~ ".join(group) for group in hygiene.near]
+    yield "Exact copies", [" = ".join(group) for group in checks.exact]
+    yield "Near copies", [" ~ ".join(group) for group in checks.near]

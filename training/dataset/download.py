@@ -17,7 +17,7 @@ from urllib.parse import urlsplit
 import requests
 
 from training.errors import DataError
-from training.files import PICTURE_SUFFIXES, staged
+from training.files import PICTURE_SUFFIXES, fill_folder
 
 OUT = Path("flowers")
 KAGGLE = "alxmamaev/flowers-recognition"
@@ -88,7 +88,7 @@ def download(out: str | Path, url: str = FLOWER_PHOTOS) -> dict[str, int]:
         DownloadError: neither source can be had.
         OSError: `out` cannot be written.
     """
-    with staged(out) as folder:
+    with fill_folder(out) as folder:
         # Beside what will be kept and cleared away with it. Kaggle's own cache, in the home
         # folder, would keep the pictures a second time where nobody looks for them.
         fetched = folder.parent / "fetched"

@@ -19,7 +19,7 @@ MIN_CONTRAST = 2.0
 BLOCK = 256  # hashes compared at once with all others; of 50,000, some 100 MB
 
 
-def small_grey(picture: Image.Image) -> Image.Image:
+def thumbnail(picture: Image.Image) -> Image.Image:
     """Return all of `picture` that its hash depends on: `SIDE`×`SIDE` pixels, grey."""
     return picture.convert("L").resize((SIDE, SIDE), Image.Resampling.BOX)
 
@@ -30,9 +30,9 @@ def perceptual_hash(picture: Image.Image) -> int | None:
     They are imagehash's pHash, then its dHash, 64 bits each: the first sees what is coarse, the
     second edges, and together they take fewer different pictures for the same than either alone.
     Colour does not count. None stands for a picture that is nearly of one grey. A picture and its
-    `small_grey` have the same.
+    `thumbnail` have the same.
     """
-    small = small_grey(picture)
+    small = thumbnail(picture)
     if ImageStat.Stat(small).stddev[0] < MIN_CONTRAST:
         return None
     return int(f"{imagehash.phash(small)}{imagehash.dhash(small)}", 16)

@@ -17,7 +17,7 @@ from PIL import Image
 
 from serving.errors import ServingError
 from serving.image import FORMATS, open_picture
-from training.dataset.perceptual_hash import perceptual_hash, small_grey
+from training.dataset.perceptual_hash import perceptual_hash, thumbnail
 from training.errors import DataError
 
 MIN_PICTURES = 5  # a class, so that a fifth of it is at least one
@@ -37,7 +37,7 @@ class Dataset:
         folder: where they are.
         class_names: names of its sub-folders, sorted.
         pictures: "class/file" of every usable picture, sorted.
-        left_out: ("class/file", reason) of every file that is not usable, or excluded.
+        skipped: ("class/file", reason) of every file that is not usable, or excluded.
         digests: the SHA-256 of the file of each of `pictures`, hexadecimal.
         hashes: the `perceptual_hash` of each of `pictures` that has one.
         mismatched: ("class/file", what is at odds) of those of `pictures` whose content is of
@@ -47,15 +47,15 @@ class Dataset:
     folder: Path
     class_names: tuple[str, ...]
     pictures: tuple[str, ...]
-    left_out: tuple[tuple[str, str], ...]
+    skipped: tuple[tuple[str, str], ...]
     digests: dict[str, str] = field(default_factory=dict, hash=False, repr=False)
     hashes: dict[str, int] = field(default_factory=dict, hash=False, repr=False)
     mismatched: tuple[tuple[str, str], ...] = ()
 
     @property
     def excluded(self) -> set[str]:
-        """Those of `left_out` that a person excluded."""
-        return {file for file, reason in self.left_out if reason.startswith(EXCLUDED)}
+        """Those of `skipped` that a person excluded."""
+        return {file for file, reason in self.skipped if reason.startswith(EXCLUDED)}
 
     @property
     def counts(self) -> dict[str, int]:
@@ -78,7 +78,7 @@ class _File:
 
     unusable: str | None = None
     digest: str = ""
-    look: Image.Image | None = None  # a small_grey
+    thumbnail: Image.Image | None = None  # a small_grey
     mismatch: str | None = None
 
 
@@ -111,7 +111,7 @@ def scan(folder: str | Path, exclude: Path | None = None) -> Dataset:
         found = dict(
             zip(
                 files,
-                pool.map(lambda f: excluding if f in excluded else _look_at(folder / f), files),
+                pool.map(lambda f: excluding if f in excluded else _check_file(folder / f), files),
                 strict=True,
             )
         )
@@ -138,7 +138,7 @@ def require(dataset: Dataset, pictures: Sequence[str]) -> None:
 def _dataset(folder: Path, class_names: tuple[str, ...], found: dict[str, _File]) -> Dataset:
     usable = {name: file for name, file in found.items() if file.unusable is None}
     # Not by the threads that read: of so many short steps each would wait for the interpreter.
-    hashes = {name: perceptual_hash(file.look) for name, file in usable.items()}
+    hashes = {name: perceptual_hash(file.thumbnail) for name, file in usable.items()}
     return Dataset(
         folder,
         class_names,
@@ -199,7 +199,7 @@ def _without_comment(line: str) -> Iterator[str]:
         yield line[: mark.start()].strip()
 
 
-def _look_at(path: Path) -> _File:
+def _check_file(path: Path) -> _File:
     if not path.is_file():
         return _File("not a file")
     try:
@@ -213,7 +213,7 @@ def _look_at(path: Path) -> _File:
         return _File(f"cannot be read ({error.strerror})")
     return _File(
         digest=hashlib.sha256(content).hexdigest(),
-        look=small_grey(picture),
+        thumbnail=thumbnail(picture),
         mismatch=_mismatch(path.suffix.lower(), content),
     )
 

@@ -5,7 +5,7 @@ its rows of each batch; gradients are averaged over all of them after each step.
 chief, is alone in what it prints, writes, and reads of an earlier run.
 
 Whoever uses it runs twice. The process that a person starts only watches (`launch`), because
-JAX's runtime aborts when another process is lost, without a chance to say so. Its child (`work`),
+JAX's runtime aborts when another process is lost, without a chance to say so. Its child (`child_main`),
 in which `KERAS_BACKEND` is set before Keras is imported, trains. So this module imports neither
 Keras nor JAX before it has to.
 """
@@ -166,7 +166,7 @@ NOT_MET = "CoordinationService/RegisterTask"
 # Its child
 
 
-def work() -> NoReturn:
+def child_main() -> NoReturn:
     """Run the script of `launch` as if it had been started itself, and end with its exit code."""
     sys.stderr = open(int(sys.argv[1]), "w", buffering=1)  # noqa: SIM115
     sys.argv = sys.argv[2:]
@@ -212,4 +212,4 @@ def _met() -> bool:
 
 
 if __name__ == "__main__":
-    work()
+    child_main()

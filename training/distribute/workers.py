@@ -37,7 +37,7 @@ class Workers:
     distributed: bool = False
 
     @property
-    def chief(self) -> bool:
+    def is_main(self) -> bool:
         """Whether this is the one that prints and writes."""
         return self.index == 0
 
@@ -78,7 +78,7 @@ class Workers:
                 "copies of the pictures."
             )
 
-    def chiefs_file(self, path: Path) -> Path:
+    def broadcast_file(self, path: Path) -> Path:
         """Return where this process can read what the chief has at `path`, if anything.
 
         That is `path` for the chief itself, so that no shared folder is needed.
@@ -87,19 +87,19 @@ class Workers:
             return path
         from jax.experimental.multihost_utils import broadcast_one_to_all
 
-        held = path.read_bytes() if self.chief and path.exists() else None
+        held = path.read_bytes() if self.is_main and path.exists() else None
         size = int(broadcast_one_to_all(np.int32(-1 if held is None else len(held))))
         if size < 0:
-            return path if self.chief else Path(tempfile.mkdtemp(), path.name)
-        content = np.frombuffer(held, np.uint8) if self.chief else np.zeros(size, np.uint8)
+            return path if self.is_main else Path(tempfile.mkdtemp(), path.name)
+        content = np.frombuffer(held, np.uint8) if self.is_main else np.zeros(size, np.uint8)
         content = np.asarray(broadcast_one_to_all(content))
-        if self.chief:
+        if self.is_main:
             return path
         copy = Path(tempfile.mkdtemp(), path.name)
         copy.write_bytes(content.tobytes())
         return copy
 
-    def spread(self, model: Any, seed: int) -> Any:
+    def replicate(self, model: Any, seed: int) -> Any:
         """Return a copy of `model`, not compiled, on all devices, with the chief's weights.
 
         From here on all processes draw the same random numbers, from `seed`, and have to do the
@@ -119,19 +119,19 @@ class Workers:
         copy.set_weights(values)
         return copy
 
-    def chiefs(self, *callbacks: Any) -> list:
+    def main_process_callbacks(self, *callbacks: Any) -> list:
         """Return the Keras `callbacks` that the chief has to itself, for the others none.
 
         Saving a model makes variables, at the end of an epoch; here they stay its own.
         """
-        if not self.chief:
+        if not self.is_main:
             return []
         if self.distributed:
             for callback in callbacks:
-                callback.on_epoch_end = by_itself()(callback.on_epoch_end)
+                callback.on_epoch_end = unsharded()(callback.on_epoch_end)
         return list(callbacks)
 
-    def part(self) -> None:
+    def shutdown(self) -> None:
         """Wait until all have come here; then each is by itself, and the chief may take its time.
 
         What was on all devices cannot be computed with any more.
@@ -146,7 +146,7 @@ class Workers:
 
 
 @contextmanager
-def by_itself() -> Iterator[None]:
+def unsharded() -> Iterator[None]:
     """Let this process make variables that the others do not; those stay on its own device."""
     import keras
 
@@ -158,7 +158,7 @@ def by_itself() -> Iterator[None]:
         keras.distribution.set_distribution(distribution)
 
 
-def join(options: argparse.Namespace) -> Workers:
+def initialize(options: argparse.Namespace) -> Workers:
     """Find the other processes, and silence this one unless it is the chief.
 
     Has to come before anything is computed. Without --distribute there are no others.
@@ -192,7 +192,7 @@ def join(options: argparse.Namespace) -> Workers:
             f"{workers.devices} here, among {workers.count} processes. Hide some with "
             "CUDA_VISIBLE_DEVICES."
         )
-    if not workers.chief:
+    if not workers.is_main:
         sys.stdout = open(os.devnull, "w")  # noqa: SIM115
     print(
         f"Distribute: {workers.devices} device{'s' * (workers.devices > 1)} "

@@ -36,16 +36,16 @@ from training.evaluation.calibration import apply_temperature, bake_temperature,
 from training.evaluation.metrics import evaluate, table
 from training.evaluation.report import CURVES, METRICS, write_report
 from training.files import write_atomically
-from training.images import Pictures, Source
-from training.model import cut_at, with_input_size
+from training.images import ImageSource, Source
+from training.model import split_at_block, with_input_size
 
 BATCH_SIZE = 32
-LEAST_PIXELS = 71  # of Xception
-SUSPECTS = "probable_wrong_labels.txt"
+MIN_INPUT_SIZE = 71  # of Xception
+LABEL_ISSUES = "probable_wrong_labels.txt"
 
 
 @dataclass(frozen=True)
-class Calibrated:
+class CalibratedModel:
     """A checkpoint whose confidence is fitted, and its answers.
 
     Attributes:
@@ -54,7 +54,7 @@ class Calibrated:
         uncalibrated: its answers to the pictures that are reported on, before any temperature,
             float (n, classes), 0 to 1.
         probabilities: the same at its temperature.
-        picking: its answers at its temperature to the pictures that picked the epoch, float
+        val_probabilities: its answers at its temperature to the pictures that picked the epoch, float
             (m, classes); m is 0 where those that are reported on did.
     """
 
@@ -62,111 +62,117 @@ class Calibrated:
     metadata: Metadata
     uncalibrated: np.ndarray
     probabilities: np.ndarray
-    picking: np.ndarray
+    val_probabilities: np.ndarray
 
 
 def calibrate(
-    model: keras.Model, metadata: Metadata, dataset: Dataset, parts: Split, judge: Source
-) -> Calibrated:
+    model: keras.Model, metadata: Metadata, dataset: Dataset, parts: Split, val_source: Source
+) -> CalibratedModel:
     """Ask what `load_checkpoint` returned about `parts` of `dataset` and fit its temperature.
 
-    The temperature is fitted on what picked the epoch. `judge` gives inputs of the whole network,
+    The temperature is fitted on what picked the epoch. `val_source` gives inputs of the whole network,
     of the size that it is to have, or of its head.
     """
-    if isinstance(judge, Pictures):
-        model = judged = with_input_size(model, judge.size)
+    if isinstance(val_source, ImageSource):
+        model = judged = with_input_size(model, val_source.size)
     else:
-        judged = cut_at(model, None)[1]
+        judged = split_at_block(model, None)[1]
 
     def answers(names: Sequence[str]) -> np.ndarray:
         if not names:
             return np.empty((0, len(dataset.class_names)), np.float32)
-        answered = judged.predict(Batches(judge, names, BATCH_SIZE), verbose=0)
+        answered = judged.predict(Batches(val_source, names, BATCH_SIZE), verbose=0)
         # Without what an earlier report on this checkpoint has calibrated.
         return apply_temperature(answered, 1 / metadata.temperature)
 
     height, width = model.input_shape[1:3]
     print(f"Report: asking the best checkpoint, at {width}×{height} pixels.", flush=True)
-    uncalibrated, picking = answers(parts.validation), answers(parts.selection)
-    fitted_on = (picking, parts.selection) if parts.selection else (uncalibrated, parts.validation)
+    uncalibrated, val_probabilities = answers(parts.validation), answers(parts.selection)
+    fitted_on = (
+        (val_probabilities, parts.selection)
+        if parts.selection
+        else (uncalibrated, parts.validation)
+    )
     temperature = fit_temperature(fitted_on[0], dataset.labels(fitted_on[1]))
     bake_temperature(model, temperature / metadata.temperature)
     probabilities = apply_temperature(uncalibrated, temperature)
     right = probabilities.argmax(axis=1) == dataset.labels(parts.validation)
-    return Calibrated(
+    return CalibratedModel(
         model,
         replace(metadata, val_accuracy=float(right.mean()), temperature=temperature),
         uncalibrated,
         probabilities,
-        apply_temperature(picking, temperature),
+        apply_temperature(val_probabilities, temperature),
     )
 
 
-def save(found: Calibrated, models: Path, parts: Split) -> Path:
+def save(result: CalibratedModel, models: Path, parts: Split) -> Path:
     """Write the checkpoint, and its split beside it, into `models` and return its path."""
     path = models / CHECKPOINT.format(
-        epoch=found.metadata.epoch, val_accuracy=found.metadata.val_accuracy
+        epoch=result.metadata.epoch, val_accuracy=result.metadata.val_accuracy
     )
-    save_checkpoint(found.model, path, found.metadata)
+    save_checkpoint(result.model, path, result.metadata)
     write_atomically(split_record(path), parts.write)
     return path
 
 
 def report(
-    found: Calibrated,
+    result: CalibratedModel,
     path: Path,
     dataset: Dataset,
     parts: Split,
-    card: dict,
+    run_info: dict,
     history: Path,
     curves: Path | None = None,
     features: np.ndarray | None = None,
 ) -> None:
     """Write the report on the checkpoint that `save` put at `path`, and print it.
 
-    `card`, `history` and `curves` are `write_report`'s. `features`, float (pictures, d), is what a
+    `run_info`, `history` and `curves` are `write_report`'s. `features`, float (pictures, d), is what a
     network that has not learned from `dataset` says of each picture; with it, probable wrong
     labels are looked for.
     """
     folder = path.with_suffix("")
-    suspects = []
+    label_issues = []
     if features is not None:
-        from training.evaluation.label_errors import probable_wrong_labels, write_suspects
+        from training.evaluation.label_errors import list_label_issues, write_label_issues
 
         labels = dataset.labels(dataset.pictures)
-        suspects = probable_wrong_labels(
+        label_issues = list_label_issues(
             features, dataset.pictures, labels, dataset.class_names, parts.seed
         )
     metrics = write_report(
         folder,
         checkpoint=path,
-        model=found.model,
+        model=result.model,
         dataset=dataset,
         pictures=parts.validation,
-        probabilities=found.probabilities,
-        uncalibrated=found.uncalibrated,
-        temperature=found.metadata.temperature,
+        probabilities=result.probabilities,
+        uncalibrated=result.uncalibrated,
+        temperature=result.metadata.temperature,
         history=history,
         curves=curves,
-        card={"picked_on": f"the best of its epochs on {picked_on(parts)}"}
-        | card
+        run_info={"picked_on": f"the best of its epochs on {picked_on(parts)}"}
+        | run_info
         | {"calibrated_on": f"temperature fitted on {picked_on(parts)}"},
-        suspects=suspects,
+        label_issues=label_issues,
     )
-    if suspects:
-        write_suspects(folder / SUSPECTS, suspects)
+    if label_issues:
+        write_label_issues(folder / LABEL_ISSUES, label_issues)
 
     print(table(metrics))
     if parts.selection:
-        there = evaluate(found.picking, dataset.labels(parts.selection), dataset.class_names)
+        there = evaluate(
+            result.val_probabilities, dataset.labels(parts.selection), dataset.class_names
+        )
         print(
             f"  on the {there['n']} pictures that picked the epoch: "
             f"accuracy {there['accuracy']:.3f}, loss {there['log_loss']:.3f}"
         )
-    accuracy = found.metadata.val_accuracy
+    accuracy = result.metadata.val_accuracy
     print(f"Best validation accuracy: {accuracy:.3f} on {len(parts.validation)} pictures.")
-    if suspects:
-        print(f"Probably wrong labels: {len(suspects)}, in {folder / SUSPECTS}.")
+    if label_issues:
+        print(f"Probably wrong labels: {len(label_issues)}, in {folder / LABEL_ISSUES}.")
     print(f"Report: {folder / 'README.md'}")
     print(f"Use it: python convert_to_tflite.py {path}")
 
@@ -189,7 +195,7 @@ def main(arguments: list[str] | None = None) -> int:
     """Evaluate as the command line says and return the exit code."""
     options = parse_arguments(arguments)
     try:
-        again(options)
+        reevaluate(options)
     except (ModelError, DataError) as error:
         print(f"evaluate: {error}", file=sys.stderr)
         return 1
@@ -206,7 +212,7 @@ def main(arguments: list[str] | None = None) -> int:
     return 0
 
 
-def again(options: argparse.Namespace) -> None:
+def reevaluate(options: argparse.Namespace) -> None:
     """Calibrate, save and report on a checkpoint once more.
 
     Raises:
@@ -229,24 +235,24 @@ def again(options: argparse.Namespace) -> None:
             f"Expected pictures to report on. Received: all {len(whole.validation)} are excluded. "
             f"Take some out of {options.exclude}."
         )
-    card = {"picked_on": f"the best of its epochs on {picked_on(whole)}"}
-    card |= earlier_card(options.checkpoint)
-    card |= {
+    run_info = {"picked_on": f"the best of its epochs on {picked_on(whole)}"}
+    run_info |= earlier_card(options.checkpoint)
+    run_info |= {
         "split": parts.sizes,
         "reported again by": shlex.join(["python", "-m", "training.evaluation", *sys.argv[1:]]),
     }
     learned = dataset.excluded.intersection(parts.train)
     if learned:
-        card["excluded"] = f"after training, in which {len(learned)} of them took part"
+        run_info["excluded"] = f"after training, in which {len(learned)} of them took part"
     options.folder.mkdir(parents=True, exist_ok=True)
-    found = calibrate(model, metadata, dataset, parts, Pictures(dataset, size))
+    result = calibrate(model, metadata, dataset, parts, ImageSource(dataset, size))
     curves = options.checkpoint.with_suffix("") / CURVES
     report(
-        found,
-        save(found, options.folder, parts),
+        result,
+        save(result, options.folder, parts),
         dataset,
         parts,
-        card,
+        run_info,
         history=options.folder / "no.csv",  # that of the last run may be another run's
         curves=curves if curves.exists() else None,
     )
@@ -271,8 +277,8 @@ def parse_arguments(arguments: list[str] | None) -> argparse.Namespace:
 def pixels(text: str) -> int:
     """Return `text` as a height and width of pictures."""
     value = int(text)
-    if value < LEAST_PIXELS:
-        raise argparse.ArgumentTypeError(f"expected {LEAST_PIXELS} or more. Received: {text}")
+    if value < MIN_INPUT_SIZE:
+        raise argparse.ArgumentTypeError(f"expected {MIN_INPUT_SIZE} or more. Received: {text}")
     return value
 
 

@@ -16,7 +16,7 @@ INVERSE_PENALTY = 0.3
 
 
 @dataclass(frozen=True)
-class Suspect:
+class LabelIssue:
     """A picture whose label is probably wrong.
 
     Attributes:
@@ -32,13 +32,13 @@ class Suspect:
     confidence: float
 
 
-def probable_wrong_labels(
+def list_label_issues(
     features: np.ndarray,
     pictures: Sequence[str],
     labels: np.ndarray,
     class_names: Sequence[str],
     seed: int,
-) -> list[Suspect]:
+) -> list[LabelIssue]:
     """Return the pictures whose label is probably wrong, the most sure first.
 
     Each picture is judged by a logistic regression that was fitted without it (`FOLDS`-fold
@@ -77,8 +77,8 @@ def probable_wrong_labels(
         probabilities = _cross_validated(np.asarray(features, np.float32), compact, seed)
     suspected = find_label_issues(compact, probabilities, filter_by="low_self_confidence", n_jobs=1)
     best = probabilities.argmax(axis=1)
-    suspects = [
-        Suspect(
+    label_issues = [
+        LabelIssue(
             pictures[i],
             class_names[labels[i]],
             class_names[present[best[i]]],
@@ -86,7 +86,9 @@ def probable_wrong_labels(
         )
         for i in np.flatnonzero(suspected & (best != compact))
     ]
-    return sorted(suspects, key=lambda suspect: (-suspect.confidence, suspect.picture))
+    return sorted(
+        label_issues, key=lambda label_issue: (-label_issue.confidence, label_issue.picture)
+    )
 
 
 def _cross_validated(features: np.ndarray, labels: np.ndarray, seed: int) -> np.ndarray:
@@ -113,12 +115,15 @@ def _cross_validated(features: np.ndarray, labels: np.ndarray, seed: int) -> np.
     )
 
 
-def write_suspects(path: Path, suspects: Iterable[Suspect]) -> None:
-    """Write `suspects` to `path` as a list that `--exclude` takes, for a person to go through."""
+def write_label_issues(path: Path, label_issues: Iterable[LabelIssue]) -> None:
+    """Write `label_issues` to `path` as a list that `--exclude` takes, for a person to go through."""
     lines = [
         "# Probable wrong labels, the most sure first. Look at them, take out the lines of those",
         "# that are right, then train without the rest: --exclude with this file.",
-        *(f"{s.picture}  # looks like {s.suggested}, {s.confidence:.2f} sure" for s in suspects),
+        *(
+            f"{s.picture}  # looks like {s.suggested}, {s.confidence:.2f} sure"
+            for s in label_issues
+        ),
     ]
     # Names of old archives may hold bytes that are no text; --exclude reads them the same way.
     text = "\n".join(lines) + "\n"

@@ -51,8 +51,8 @@ class Run:
     uncalibrated: np.ndarray
     temperature: float
     history: Path
-    card: dict
-    suspects: Sequence
+    run_info: dict
+    label_issues: Sequence
     curves: Path | None = None
 
     @cached_property
@@ -88,8 +88,8 @@ def write_report(
     uncalibrated: np.ndarray,
     temperature: float,
     history: Path,
-    card: dict,
-    suspects: Sequence,
+    run_info: dict,
+    label_issues: Sequence,
     curves: Path | None = None,
 ) -> dict:
     """Write the report of a run into `folder` and return what its metrics.json holds.
@@ -108,12 +108,12 @@ def write_report(
         uncalibrated: its answers before the temperature, of the same shape.
         temperature: what its logits were divided by.
         history: CSV, a row an epoch: accuracy, loss, val_accuracy, val_loss; may be missing.
-        card: what the run says of itself, fit for JSON. The model card has a place for
+        run_info: what the run says of itself, fit for JSON. The model card has a place for
             `command`, `recipe` and `split` ({name: value}), `seed`, `weights`, `seconds`,
             `picked_on` and `calibrated_on` (sentences: on which pictures the checkpoint was
-            picked and the temperature fitted) and `hygiene` (lines); each may be missing, and
+            picked and the temperature fitted) and `checks` (lines); each may be missing, and
             what else there is it lists.
-        suspects: probable wrong labels, with `picture`, `label`, `suggested`, `confidence`.
+        label_issues: probable wrong labels, with `picture`, `label`, `suggested`, `confidence`.
         curves: the learning curves that an earlier report has drawn, instead of `history`.
 
     Raises:
@@ -129,8 +129,8 @@ def write_report(
         uncalibrated,
         float(temperature),
         history,
-        card,
-        suspects,
+        run_info,
+        label_issues,
         curves,
     )
     metrics = _metrics(run)
@@ -152,8 +152,8 @@ def _metrics(run: Run) -> dict:
             key: before[key] for key in ("log_loss", "expected_calibration_error")
         },
         "class_counts": run.dataset.counts,
-        "suspects": len(run.suspects),
-        "run": run.card,
+        "suspects": len(run.label_issues),
+        "run": run.run_info,
         "versions": versions(),
     }
 
@@ -230,7 +230,7 @@ def _draw(run: Run, metrics: dict, folder: Path) -> list[str]:
         )
     if is_possible():
         plots["gradcam.png"] = _gradcam(run)
-    if run.suspects:
+    if run.label_issues:
         plots["suspects.png"] = _suspects(run)
     for name, figure in plots.items():
         figures.save(figure, folder / name)
@@ -282,21 +282,21 @@ def _explained(run: Run) -> list[int]:
 def _suspects(run: Run):
     from training.evaluation import figures
 
-    chosen = sorted(run.suspects, key=lambda suspect: -suspect.confidence)[:GALLERY]
+    chosen = sorted(run.label_issues, key=lambda label_issue: -label_issue.confidence)[:GALLERY]
     tiles = [
         figures.Tile(
-            _open(run, suspect.picture),
+            _open(run, label_issue.picture),
             (
                 (
-                    f"{shown(suspect.suggested, 16)} {percent(suspect.confidence)}?",
+                    f"{shown(label_issue.suggested, 16)} {percent(label_issue.confidence)}?",
                     figures.ORANGE,
                 ),
-                (f"label: {shown(suspect.label, 16)}", figures.INK),
+                (f"label: {shown(label_issue.label, 16)}", figures.INK),
             ),
         )
-        for suspect in chosen
+        for label_issue in chosen
     ]
-    title = f"Labels that are probably wrong ({len(chosen)} of {len(run.suspects)})"
+    title = f"Labels that are probably wrong ({len(chosen)} of {len(run.label_issues)})"
     return figures.gallery(title, tiles, columns=6)
 
 
@@ -423,7 +423,7 @@ def _data(run: Run) -> list[str]:
         for name, count in run.dataset.counts.items()
     ]
     rows.append(["all", str(len(run.dataset.pictures)), str(len(run.pictures))])
-    split = run.card.get("split") or {}
+    split = run.run_info.get("split") or {}
     lines = [
         "## Data",
         "",
@@ -435,33 +435,33 @@ def _data(run: Run) -> list[str]:
     if split:
         lines += ["", "Split: " + ", ".join(f"{_plain(k)} {v}" for k, v in split.items()) + "."]
     for key in ("picked_on", "calibrated_on"):
-        if run.card.get(key):
-            lines += ["", _sentence(run.card[key])]
-    hygiene = run.card.get("hygiene") or ()
-    hygiene = [hygiene] if isinstance(hygiene, str) else hygiene
-    return lines + [""] * bool(hygiene) + [f"- {_plain(line)}" for line in hygiene]
+        if run.run_info.get(key):
+            lines += ["", _sentence(run.run_info[key])]
+    checks = run.run_info.get("hygiene") or ()
+    checks = [checks] if isinstance(checks, str) else checks
+    return lines + [""] * bool(checks) + [f"- {_plain(line)}" for line in checks]
 
 
 def _left_out(dataset: Dataset) -> str:
     by_hand = dataset.excluded
-    excluded = Counter(reason for file, reason in dataset.left_out if file in by_hand)
-    told = [f"{len(dataset.left_out) - len(by_hand)} unusable files left out"]
+    excluded = Counter(reason for file, reason in dataset.skipped if file in by_hand)
+    told = [f"{len(dataset.skipped) - len(by_hand)} unusable files skipped"]
     return ", ".join(told + [f"{n} {_plain(reason)}" for reason, n in excluded.items()])
 
 
 def _training(run: Run, metrics: dict) -> list[str]:
-    card = run.card
+    run_info = run.run_info
     lines = ["## Training"]
-    if card.get("command"):
-        lines += ["", *(f"    {line}" for line in str(card["command"]).splitlines())]
-    facts = {"seed": card.get("seed"), "starting weights": card.get("weights")}
-    facts["time"] = _time(card.get("seconds"))
+    if run_info.get("command"):
+        lines += ["", *(f"    {line}" for line in str(run_info["command"]).splitlines())]
+    facts = {"seed": run_info.get("seed"), "starting weights": run_info.get("weights")}
+    facts["time"] = _time(run_info.get("seconds"))
     told = {"command", "seed", "weights", "seconds", "recipe", "split", "hygiene"}
     told |= {"picked_on", "calibrated_on"}
-    facts |= {name: value for name, value in card.items() if name not in told}
+    facts |= {name: value for name, value in run_info.items() if name not in told}
     facts = {name: value for name, value in facts.items() if value is not None}
     lines += [""] * bool(facts) + [f"- {_plain(n)}: {_plain(v)}" for n, v in facts.items()]
-    recipe = card.get("recipe") or {}
+    recipe = run_info.get("recipe") or {}
     if recipe:
         lines += ["", *_table(["recipe", ""], [[_plain(k), _plain(v)] for k, v in recipe.items()])]
     found = ", ".join(f"{name} {number}" for name, number in metrics["versions"].items())
@@ -493,7 +493,7 @@ def _limits(run: Run, metrics: dict) -> list[str]:
 
 
 def _bias(run: Run) -> str:
-    told = f"{_sentence(run.card['picked_on'])} " if run.card.get("picked_on") else ""
+    told = f"{_sentence(run.run_info['picked_on'])} " if run.run_info.get("picked_on") else ""
     return (
         f"{told}Where a picture that is reported on took part in picking the checkpoint or its "
         "temperature, the numbers are a little better than new pictures would show."
@@ -502,9 +502,9 @@ def _bias(run: Run) -> str:
 
 def _labels(run: Run) -> str:
     wrong = "The labels are the folders' names; a wrong one counts as a mistake or hides one."
-    if not run.suspects:
+    if not run.label_issues:
         return wrong
-    suspected = f"a cross-validated model suspects {len(run.suspects)}"
+    suspected = f"a cross-validated model suspects {len(run.label_issues)}"
     return f"{wrong} Of the {len(run.dataset.pictures)}, {suspected}."
 
 

@@ -25,7 +25,7 @@ from training.dataset.scan import require, scan
 from training.errors import DataError
 from training.evaluation.report import CARD
 from training.files import write_atomically
-from training.images import Pictures
+from training.images import ImageSource
 
 # Of float32's 23 bits of mantissa. With float16's 10, two of 691 pictures changed their label.
 KEPT_BITS = 13
@@ -58,7 +58,7 @@ def shrink(checkpoint: Path, folder: Path, data: Path) -> None:
     dataset = scan(data)
     require(dataset, parts.validation)
     size = model.input_shape[1:3]
-    batches = Batches(Pictures(dataset, size), parts.validation, BATCH_SIZE)
+    batches = Batches(ImageSource(dataset, size), parts.validation, BATCH_SIZE)
     before = model.predict(batches, verbose=0).argmax(axis=1)
 
     def write_checked(temporary: Path) -> None:

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import numpy as np
 
-from training.files import staged
+from training.files import fill_folder
 from training.sample.flowers import LABELS, draw
 
 __all__ = ["LABELS", "PER_CLASS", "SEED", "draw", "write_sample"]
@@ -25,7 +25,7 @@ def write_sample(out: str | Path, per_class: int = PER_CLASS, seed: int = SEED) 
         DataError: `out` holds images already, or is no folder.
         OSError: `out` cannot be written.
     """
-    with staged(out) as folder:
+    with fill_folder(out) as folder:
         for index, label in enumerate(LABELS):
             print(f"Drawing {label} ({index + 1} of {len(LABELS)}) ...", flush=True)
             (folder / label).mkdir()

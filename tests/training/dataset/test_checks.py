@@ -5,10 +5,10 @@ from dataclasses import asdict
 
 import pytest
 
-from training.dataset.checks import Hygiene, inspect, lines
+from training.dataset.checks import DatasetChecks, check_dataset, format_checks
 from training.dataset.scan import Dataset
 
-CLEAN = Hygiene((), (), (), (), ())
+CLEAN = DatasetChecks((), (), (), (), ())
 
 
 @pytest.fixture
@@ -28,8 +28,8 @@ def dataset():
 
 def test_each_finding_has_its_place(dataset):
     group = ("rose/a", "rose/b", "tulip/a")
-    assert inspect(dataset) == Hygiene(
-        left_out=(("rose/x", "empty"),),
+    assert check_dataset(dataset) == DatasetChecks(
+        skipped=(("rose/x", "empty"),),
         mismatched=(("rose/c", "named .png, is JPEG"),),
         exact=(("rose/a", "tulip/a"),),
         near=(group,),
@@ -41,20 +41,19 @@ def test_the_same_bytes_alone_are_not_near_as_well():
     dataset = Dataset(
         None, ("a", "b"), ("a/1", "a/2", "b/1"), (), {"a/1": "x", "a/2": "x", "b/1": "y"}
     )
-    assert inspect(dataset) == Hygiene((), (), (("a/1", "a/2"),), (), ())
+    assert check_dataset(dataset) == DatasetChecks((), (), (("a/1", "a/2"),), (), ())
 
 
 def test_the_drawn_flowers_are_clean(drawn):
     from training.dataset.scan import scan
 
-    assert inspect(scan(drawn)) == CLEAN
+    assert check_dataset(scan(drawn)) == CLEAN
 
 
 def test_the_report_counts_then_lists(dataset):
-    report = lines(inspect(dataset))
+    report = format_checks(check_dataset(dataset))
     assert report[0] == (
-        "Left out: 1; named as another type: 1; "
-        "groups of copies: 1 exact, 1 near, 1 across classes."
+        "Skipped: 1; named as another type: 1; groups of copies: 1 exact, 1 near, 1 across classes."
     )
     assert "  rose/x: empty" in report
     assert "  rose/c: named .png, is JPEG" in report
@@ -65,15 +64,15 @@ def test_the_report_counts_then_lists(dataset):
 
 
 def test_a_clean_folder_takes_one_line():
-    (line,) = lines(CLEAN)
+    (line,) = format_checks(CLEAN)
     assert line.endswith("groups of copies: 0 exact, 0 near, 0 across classes.")
 
 
 def test_a_long_list_is_cut_and_what_is_excluded_does_not_hide_what_is_broken():
     excluded = tuple((f"a/{i}", "excluded by list.txt") for i in range(9))
-    report = lines(Hygiene((*excluded, ("b/1", "empty")), (), (), (), ()), limit=2)
+    report = format_checks(DatasetChecks((*excluded, ("b/1", "empty")), (), (), (), ()), limit=2)
     assert report[1:5] == [
-        "Left out:",
+        "Skipped:",
         "  b/1: empty",
         "  a/0: excluded by list.txt",
         "  ... and 8 more",
@@ -81,17 +80,19 @@ def test_a_long_list_is_cut_and_what_is_excluded_does_not_hide_what_is_broken():
 
 
 def test_a_list_of_just_that_length_is_not_cut():
-    report = lines(Hygiene((("a/1", "empty"), ("b/1", "empty")), (), (), (), ()), limit=2)
-    assert report[1:-1] == ["Left out:", "  a/1: empty", "  b/1: empty"]
+    report = format_checks(
+        DatasetChecks((("a/1", "empty"), ("b/1", "empty")), (), (), (), ()), limit=2
+    )
+    assert report[1:-1] == ["Skipped:", "  a/1: empty", "  b/1: empty"]
 
 
 def test_a_name_that_is_no_text_can_be_printed():
-    report = lines(Hygiene((("rose/caf\udce9.jpg", "empty"),), (), (), (), ()))
+    report = format_checks(DatasetChecks((("rose/caf\udce9.jpg", "empty"),), (), (), (), ()))
     assert "\n".join(report).encode("utf-8")
     assert "  rose/caf\\udce9.jpg: empty" in report
 
 
 def test_all_of_it_is_json(dataset):
-    record = json.loads(json.dumps(asdict(inspect(dataset))))
+    record = json.loads(json.dumps(asdict(check_dataset(dataset))))
     assert record["near"] == [["rose/a", "rose/b", "tulip/a"]]
-    assert record["left_out"] == [["rose/x", "empty"]]
+    assert record["skipped"] == [["rose/x", "empty"]]

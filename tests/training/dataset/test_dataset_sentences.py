@@ -9,7 +9,7 @@ from PIL import Image
 
 from training.dataset import scan as module
 from training.dataset.__main__ import main
-from training.dataset.checks import Hygiene, inspect, lines
+from training.dataset.checks import DatasetChecks, check_dataset, format_checks
 from training.dataset.scan import Dataset, require, scan
 from training.dataset.split import Split, split
 from training.errors import DataError
@@ -94,7 +94,7 @@ def test_what_cannot_be_read_is_left_out_with_the_reason(folder, monkeypatch):
     (folder / "rose" / "x.png").write_bytes(b"x")
     monkeypatch.setattr(Path, "read_bytes", read_bytes)
     dataset = scan(folder)
-    assert dataset.left_out == (("rose/x.png", "cannot be read (Permission denied)"),)
+    assert dataset.skipped == (("rose/x.png", "cannot be read (Permission denied)"),)
     assert dataset.excluded == set()
 
 
@@ -161,17 +161,17 @@ def test_a_record_has_these_fields_a_line_each(tmp_path):
 
 
 def test_a_report_is_this_to_the_last_letter():
-    hygiene = Hygiene(
-        left_out=(("a/x", "excluded by list.txt"), ("b/y", "empty")),
+    checks = DatasetChecks(
+        skipped=(("a/x", "excluded by list.txt"), ("b/y", "empty")),
         mismatched=(("a/1", "named .png, is JPEG"), ("a/2", "named .gif, is PNG")),
         exact=(("a/3", "a/4"),),
         near=(("a/5", "a/6", "a/7"),),
         across_classes=(("a/8", "b/8"),),
     )
-    assert lines(hygiene, limit=1) == [
-        "Left out: 2; named as another type: 2; "
+    assert format_checks(checks, limit=1) == [
+        "Skipped: 2; named as another type: 2; "
         "groups of copies: 1 exact, 1 near, 1 across classes.",
-        "Left out:",
+        "Skipped:",
         "  b/y: empty",
         "  ... and 1 more",
         "Named as another type:",
@@ -190,14 +190,16 @@ def test_a_report_is_this_to_the_last_letter():
 
 def test_pictures_whose_bytes_are_not_known_are_no_copies():
     dataset = Dataset(None, ("a", "b"), ("a/1", "a/2", "b/1"), ())
-    assert inspect(dataset) == Hygiene((), (), (), (), ())
+    assert check_dataset(dataset) == DatasetChecks((), (), (), (), ())
 
 
 def test_five_findings_of_each_kind_are_listed():
     five = tuple((f"a/{i}", "empty") for i in range(5))
-    assert lines(Hygiene(five, (), (), (), ()))[2:-1] == [f"  a/{i}: empty" for i in range(5)]
+    assert format_checks(DatasetChecks(five, (), (), (), ()))[2:-1] == [
+        f"  a/{i}: empty" for i in range(5)
+    ]
     six = (*five, ("a/5", "empty"))
-    assert lines(Hygiene(six, (), (), (), ()))[-2] == "  ... and 1 more"
+    assert format_checks(DatasetChecks(six, (), (), (), ()))[-2] == "  ... and 1 more"
 
 
 def test_the_command_line_prints_this(folder, capsys):
@@ -206,9 +208,9 @@ def test_the_command_line_prints_this(folder, capsys):
     assert main([str(folder)]) == 0
     assert capsys.readouterr().out.splitlines() == [
         f"10 usable pictures in {folder}: aster 5, rose 5.",
-        "Left out: 11; named as another type: 0; "
+        "Skipped: 11; named as another type: 0; "
         "groups of copies: 0 exact, 0 near, 0 across classes.",
-        "Left out:",
+        "Skipped:",
         *(f"  rose/{i:02d}.txt: empty" for i in range(10)),
         "  ... and 1 more",
         "Nothing was deleted. To leave pictures out, list them in a file, a class/file a line, "

@@ -24,7 +24,7 @@ from training.dataset.download import (
     show_progress,
 )
 from training.errors import DataError
-from training.files import STAGING, refuse_if_filled, staged
+from training.files import STAGING, fill_folder, require_empty
 
 CLASSES = ("daisy", "dandelion", "rose", "sunflower", "tulip")
 
@@ -267,12 +267,12 @@ def test_ctrl_c_is_told(tmp_path, monkeypatch, capsys):
 def test_a_folder_to_fill_may_hold_anything_but_pictures(tmp_path):
     fill(tmp_path, "README.md", ".hidden.jpg", ".cache/a.jpg")
     (tmp_path / "empty").mkdir()
-    refuse_if_filled(tmp_path)
-    refuse_if_filled(tmp_path / "none")
+    require_empty(tmp_path)
+    require_empty(tmp_path / "none")
     for name, shown in (("a.JPEG", "a.JPEG"), ("empty/notes.txt", "empty")):
         fill(tmp_path, name)
         with pytest.raises(DataError) as caught:
-            refuse_if_filled(tmp_path)
+            require_empty(tmp_path)
         assert str(caught.value) == (
             f"Expected {tmp_path} to hold no pictures yet, since drawn and real ones are never "
             f"mixed. Received: one with {shown} in it. "
@@ -280,14 +280,14 @@ def test_a_folder_to_fill_may_hold_anything_but_pictures(tmp_path):
         )
         (tmp_path / name).unlink()
     with pytest.raises(DataError) as caught:
-        refuse_if_filled(tmp_path / "README.md")
+        require_empty(tmp_path / "README.md")
     assert str(caught.value) == (
         f"Expected a folder to fill. Received: {tmp_path / 'README.md'}, which is a file."
     )
 
 
 def test_a_folder_that_another_process_fills_is_left_alone(tmp_path):
-    with staged(tmp_path), pytest.raises(DataError) as caught, staged(tmp_path):
+    with fill_folder(tmp_path), pytest.raises(DataError) as caught, fill_folder(tmp_path):
         pytest.fail("both were let in")
     assert str(caught.value) == (
         f"Expected {tmp_path} to be left alone. Received: one that another process "
@@ -297,7 +297,7 @@ def test_a_folder_that_another_process_fills_is_left_alone(tmp_path):
 
 def test_what_a_killed_process_left_is_cleared_away_first(tmp_path):
     fill(tmp_path, f"{STAGING}/ready/old.jpg")
-    with staged(str(tmp_path)) as folder:
+    with fill_folder(str(tmp_path)) as folder:
         assert list(folder.iterdir()) == []
         fill(folder, "rose/1.jpg", "tulip/1.jpg")
     files = sorted(str(p.relative_to(tmp_path)) for p in tmp_path.rglob("*") if p.is_file())
@@ -313,7 +313,7 @@ def test_a_move_that_fails_half_way_is_taken_back(tmp_path, monkeypatch):
             raise OSError(28, "No space left on device")
         return replace(path, target)
 
-    with pytest.raises(OSError, match="No space"), staged(tmp_path) as folder:  # noqa: PT012
+    with pytest.raises(OSError, match="No space"), fill_folder(tmp_path) as folder:  # noqa: PT012
         fill(folder, "rose/1.jpg", "tulip/1.jpg", "zinnia/1.jpg")
         monkeypatch.setattr(Path, "replace", fail_at_tulip)
     assert list(tmp_path.iterdir()) == []

@@ -11,7 +11,7 @@ from training.dataset.perceptual_hash import (
     MAX_DISTANCE,
     near_pairs,
     perceptual_hash,
-    small_grey,
+    thumbnail,
 )
 
 
@@ -33,7 +33,7 @@ def signs(*values):
 
 def test_a_hash_is_phash_then_dhash_of_the_small_grey_picture(waves):
     small = waves.convert("L").resize((32, 32), Image.Resampling.BOX)
-    assert np.array_equal(small_grey(waves), small)
+    assert np.array_equal(thumbnail(waves), small)
     expected = int(str(imagehash.phash(small)) + str(imagehash.dhash(small)), 16)
     assert perceptual_hash(waves) == expected
     coarse = np.array(bits(expected)[:64]).reshape(8, 8)

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from PIL import Image, ImageEnhance, ImageOps
 
-from training.dataset.perceptual_hash import BITS, near_pairs, perceptual_hash, small_grey
+from training.dataset.perceptual_hash import BITS, near_pairs, perceptual_hash, thumbnail
 
 MAX_DISTANCE = 16  # what was measured on photographs; another one splits a data set anew
 
@@ -35,13 +35,13 @@ def test_a_changed_picture_is_near_itself(rose, change):
 
 
 def test_the_small_grey_picture_has_the_same_hash(rose):
-    assert small_grey(rose).size == (32, 32)
-    assert perceptual_hash(small_grey(rose)) == perceptual_hash(rose)
+    assert thumbnail(rose).size == (32, 32)
+    assert perceptual_hash(thumbnail(rose)) == perceptual_hash(rose)
 
 
 def test_each_pixel_of_the_small_grey_picture_is_the_mean_of_its_place():
     board = (np.indices((352, 352)).sum(axis=0) % 2 * 255).astype(np.uint8)  # 11 pixels a place
-    assert np.abs(np.asarray(small_grey(Image.fromarray(board))).astype(int) - 127).max() <= 2
+    assert np.abs(np.asarray(thumbnail(Image.fromarray(board))).astype(int) - 127).max() <= 2
 
 
 def test_different_pictures_are_not_near(drawn):

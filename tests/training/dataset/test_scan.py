@@ -34,7 +34,7 @@ def test_classes_are_the_folders_sorted(folder):
     dataset = scan(folder)
     assert dataset.class_names == ("aster", "rose")
     assert dataset.counts == {"aster": 25, "rose": 10}
-    assert dataset.left_out == ()
+    assert dataset.skipped == ()
     assert dataset.labels(["rose/01.png", "aster/00.png"]).tolist() == [1, 0]
 
 
@@ -55,7 +55,7 @@ def test_a_file_that_cannot_be_read_is_left_out(folder, monkeypatch):
         return read_bytes(path)
 
     monkeypatch.setattr(Path, "read_bytes", read)
-    assert scan(folder).left_out == (("rose/03.png", "cannot be read (Permission denied)"),)
+    assert scan(folder).skipped == (("rose/03.png", "cannot be read (Permission denied)"),)
 
 
 def test_what_is_no_picture_is_named_and_left_alone(folder):
@@ -70,7 +70,7 @@ def test_what_is_no_picture_is_named_and_left_alone(folder):
     (folder / "rose" / "folder").mkdir()
     (folder / "rose" / ".DS_Store").write_bytes(b"x")
 
-    reasons = dict(scan(folder).left_out)
+    reasons = dict(scan(folder).skipped)
 
     assert set(reasons) == set(bad) | {"rose/folder"}
     assert reasons["rose/empty.jpg"] == "empty"
@@ -190,7 +190,7 @@ def test_a_type_that_the_name_does_not_say_is_reported_and_used(folder):
         "rose/png.txt": "named .txt, is PNG",
         "rose/gif.webp": "named .webp, is GIF",
     }
-    assert dataset.left_out == ()
+    assert dataset.skipped == ()
     assert dataset.counts["rose"] == 19
 
 
@@ -203,7 +203,7 @@ def test_what_a_file_lists_is_left_out(folder):
         "rose/a #1.png # a number\nrose/b#2.png\n"
     )
     dataset = scan(folder, listed)
-    assert dict(dataset.left_out) == dict.fromkeys(
+    assert dict(dataset.skipped) == dict.fromkeys(
         ["rose/03.png", "rose/04.png", "rose/a #1.png", "rose/b#2.png"], f"excluded by {listed}"
     )
     assert "rose/03.png" not in dataset.pictures
@@ -216,7 +216,7 @@ def test_a_list_that_windows_has_written_and_a_name_that_is_no_text_are_read(fol
     shutil.copy(folder / "rose" / "00.png", folder / "rose" / odd)
     listed = folder / "list.txt"
     listed.write_bytes(b"\xef\xbb\xbfrose/03.png\r\nrose/caf\xe9.png\r\n")
-    assert [file for file, _ in scan(folder, listed).left_out] == ["rose/03.png", f"rose/{odd}"]
+    assert [file for file, _ in scan(folder, listed).skipped] == ["rose/03.png", f"rose/{odd}"]
 
 
 def test_the_wrong_labels_of_the_kaggle_set_can_be_excluded(folder):
@@ -231,16 +231,14 @@ def test_the_wrong_labels_of_the_kaggle_set_can_be_excluded(folder):
     for name in names:
         shutil.copy(folder / "rose" / "00.png", folder / name)
     dataset = scan(folder, listed)
-    assert dict(dataset.left_out) == dict.fromkeys(names, f"excluded by {listed}")
+    assert dict(dataset.skipped) == dict.fromkeys(names, f"excluded by {listed}")
     assert set(dataset.counts.values()) == {10}
 
 
 def test_an_unreadable_picture_may_be_excluded(folder):
     (folder / "rose" / "broken.png").write_bytes(b"x")
     (folder / "list.txt").write_text("rose/broken.png")
-    assert dict(scan(folder, folder / "list.txt").left_out)["rose/broken.png"].startswith(
-        "excluded"
-    )
+    assert dict(scan(folder, folder / "list.txt").skipped)["rose/broken.png"].startswith("excluded")
 
 
 @pytest.mark.parametrize(
@@ -402,7 +400,7 @@ def test_the_command_line_lists_ten_findings_of_a_kind(folder, capsys):
         (folder / "rose" / f"broken{number:02}.jpg").write_bytes(b"")
     assert main([str(folder)]) == 0
     lines = capsys.readouterr().out.splitlines()
-    start = lines.index("Left out:")
+    start = lines.index("Skipped:")
     assert lines[start + 10 : start + 12] == ["  rose/broken09.jpg: empty", "  ... and 2 more"]
 
 
@@ -411,7 +409,7 @@ def test_the_command_line_excludes_and_speaks_json(copies, capsys, tmp_path):
     listed.write_text("\n".join(GROUPS[0][:2]))
     assert main([str(copies), "--exclude", str(listed), "--json"]) == 0
     record = json.loads(capsys.readouterr().out)
-    assert [file for file, _ in record["left_out"]] == list(GROUPS[0][:2])
+    assert [file for file, _ in record["skipped"]] == list(GROUPS[0][:2])
     assert record["exact"] == [list(GROUPS[1][:2])]
     assert record["near"] == [list(GROUPS[1])]
     assert record["across_classes"] == []

@@ -390,7 +390,7 @@ def jax(monkeypatch):
 def test_process_0_says_what_trains(jax, capsys):
     jax.index = 0
     given = options("--distribute", *together("one:1", "2", "0"))
-    assert workers.join(given) == Workers(0, 2, 4, True)
+    assert workers.initialize(given) == Workers(0, 2, 4, True)
     assert capsys.readouterr().out == "Distribute: 4 devices (H100) of 2 processes.\n"
     assert jax.initialized == [
         (
@@ -407,14 +407,14 @@ def test_process_0_says_what_trains(jax, capsys):
 
 def test_one_process_on_one_device_need_not_meet_anybody(jax, capsys):
     jax.index, jax.count, jax.local, jax.devices_ = 0, 1, 1, 1
-    assert workers.join(options("--distribute")) == Workers(0, 1, 1, True)
+    assert workers.initialize(options("--distribute")) == Workers(0, 1, 1, True)
     assert capsys.readouterr().out == "Distribute: 1 device (H100) of 1 process.\n"
     assert jax.initialized == []
 
 
 def test_the_others_say_nothing(jax, capsys):
     given = options("--distribute", *together("one:1", "2", "1"))
-    assert workers.join(given) == Workers(1, 2, 4, True)
+    assert workers.initialize(given) == Workers(1, 2, 4, True)
     print("nor what comes later")
     assert capsys.readouterr().out == ""
 
@@ -424,7 +424,7 @@ def test_a_launcher_tells_jax_the_rest(jax, monkeypatch, capsys):
     for name in ("OMPI_COMM_WORLD_SIZE", "SLURM_STEP_NODELIST", "SLURM_NTASKS"):
         monkeypatch.delenv(name, raising=False)
     jax.index = 0
-    workers.join(options("--distribute"))
+    workers.initialize(options("--distribute"))
     [(arguments, named)] = jax.initialized
     assert arguments == (None, None, None)
     assert (named["local_device_ids"], named["cluster_detection_method"]) == ([], "k8s")
@@ -433,7 +433,7 @@ def test_a_launcher_tells_jax_the_rest(jax, monkeypatch, capsys):
 def test_processes_that_are_not_found_are_told(jax):
     jax.fails = RuntimeError("no answer.\nand more")
     given = options("--distribute", *together("one:1", "2", "1"))
-    assert refusal(workers.join, given) == (
+    assert refusal(workers.initialize, given) == (
         "Expected to find the other processes (one:1). Received: no answer. Choose another port "
         "if that is taken; or say where they are with --coordinator, --processes and --process."
     )
@@ -442,7 +442,7 @@ def test_processes_that_are_not_found_are_told(jax):
 def test_machines_with_different_numbers_of_devices_are_told(jax):
     jax.devices_ = 3
     given = options("--distribute", *together("one:1", "2", "1"))
-    assert refusal(workers.join, given) == (
+    assert refusal(workers.initialize, given) == (
         "Expected as many devices on each machine. Received: 2 of 3 here, among 2 processes. "
         "Hide some with CUDA_VISIBLE_DEVICES."
     )
@@ -450,11 +450,11 @@ def test_machines_with_different_numbers_of_devices_are_told(jax):
 
 def test_a_call_outside_a_script_is_told(jax, monkeypatch):
     monkeypatch.delenv(launcher.WORKER)
-    assert refusal(workers.join, options("--distribute")) == (
+    assert refusal(workers.initialize, options("--distribute")) == (
         "Expected --distribute on the command line of a script. Received: a call. "
         "Run python train.py --distribute."
     )
-    assert workers.join(options()) == Workers()
+    assert workers.initialize(options()) == Workers()
 
 
 def test_a_batch_that_does_not_divide_is_told_with_one_that_does():
@@ -472,11 +472,11 @@ def test_a_batch_that_does_not_divide_is_told_with_one_that_does():
 def test_one_process_alone_has_nobody_to_agree_with(tmp_path):
     alone = Workers()
     assert alone.check_same({"a": 1}) is None
-    assert alone.chiefs_file(tmp_path / "a") == tmp_path / "a"
-    assert alone.part() is None
+    assert alone.broadcast_file(tmp_path / "a") == tmp_path / "a"
+    assert alone.shutdown() is None
     assert alone.spread("model", 0) == "model"
-    assert Workers(1, 2, 2).chiefs("callback") == []
-    assert not Workers(1, 2, 2).chief
+    assert Workers(1, 2, 2).main_process_callbacks("callback") == []
+    assert not Workers(1, 2, 2).is_main
 
 
 @pytest.fixture
@@ -540,7 +540,7 @@ def broadcast(jax, monkeypatch):
 def test_the_chief_sends_its_file_and_reads_it_where_it_is(broadcast, tmp_path):
     path = tmp_path / "a.h5"
     path.write_bytes(b"\0rose")
-    assert Workers(0, 2, 2, True).chiefs_file(path) == path
+    assert Workers(0, 2, 2, True).broadcast_file(path) == path
     size, content = broadcast.sent
     assert (size, size.dtype) == (5, np.int32)
     assert (content.tobytes(), content.dtype) == (b"\0rose", np.uint8)
@@ -548,7 +548,7 @@ def test_the_chief_sends_its_file_and_reads_it_where_it_is(broadcast, tmp_path):
 
 def test_the_chief_says_where_it_has_no_file(broadcast, tmp_path):
     path = tmp_path / "a.h5"
-    assert Workers(0, 2, 2, True).chiefs_file(path) == path
+    assert Workers(0, 2, 2, True).broadcast_file(path) == path
     assert broadcast.sent == [-1]
 
 
@@ -556,20 +556,20 @@ def test_the_others_get_a_copy_under_the_same_name(broadcast, tmp_path):
     path = tmp_path / "a.h5"
     path.write_text("not the chief's")
     broadcast.from_chief = [np.int32(4), np.frombuffer(b"rose", np.uint8)]
-    copy = Workers(1, 2, 2, True).chiefs_file(path)
+    copy = Workers(1, 2, 2, True).broadcast_file(path)
     assert copy != path
     assert (copy.name, copy.read_bytes()) == ("a.h5", b"rose")
     assert broadcast.sent[0] == -1
     assert (broadcast.sent[1].shape, broadcast.sent[1].dtype) == ((4,), np.uint8)
     broadcast.from_chief = [np.int32(0), np.zeros(0, np.uint8)]
-    assert Workers(1, 2, 2, True).chiefs_file(path).read_bytes() == b""
+    assert Workers(1, 2, 2, True).broadcast_file(path).read_bytes() == b""
 
 
 def test_the_others_find_nothing_where_the_chief_has_nothing(broadcast, tmp_path):
     path = tmp_path / "a.h5"
     path.write_text("not the chief's")
     broadcast.from_chief = [np.int32(-1)]
-    none = Workers(1, 2, 2, True).chiefs_file(path)
+    none = Workers(1, 2, 2, True).broadcast_file(path)
     assert none.name == "a.h5"
     assert not none.exists()
 
@@ -582,7 +582,7 @@ class Ended(BaseException):
 
 
 @pytest.fixture
-def work(monkeypatch, tmp_path):
+def child_main(monkeypatch, tmp_path):
     """Run a script as the child does; returns (its exit code, what it wrote, seconds waited)."""
 
     def end(code):
@@ -603,17 +603,17 @@ def work(monkeypatch, tmp_path):
         with open(shown, "w") as file:
             sys.argv[1] = str(os.dup(file.fileno()))
         with pytest.raises((Ended, SystemExit)) as ended:
-            launcher.work()
+            launcher.child_main()
         sys.stderr.close()
         return ended.value.args, shown.read_text(), waited
 
     return run
 
 
-def test_the_child_runs_the_script_as_if_it_had_been_started_itself(work, tmp_path):
+def test_the_child_runs_the_script_as_if_it_had_been_started_itself(child_main, tmp_path):
     code = "import sys\nprint(__name__, sys.argv, sys.path[0], file=sys.stderr)"
     arguments = [str(tmp_path / "script.py"), "--flag"]
-    assert work(code) == ((), f"__main__ {arguments} {tmp_path}\n", [])
+    assert child_main(code) == ((), f"__main__ {arguments} {tmp_path}\n", [])
 
 
 @pytest.mark.parametrize(
@@ -625,22 +625,22 @@ def test_the_child_runs_the_script_as_if_it_had_been_started_itself(work, tmp_pa
         ("raise KeyboardInterrupt", (130,), ""),
     ],
 )
-def test_the_child_ends_with_the_scripts_code(work, code, ended, shown):
-    assert work(code) == (ended, shown, [])
+def test_the_child_ends_with_the_scripts_code(child_main, code, ended, shown):
+    assert child_main(code) == (ended, shown, [])
 
 
-def test_an_error_of_the_child_is_shown_at_once_and_cut(work):
-    ended, shown, waited = work("raise ValueError('x' * 20_000)")
+def test_an_error_of_the_child_is_shown_at_once_and_cut(child_main):
+    ended, shown, waited = child_main("raise ValueError('x' * 20_000)")
     assert ended == (1,)
     assert shown.startswith("Traceback (most recent call last):\n")
     assert len(shown) == 10_000
     assert waited == [0]
 
 
-def test_of_several_processes_an_error_waits_for_jax_to_say_whose_it_was(work, monkeypatch):
+def test_of_several_processes_an_error_waits_for_jax_to_say_whose_it_was(child_main, monkeypatch):
     met = SimpleNamespace(distributed=SimpleNamespace(is_initialized=lambda: True))
     monkeypatch.setitem(sys.modules, "jax", met)
-    ended, shown, waited = work("raise ValueError('odd')")
+    ended, shown, waited = child_main("raise ValueError('odd')")
     assert (ended, shown.splitlines()[-1], waited) == ((1,), "ValueError: odd", [25])
 
 
@@ -677,14 +677,16 @@ def test_a_spread_model_is_a_copy_with_the_chiefs_weights(broadcast, distributio
 
     inputs = keras.Input((2,))
     model = keras.Model(inputs, keras.layers.Dense(1)(inputs))
-    chiefs = [np.full((2, 1), 5.0, np.float32), np.full(1, 7.0, np.float32)]
+    main_process_callbacks = [np.full((2, 1), 5.0, np.float32), np.full(1, 7.0, np.float32)]
     drawn = []
     for _ in range(2):
-        broadcast.from_chief = [chiefs]
+        broadcast.from_chief = [main_process_callbacks]
         copy = Workers(1, 2, 2, True).spread(model, 3)
         drawn.append(np.random.random())
     assert copy is not model
-    for one, other, mine in zip(copy.get_weights(), chiefs, broadcast.sent[0], strict=True):
+    for one, other, mine in zip(
+        copy.get_weights(), main_process_callbacks, broadcast.sent[0], strict=True
+    ):
         assert np.array_equal(one, other)
         assert one.shape == mine.shape
     assert not copy.compiled
@@ -698,7 +700,7 @@ def test_the_chiefs_callbacks_end_an_epoch_by_themselves(distributions):
             self.ended = (epoch, logs, distributions[-1])
 
     callback = Callback()
-    assert Workers(0, 2, 2, True).chiefs(callback) == [callback]
+    assert Workers(0, 2, 2, True).main_process_callbacks(callback) == [callback]
     callback.on_epoch_end(3, {"loss": 1.0})
     assert callback.ended == (3, {"loss": 1.0}, None)
     assert distributions[-1] == "all devices"

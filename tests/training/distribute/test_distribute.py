@@ -19,13 +19,13 @@ import pytest
 from conftest import ROOT
 
 import train
-from training.batches import Batches, EvenBatches, TrainingBatches
+from training.batches import Batches, PaddedBatches, TrainingBatches
 from training.dataset.scan import scan
 from training.distribute import cluster, launcher, workers
 from training.distribute.cluster import Cluster
 from training.distribute.workers import Workers
 from training.errors import DistributeError
-from training.images import Pictures
+from training.images import ImageSource
 
 jax = pytest.importorskip("jax")
 from jax.experimental import multihost_utils  # noqa: E402
@@ -349,7 +349,7 @@ def test_train_py_refuses_wrong_flags_at_once():
 
 def test_distribute_is_for_the_command_line():
     with pytest.raises(DistributeError, match="Run python train.py --distribute"):
-        workers.join(options("--distribute"))
+        workers.initialize(options("--distribute"))
 
 
 # Flags and launchers
@@ -484,7 +484,7 @@ def test_jax_is_told_where_the_processes_meet(cluster, expected, monkeypatch):
 def joined(monkeypatch):
     """Join as process `index` of two, of which it has one device and both together `devices`."""
 
-    def join(index, devices, *flags):
+    def initialize(index, devices, *flags):
         monkeypatch.setenv(launcher.WORKER, "1")
         monkeypatch.setattr(sys, "stdout", sys.stdout)  # given back afterwards
         kind = SimpleNamespace(device_kind="toaster")
@@ -496,7 +496,7 @@ def joined(monkeypatch):
             "devices": [kind],
         }.items():
             monkeypatch.setattr(jax, name, lambda value=value: value)
-        return workers.join(options("--distribute", *flags))
+        return workers.initialize(options("--distribute", *flags))
 
     return join
 
@@ -505,7 +505,7 @@ def test_the_chief_says_what_is_trained_on_and_the_others_are_silent(joined, cap
     assert joined(0, 2) == Workers(0, 2, 2, True)
     assert capsys.readouterr().out == "Distribute: 2 devices (toaster) of 2 processes.\n"
     other = joined(1, 2)
-    assert (other.chief, other.rows(6)) == (False, slice(3, 6))
+    assert (other.is_main, other.rows(6)) == (False, slice(3, 6))
     print("of the other")
     assert capsys.readouterr().out == ""
 
@@ -542,16 +542,16 @@ def test_without_jax_it_says_how_to_install_it(monkeypatch):
 
 
 def test_without_distribute_one_process_has_it_all():
-    workers = workers.join(options())
+    workers = workers.initialize(options())
     assert workers == Workers()
-    assert workers.chief
+    assert workers.is_main
     assert workers.rows(7) == slice(0, 7)
-    assert workers.spread("a model", 0) == "a model"
-    assert workers.chiefs("a callback") == ["a callback"]
+    assert workers.replicate("a model", 0) == "a model"
+    assert workers.main_process_callbacks("a callback") == ["a callback"]
 
 
 def test_only_the_chief_has_callbacks_to_itself():
-    assert Workers(1, 2, 2, True).chiefs("a callback") == []
+    assert Workers(1, 2, 2, True).main_process_callbacks("a callback") == []
 
 
 class WaitingError(Exception):
@@ -602,14 +602,16 @@ def test_a_batch_has_to_divide():
 
 @pytest.fixture(scope="module")
 def pictures(drawn):
-    return Pictures(scan(drawn), (32, 32), {"rotation_range": 40})
+    return ImageSource(scan(drawn), (32, 32), {"rotation_range": 40})
 
 
-@pytest.mark.parametrize("mixup", [0.0, 0.4])
-def test_the_processes_rows_are_the_batch(pictures, mixup):
+@pytest.mark.parametrize("mixup_alpha", [0.0, 0.4])
+def test_the_processes_rows_are_the_batch(pictures, mixup_alpha):
     def batch(rows):
         names = pictures.dataset.pictures
-        return TrainingBatches(pictures, names, 6, steps=2, seed=1, mixup=mixup, rows=rows)[1]
+        return TrainingBatches(
+            pictures, names, 6, steps=2, seed=1, mixup_alpha=mixup_alpha, rows=rows
+        )[1]
 
     whole = batch(slice(None))
     parts = [batch(Workers(k, 3, 3).rows(6)) for k in range(3)]
@@ -620,7 +622,7 @@ def test_the_processes_rows_are_the_batch(pictures, mixup):
 def test_even_batches_weigh_each_picture_the_same(pictures):
     names = pictures.dataset.pictures[:10]
     whole = Batches(pictures, names, 10)[0]
-    parts = [EvenBatches(pictures, names, 4, Workers(k, 2, 2).rows(4)) for k in range(2)]
+    parts = [PaddedBatches(pictures, names, 4, Workers(k, 2, 2).rows(4)) for k in range(2)]
     batches = [part[index] for index in range(len(parts[0])) for part in parts]
     inputs, targets, weights = (np.concatenate(values) for values in zip(*batches, strict=True))
     assert np.allclose(weights, [1.2] * 10 + [0] * 2)

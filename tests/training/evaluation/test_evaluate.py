@@ -22,8 +22,8 @@ from training.dataset.scan import scan
 from training.dataset.split import Split, split
 from training.evaluation import evaluate
 from training.evaluation.calibration import apply_temperature, fit_temperature
-from training.features import Activations
-from training.images import Pictures
+from training.features import CachedFeatures
+from training.images import ImageSource
 
 SIDE = 71
 RUN = {"command": "python train.py --epochs 4", "seed": 1, "picked_on": "the best of ours"}
@@ -43,8 +43,8 @@ def made(drawn, tmp_path_factory):
     dataset = scan(drawn)
     keras.utils.set_random_seed(1)
     network = build_tiny((SIDE, SIDE), (), len(dataset.class_names))
-    frozen, _ = model.cut_at(network, None)
-    inputs = Batches(Pictures(dataset, (SIDE, SIDE)), dataset.pictures, 8)
+    frozen, _ = model.split_at_block(network, None)
+    inputs = Batches(ImageSource(dataset, (SIDE, SIDE)), dataset.pictures, 8)
     features = frozen.predict(inputs, verbose=0)
     mean, deviation = features.mean(axis=0), features.std(axis=0)
     fitted = LogisticRegression(max_iter=1000)
@@ -69,7 +69,7 @@ def run(made, folder, drawn, *flags):
 def answers(path, drawn, pictures):
     network, _ = load_checkpoint(path)
     dataset = scan(drawn)
-    inputs = Batches(Pictures(dataset, network.input_shape[1:3]), pictures, 8)
+    inputs = Batches(ImageSource(dataset, network.input_shape[1:3]), pictures, 8)
     return network.predict(inputs, verbose=0), dataset.labels(pictures)
 
 
@@ -108,12 +108,12 @@ def test_what_is_excluded_is_neither_reported_on_nor_fitted_to(made, drawn, tmp_
     assert np.allclose(probabilities, fitted, atol=1e-3), "the same network at its temperature"
 
     report = path.with_suffix("")
-    card = (report / "README.md").read_text()
-    assert "    python train.py --epochs 4" in card
-    assert "The best of ours." in card
-    assert "- reported again by: python -m training.evaluation" in card
-    assert "3 excluded by" in card
-    assert "- excluded: after training, in which 1 of them took part" in card
+    run_info = (report / "README.md").read_text()
+    assert "    python train.py --epochs 4" in run_info
+    assert "The best of ours." in run_info
+    assert "- reported again by: python -m training.evaluation" in run_info
+    assert "3 excluded by" in run_info
+    assert "- excluded: after training, in which 1 of them took part" in run_info
     assert (report / "learning_curves.png").read_bytes() == b"curves of the run"
     metrics = json.loads((report / "metrics.json").read_text())
     assert metrics["run"]["split"] == parts.sizes
@@ -187,18 +187,20 @@ def test_the_report_is_given_what_was_found_and_probable_wrong_labels(
     network, metadata = load_checkpoint(made)
     uncalibrated = np.eye(5)[dataset.labels(parts.validation)] * 0.5 + 0.1
     probabilities = np.eye(5)[dataset.labels(parts.validation)] * 0.9 + 0.02
-    found = evaluate.Calibrated(network, metadata, uncalibrated, probabilities, uncalibrated[:10])
+    result = evaluate.CalibratedModel(
+        network, metadata, uncalibrated, probabilities, uncalibrated[:10]
+    )
     features = np.random.default_rng(0).normal(0, 0.1, (50, 5))
     features += np.eye(5)[dataset.labels(dataset.pictures)] * 3
     features[12] = features[40]
     path = tmp_path / "a.h5"
-    card = {"seed": 1, "calibrated_on": "none"}
-    arguments = found, path, dataset, parts, card, tmp_path / "history.csv"
+    run_info = {"seed": 1, "calibrated_on": "none"}
+    arguments = result, path, dataset, parts, run_info, tmp_path / "history.csv"
     evaluate.report(*arguments, curves=tmp_path / "curves.png", features=features)
 
-    [suspect] = written.pop("suspects")
-    assert suspect.picture == dataset.pictures[12]
-    assert suspect.picture in (tmp_path / "a" / evaluate.SUSPECTS).read_text()
+    [label_issue] = written.pop("suspects")
+    assert label_issue.picture == dataset.pictures[12]
+    assert label_issue.picture in (tmp_path / "a" / evaluate.LABEL_ISSUES).read_text()
     assert "Probably wrong labels: 1, in" in capsys.readouterr().out
     own = "10 pictures of their own, neither trained nor reported on"
     assert written.pop("card") == {
@@ -227,9 +229,9 @@ def test_the_report_is_given_what_was_found_and_probable_wrong_labels(
 
 def test_activations_stand_for_their_pictures(made, drawn, tmp_path):
     dataset, parts = scan(drawn), Split.read(split_record(made))
-    pictures = Pictures(dataset, (SIDE, SIDE))
-    frozen, _ = model.cut_at(load_checkpoint(made)[0], None)
-    activations = Activations(pictures, frozen, "float32", tmp_path)
+    pictures = ImageSource(dataset, (SIDE, SIDE))
+    frozen, _ = model.split_at_block(load_checkpoint(made)[0], None)
+    activations = CachedFeatures(pictures, frozen, "float32", tmp_path)
     activations.compute([(i, 0) for i in range(len(dataset.pictures))])
     one, other = (
         evaluate.calibrate(*load_checkpoint(made), dataset, parts, source)

@@ -168,13 +168,15 @@ def test_the_metrics_are_those_of_the_probabilities(run, written):
 
 def test_the_model_card_says_what_a_reader_asks(run, written):
     folder, metrics = written
-    card = (folder / CARD).read_text()
+    run_info = (folder / CARD).read_text()
     low, high = metrics["accuracy_interval"]
-    assert f"{metrics['accuracy']:.3f} ({low:.3f} to {high:.3f}), n = {metrics['n']}" in card
-    assert "Wilson" in card
+    assert f"{metrics['accuracy']:.3f} ({low:.3f} to {high:.3f}), n = {metrics['n']}" in run_info
+    assert "Wilson" in run_info
     share, low, high = (f"{100 * value:.1f} %" for value in (metrics["accuracy"], low, high))
-    assert f"On 50 pictures that it was not trained on it is right in **{share} ({low} to" in card
-    assert f"is off by {metrics['expected_calibration_error']:.3f} on average" in card
+    assert (
+        f"On 50 pictures that it was not trained on it is right in **{share} ({low} to" in run_info
+    )
+    assert f"is off by {metrics['expected_calibration_error']:.3f} on average" in run_info
 
     def cell(row, key):
         return (
@@ -183,14 +185,14 @@ def test_the_model_card_says_what_a_reader_asks(run, written):
 
     for name, row in metrics["per_class"].items():
         cells = " | ".join(cell(row, key) for key in ("precision", "recall", "f1"))
-        assert f"| {name} | {cells} | {row['support']} |" in card
+        assert f"| {name} | {cells} | {row['support']} |" in run_info
     before = metrics["before_temperature"]
-    assert f"- macro F1 {cell(metrics, 'macro_f1')}, the interval by bootstrap" in card
-    assert f"- log loss {metrics['log_loss']:.3f} nats; {before['log_loss']:.3f} before" in card
-    assert f"calibration error {metrics['expected_calibration_error']:.3f} (15 bins)" in card
-    assert f"; {before['expected_calibration_error']:.3f} before the temperature" in card
+    assert f"- macro F1 {cell(metrics, 'macro_f1')}, the interval by bootstrap" in run_info
+    assert f"- log loss {metrics['log_loss']:.3f} nats; {before['log_loss']:.3f} before" in run_info
+    assert f"calibration error {metrics['expected_calibration_error']:.3f} (15 bins)" in run_info
+    assert f"; {before['expected_calibration_error']:.3f} before the temperature" in run_info
     by_chance = metrics["expected_calibration_error_by_chance"]
-    assert f"stays under {by_chance:.3f}, 19 times out of 20" in card
+    assert f"stays under {by_chance:.3f}, 19 times out of 20" in run_info
     for text in (
         "    python train.py --epochs 3",
         "- seed: 69420",
@@ -206,7 +208,7 @@ def test_the_model_card_says_what_a_reader_asks(run, written):
         f"Of the {len(run['dataset'].pictures)}, a cross-validated model suspects 14.",
         "and nothing else",
     ):
-        assert text in card
+        assert text in run_info
 
 
 def card_of(folder, run, **changed):
@@ -218,9 +220,9 @@ def test_the_model_card_says_of_which_class_least_is_known(faultless, tmp_path, 
     half_right = faultless["probabilities"].copy()
     half_right[25:30] = half_right[0]  # half of the roses as daisies
     assert faultless["pictures"][25].startswith("rose/")
-    card = card_of(tmp_path, faultless, probabilities=half_right)
+    run_info = card_of(tmp_path, faultless, probabilities=half_right)
     low, high = wilson(5, 10)
-    assert f"- Least is known of rose: 10 pictures, recall {low:.2f} to {high:.2f}." in card
+    assert f"- Least is known of rose: 10 pictures, recall {low:.2f} to {high:.2f}." in run_info
 
 
 @pytest.mark.parametrize(("error", "said"), [(0.031, "**above**"), (0.029, "within")])
@@ -229,8 +231,8 @@ def test_the_model_card_says_whether_confidence_is_as_right_as_asked_for(
 ):
     right = np.eye(5)[faultless["dataset"].labels(faultless["pictures"])]
     probabilities = right * (1 - error * 5 / 4) + error / 4
-    card = card_of(tmp_path, faultless, probabilities=probabilities, uncalibrated=probabilities)
-    assert f"expected calibration error {error:.3f} (15 bins), {said} the 0.03" in card
+    run_info = card_of(tmp_path, faultless, probabilities=probabilities, uncalibrated=probabilities)
+    assert f"expected calibration error {error:.3f} (15 bins), {said} the 0.03" in run_info
 
 
 def test_the_model_card_counts_what_is_reported_on(run, tmp_path, only_text):
@@ -252,15 +254,15 @@ def test_the_model_card_counts_what_is_reported_on(run, tmp_path, only_text):
     ("seconds", "said"), [(89.4, "89 seconds"), (90, "1.5 minutes"), (None, None)]
 )
 def test_the_model_card_says_how_long_it_took(run, tmp_path, only_text, seconds, said):
-    card = card_of(tmp_path, run, card={"seconds": seconds})
-    assert f"- time: {said}" in card if said else "- time" not in card
+    run_info = card_of(tmp_path, run, run_info={"seconds": seconds})
+    assert f"- time: {said}" in run_info if said else "- time" not in run_info
 
 
 def test_the_model_card_tells_what_was_excluded_from_what_is_broken(run, drawn, tmp_path):
     excluded = tmp_path / "wrong_labels.txt"
     excluded.write_text("\n".join(run["dataset"].pictures[-3:]))
     dataset = scan(drawn, excluded)
-    broken = replace(dataset, left_out=(*dataset.left_out, ("rose/x.jpg", "empty")))
+    broken = replace(dataset, skipped=(*dataset.skipped, ("rose/x.jpg", "empty")))
     shown = run | {
         "dataset": broken,
         "pictures": dataset.pictures,
@@ -268,9 +270,9 @@ def test_the_model_card_tells_what_was_excluded_from_what_is_broken(run, drawn, 
         "uncalibrated": run["uncalibrated"][:-3],
     }
     write_report(tmp_path / "report", **shown)
-    card = (tmp_path / "report" / CARD).read_text()
-    assert "; 1 unusable files left out, 3 excluded by" in card
-    assert "- What was excluded is in none of these numbers" in card
+    run_info = (tmp_path / "report" / CARD).read_text()
+    assert "; 1 unusable files skipped, 3 excluded by" in run_info
+    assert "- What was excluded is in none of these numbers" in run_info
 
 
 def test_the_model_card_shows_each_figure_that_is_there(written):
@@ -320,11 +322,11 @@ def given(run, monkeypatch, tmp_path):
         return np.arange(len(arguments[1]))[:, np.newaxis, np.newaxis] * np.ones((1, 4, 4))
 
     monkeypatch.setattr(training.evaluation.report, "grad_cam", grad_cam)
-    suspects = [
+    label_issues = [
         SimpleNamespace(picture=p, label="rose", suggested="tulip", confidence=0.5 + 0.03 * i)
         for i, p in enumerate(run["dataset"].pictures[:14])
     ]
-    calls["metrics"] = write_report(tmp_path / "report", **run | {"suspects": suspects})
+    calls["metrics"] = write_report(tmp_path / "report", **run | {"suspects": label_issues})
     calls["drawn"] = {path.name: path.read_text() for path in tmp_path.glob("report/*.png")}
     return calls
 
@@ -435,9 +437,9 @@ def test_without_mistakes_history_suspects_or_card(faultless, tmp_path):
     assert metrics["accuracy"] == 1
     assert metrics["accuracy_interval"][0] < 1
     assert {path.name for path in folder.glob("*.png")} == set(ALWAYS)
-    card = (folder / CARD).read_text()
-    assert "probably wrong" not in card
-    assert "None" not in card
+    run_info = (folder / CARD).read_text()
+    assert "probably wrong" not in run_info
+    assert "None" not in run_info
 
 
 def test_a_report_that_fails_leaves_the_old_one_whole(run, tmp_path, only_text, monkeypatch):
@@ -483,9 +485,9 @@ def test_a_backend_without_gradients_has_no_grad_cam_and_says_so(run, tmp_path, 
     monkeypatch.setattr(keras.backend, "backend", lambda: "torch")
     write_report(tmp_path / "report", **run)
     assert not (tmp_path / "report" / "gradcam.png").exists()
-    card = (tmp_path / "report" / CARD).read_text()
-    assert "Grad-CAM is left out: not made on Keras' torch backend." in card
-    assert "gradcam.png" not in card
+    run_info = (tmp_path / "report" / CARD).read_text()
+    assert "Grad-CAM is left out: not made on Keras' torch backend." in run_info
+    assert "gradcam.png" not in run_info
 
 
 @pytest.mark.parametrize("classes", [2, 30])
@@ -510,16 +512,16 @@ def test_any_number_of_classes_with_any_names(classes, tmp_path, recwarn):
         uncalibrated=probabilities,
         temperature=1.0,
         history=tmp_path / "none.csv",
-        card={},
-        suspects=[],
+        run_info={},
+        label_issues=[],
     )
     assert list(metrics["per_class"]) == list(names)
     for name in ALWAYS:
         assert (tmp_path / "report" / name).stat().st_size <= MAX_BYTES
-    card = (tmp_path / "report" / CARD).read_text()
-    assert r"\$5 & \$x_1" in card
-    assert r"a\|b \*c\*" in card
-    tables = [line for line in card.splitlines() if line.startswith(r"| a\|b")]
+    run_info = (tmp_path / "report" / CARD).read_text()
+    assert r"\$5 & \$x_1" in run_info
+    assert r"a\|b \*c\*" in run_info
+    tables = [line for line in run_info.splitlines() if line.startswith(r"| a\|b")]
     assert [len(re.findall(r"(?<!\\)\|", line)) for line in tables] == [6, 4]
     assert not [str(warning.message) for warning in recwarn if "Glyph" in str(warning.message)]
 

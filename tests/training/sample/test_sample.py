@@ -41,7 +41,7 @@ def test_five_folders_of_images_that_training_can_use(drawn):
     dataset = scan(drawn)
     assert dataset.class_names == LABELS == ("daisy", "dandelion", "rose", "sunflower", "tulip")
     assert dataset.counts == dict.fromkeys(LABELS, 10)
-    assert dataset.left_out == ()
+    assert dataset.skipped == ()
     assert list(contents(drawn)) == [f"{x}/{x}_{n:04d}.jpg" for x in LABELS for n in range(10)]
 
 
