@@ -62,7 +62,7 @@ COPY --from=build /build/code ${LAMBDA_TASK_ROOT}/
 RUN python3 -c "import base64, io, sys; \
         sys.excepthook = lambda kind, error, _: print(f'{kind.__name__}: {error}', file=sys.stderr); \
         from PIL import Image; from lambda_function import lambda_handler; \
-        picture = io.BytesIO(); Image.new('RGB', (320, 240), 'crimson').save(picture, 'JPEG'); \
-        answer = lambda_handler({'image': base64.b64encode(picture.getvalue()).decode()}, None); \
+        image = io.BytesIO(); Image.new('RGB', (320, 240), 'crimson').save(image, 'JPEG'); \
+        answer = lambda_handler({'image': base64.b64encode(image.getvalue()).decode()}, None); \
         print(answer); sys.exit('error' in answer)"
 CMD ["lambda_function.lambda_handler"]

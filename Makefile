@@ -58,7 +58,7 @@ data: setup ## download the data set into flowers/
 sample: setup ## draw a small data set into flowers/
 	$(PYTHON) -m training.sample $(ARGS)
 
-explore: setup ## look at the pictures of flowers/: one page of figures
+explore: setup ## look at the images of flowers/: one page of figures
 	$(PYTHON) -m experiments.explore $(ARGS)
 
 compare: setup ## several networks under one budget on flowers/, in one table
@@ -70,9 +70,9 @@ tune: setup ## search for better settings of the head, on flowers/
 benchmark: setup ## measure how fast each way of training is, side by side
 	$(PYTHON) -m benchmarks.training $(ARGS)
 
-fuzz: setup ## ask the service 100,000 events and pictures that nobody meant to send
+fuzz: setup ## ask the service 100,000 events and images that nobody meant to send
 	$(PYTHON) -m tests.fuzz.events $(ARGS)
-	$(PYTHON) -m tests.fuzz.pictures $(ARGS)
+	$(PYTHON) -m tests.fuzz.images $(ARGS)
 
 mutants: setup ## change the code in 600 small ways and see which ones the tests notice
 	$(PYTHON) -m tools.mutants $(ARGS)

@@ -2,7 +2,7 @@
 
     python convert_to_tflite.py                                   # the best of models/
     python convert_to_tflite.py models/xception_fin_05_0.893.h5 --quantize float16
-    python convert_to_tflite.py --quantize int8 --data flowers/   # calibrated on pictures
+    python convert_to_tflite.py --quantize int8 --data flowers/   # calibrated on images
     python convert_to_tflite.py --evaluate --data flowers/        # what was made, on all of them
 
 Writes models/<stem>.tflite beside the checkpoint, with the class names inside. Where the serving
@@ -38,14 +38,14 @@ from training.inference import compile_inference
 from training.prefetch import prefetch, progress
 from training.sample import LABELS, draw
 
-ImageLoader = Callable[[], np.ndarray]  # reads a picture: uint8 (height, width, 3)
+ImageLoader = Callable[[], np.ndarray]  # reads an image: uint8 (height, width, 3)
 
-COMPARISON_IMAGES = 50  # pictures
-# Pictures that int8 takes the range of every activation from: the calmer half of these.
+COMPARISON_IMAGES = 50  # images
+# Images that int8 takes the range of every activation from: the calmer half of these.
 CALIBRATION_IMAGES = 100
-# What a file may be worse by on all pictures, whatever its kind.
+# What a file may be worse by on all images, whatever its kind.
 MAX_ACCURACY_DROP = 0.005  # accuracy, 0 to 1
-MIN_AGREEMENT = 0.98  # share of pictures with the checkpoint's first answer, 0 to 1
+MIN_AGREEMENT = 0.98  # share of images with the checkpoint's first answer, 0 to 1
 
 
 @dataclass(frozen=True)
@@ -54,14 +54,14 @@ class Tolerance:
 
     Attributes:
         difference: largest difference of any score, 0 to 1.
-        agreement: smallest share of pictures with the same first answer, 0 to 1.
+        agreement: smallest share of images with the same first answer, 0 to 1.
     """
 
     difference: float
     agreement: float
 
 
-# For defects, so with room for chance among `COMPARISON_IMAGES` pictures; --evaluate measures.
+# For defects, so with room for chance among `COMPARISON_IMAGES` images; --evaluate measures.
 TOLERANCES = {
     "none": Tolerance(0.001, 1.0),
     "float16": Tolerance(0.02, 0.98),
@@ -101,15 +101,15 @@ def convert(checkpoint: Path, quantize: str, data: Path, runtime: str | None) ->
     Raises:
         ModelError: the checkpoint cannot be read, the runtime cannot load what was made, or
             it differs from Keras by more than `TOLERANCES` allows.
-        DataError: int8, and there are no pictures to calibrate on.
+        DataError: int8, and there are no images to calibrate on.
     """
     print(f"Read: {checkpoint}", flush=True)
     model, metadata = load_checkpoint(checkpoint)
     size = model.input_shape[1:3]
-    calibrating, compared = choose_pictures(checkpoint, data, size)
+    calibrating, compared = choose_images(checkpoint, data, size)
     if quantize == "int8" and not calibrating:
         raise DataError(
-            f"Expected training pictures in {data} to calibrate int8 on. Received: none. "
+            f"Expected training images in {data} to calibrate int8 on. Received: none. "
             "Run `make data`, or name a folder with --data."
         )
 
@@ -124,48 +124,48 @@ def convert(checkpoint: Path, quantize: str, data: Path, runtime: str | None) ->
 
     write_atomically(path, write_checked)
     print(f"Wrote: {path}, {path.stat().st_size / 1e6:.1f} MB.")
-    print("Use it: python predict.py PICTURE, or build the image: make build")
+    print("Use it: python predict.py IMAGE, or build the image: make build")
 
 
-def choose_pictures(
+def choose_images(
     checkpoint: Path, data: Path, size: tuple[int, int]
 ) -> tuple[list[ImageLoader], list[ImageLoader]]:
-    """Return (pictures to calibrate on, pictures to compare on).
+    """Return (images to calibrate on, images to compare on).
 
     Those the network trained on calibrate, those it validated on are compared; without `data`
     none calibrate and drawn ones are compared.
     """
     try:
-        pictures = scan(data).pictures
+        images = scan(data).images
     except DataError:
-        print(f"  {data} has no pictures of a data set: comparing on drawn ones.", flush=True)
-        return [], drawn_pictures(size)
-    train = validation = pictures
+        print(f"  {data} has no images of a data set: comparing on drawn ones.", flush=True)
+        return [], drawn_images(size)
+    train = validation = images
     if split_record(checkpoint).exists():
         parts = Split.read(split_record(checkpoint))
-        present = set(pictures)
-        train = [p for p in parts.train if p in present] or pictures
-        validation = [p for p in parts.validation if p in present] or pictures
+        present = set(images)
+        train = [p for p in parts.train if p in present] or images
+        validation = [p for p in parts.validation if p in present] or images
 
     def readers(chosen: Sequence[str]) -> list[ImageLoader]:
-        return [lambda path=data / picture: read_pixels(path, size) for picture in chosen]
+        return [lambda path=data / image: read_pixels(path, size) for image in chosen]
 
     return readers(spread(train, CALIBRATION_IMAGES)), readers(
         spread(validation, COMPARISON_IMAGES)
     )
 
 
-def spread(pictures: Sequence[str], count: int) -> list[str]:
-    """Return up to `count` of `pictures`, which are sorted by class, evenly over the classes."""
-    step = max(len(pictures) / count, 1)
-    return [pictures[int(i * step)] for i in range(min(count, len(pictures)))]
+def spread(images: Sequence[str], count: int) -> list[str]:
+    """Return up to `count` of `images`, which are sorted by class, evenly over the classes."""
+    step = max(len(images) / count, 1)
+    return [images[int(i * step)] for i in range(min(count, len(images)))]
 
 
-def drawn_pictures(size: tuple[int, int]) -> list[ImageLoader]:
-    """Return readers of ten drawn pictures a flower, the same ones every time."""
+def drawn_images(size: tuple[int, int]) -> list[ImageLoader]:
+    """Return readers of ten drawn images a flower, the same ones every time."""
     rng = np.random.default_rng(0)
     drawn = [draw(label, rng) for label in LABELS for _ in range(COMPARISON_IMAGES // len(LABELS))]
-    return [lambda picture=picture: resize(picture, size) for picture in drawn]
+    return [lambda image=image: resize(image, size) for image in drawn]
 
 
 def to_tflite(model: keras.Model, quantize: str, calibrating: list[ImageLoader]) -> bytes:
@@ -186,8 +186,8 @@ def drop_outliers(model: keras.Model, inputs: np.ndarray) -> np.ndarray:
     """Return the half of `inputs` that stays nearest to what they commonly excite in `model`.
 
     `inputs` is float32 (n, height, width, 3), -1 to 1. TFLite stretches each activation's 256
-    steps over the extremes of all pictures, and a few excite a layer of Xception 19 times as much
-    as the others do: with 200 pictures as they come, int8 agreed with Keras on 58 % of 50.
+    steps over the extremes of all images, and a few excite a layer of Xception 19 times as much
+    as the others do: with 200 images as they come, int8 agreed with Keras on 58 % of 50.
     """
     base_model = next((layer for layer in model.layers if isinstance(layer, keras.Model)), model)
     outputs = [layer.output for layer in base_model.layers[1:]]
@@ -200,15 +200,15 @@ def drop_outliers(model: keras.Model, inputs: np.ndarray) -> np.ndarray:
 
 
 def compare(
-    model: keras.Model, path: Path, pictures: list[ImageLoader], quantize: str, runtime: str | None
+    model: keras.Model, path: Path, images: list[ImageLoader], quantize: str, runtime: str | None
 ) -> None:
-    """Print how far the model at `path` (.tflite) is from `model` on `pictures`.
+    """Print how far the model at `path` (.tflite) is from `model` on `images`.
 
     Raises:
         ModelError: further than `TOLERANCES` allows, or the runtime cannot load it.
     """
-    print(f"Compare: with Keras, on {len(pictures)} pictures.", flush=True)
-    inputs = np.stack([scale(read()) for read in pictures])
+    print(f"Compare: with Keras, on {len(images)} images.", flush=True)
+    inputs = np.stack([scale(read()) for read in images])
     received = ask(path, inputs, quantize, runtime)
     expected = model.predict(inputs, batch_size=16, verbose=0)
     difference = float(np.abs(expected - received).max())
@@ -221,7 +221,7 @@ def compare(
     if not difference <= allowed.difference or agreeing < allowed.agreement:
         raise ModelError(
             f"Expected scores within {allowed.difference} of Keras' and the same first answer on "
-            f"{allowed.agreement:.0%} of the pictures. Received: {difference:.6f} and "
+            f"{allowed.agreement:.0%} of the images. Received: {difference:.6f} and "
             f"{agreeing:.0%}. Nothing was written; try another --quantize."
         )
 
@@ -256,12 +256,12 @@ def can_load(path: Path, inputs: np.ndarray, runtime: str) -> bool:
 
 
 def evaluate(checkpoint: Path, data: Path, runtime: str | None) -> None:
-    """Print how the `.tflite` file of `checkpoint` answers all pictures of `data`, beside it.
+    """Print how the `.tflite` file of `checkpoint` answers all images of `data`, beside it.
 
     Raises:
-        ModelError: one of the two cannot be read, or the file is worse by more than `MAX_ACCURACY_DROP`
-            and `MIN_AGREEMENT` allow.
-        DataError: `data` has no pictures of the model's classes.
+        ModelError: one of the two cannot be read, or the file is worse than
+            `MAX_ACCURACY_DROP` and `MIN_AGREEMENT` allow.
+        DataError: `data` has no images of the model's classes.
     """
     path, runtime = checkpoint.with_suffix(".tflite"), find_runtime(runtime)[0]
     labels = read_labels(path)
@@ -269,17 +269,17 @@ def evaluate(checkpoint: Path, data: Path, runtime: str | None) -> None:
     dataset = scan(data)
     if not set(dataset.class_names) <= set(labels):
         raise DataError(
-            f"Expected pictures of {', '.join(labels)}. Received: {', '.join(dataset.class_names)} "
+            f"Expected images of {', '.join(labels)}. Received: {', '.join(dataset.class_names)} "
             f"in {data}. Name the folder that the model was trained on with --data."
         )
     print(f"Evaluate: {path} on {runtime} {version(runtime)}, and its checkpoint in float32.")
     expected, received = top1_predictions(model, path, dataset, runtime)
-    truth = np.array([labels.index(class_of(picture)) for picture in dataset.pictures])
+    truth = np.array([labels.index(class_of(image)) for image in dataset.images])
     chosen = {"all": np.ones(len(truth), bool)}
     if split_record(checkpoint).exists():
         validation = set(Split.read(split_record(checkpoint)).validation)
-        chosen["validation"] = np.array([p in validation for p in dataset.pictures])
-    print("  pictures            checkpoint           .tflite              same first answer")
+        chosen["validation"] = np.array([p in validation for p in dataset.images])
+    print("  images            checkpoint           .tflite              same first answer")
     for name, rows in chosen.items():
         right = (expected == truth)[rows], (received == truth)[rows], (expected == received)[rows]
         cells = [with_interval(hits.mean(), wilson(hits.sum(), len(hits))) for hits in right]
@@ -288,8 +288,8 @@ def evaluate(checkpoint: Path, data: Path, runtime: str | None) -> None:
     agreeing = (expected == received).mean()
     if lost > MAX_ACCURACY_DROP or agreeing < MIN_AGREEMENT:
         raise ModelError(
-            f"Expected at most {percent(MAX_ACCURACY_DROP, 1)} of accuracy lost, and the same first answer "
-            f"on {percent(MIN_AGREEMENT)} of the pictures. Received: {percent(lost, 1)} and "
+            f"Expected at most {percent(MAX_ACCURACY_DROP, 1)} of accuracy lost, and the same "
+            f"first answer on {percent(MIN_AGREEMENT)} of the images. Received: {percent(lost, 1)} and "
             f"{percent(agreeing, 1)}. Convert it again with another --quantize."
         )
 
@@ -297,14 +297,14 @@ def evaluate(checkpoint: Path, data: Path, runtime: str | None) -> None:
 def top1_predictions(
     model: keras.Model, path: Path, dataset: Dataset, runtime: str
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Return the classes that `model` and its .tflite file give all pictures, each int (n,)."""
+    """Return the classes that `model` and its .tflite file give all images, each int (n,)."""
     forward = compile_inference(model, "float32", BATCH_SIZE)
-    samples = [(index, 0) for index in range(len(dataset.pictures))]
+    samples = [(index, 0) for index in range(len(dataset.images))]
     batches = [samples[i : i + BATCH_SIZE] for i in range(0, len(samples), BATCH_SIZE)]
-    pictures = ImageSource(dataset, model.input_shape[1:3])
+    images = ImageSource(dataset, model.input_shape[1:3])
     expected, received = [], []
-    with served(path, runtime) as ask, progress(len(samples), "  pictures") as bar:
-        for batch, inputs in prefetch(batches, pictures.inputs):
+    with served(path, runtime) as ask, progress(len(samples), "  images") as bar:
+        for batch, inputs in prefetch(batches, images.inputs):
             expected.append(forward(inputs).argmax(axis=1))
             received.append(ask(inputs).argmax(axis=1))
             bar.update(len(batch))
@@ -319,14 +319,14 @@ def parse_arguments(arguments: list[str] | None) -> argparse.Namespace:
     add = parser.add_argument
     add("checkpoint", nargs="?", type=Path, help="a .h5 file [the best in --models]")
     add("--quantize", choices=TOLERANCES, default="none", help="kind of weights [none: float32]")
-    add("--data", type=Path, default=Path("flowers"), help="pictures to compare on [flowers/]")
+    add("--data", type=Path, default=Path("flowers"), help="images to compare on [flowers/]")
     add("--models", type=Path, default=Path("models"), help="where checkpoints are [models/]")
     add("--runtime", choices=RUNTIMES, help="that will serve it [the first one installed]")
     add(
         "--evaluate",
         action="store_true",
         help="convert nothing; ask the .tflite file beside the checkpoint, and the checkpoint, on "
-        "all pictures of --data: accuracy and agreement. Exit code 1 if the file loses more than "
+        "all images of --data: accuracy and agreement. Exit code 1 if the file loses more than "
         "half a point or agrees on less than 98 %%. Takes minutes",
     )
     return parser.parse_args(arguments)

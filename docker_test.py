@@ -1,4 +1,4 @@
-"""Ask the running container about a picture, and say whether it was right.
+"""Ask the running container about an image, and say whether it was right.
 
 python docker_test.py                                    # a rose from Wikimedia; expects "rose"
 python docker_test.py --file tulip.jpg --expect tulip    # a file, sent along
@@ -19,8 +19,8 @@ import urllib.request
 from pathlib import Path
 
 ENDPOINT = "http://localhost:8080/2015-03-31/functions/function/invocations"
-PICTURE = "https://upload.wikimedia.org/wikipedia/commons/5/51/Small_Red_Rose.JPG"
-PICTURE_LABEL = "rose"  # what PICTURE shows
+IMAGE = "https://upload.wikimedia.org/wikipedia/commons/5/51/Small_Red_Rose.JPG"
+IMAGE_LABEL = "rose"  # what IMAGE shows
 
 WAIT = 30.0  # seconds for the container to come up
 RETRY = 0.2  # seconds between two tries
@@ -37,12 +37,12 @@ class CheckError(Exception):
 def main(arguments: list[str] | None = None) -> int:
     """Ask, print the scores and return the exit code."""
     options = parse_arguments(arguments)
-    picture = str(options.file or options.url or PICTURE)
-    expected = options.expect or (PICTURE_LABEL if picture == PICTURE else None)
+    image = str(options.file or options.url or IMAGE)
+    expected = options.expect or (IMAGE_LABEL if image == IMAGE else None)
     try:
-        event = file_event(options.file) if options.file else {"url": picture}
+        event = file_event(options.file) if options.file else {"url": image}
         scores = parse_scores(ask(options.endpoint, event, options.wait))
-        show(picture, scores)
+        show(image, scores)
         check(scores, expected)
     except CheckError as error:
         print(f"docker_test.py: {error}", file=sys.stderr)
@@ -70,7 +70,7 @@ def file_event(path: Path) -> dict[str, str]:
         raise CheckError(
             f"Expected at most {MAX_PAYLOAD * 3 / 4 / 1e6:.1f} MB, for Lambda's payload of 6 MB. "
             f"Received: {path} with {path.stat().st_size / 1e6:.1f} MB. "
-            "Send a smaller picture, or its address with --url."
+            "Send a smaller image, or its address with --url."
         )
     return event
 
@@ -171,10 +171,10 @@ def is_scores(answer: object) -> bool:
     )
 
 
-def show(picture: str, scores: dict[str, float]) -> None:
-    """Print the label of `picture` and all `scores`, the highest first."""
+def show(image: str, scores: dict[str, float]) -> None:
+    """Print the label of `image` and all `scores`, the highest first."""
     width = max(map(len, scores))
-    print(f"{picture}: {best_label(scores)}")
+    print(f"{image}: {best_label(scores)}")
     for label, score in sorted(scores.items(), key=lambda item: -item[1]):
         print(f"  {label:{width}} {score:.5f}", flush=True)
 
@@ -212,15 +212,15 @@ def parse_arguments(arguments: list[str] | None) -> argparse.Namespace:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--endpoint", type=http_address, default=ENDPOINT, help="[%(default)s]")
-    picture = parser.add_mutually_exclusive_group()
-    picture.add_argument(
-        "--url", type=http_address, metavar="IMAGE_URL", help="picture to fetch [Wikimedia's rose]"
+    image = parser.add_mutually_exclusive_group()
+    image.add_argument(
+        "--url", type=http_address, metavar="IMAGE_URL", help="image to fetch [Wikimedia's rose]"
     )
-    picture.add_argument("--file", type=Path, metavar="PATH", help="picture to send along")
+    image.add_argument("--file", type=Path, metavar="PATH", help="image to send along")
     parser.add_argument(
         "--expect",
         metavar="LABEL",
-        help=f"the label that is right [{PICTURE_LABEL} for Wikimedia's rose, else any]",
+        help=f"the label that is right [{IMAGE_LABEL} for Wikimedia's rose, else any]",
     )
     parser.add_argument(
         "--wait",

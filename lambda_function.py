@@ -1,6 +1,6 @@
 """The AWS Lambda entry point: an event in, scores out.
 
-    {"url": "https://..."} or {"image": "<base64 of a picture file>"}
+    {"url": "https://..."} or {"image": "<base64 of an image file>"}
     -> {"daisy": 0.00012, "dandelion": 0.00003, "rose": 0.99821, ...}
     -> {"error": {"type": "FetchError", "message": "..."}}
     {"urls": [...]} or {"images": [...]} -> a list of these, in order

@@ -1,4 +1,4 @@
-"""Classify pictures: files, folders of them, or URLs.
+"""Classify images: files, folders of them, or URLs.
 
 python predict.py rose.jpg https://example.com/tulip.jpg
 python predict.py --json holiday/ > scores.jsonl
@@ -20,7 +20,7 @@ from serving.addresses import AllowError
 from serving.classifier import Classifier
 from serving.errors import ImageError, ModelError, ServingError, error_body
 from serving.fetch import fetch, prepare
-from serving.image import open_picture
+from serving.image import open_image
 from serving.model_files import best_model, thread_count
 
 MODELS = Path("models")
@@ -31,12 +31,12 @@ class AnyClassifier(Protocol):
 
     input_size: tuple[int, int]
 
-    def classify(self, picture: Image.Image) -> dict[str, float]:
-        """Return {label: score} of an upright RGB picture."""
+    def classify(self, image: Image.Image) -> dict[str, float]:
+        """Return {label: score} of an upright RGB image."""
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Print the scores of each picture; return 0, or 1 if one of them could not be read."""
+    """Print the scores of each image; return 0, or 1 if one of them could not be read."""
     options = parse_arguments(arguments)
     try:
         classifier = load_classifier(options.model or best_model(MODELS, ".tflite", ".h5"))
@@ -49,7 +49,7 @@ def main(arguments: list[str] | None = None) -> int:
     exit_code = 0
     for image in expand(options.images):
         try:
-            show(image, classifier.classify(read_picture(image, classifier.input_size)))
+            show(image, classifier.classify(read_image(image, classifier.input_size)))
         except ServingError as error:
             show(image, error_body(error))
             exit_code = 1
@@ -86,14 +86,14 @@ def is_url(image: str) -> bool:
     return "://" in image
 
 
-def read_picture(image: str, size: tuple[int, int]) -> Image.Image:
-    """Return the upright RGB picture at the path or URL `image`, for inputs of `size`.
+def read_image(image: str, size: tuple[int, int]) -> Image.Image:
+    """Return the upright RGB image at the path or URL `image`, for inputs of `size`.
 
     Raises:
-        ServingError: it cannot be had, or is no picture.
+        ServingError: it cannot be had, or is no image.
     """
     try:
-        return open_picture(fetch(image) if is_url(image) else Path(image), size)
+        return open_image(fetch(image) if is_url(image) else Path(image), size)
     except OSError as error:
         raise ImageError(
             f"Expected a file that can be read. Received: {image} ({error.strerror}). "

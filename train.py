@@ -1,8 +1,8 @@
-"""Fine-tune Xception on a folder of pictures, one sub-folder a class.
+"""Fine-tune Xception on a folder of images, one sub-folder a class.
 
     python train.py                                     # flowers/, the original's recipe: minutes
     python train.py --recipe fine-tune                  # more accurate: half an hour on two cores
-    python train.py --data mine/ --models models/mine/  # your own pictures
+    python train.py --data mine/ --models models/mine/  # your own images
     python train.py --resume                            # go on after an interruption
     python train.py --distribute                        # over all GPUs, or machines: see README
 
@@ -51,10 +51,10 @@ class Recipe:
     input_size: int = 299  # pixels, height and width
     inference_size: int | None = None  # of the finished network; None: input_size
     batch_size: int = 32
-    validation_fraction: float = 0.2  # of all pictures; they are reported on
+    validation_fraction: float = 0.2  # of all images; they are reported on
     selection_fraction: float = 0.0  # of the others; they pick the epoch, or else the above do
     seed: int = 69420
-    # ImageDataGenerator's augmentation, of the training pictures only
+    # ImageDataGenerator's augmentation, of the training images only
     rotation_range: int = 40  # degrees
     width_shift_range: float = 0.4  # of the width
     height_shift_range: float = 0.4
@@ -62,10 +62,8 @@ class Recipe:
     zoom_range: float | tuple[float, float] = 0.3  # 1 ± it, or from and to; below 1: closer
     horizontal_flip: bool = True
     fill_mode: str = "nearest"
-    views: int = 4  # augmented views of each picture, by turns; without the cache always new ones
-    mixup_alpha: float = (
-        0.0  # parameter of the beta distribution that pictures are mixed by; 0: not
-    )
+    views: int = 4  # augmented views of each image, by turns; without the cache always new ones
+    mixup_alpha: float = 0.0  # parameter of the beta distribution that images are mixed by; 0: not
     # network: Xception, global average pooling, dense layers (ReLU), softmax
     fine_tune_at: int | None = None  # of the base's 14: it learns from there on; None: frozen
     head: tuple[int, ...] = (512, 128, 32)
@@ -77,7 +75,7 @@ class Recipe:
     label_smoothing: float = 0.0
     # schedule
     epochs: int = 30
-    steps_per_epoch: int | None = 100  # None: each training picture once
+    steps_per_epoch: int | None = 100  # None: each training image once
     warmup_epochs: float | None = None  # before a cosine decay; None: a constant learning rate
     monitor: str = "val_accuracy"  # the epoch that is best by it is kept
 
@@ -97,7 +95,7 @@ class Recipe:
 
 ORIGINAL = Recipe()
 FINE_TUNE = Recipe(
-    # Close crops show flowers larger than whole pictures do; larger pictures make up for some of
+    # Close crops show flowers larger than whole images do; larger images make up for some of
     # it (Touvron et al. 2019, "Fixing the train-test resolution discrepancy").
     inference_size=363,
     selection_fraction=0.125,
@@ -118,7 +116,7 @@ FINE_TUNE = Recipe(
     epochs=18,
     steps_per_epoch=None,
     warmup_epochs=0.5,
-    monitor="val_loss",  # few pictures pick, so that accuracies differ by chance
+    monitor="val_loss",  # few images pick, so that accuracies differ by chance
 )
 RECIPES = {"original": ORIGINAL, "fine-tune": FINE_TUNE}
 
@@ -158,7 +156,7 @@ def main(arguments: list[str] | None = None) -> int:
         if not is_out_of_memory(error):
             raise
         print(
-            f"train.py: Expected batches of {recipe.batch_size} pictures to fit into memory. "
+            f"train.py: Expected batches of {recipe.batch_size} images to fit into memory. "
             "Received: no memory left. Give a smaller --batch-size; what was written is whole.",
             file=sys.stderr,
         )
@@ -184,7 +182,7 @@ def train(recipe: Recipe, options: argparse.Namespace) -> int:
     # data
     dataset, parts = load_data(recipe, options)
     size = (recipe.input_size, recipe.input_size)
-    pictures = ImageSource(dataset, size, recipe.augmentation)
+    images = ImageSource(dataset, size, recipe.augmentation)
     settings = run_settings(recipe, options, parts)
     workers.check_same(settings | {"precision": dtype_policy()})
     state = workers.broadcast_file(options.models / STATE)
@@ -196,14 +194,14 @@ def train(recipe: Recipe, options: argparse.Namespace) -> int:
     if workers.is_main:  # the others get what it has made of the model
         weights = load_base_weights(model, options.weights, SHIPPED)
         print(f"Model: {describe(recipe, weights)}.", flush=True)
-        features = compute_features(recipe, options, pictures, model)
+        features = compute_features(recipe, options, images, model)
         if recipe.head_epochs and not run:
             fit_head(recipe, model, features, dataset, parts)
     if recipe.fine_tune_at:
         unfreeze(model, recipe.fine_tune_at)
 
     # inputs
-    trainable_part, source, val_source = choose_inputs(recipe, options, pictures, parts, model)
+    trainable_part, source, val_source = choose_inputs(recipe, options, images, parts, model)
     steps = recipe.steps_per_epoch or max(1, len(parts.train) // recipe.batch_size)
     training = TrainingBatches(
         source,
@@ -211,7 +209,7 @@ def train(recipe: Recipe, options: argparse.Namespace) -> int:
         recipe.batch_size,
         steps=steps,
         seed=recipe.seed,
-        views=None if source is pictures else recipe.views,
+        views=None if source is images else recipe.views,
         mixup_alpha=recipe.mixup_alpha,
         rows=rows,
     )
@@ -296,14 +294,14 @@ def train(recipe: Recipe, options: argparse.Namespace) -> int:
     if final_size(recipe) != recipe.input_size:
         val_source = ImageSource(dataset, (final_size(recipe), final_size(recipe)))
     elif recipe.fine_tune_at is not None:
-        val_source = pictures  # not activations: they are as coarse as training may be
+        val_source = images  # not activations: they are as coarse as training may be
     report(options, dataset, parts, best, val_source, features, run_info)
     return 0
 
 
 def load_data(recipe: Recipe, options: argparse.Namespace) -> tuple[Dataset, Split]:
-    """Return the checked pictures of `--data` and their split, and print what they are."""
-    print(f"Data: checking the pictures of {options.data} ...", flush=True)
+    """Return the checked images of `--data` and their split, and print what they are."""
+    print(f"Data: checking the images of {options.data} ...", flush=True)
     dataset = scan(options.data, options.exclude)
     for line in format_checks(check_dataset(dataset)):
         print(f"  {line}")
@@ -311,7 +309,7 @@ def load_data(recipe: Recipe, options: argparse.Namespace) -> tuple[Dataset, Spl
     parts = split(dataset, recipe.validation_fraction, recipe.seed, recipe.selection_fraction)
     selecting = f", {len(parts.selection)} to pick the epoch" if parts.selection else ""
     print(
-        f"  {len(dataset.pictures)} pictures: {counts}; {len(dataset.skipped)} files skipped.\n"
+        f"  {len(dataset.images)} images: {counts}; {len(dataset.skipped)} files skipped.\n"
         f"  {len(parts.train)} to train{selecting}, {len(parts.validation)} to validate."
     )
     return dataset, parts
@@ -323,7 +321,7 @@ def run_settings(recipe: Recipe, options: argparse.Namespace, parts: Split) -> d
     del recorded["inference_size"]  # nothing of it before the report
     settings = recorded | {
         "weights": options.weights,
-        "pictures": parts.fingerprint,
+        "images": parts.fingerprint,
         "cache": options.cache is not None,
     }
     if recipe.warmup_epochs is None:  # else the learning rate depends on it
@@ -358,7 +356,7 @@ def find_run(
         now = ", ".join(f"{name} {settings[name]}" for name in different)
         raise ModelError(
             f"Expected the settings of the interrupted run ({was}). Received: {now}. "
-            "Resume with the same flags and pictures, or leave --resume out."
+            "Resume with the same flags and images, or leave --resume out."
         )
     reported = run["epochs"] == recipe.epochs and run["reported"] == final_size(recipe)
     if run["epochs"] > recipe.epochs or reported:
@@ -385,21 +383,19 @@ def describe(recipe: Recipe, weights: str) -> str:
 
 
 def compute_features(
-    recipe: Recipe, options: argparse.Namespace, pictures: ImageSource, model: keras.Model
+    recipe: Recipe, options: argparse.Namespace, images: ImageSource, model: keras.Model
 ) -> np.ndarray | None:
-    """Return what the base of `model` makes of each of `pictures`, float32 (pictures, 2048).
+    """Return what the base of `model` makes of each of `images`, float32 (images, 2048).
 
     None where nothing wants it: with a frozen base on the plain path.
     """
     if not (options.cache or recipe.head_epochs):
         return None
-    print("Base: what it makes of each picture, as it is.", flush=True)
-    samples = [(index, 0) for index in range(len(pictures.dataset.pictures))]
+    print("Base: what it makes of each image, as it is.", flush=True)
+    samples = [(index, 0) for index in range(len(images.dataset.images))]
     with tempfile.TemporaryDirectory() as folder:
         cache = options.cache or Path(folder)
-        activations = CachedFeatures(
-            pictures, split_at_block(model, None)[0], dtype_policy(), cache
-        )
+        activations = CachedFeatures(images, split_at_block(model, None)[0], dtype_policy(), cache)
         activations.compute(samples)
         return activations.inputs(samples)
 
@@ -407,7 +403,7 @@ def compute_features(
 def fit_head(
     recipe: Recipe, model: keras.Model, features: np.ndarray, dataset: Dataset, parts: Split
 ) -> None:
-    """Let the head of `model` learn alone, from the frozen base's `features` of all pictures.
+    """Let the head of `model` learn alone, from the frozen base's `features` of all images.
 
     Else its first random answers would tear at what the base knows.
     """
@@ -430,24 +426,24 @@ def fit_head(
 def choose_inputs(
     recipe: Recipe,
     options: argparse.Namespace,
-    pictures: ImageSource,
+    images: ImageSource,
     parts: Split,
     model: keras.Model,
 ) -> tuple[keras.Model, Source, Source]:
     """Return (what learns, what it learns from, what it is judged on).
 
-    On the plain path that is all of `model`, and pictures twice; with a cache the part above
+    On the plain path that is all of `model`, and images twice; with a cache the part above
     what is frozen, and activations, all of which are there on return.
     """
     if options.cache is None or recipe.fine_tune_at == 1:
-        return model, pictures, pictures
+        return model, images, images
     frozen, trainable_part = split_at_block(model, recipe.fine_tune_at)
-    dataset = pictures.dataset
-    source = val_source = CachedFeatures(pictures, frozen, dtype_policy(), options.cache)
+    dataset = images.dataset
+    source = val_source = CachedFeatures(images, frozen, dtype_policy(), options.cache)
     if recipe.fine_tune_at is None:
         # What the head answers to these is what the checkpoint will answer, to the fifth decimal.
-        val_source = CachedFeatures(pictures, frozen, "float32", options.cache)
-    print(f"Cache: {recipe.views} augmented views of each picture, in {options.cache}.", flush=True)
+        val_source = CachedFeatures(images, frozen, "float32", options.cache)
+    print(f"Cache: {recipe.views} augmented views of each image, in {options.cache}.", flush=True)
     train = image_indices(dataset, parts.train)
     source.compute([(i, view + 1) for view in range(recipe.views) for i in train])
     val_source.compute(
@@ -516,7 +512,7 @@ def parse_arguments(arguments: list[str] | None) -> argparse.Namespace:
     add = parser.add_argument
     add("--recipe", choices=RECIPES, default="original", help="which settings [%(default)s]")
     add("--data", type=Path, default=Path("flowers"), help="one folder a class [flowers/]")
-    add("--exclude", type=Path, metavar="FILE", help="pictures to leave out, a class/file a line")
+    add("--exclude", type=Path, metavar="FILE", help="images to leave out, a class/file a line")
     add(
         "--weights",
         default="imagenet",
@@ -529,7 +525,7 @@ def parse_arguments(arguments: list[str] | None) -> argparse.Namespace:
         dest="cache",
         action="store_const",
         const=None,
-        help="the plain path: every picture through the whole network, every time",
+        help="the plain path: every image through the whole network, every time",
     )
     add("--resume", action="store_true", help="go on after the last finished epoch")
     add("--tensorboard", action="store_true", help=f"logs for TensorBoard in models/{TENSORBOARD}/")
@@ -547,9 +543,9 @@ def parse_arguments(arguments: list[str] | None) -> argparse.Namespace:
     override("learning_rate", positive(float))
     override("momentum", fraction, "0 to 1")
     override("label_smoothing", fraction, "0 to 1")
-    override("mixup_alpha", fraction, "0 to 1; 0 mixes no pictures")
-    override("steps_per_epoch", positive(int), "batches an epoch; None: all training pictures")
-    override("views", positive(int), "augmented views of each picture in the cache")
+    override("mixup_alpha", fraction, "0 to 1; 0 mixes no images")
+    override("steps_per_epoch", positive(int), "batches an epoch; None: all training images")
+    override("views", positive(int), "augmented views of each image in the cache")
     override("zoom_range", zoom, "0.3: from 0.7 to 1.3; 0.5,1: from and to; below 1 is closer")
     override("fine_tune_at", block, "from which on the base learns, 1 to 14; None: frozen")
     override("seed", int, "of split, order and weights")

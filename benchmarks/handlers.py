@@ -15,7 +15,7 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-Handler = Callable[[str], dict]  # from a picture's address to {label: score}
+Handler = Callable[[str], dict]  # from an image's address to {label: score}
 
 
 def original(model: str, runtime: str) -> tuple[Handler, float]:

@@ -2,10 +2,10 @@
 
     python -m benchmarks.load --data flowers/                    # behind AWS's emulator, here
     python -m benchmarks.load --data flowers/ --image flowers    # in the container of that image
-    python -m benchmarks.load --data flowers/ --slow 0.1         # a tenth of the pictures come late
+    python -m benchmarks.load --data flowers/ --slow 0.1         # a tenth of the images come late
 
 Lambda gives a container one request at a time, and so does this. Half of the requests bring
-their picture, half name its address on a server of this machine. Prints a Markdown table, a tenth
+their image, half name its address on a server of this machine. Prints a Markdown table, a tenth
 of the requests a row; exits with 1 if one of them fails or if memory grows.
 """
 
@@ -27,11 +27,11 @@ import numpy as np
 from tools.emulator import INVOCATIONS, EmulatorError, free_port, local_service
 from tools.function_url import invoker
 
-PICTURES = 50  # different ones
+IMAGES = 50  # different ones
 PARTS = 10
 WARM = 100  # requests after which memory may not grow any more
 GROWTH = 0.05  # of the memory after those
-LATE = 2.0  # seconds that a late picture takes
+LATE = 2.0  # seconds that a late image takes
 ALLOW = {"FETCH_ALLOW": "127.0.0.1"}
 
 
@@ -43,12 +43,12 @@ def main(arguments: list[str] | None = None) -> int:
     """Measure as the command line says; return the exit code."""
     options = parse_arguments(arguments)
     try:
-        pictures = read_pictures(options.data)
+        images = read_images(options.data)
         with (
-            picture_server(pictures, options.slow) as address,
+            image_server(images, options.slow) as address,
             service(options.image, options.model) as (endpoint, memory),
         ):
-            events = make_events(pictures, address)
+            events = make_events(images, address)
             return measure(endpoint, events, options.requests, memory)
     except (LoadError, EmulatorError) as error:
         print(f"benchmarks.load: {error}", file=sys.stderr)
@@ -57,21 +57,21 @@ def main(arguments: list[str] | None = None) -> int:
         return 130
 
 
-def read_pictures(folder: Path) -> dict[str, bytes]:
-    """Return {path for a URL: content} of `PICTURES` files in the sub-folders of `folder`."""
+def read_images(folder: Path) -> dict[str, bytes]:
+    """Return {path for a URL: content} of `IMAGES` files in the sub-folders of `folder`."""
     found = sorted(path for path in folder.glob("*/*") if path.suffix.lower() in (".jpg", ".jpeg"))
     if not found:
         raise LoadError(
             f"Expected JPEG files in the sub-folders of {folder}. Received: none. "
             "Name another folder with --data."
         )
-    chosen = found[:: max(1, len(found) // PICTURES)][:PICTURES]
+    chosen = found[:: max(1, len(found) // IMAGES)][:IMAGES]
     return {f"/{number}.jpg": path.read_bytes() for number, path in enumerate(chosen)}
 
 
 @contextlib.contextmanager
-def picture_server(pictures: dict[str, bytes], slow: float) -> Iterator[str]:
-    """Serve `pictures` on this machine, a share of `slow` of them only after `LATE` seconds."""
+def image_server(images: dict[str, bytes], slow: float) -> Iterator[str]:
+    """Serve `images` on this machine, a share of `slow` of them only after `LATE` seconds."""
     rng = random.Random(0)  # noqa: S311
 
     class Handler(BaseHTTPRequestHandler):
@@ -79,9 +79,9 @@ def picture_server(pictures: dict[str, bytes], slow: float) -> Iterator[str]:
             if rng.random() < slow:
                 time.sleep(LATE)
             self.send_response(200)
-            self.send_header("Content-Length", str(len(pictures[self.path])))
+            self.send_header("Content-Length", str(len(images[self.path])))
             self.end_headers()
-            self.wfile.write(pictures[self.path])
+            self.wfile.write(images[self.path])
 
         def log_message(self, *_: object) -> None:
             pass
@@ -109,7 +109,7 @@ def service(image: str | None, model: Path | None) -> Iterator[tuple[str, Callab
             yield endpoint, lambda: resident(handler_processes(port))
         return
     name = f"flowers-load-{uuid.uuid4().hex[:8]}"
-    # The host's network, for the container to reach the pictures.
+    # The host's network, for the container to reach the images.
     docker(
         *("run", "--detach", "--rm", "--name", name, "--network", "host", "--read-only"),
         *("--env", "FETCH_ALLOW=127.0.0.1", "--env", "AWS_LAMBDA_FUNCTION_MEMORY_SIZE=1769"),
@@ -160,11 +160,11 @@ def resident(pids: list[str]) -> int:
     return total
 
 
-def make_events(pictures: dict[str, bytes], address: str) -> list[dict]:
-    """Return an event for each of `pictures`, every other one with its address."""
+def make_events(images: dict[str, bytes], address: str) -> list[dict]:
+    """Return an event for each of `images`, every other one with its address."""
     return [
         {"url": address + path} if number % 2 else {"image": base64.b64encode(data).decode()}
-        for number, (path, data) in enumerate(pictures.items())
+        for number, (path, data) in enumerate(images.items())
     ]
 
 
@@ -225,11 +225,11 @@ def parse_arguments(arguments: list[str] | None) -> argparse.Namespace:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     add = parser.add_argument
-    add("--data", type=Path, default=Path("flowers"), help="pictures to ask about [flowers/]")
+    add("--data", type=Path, default=Path("flowers"), help="images to ask about [flowers/]")
     add("--requests", type=int, default=10_000, help="[%(default)s]")
     add("--image", help="Docker image of the service, which takes port 8080 [none: no Docker]")
     add("--model", type=Path, help="a .tflite file, without --image [the best of models/]")
-    add("--slow", type=float, default=0.0, help="share of the pictures that come late [0]")
+    add("--slow", type=float, default=0.0, help="share of the images that come late [0]")
     return parser.parse_args(arguments)
 
 

@@ -28,10 +28,10 @@ from PIL import Image
 from benchmarks.load import (
     LoadError,
     docker,
+    image_server,
     is_scores,
-    picture_server,
     post,
-    read_pictures,
+    read_images,
     service,
 )
 from serving.errors import ModelError
@@ -39,7 +39,7 @@ from serving.model_files import MEGABYTES_PER_VCPU, best_model
 
 ROOT = Path(__file__).resolve().parent.parent
 MADE = ROOT / ".cache" / "benchmarks"  # the models of each kind, converted once
-LARGE = (4000, 3000)  # pixels of a phone's 12-megapixel picture
+LARGE = (4000, 3000)  # pixels of a phone's 12-megapixel image
 QUALITY = 90  # of its JPEG
 BASES = "public.ecr.aws/lambda/python"
 MODULES = {"tflite-runtime": "tflite_runtime", "ai-edge-litert": "ai_edge_litert"}
@@ -112,7 +112,7 @@ class Process:
         return answer
 
     def ask(self, what: str, url: str) -> None:
-        """Note how long the answer to `url`, a picture of the sort `what`, takes."""
+        """Note how long the answer to `url`, an image of the sort `what`, takes."""
         self.candidate.times.setdefault(what, []).append(float(self._ask(url)))
 
     def end(self) -> None:
@@ -126,11 +126,11 @@ def main(arguments: list[str] | None = None) -> int:
     options = parse_arguments(arguments)
     try:
         checkpoint = options.checkpoint or best_model(ROOT / "models", ".h5")
-        small, *_ = read_pictures(options.data).values()
-        pictures = {"/small.jpg": small, "/large.jpg": enlarged(small)}
+        small, *_ = read_images(options.data).values()
+        images = {"/small.jpg": small, "/large.jpg": enlarged(small)}
         models = {kind: made(checkpoint, kind, options.data) for kind in kinds(options.kinds)}
         candidates = list(choose(models, options.threads))
-        with picture_server(pictures, slow=0) as address:
+        with image_server(images, slow=0) as address:
             measure(candidates, address, options.rounds, options.starts)
         show_speeds(candidates)
         show_starts(candidates)
@@ -151,9 +151,9 @@ def kinds(chosen: Sequence[str]) -> list[str]:
 
 
 def enlarged(data: bytes) -> bytes:
-    """Return the picture in `data` as a phone's camera would give it: large, and a little noisy."""
-    with Image.open(BytesIO(data)) as picture:
-        large = picture.convert("RGB").resize(LARGE, Image.Resampling.LANCZOS)
+    """Return the image in `data` as a phone's camera would give it: large, and a little noisy."""
+    with Image.open(BytesIO(data)) as image:
+        large = image.convert("RGB").resize(LARGE, Image.Resampling.LANCZOS)
     noise = np.random.default_rng(0).normal(0, 3, (LARGE[1], LARGE[0], 3))
     pixels = (np.asarray(large) + noise).clip(0, 255).astype(np.uint8)
     buffer = BytesIO()
@@ -228,7 +228,7 @@ def choose(models: dict[str, Path], threads: Sequence[int]) -> Iterator[Candidat
 
 
 def measure(candidates: Sequence[Candidate], address: str, rounds: int, starts: int) -> None:
-    """Start each of `candidates` `starts` times, then ask them `rounds` times for each picture."""
+    """Start each of `candidates` `starts` times, then ask them `rounds` times for each image."""
     order = random.Random(0)  # noqa: S311
     running: list[Process] = []
     for start in range(starts):
@@ -280,11 +280,11 @@ def show_starts(candidates: Sequence[Candidate]) -> None:
         print(f"| {one.name} | {shown(one.kind)} | {one.threads} | {' | '.join(cells)} |")
 
 
-def show_container_images(container_images: Sequence[str], picture: bytes, starts: int) -> None:
-    """Print what each of the Docker `container_images` adds to its base, and how fast it comes up."""
+def show_container_images(container_images: Sequence[str], image: bytes, starts: int) -> None:
+    """Print the size of each container image above its base, and how fast it starts."""
     print(f"\n| image | above its base MB | start to first answer ms, median of {starts} |")
     print("| --- | --- | --- |")
-    event = {"image": base64.b64encode(picture).decode()}
+    event = {"image": base64.b64encode(image).decode()}
     for container_image in container_images:
         times = []
         for _ in range(starts):
@@ -293,7 +293,8 @@ def show_container_images(container_images: Sequence[str], picture: bytes, start
                 check_scores(first_answer(endpoint, event), container_image)
                 times.append(time.monotonic() - started)
         print(
-            f"| {container_image} | {added(container_image) / 1e6:.0f} | {np.median(times) * 1000:.0f} |"
+            f"| {container_image} | {added(container_image) / 1e6:.0f} "
+            f"| {np.median(times) * 1000:.0f} |"
         )
 
 
@@ -345,7 +346,7 @@ def parse_arguments(arguments: list[str] | None) -> argparse.Namespace:
     )
     add = parser.add_argument
     every = sorted({kind for runtime in KINDS.values() for kind in runtime})
-    add("--data", type=Path, default=Path("flowers"), help="a small picture, and int8's [flowers/]")
+    add("--data", type=Path, default=Path("flowers"), help="a small image, and int8's [flowers/]")
     add("--checkpoint", type=Path, help="a .h5 file [the best of models/]")
     add("--rounds", type=int, default=100, help="requests to each, of each size [%(default)s]")
     add("--starts", type=int, default=3, help="cold starts of each [%(default)s]")

@@ -1,9 +1,9 @@
-"""How many pictures a second each way of training does, side by side, and when it gets there.
+"""How many images a second each way of training does, side by side, and when it gets there.
 
-    python -m benchmarks.training --data flowers/                 # every path, on 128 pictures
+    python -m benchmarks.training --data flowers/                 # every path, on 128 images
     python -m benchmarks.training --data flowers/ --reach 0.88    # and the time to that accuracy
 
-Prints Markdown tables. Each path is warmed up on a batch before, then timed on all pictures; the
+Prints Markdown tables. Each path is warmed up on a batch before, then timed on all images; the
 paths take turns, and the best of the rounds counts, so that what else the machine does weighs on
 all alike.
 """
@@ -46,8 +46,8 @@ def main(arguments: list[str] | None = None) -> int:
         model = build_model(SIZE, ORIGINAL.head, len(dataset.class_names))
         load_base_weights(model, options.weights, ROOT / "models")
         with tempfile.TemporaryDirectory() as folder:
-            paths = build_paths(dataset, model, options.pictures, Path(folder))
-            show_speeds(measure(paths, options.rounds), options.pictures)
+            paths = build_paths(dataset, model, options.images, Path(folder))
+            show_speeds(measure(paths, options.rounds), options.images)
         if options.reach:
             show_times(options)
     except (DataError, ModelError) as error:
@@ -61,25 +61,25 @@ def main(arguments: list[str] | None = None) -> int:
 def build_paths(
     dataset: Dataset, model: keras.Model, count: int, folder: Path
 ) -> dict[tuple[str, str], Job]:
-    """Return {(what, how): a function that does it to `count` pictures}, all warmed up.
+    """Return {(what, how): a function that does it to `count` images}, all warmed up.
 
     The first way of each `what` is what its ratios are of.
     """
-    pictures = ImageSource(dataset, SIZE, ORIGINAL.augmentation)
-    step = max(1, len(dataset.pictures) // count)
+    images = ImageSource(dataset, SIZE, ORIGINAL.augmentation)
+    step = max(1, len(dataset.images) // count)
     samples = [(i * step, 1) for i in range(count)]
     batches = [samples[i : i + BATCH_SIZE] for i in range(0, count, BATCH_SIZE)]
     targets = np.eye(len(dataset.class_names), dtype=np.float32)[
-        dataset.labels(dataset.pictures[i] for i, _ in samples)
+        dataset.labels(dataset.images[i] for i, _ in samples)
     ]
     fast = dtype_policy()
 
     def load(workers: int) -> Job:
-        return lambda: all(True for _ in prefetch(batches, pictures.inputs, workers))
+        return lambda: all(True for _ in prefetch(batches, images.inputs, workers))
 
     def pass_through(network: Callable) -> Job:
         def run() -> None:
-            for _, inputs in prefetch(batches, pictures.inputs):
+            for _, inputs in prefetch(batches, images.inputs):
                 network(inputs)
 
         return run
@@ -94,7 +94,7 @@ def build_paths(
         return run
 
     def kept(frozen: keras.Model) -> CachedFeatures:
-        activations = CachedFeatures(pictures, frozen, fast, folder)
+        activations = CachedFeatures(images, frozen, fast, folder)
         activations.compute(samples)
         return activations
 
@@ -109,12 +109,12 @@ def build_paths(
             )
     plain = {p: with_policy(model, p) for p in policies}
     for policy, network in plain.items():
-        paths["an epoch of the original's recipe", f"plain, {policy}"] = learn(network, pictures)
+        paths["an epoch of the original's recipe", f"plain, {policy}"] = learn(network, images)
     paths["an epoch of the original's recipe", "from the cache"] = learn(head, kept(base))
     unfreeze(model, 1)
     for policy in policies:
         whole = with_policy(model, policy)
-        paths["an epoch of fine-tuning", f"whole network, {policy}"] = learn(whole, pictures)
+        paths["an epoch of fine-tuning", f"whole network, {policy}"] = learn(whole, images)
     unfreeze(model, CUT)
     lower, upper = split_at_block(model, CUT)
     how = f"from block {CUT} on, from the cache, {fast}"
@@ -135,8 +135,8 @@ def measure(paths: dict[tuple[str, str], Job], rounds: int) -> dict[tuple[str, s
 
 
 def show_speeds(seconds: dict[tuple[str, str], float], count: int) -> None:
-    """Print a table: pictures a second of each path, and how many times its group's first."""
-    print(f"\n| what, on {count} pictures | how | pictures a second | ratio |")
+    """Print a table: images a second of each path, and how many times its group's first."""
+    print(f"\n| what, on {count} images | how | images a second | ratio |")
     print("| --- | --- | --- | --- |")
     first: dict[str, float] = {}
     for (what, how), taken in seconds.items():
@@ -160,7 +160,7 @@ def show_times(options: argparse.Namespace) -> None:
 def run_recipe(options: argparse.Namespace, folder: Path) -> tuple[float, float | None, float]:
     """Run train.py; return (seconds it took, seconds until `options.reach` or None, accuracy).
 
-    The accuracy is that of the best epoch on the validation pictures.
+    The accuracy is that of the best epoch on the validation images.
     """
     models = folder / "models"
     history = models / "xception_fin.history.csv"
@@ -194,7 +194,7 @@ def parse_arguments(arguments: list[str] | None) -> argparse.Namespace:
     )
     parser.add_argument("--data", type=Path, default=Path("flowers"), help="[flowers/]")
     parser.add_argument("--weights", default="imagenet", help="as train.py takes it [imagenet]")
-    parser.add_argument("--pictures", type=int, default=128, help="[%(default)s]")
+    parser.add_argument("--images", type=int, default=128, help="[%(default)s]")
     parser.add_argument("--rounds", type=int, default=2, help="the best counts [%(default)s]")
     parser.add_argument("--reach", type=float, help="validation accuracy to time")
     parser.add_argument("flags", nargs="*", help="for train.py, behind --")

@@ -8,7 +8,7 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from serving.image import open_picture
+from serving.image import open_image
 from training.dataset.checks import DatasetChecks
 from training.dataset.scan import class_of
 from training.evaluation import figures
@@ -36,18 +36,18 @@ def save(figure: Figure, path: Path) -> None:
     figures.save(figure, path, MAX_BYTES)
 
 
-# What is in a folder of pictures
+# What is in a folder of images
 
 
-def examples(folder: Path, pictures: Sequence[str]) -> Figure:
-    """Draw `pictures`, "class/file" in `folder`, each under its class."""
-    tiles = [Tile(open_picture(folder / p), ((shown(class_of(p)), INK),)) for p in pictures]
+def examples(folder: Path, images: Sequence[str]) -> Figure:
+    """Draw `images`, "class/file" in `folder`, each under its class."""
+    tiles = [Tile(open_image(folder / p), ((shown(class_of(p)), INK),)) for p in images]
     return gallery("One example a class", tiles, columns=min(len(tiles), 6))
 
 
 @styled
 def classes(found: dict) -> Figure:
-    """Draw the pictures of each class; `found` as `explore.evenness` gives it."""
+    """Draw the images of each class; `found` as `explore.evenness` gives it."""
     counts = found["counts"]
     figure = Figure(figsize=(8, 1.3 + 0.36 * len(counts)), layout="constrained")
     axes = figure.subplots()
@@ -65,7 +65,7 @@ def classes(found: dict) -> Figure:
         )
     axes.axvline(total / len(counts), color=ORANGE, lw=1.2, ls="--", label="an equal share")
     axes.set_yticks(places, [shown(name) for name in counts])
-    axes.set_xlabel("pictures")
+    axes.set_xlabel("images")
     axes.set_xlim(0, 1.15 * max(counts.values()))
     axes.tick_params(axis="y", length=0)
     axes.set_title(f"Largest class by smallest: {found['ratio']:.2f}")
@@ -91,7 +91,7 @@ def sizes(measured: Sequence[dict], input_size: int) -> Figure:
     right.set_title("Width by height")
     right.set_xlabel("aspect ratio")
     for axes in (left, right):
-        axes.set_ylabel("pictures")
+        axes.set_ylabel("images")
         axes.grid(axis="y")
     figure.legend(loc="outside lower center", ncols=4, fontsize=9)
     return figure
@@ -139,7 +139,7 @@ def colours(
     for axes in panels:
         axes.tick_params(axis="y", length=0)
     figure.supxlabel(
-        "box: half of the pictures, in their mean colour; whiskers: 90 %; line: median", fontsize=9
+        "box: half of the images, in their mean colour; whiskers: 90 %; line: median", fontsize=9
     )
     return figure
 
@@ -162,15 +162,15 @@ def copies(folder: Path, checks: DatasetChecks, limit: int) -> Figure:
     """Draw the first two of each of at most `limit` groups of copies, across classes first."""
     groups = list(dict.fromkeys((*checks.across_classes, *checks.near, *checks.exact)))
     if not groups:
-        return note("Copies", "None: no two pictures look alike.")
+        return note("Copies", "None: no two images look alike.")
     tiles = []
     for group in groups[:limit]:
         across = group in checks.across_classes
         one = group[0]
         other = next((p for p in group if class_of(p) != class_of(one)), group[1])
-        for picture in (one, other):
-            caption = ((shown(class_of(picture), 18), RED if across else INK),)
-            tiles.append(Tile(open_picture(folder / picture), caption))
+        for image in (one, other):
+            caption = ((shown(class_of(image), 18), RED if across else INK),)
+            tiles.append(Tile(open_image(folder / image), caption))
     title = f"Copies, two by two ({min(limit, len(groups))} of {len(groups)} groups)"
     return gallery(title, tiles, columns=min(6, len(tiles)))
 
@@ -202,7 +202,7 @@ def curves(histories: dict[str, dict[str, np.ndarray]], kept: dict[str, int]) ->
         loc="outside lower center",
         ncols=5,
         fontsize=9,
-        title="line: pictures that pick the epoch; dots: training pictures; mark: kept",
+        title="line: images that pick the epoch; dots: training images; mark: kept",
         title_fontsize=9,
     )
     return figure
@@ -210,7 +210,7 @@ def curves(histories: dict[str, dict[str, np.ndarray]], kept: dict[str, int]) ->
 
 @styled
 def accuracy_by_time(rows: Sequence[dict]) -> Figure:
-    """Draw the accuracy of `rows`, with its interval, by the seconds for a picture."""
+    """Draw the accuracy of `rows`, with its interval, by the seconds for an image."""
     figure = Figure(figsize=(8, 4.4), layout="constrained")
     axes = figure.subplots()
     for row, colour in zip(rows, CYCLE, strict=False):
@@ -221,7 +221,7 @@ def accuracy_by_time(rows: Sequence[dict]) -> Figure:
         )
     _logarithmic(axes)
     axes.margins(x=0.12)
-    axes.set_xlabel("milliseconds a picture, one thread")
+    axes.set_xlabel("milliseconds an image, one thread")
     axes.set_ylabel("validation accuracy")
     axes.grid()
     axes.set_title("Better is up and left")

@@ -21,7 +21,7 @@ def parser(description: str, name: str, epochs: int) -> argparse.ArgumentParser:
     )
     add = made.add_argument
     add("--data", type=Path, default=Path("flowers"), help="one folder a class [flowers/]")
-    add("--exclude", type=Path, metavar="FILE", help="pictures to leave out, a class/file a line")
+    add("--exclude", type=Path, metavar="FILE", help="images to leave out, a class/file a line")
     add("--epochs", type=count, default=epochs, help="[%(default)s]")
     add("--seed", type=int, default=SEED, help="of split, order and weights [%(default)s]")
     add("--out", type=Path, default=OUT / name, help="where to write to [%(default)s/]")

@@ -4,8 +4,8 @@
     python -m experiments.compare --networks baseline xception --epochs 5
     python -m experiments.compare --weights FILE    # Xception's, where Keras' cannot be reached
 
-Every network sees each training picture once an epoch. The epoch that is kept is the one with the
-least loss on pictures set apart for that; the accuracy that is told is on others, which took part
+Every network sees each training image once an epoch. The epoch that is kept is the one with the
+least loss on images set apart for that; the accuracy that is told is on others, which took part
 in nothing. Writes index.html, its figures (*.png) and comparison.json into --out, where
 rows.jsonl and each network's folder let a stopped run go on after its last finished epoch.
 """
@@ -56,9 +56,9 @@ EPOCHS = 20
 VALIDATION, SELECTION = 0.2, 0.125  # of each class; of what is then left
 SIZE = 96  # pixels, height and width, of the small networks: what two cores can afford
 MIN_INPUT_SIZE = 48  # that four convolutions leave something of
-VIEWS = 4  # augmented views of each picture, for a frozen base; others get new ones each epoch
+VIEWS = 4  # augmented views of each image, for a frozen base; others get new ones each epoch
 CACHE = Path(".cache", "activations")  # train.py's, which computes the same
-TIMED = 32  # pictures that a frozen base is timed on
+TIMED = 32  # images that a frozen base is timed on
 STATE, UNNAMED_BEST, HISTORY = "resume.weights.h5", "picked.h5", "history.csv"
 PAGE, ROWS, SUMMARY = "index.html", "rows.jsonl", "comparison.json"
 
@@ -69,10 +69,10 @@ class Candidate:
 
     Attributes:
         trainable_part: the part that learns.
-        whole: pictures to probabilities; shares the learner's weights.
+        whole: images to probabilities; shares the learner's weights.
         source: what the learner learns from.
         val_source: what it is judged on.
-        base_seconds: how long the frozen part takes for a picture; 0 where there is none.
+        base_seconds: how long the frozen part takes for an image; 0 where there is none.
     """
 
     trainable_part: keras.Model
@@ -89,7 +89,7 @@ def main(arguments: list[str] | None = None) -> int:
 
 def compare(options: argparse.Namespace) -> None:
     """Train what is missing, then time, draw, write and print what there is."""
-    print(f"Data: checking the pictures of {options.data} ...", flush=True)
+    print(f"Data: checking the images of {options.data} ...", flush=True)
     dataset = scan(options.data, options.exclude)
     parts = split(dataset, VALIDATION, options.seed, SELECTION)
     print(
@@ -101,7 +101,7 @@ def compare(options: argparse.Namespace) -> None:
         "seed": options.seed,
         "size": options.size,
         "weights": options.weights,
-        "pictures": parts.fingerprint,
+        "images": parts.fingerprint,
     }
     records = Records(options.out / ROWS, settings)
     chosen = [network for network in NETWORKS if network.name in options.networks]
@@ -172,11 +172,11 @@ def train(
 def prepare_small(
     network: Network, dataset: Dataset, parts: Split, options: argparse.Namespace
 ) -> Candidate:
-    """Return a network that learns as a whole, from pictures."""
+    """Return a network that learns as a whole, from images."""
     size = (options.size, options.size)
     model = build_small(network, size, len(dataset.class_names))
-    pictures = InMemoryImages(dataset, size, AUGMENTATION if network.augmented else None)
-    return Candidate(model, model, pictures, pictures)
+    images = InMemoryImages(dataset, size, AUGMENTATION if network.augmented else None)
+    return Candidate(model, model, images, images)
 
 
 def prepare_frozen(
@@ -187,18 +187,18 @@ def prepare_frozen(
     frozen = build_base(network.application, size, options.weights)
     head = build_head(frozen.output_shape[1], HEAD, len(dataset.class_names))
     whole = keras.Model(frozen.input, head(frozen.output))
-    pictures = ImageSource(dataset, size, AUGMENTATION)
-    source, val_source = cached_features(pictures, frozen, parts, VIEWS, options.cache)
+    images = ImageSource(dataset, size, AUGMENTATION)
+    source, val_source = cached_features(images, frozen, parts, VIEWS, options.cache)
     return Candidate(head, whole, source, val_source, time_base(frozen, size))
 
 
 def time_base(frozen: keras.Model, size: tuple[int, int]) -> float:
-    """Return the seconds that a frozen base takes for a picture of a batch."""
+    """Return the seconds that a frozen base takes for an image of a batch."""
     forward = compile_inference(frozen, dtype_policy(), TIMED)
-    pictures = np.random.default_rng(0).uniform(-1, 1, (TIMED, *size, 3)).astype(np.float32)
-    forward(pictures)
+    images = np.random.default_rng(0).uniform(-1, 1, (TIMED, *size, 3)).astype(np.float32)
+    forward(images)
     started = time.perf_counter()
-    forward(pictures)
+    forward(images)
     return (time.perf_counter() - started) / TIMED
 
 
@@ -256,7 +256,7 @@ def fit(
 
 
 class Seconds(keras.callbacks.Callback):
-    """Add to what is logged how long an epoch took, with the pictures that pick."""
+    """Add to what is logged how long an epoch took, with the images that pick."""
 
     def on_epoch_begin(self, epoch: int, logs: dict | None = None) -> None:
         """Start the clock; Keras calls this."""
@@ -308,13 +308,13 @@ def show(rows: list[dict], skipped: list[str], settings: dict, options: argparse
     )
     cells = [table_row(row) for row in rows]
     notes = [
-        f"{settings['epochs']} epochs of each training picture once, one seed "
-        f"({settings['seed']}); the epoch of least loss on pictures set apart was kept, and the "
+        f"{settings['epochs']} epochs of each training image once, one seed "
+        f"({settings['seed']}); the epoch of least loss on images set apart was kept, and the "
         f"accuracy is of {rows[0]['n']} others. In brackets Wilson's 95 % intervals: what other "
-        "pictures would have changed, not another seed.",
-        "An epoch is the median, with the pictures that pick. What a frozen base makes of the "
-        f"pictures is computed before, in {VIEWS} augmented views; once for all pictures takes "
-        f"the time beside it. Inference: one picture, float32, {THREADS} thread, the median.",
+        "images would have changed, not another seed.",
+        "An epoch is the median, with the images that pick. What a frozen base makes of the "
+        f"images is computed before, in {VIEWS} augmented views; once for all images takes "
+        f"the time beside it. Inference: one image, float32, {THREADS} thread, the median.",
         *(f"{row['name']}: {row['what']}, {row['pixels']}×{row['pixels']} pixels." for row in rows),
         *skipped,
     ]

@@ -1,10 +1,10 @@
-"""Look at the pictures before anything is trained on them.
+"""Look at the images before anything is trained on them.
 
     python -m experiments.explore                    # flowers/
     python -m experiments.explore --data mine/ --out mine-explored/
 
 Writes index.html, a page with everything on it that needs nothing else, its figures (*.png), and
-the numbers (numbers.json) into --out. What is measured of a picture is kept in pictures.jsonl: a
+the numbers (numbers.json) into --out. What is measured of an image is kept in images.jsonl: a
 stopped run goes on.
 """
 
@@ -23,7 +23,7 @@ from experiments import charts
 from experiments.command import parser, run
 from experiments.page import Section, write_page
 from experiments.records import Records
-from serving.image import open_picture
+from serving.image import open_image
 from training.batches import indices
 from training.dataset.checks import DatasetChecks, check_dataset, format_checks
 from training.dataset.scan import Dataset, scan
@@ -41,7 +41,7 @@ HUES = 24  # bins of the colour circle, the first one around red
 # Largest class by smallest one. Google's guide to imbalanced data calls two classes of 20 % and
 # 80 % still mildly imbalanced, and says to train on such data as they are.
 EVEN, MILD = 1.5, 4.0
-TOO_SMALL = 0.05  # share of pictures that an input size may enlarge
+TOO_SMALL = 0.05  # share of images that an input size may enlarge
 LISTED = 20  # findings of each kind on the page; numbers.json has all
 COPIES = 6  # groups of copies that are shown
 
@@ -53,14 +53,14 @@ def main(arguments: list[str] | None = None) -> int:
 
 def explore(options: argparse.Namespace) -> None:
     """Measure, draw, write, and print what there is to look at."""
-    print(f"Data: checking the pictures of {options.data} ...", flush=True)
+    print(f"Data: checking the images of {options.data} ...", flush=True)
     dataset = scan(options.data, options.exclude)
     checks = check_dataset(dataset)
     for line in format_checks(checks):
         print(f"  {line}")
-    measured = measure_all(dataset, options.out / "pictures.jsonl")
+    measured = measure_all(dataset, options.out / "images.jsonl")
     numbers = {
-        "pictures": len(dataset.pictures),
+        "images": len(dataset.images),
         "classes": evenness(dataset.counts),
         "sizes": sizes(measured),
         "colours": colours(dataset, measured),
@@ -71,7 +71,7 @@ def explore(options: argparse.Namespace) -> None:
     write_atomically(options.out / "numbers.json", lambda new: new.write_text(text + "\n"))
     sections = draw(dataset, measured, checks, numbers, options)
     page = options.out / "index.html"
-    counted = f"{len(dataset.pictures)} pictures of {len(dataset.class_names)} classes"
+    counted = f"{len(dataset.images)} images of {len(dataset.class_names)} classes"
     write_page(page, f"What is in {options.data.resolve().name}", f"{counted}.", sections)
     print(markdown_table(CLASS_HEAD, class_rows(numbers)))
     for section in sections:
@@ -84,14 +84,14 @@ def explore(options: argparse.Namespace) -> None:
 
 
 def measure_all(dataset: Dataset, path: Path) -> list[dict]:
-    """Return what `measure` says of each picture of `dataset`; `path` keeps it for the next run."""
+    """Return what `measure` says of each image of `dataset`; `path` keeps it for the next run."""
     records = Records(path, {"small": SMALL, "hues": HUES})
     known = {row["digest"]: row for row in records.rows}
-    missing = {dataset.digests[name]: name for name in dataset.pictures}
+    missing = {dataset.digests[name]: name for name in dataset.images}
     missing = {digest: name for digest, name in missing.items() if digest not in known}
 
     def look(name: str) -> dict:
-        return measure(open_picture(dataset.folder / name))
+        return measure(open_image(dataset.folder / name))
 
     with ThreadPoolExecutor() as pool, progress(len(missing), "  measured") as bar:
         try:
@@ -102,25 +102,25 @@ def measure_all(dataset: Dataset, path: Path) -> list[dict]:
         except BaseException:
             pool.shutdown(cancel_futures=True)
             raise
-    return [known[dataset.digests[name]] for name in dataset.pictures]
+    return [known[dataset.digests[name]] for name in dataset.images]
 
 
-def measure(picture: Image.Image) -> dict:
-    """Return what is to be measured of an RGB picture, fit for JSON.
+def measure(image: Image.Image) -> dict:
+    """Return what is to be measured of an RGB image, fit for JSON.
 
     Keys: `width` and `height` in pixels; `brightness`, the mean, and `contrast`, the standard
     deviation, of its grey levels, 0 to 255; `colour`, its mean red, green and blue, 0 to 255;
     `saturation`, 0 to 1; `hues`, for each of `HUES` bins of the colour circle the mean chroma
     (saturation by value, 0 to 1) of the pixels of that hue, counted over all pixels.
     """
-    small = picture.resize((SMALL, SMALL), Image.Resampling.BOX)
+    small = image.resize((SMALL, SMALL), Image.Resampling.BOX)
     grey = np.asarray(small.convert("L"), dtype=float)
     hue, saturation, value = np.moveaxis(np.asarray(small.convert("HSV"), dtype=float), 2, 0) / 255
     bins = np.round(hue * HUES).astype(int) % HUES
     chroma = np.bincount(bins.ravel(), (saturation * value).ravel(), HUES) / bins.size
     return {
-        "width": picture.width,
-        "height": picture.height,
+        "width": image.width,
+        "height": image.height,
         "brightness": round(float(grey.mean()), 2),
         "contrast": round(float(grey.std()), 2),
         "colour": np.asarray(small, dtype=float).mean(axis=(0, 1)).round(2).tolist(),
@@ -130,7 +130,7 @@ def measure(picture: Image.Image) -> dict:
 
 
 def evenness(counts: dict[str, int]) -> dict:
-    """Return how even `counts` (pictures of each class) are, and what follows from it.
+    """Return how even `counts` (images of each class) are, and what follows from it.
 
     `ratio` is the largest class by the smallest, as Buda et al. 2018 ("A systematic study of the
     class imbalance problem in convolutional neural networks") measure imbalance; `entropy` that of
@@ -158,9 +158,9 @@ def evenness(counts: dict[str, int]) -> dict:
 def sizes(measured: Sequence[dict]) -> dict:
     """Return the quartiles of widths, heights and aspect ratios, and what they say of input sizes.
 
-    `enlarged` is the share of pictures that `INPUT_SIZE` enlarges in height or width, `largest`
+    `enlarged` is the share of images that `INPUT_SIZE` enlarges in height or width, `largest`
     the largest size that does so to at most `TOO_SMALL` of them, `stretched` by how much the
-    median picture's shape changes, as it is resized to a square.
+    median image's shape changes, as it is resized to a square.
     """
     widths = np.array([row["width"] for row in measured])
     heights = np.array([row["height"] for row in measured])
@@ -184,7 +184,7 @@ def _quartiles(values: np.ndarray) -> dict[str, float]:
 
 def colours(dataset: Dataset, measured: Sequence[dict]) -> dict[str, dict]:
     """Return the medians of each class: brightness, contrast, saturation; and its mean colour."""
-    labels = dataset.labels(dataset.pictures)
+    labels = dataset.labels(dataset.images)
     found = {}
     for index, name in enumerate(dataset.class_names):
         rows = [row for row, label in zip(measured, labels, strict=True) if label == index]
@@ -198,7 +198,7 @@ def colours(dataset: Dataset, measured: Sequence[dict]) -> dict[str, dict]:
 def colour_alone(dataset: Dataset, measured: Sequence[dict], epochs: int, seed: int) -> dict:
     """Return the accuracy of a linear model that is told brightness and colours, and no shapes.
 
-    It is fitted in `epochs` passes to the training pictures of the split that `seed` draws, and
+    It is fitted in `epochs` passes to the training images of the split that `seed` draws, and
     judged on those that validate. Any network has to beat it.
     """
     from sklearn.linear_model import SGDClassifier
@@ -209,7 +209,7 @@ def colour_alone(dataset: Dataset, measured: Sequence[dict], epochs: int, seed: 
     told = np.array(
         [[*(row[key] for key in keys), *row["colour"], *np.sqrt(row["hues"])] for row in measured]
     )
-    labels = dataset.labels(dataset.pictures)
+    labels = dataset.labels(dataset.images)
     parts = split(dataset, VALIDATION, seed, SELECTION)
     train, validation = indices(dataset, parts.train), indices(dataset, parts.validation)
     model = make_pipeline(
@@ -229,7 +229,7 @@ def colour_alone(dataset: Dataset, measured: Sequence[dict], epochs: int, seed: 
 
 # What is shown
 
-CLASS_HEAD = ("class", "pictures", "share", "brightness", "contrast", "saturation")
+CLASS_HEAD = ("class", "images", "share", "brightness", "contrast", "saturation")
 
 
 def class_rows(numbers: dict) -> list[list[str]]:
@@ -239,7 +239,7 @@ def class_rows(numbers: dict) -> list[list[str]]:
         [
             shown(name),
             str(counts[name]),
-            f"{counts[name] / numbers['pictures']:.1%}",
+            f"{counts[name] / numbers['images']:.1%}",
             f"{row['brightness']:.0f}",
             f"{row['contrast']:.0f}",
             f"{row['saturation']:.2f}",
@@ -256,7 +256,7 @@ def draw(
     options: argparse.Namespace,
 ) -> list[Section]:
     """Draw the figures into `options.out` and return the page's sections."""
-    labels = dataset.labels(dataset.pictures)
+    labels = dataset.labels(dataset.images)
 
     def drawn(name: str, figure, shows: str) -> list[tuple[Path, str]]:
         path = options.out / name
@@ -278,12 +278,12 @@ def draw(
         Section(
             "One example a class",
             ["Drawn at random; another --seed draws others."],
-            drawn("examples.png", examples, "a picture of each class"),
+            drawn("examples.png", examples, "an image of each class"),
         ),
         Section(
             "Classes",
             [describe_classes(numbers["classes"])],
-            drawn("classes.png", classes, "pictures of each class"),
+            drawn("classes.png", classes, "images of each class"),
             CLASS_HEAD,
             class_rows(numbers),
         ),
@@ -321,9 +321,9 @@ def describe_sizes(found: dict) -> str:
     """Return what `sizes` found, for a person."""
     size = found["input_size"]
     return (
-        f"An input of {size}×{size} pixels enlarges {found['enlarged']:.0%} of the pictures in "
+        f"An input of {size}×{size} pixels enlarges {found['enlarged']:.0%} of the images in "
         f"height or width; up to {found['largest']}×{found['largest']} it is at most "
-        f"{TOO_SMALL:.0%}. Resizing to a square changes the median picture's shape by a factor of "
+        f"{TOO_SMALL:.0%}. Resizing to a square changes the median image's shape by a factor of "
         f"{found['stretched']:.2f}."
     )
 
@@ -333,7 +333,7 @@ def describe_colours(found: dict, guess: float) -> str:
     accuracy = with_interval(found["accuracy"], found["accuracy_interval"])
     return (
         f"A linear model that is told brightness and colours, but no shapes, is right in "
-        f"{accuracy} of {found['n']} pictures that it was not fitted to; always answering the "
+        f"{accuracy} of {found['n']} images that it was not fitted to; always answering the "
         f"largest class, in {guess:.3f}. A network has to beat both."
     )
 

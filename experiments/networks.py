@@ -43,11 +43,11 @@ class Network:
         batch_size: of training.
         learning_rate: of SGD.
         momentum: of SGD, 0 to 1.
-        augmented: whether its training pictures are.
-        layers: returns its softmax on the tensor of pictures and the number of classes; None
+        augmented: whether its training images are.
+        layers: returns its softmax on the tensor of images and the number of classes; None
             where there is an `application`.
         application: of `keras.applications`, whose base stays frozen; None: all of it learns.
-        size: of its pictures in pixels, None for the one that is asked for.
+        size: of its images in pixels, None for the one that is asked for.
     """
 
     name: str
@@ -62,7 +62,7 @@ class Network:
 
 
 def shallow_layers(x, class_count: int):
-    """Return a softmax on one hidden layer on two convolutions with max pooling, on pictures `x`.
+    """Return a softmax on one hidden layer on two convolutions with max pooling, on images `x`.
 
     That is all that is known of the original's; the numbers of filters and units are ours.
     """
@@ -70,7 +70,7 @@ def shallow_layers(x, class_count: int):
 
 
 def deep_layers(x, class_count: int):
-    """Return a softmax on two hidden layers with dropout on four convolutions, on pictures `x`."""
+    """Return a softmax on two hidden layers with dropout on four convolutions, on images `x`."""
     return _dense(_convolve(x, (32, 64, 128, 128)), (128, 64), class_count, dropout=0.3)
 
 
@@ -129,7 +129,7 @@ def build_small(network: Network, size: Size, class_count: int) -> keras.Model:
 
 
 def build_base(application: Callable, size: Size, weights: str) -> keras.Model:
-    """Return a frozen base: pictures, float32 (n, height, width, 3), -1 to 1, to features (n, f).
+    """Return a frozen base: images, float32 (n, height, width, 3), -1 to 1, to features (n, f).
 
     `weights` is "imagenet" (Keras' download), "none", or a file of Xception's weights as
     `load_base_weights` takes it; other bases then ask Keras for theirs.
@@ -153,7 +153,7 @@ def build_base(application: Callable, size: Size, weights: str) -> keras.Model:
 
 
 def _load_imagenet(base: keras.Model, application: Callable, size: Size) -> None:
-    """Give `base` Keras' own weights, and no other: a checkpoint may have seen these pictures."""
+    """Give `base` Keras' own weights, and no other: a checkpoint may have seen these images."""
     try:
         source = application(weights="imagenet", include_top=False, input_shape=(*size, 3))
     except Exception as error:  # what Keras raises when its download fails is a bare Exception
@@ -175,20 +175,20 @@ def build_head(
 
 
 def cached_features(
-    pictures: ImageSource, frozen: keras.Model, parts: Split, views: int, cache: Path
+    images: ImageSource, frozen: keras.Model, parts: Split, views: int, cache: Path
 ) -> tuple[CachedFeatures, CachedFeatures]:
     """Return (features to learn from, features to judge on) of `frozen`, kept in `cache`.
 
-    Those to learn from are of the training pictures in `views` views; those to judge on are of the
-    selection and validation pictures as they are, in float32, as the .tflite file computes them.
+    Those to learn from are of the training images in `views` views; those to judge on are of the
+    selection and validation images as they are, in float32, as the .tflite file computes them.
 
     Raises:
         CacheError: the disk has no room for them.
     """
-    learned = CachedFeatures(pictures, frozen, dtype_policy(), cache)
-    judged = CachedFeatures(pictures, frozen, "float32", cache)
-    train = image_indices(pictures.dataset, parts.train)
-    judging = image_indices(pictures.dataset, (*parts.selection, *parts.validation))
+    learned = CachedFeatures(images, frozen, dtype_policy(), cache)
+    judged = CachedFeatures(images, frozen, "float32", cache)
+    train = image_indices(images.dataset, parts.train)
+    judging = image_indices(images.dataset, (*parts.selection, *parts.validation))
     learned.compute([(i, view + 1) for view in range(views) for i in train])
     judged.compute([(i, 0) for i in judging])
     return learned, judged

@@ -1,4 +1,4 @@
-"""How long .tflite files take for a picture, side by side, in a process without TensorFlow.
+"""How long .tflite files take for an image, side by side, in a process without TensorFlow.
 
 Where TensorFlow is imported first, tflite-runtime 2.14 loads no model any more.
 """
@@ -20,7 +20,7 @@ THREADS = 1  # what Lambda has at 1,769 MB
 
 
 def inference_seconds(models: Sequence[Path]) -> list[float]:
-    """Return the median seconds for a picture of each of `models` (.tflite with labels inside).
+    """Return the median seconds for an image of each of `models` (.tflite with labels inside).
 
     Raises:
         ModelError: the runtime cannot load one of them.
@@ -48,9 +48,9 @@ def main() -> int:
     for round_ in range(ROUNDS + 1):
         # By turns, so that what else the machine does weighs on all alike.
         for classifier, taken in zip(classifiers, seconds, strict=True):
-            picture = rng.uniform(-1, 1, (1, *classifier.input_size, 3)).astype(np.float32)
+            image = rng.uniform(-1, 1, (1, *classifier.input_size, 3)).astype(np.float32)
             started = time.perf_counter()
-            classifier.probabilities(picture)
+            classifier.probabilities(image)
             if round_:  # the first one sets up
                 taken.append(time.perf_counter() - started)
     print(json.dumps([float(np.median(taken)) for taken in seconds]))

@@ -148,7 +148,7 @@ def _host(entry: str) -> str:
     if not _HOST.fullmatch(host) or _HEXADECIMAL.fullmatch(host.rpartition(".")[2]):
         raise AllowError(
             f"Expected host names and networks, separated by commas, in {VARIABLE}, such as "
-            f"pictures.internal,10.0.0.0/8. Received: {entry!r}. Correct it, or unset {VARIABLE}."
+            f"images.internal,10.0.0.0/8. Received: {entry!r}. Correct it, or unset {VARIABLE}."
         )
     return host
 

@@ -67,13 +67,13 @@ class Classifier:
     def probabilities(self, inputs: np.ndarray) -> np.ndarray:
         """Return the model's answer, float32 (classes,), 0 to 1.
 
-        `inputs` is one picture as `preprocess` makes it: float32 (1, height, width, 3), -1 to 1.
+        `inputs` is one image as `preprocess` makes it: float32 (1, height, width, 3), -1 to 1.
         """
         return self._network.run(inputs)
 
-    def classify(self, picture: Image.Image) -> dict[str, float]:
-        """Return {label: score} of an upright RGB picture, scores 0 to 1 with five decimals."""
-        return named_scores(self.labels, self.probabilities(preprocess(picture, self.input_size)))
+    def classify(self, image: Image.Image) -> dict[str, float]:
+        """Return {label: score} of an upright RGB image, scores 0 to 1 with five decimals."""
+        return named_scores(self.labels, self.probabilities(preprocess(image, self.input_size)))
 
 
 def read_labels(path: Path) -> tuple[str, ...]:

@@ -2,7 +2,7 @@
 
 
 class ServingError(Exception):
-    """Something the caller, the picture or its host did; `str(error)` is one sentence.
+    """Something the caller, the image or its host did; `str(error)` is one sentence.
 
     The class name is the error's type in the service's answer, `status` its HTTP status code.
     """
@@ -11,7 +11,7 @@ class ServingError(Exception):
 
 
 class InvalidRequestError(ServingError):
-    """The event holds no picture and no usable address of one."""
+    """The event holds no image and no usable address of one."""
 
     status = 400
 
@@ -41,13 +41,13 @@ class TooLargeError(ServingError):
 
 
 class UnsupportedTypeError(ServingError):
-    """A request's body or a picture is of a type that the service does not read."""
+    """A request's body or an image is of a type that the service does not read."""
 
     status = 415
 
 
 class ImageError(ServingError):
-    """The picture breaks off or is damaged."""
+    """The image breaks off or is damaged."""
 
     status = 422
 
@@ -59,19 +59,19 @@ class InternalError(ServingError):
 
 
 class FetchError(ServingError):
-    """The picture's host could not be reached, or answered with an error."""
+    """The image's host could not be reached, or answered with an error."""
 
     status = 502
 
 
 class FetchTimeoutError(FetchError):
-    """The picture's host was too slow."""
+    """The image's host was too slow."""
 
     status = 504
 
 
 class DeadlineError(ServingError):
-    """The invocation's time ran out before this picture's turn."""
+    """The invocation's time ran out before this image's turn."""
 
     status = 504
 

@@ -1,4 +1,4 @@
-"""What is asked for: pictures, by address or by content, and how much of the answer."""
+"""What is asked for: images, by address or by content, and how much of the answer."""
 
 import base64
 import binascii
@@ -6,18 +6,18 @@ from dataclasses import dataclass
 
 from serving.errors import InvalidRequestError
 
-MAX_PICTURES = 16  # in one request
+MAX_IMAGES = 16  # in one request
 ONE = ("url", "image")
 SEVERAL = {"urls": "url", "images": "image"}
 EXPECTED = (
-    'Expected {"url": "https://..."}, {"image": "<base64 of a picture file>"}, {"urls": [...]} '
+    'Expected {"url": "https://..."}, {"image": "<base64 of an image file>"}, {"urls": [...]} '
     'or {"images": [...]}.'
 )
 
 
 @dataclass(frozen=True)
 class Source:
-    """A picture by its address or by the bytes of its file; just one of them is there."""
+    """An image by its address or by the bytes of its file; just one of them is there."""
 
     url: str | None = None
     image: bytes | None = None
@@ -28,8 +28,8 @@ class Request:
     """What is asked for.
 
     Attributes:
-        sources: one for each picture, in order, or what is wrong with it.
-        is_batch: whether a list is to be answered, which one picture may be as well.
+        sources: one for each image, in order, or what is wrong with it.
+        is_batch: whether a list is to be answered, which one image may be as well.
         top: only so many of the best classes; None for all, in the order of the classes.
     """
 
@@ -43,7 +43,7 @@ def parse(event: object) -> Request:
 
     Raises:
         InvalidRequestError: it is not a JSON object with exactly one of `url`, `image`, `urls`
-            and `images`, `top` is no number from 1, or the list has none or over `MAX_PICTURES`.
+            and `images`, `top` is no number from 1, or the list has none or over `MAX_IMAGES`.
     """
     if not isinstance(event, dict):
         raise InvalidRequestError(f"{EXPECTED} Received: {_kind(event)}.")
@@ -75,10 +75,10 @@ def parse_top(value: object) -> int | None:
 
 
 def _sources(key: str, values: object) -> list[Source | InvalidRequestError]:
-    if not isinstance(values, list) or not 1 <= len(values) <= MAX_PICTURES:
+    if not isinstance(values, list) or not 1 <= len(values) <= MAX_IMAGES:
         received = str(len(values)) if isinstance(values, list) else _kind(values)
         raise InvalidRequestError(
-            f"Expected {key} to be a list of 1 to {MAX_PICTURES}. Received: {received}."
+            f"Expected {key} to be a list of 1 to {MAX_IMAGES}. Received: {received}."
         )
     found = []
     for value in values:

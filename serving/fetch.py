@@ -4,7 +4,7 @@ A URL proves nothing: names resolve to what their owners like, to something else
 and hosts redirect. So the rules stand where the connection is made: each one resolves its name
 once, checks every answer, and connects to one of those; each read waits no longer than the
 deadline and counts what came. The environment variable FETCH_ALLOW, host names and networks
-separated by commas (pictures.internal,10.0.0.0/8), lets it go to more places, at any port.
+separated by commas (images.internal,10.0.0.0/8), lets it go to more places, at any port.
 """
 
 import functools
@@ -44,14 +44,14 @@ MAX_OVERHEAD = 1_000_000  # bytes of a connection that are no body: headers, siz
 MAX_REDIRECTS = 3
 MAX_PARALLEL = 8
 CHUNK = 65_536
-# Some hosts, Wikimedia's among them, refuse clients that do not say what they are. A picture is
+# Some hosts, Wikimedia's among them, refuse clients that do not say what they are. An image is
 # compressed as it is, and what is not unpacked cannot unpack to gigabytes.
 HEADERS = {
     "User-Agent": "flower-classifier/1.0",
     "Accept": "*/*",
     "Accept-Encoding": "identity",
 }
-# Other values are common and mean nothing: pictures in S3 have base64, utf-8 or aws-chunked here.
+# Other values are common and mean nothing: images in S3 have base64, utf-8 or aws-chunked here.
 COMPRESSIONS = {"gzip", "x-gzip", "deflate", "compress", "x-compress", "br", "zstd"}
 
 
@@ -107,9 +107,9 @@ def tls_context() -> ssl.SSLContext:
 
 
 def too_large() -> TooLargeError:
-    """Return the error for a picture of more than `MAX_BYTES`, wherever it came from."""
+    """Return the error for an image of more than `MAX_BYTES`, wherever it came from."""
     return TooLargeError(
-        f"Expected at most {MAX_BYTES / 1e6:.0f} MB. Received: more. Send a smaller picture."
+        f"Expected at most {MAX_BYTES / 1e6:.0f} MB. Received: more. Send a smaller image."
     )
 
 
@@ -192,13 +192,13 @@ def _prepare(url: str) -> requests.PreparedRequest:
 def _read(response: requests.Response) -> bytes:
     if response.status_code != requests.codes.ok:
         raise FetchError(
-            "Expected the picture's host to answer 200. "
+            "Expected the image's host to answer 200. "
             f"Received: {response.status_code}. Check the url."
         )
     codings = response.headers.get("Content-Encoding", "").lower().split(",")
     if COMPRESSIONS.intersection(coding.strip() for coding in codings):
         raise FetchError(
-            "Expected a picture as it is. "
+            "Expected an image as it is. "
             "Received: one that its host has compressed again. Use another host."
         )
     if (response.raw.length_remaining or 0) > MAX_BYTES:
@@ -359,13 +359,13 @@ def _wrong_url(received: str) -> InvalidRequestError:
 
 def _unreachable() -> FetchError:
     return FetchError(
-        "Expected the picture's host to answer. "
+        "Expected the image's host to answer. "
         "Received: no connection or a broken one. Check the url."
     )
 
 
 def _too_slow() -> FetchTimeoutError:
     return FetchTimeoutError(
-        f"Expected the picture's host to answer in time, at most {DEADLINE:.0f} seconds. "
+        f"Expected the image's host to answer in time, at most {DEADLINE:.0f} seconds. "
         "Received: no answer or only a part of it. Try again, or use another host."
     )

@@ -16,7 +16,7 @@ from serving.events import Request, Source
 
 # `curl -d` says that it sends a form.
 JSON_TYPES = ("", "application/json", "text/plain", "application/x-www-form-urlencoded")
-PICTURE_TYPES = ("application/octet-stream", "binary/octet-stream")  # and image/*
+IMAGE_TYPES = ("application/octet-stream", "binary/octet-stream")  # and image/*
 
 
 @dataclass(frozen=True)
@@ -75,16 +75,16 @@ def read_event(event: object) -> HttpRequest | None:
 
 
 def parse_body(request: HttpRequest) -> Request:
-    """Return what the body of `request` asks for: JSON as of a direct invocation, or a picture.
+    """Return what the body of `request` asks for: JSON as of a direct invocation, or an image.
 
     Raises:
         InvalidRequestError: the body is not what its type says, or asks for nothing.
-        UnsupportedTypeError: it is neither JSON nor a picture.
+        UnsupportedTypeError: it is neither JSON nor an image.
     """
     kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
     top = events.parse_top(_number(request.query.get("top")))
-    if kind.startswith("image/") or kind in PICTURE_TYPES:
-        return Request((Source(image=_picture(request)),), top=top)
+    if kind.startswith("image/") or kind in IMAGE_TYPES:
+        return Request((Source(image=_image(request)),), top=top)
     if kind not in JSON_TYPES and not kind.endswith("+json"):
         raise UnsupportedTypeError(
             "Expected a body of the type application/json or image/*. Received: another one. "
@@ -114,10 +114,10 @@ def answer(
     return response
 
 
-def _picture(request: HttpRequest) -> bytes:
+def _image(request: HttpRequest) -> bytes:
     if not request.is_base64:
         raise InvalidRequestError(
-            "Expected the picture's bytes, passed on by the gateway as binary. "
+            "Expected the image's bytes, passed on by the gateway as binary. "
             "Received: text or nothing. Let the gateway treat image/* as a binary media type."
         )
     return _bytes(request)

@@ -1,6 +1,6 @@
 """One JSON line a request, for CloudWatch or any other reader of standard output.
 
-Never the picture, and never a URL's query string, where passwords and signatures stand.
+Never the image, and never a URL's query string, where passwords and signatures stand.
 """
 
 import json

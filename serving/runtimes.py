@@ -67,7 +67,7 @@ def _load_tflite(interpreter_module: ModuleType, path: Path, threads: int) -> Ne
 def _load_openvino(openvino: ModuleType, path: Path, threads: int) -> Network:
     settings = {
         "INFERENCE_NUM_THREADS": threads,
-        "PERFORMANCE_HINT": "LATENCY",  # all threads on one picture
+        "PERFORMANCE_HINT": "LATENCY",  # all threads on one image
         # Or it computes in bfloat16 where the processor can, and answers differently there.
         "INFERENCE_PRECISION_HINT": "f32",
         # Or two services of one thread share the first core and leave the second idle.

@@ -1,4 +1,4 @@
-"""From an event to its answer: fetch, open, ask the model, for each picture; and what HTTP adds."""
+"""From an event to its answer: fetch, open, ask the model, for each image; and what HTTP adds."""
 
 import json
 import os
@@ -22,20 +22,20 @@ from serving.errors import (
 from serving.events import Request, Source
 from serving.fetch import MAX_BYTES, fetch_all, too_large
 from serving.http_events import HttpRequest
-from serving.image import open_picture
+from serving.image import open_image
 from serving.preprocess import preprocess
 
 INFERENCE_RESERVE_S = (
-    1.0  # seconds that a picture may take once it is there: to decode, and to ask the model
+    1.0  # seconds that an image may take once it is there: to decode, and to ask the model
 )
-# The last part of a path, and what may be done there; everywhere else a picture may be sent.
+# The last part of a path, and what may be done there; everywhere else an image may be sent.
 ROUTES = {"health": ("GET",), "openapi.json": ("GET",), "": ("POST",)}
 OPENAPI = Path(__file__).with_name("openapi.json")
 
 
 @dataclass
 class ImageResult:
-    """What became of a picture, and what the log says of it; times are in milliseconds."""
+    """What became of an image, and what the log says of it; times are in milliseconds."""
 
     source: Source | ServingError
     data: bytes | None = None
@@ -44,7 +44,7 @@ class ImageResult:
     facts: dict = field(default_factory=dict)
 
     def fail(self, error: ServingError) -> None:
-        """Let `error` be the answer, without its traceback, whose frames hold the picture."""
+        """Let `error` be the answer, without its traceback, whose frames hold the image."""
         self.error, self.answer = type(error)(str(error)), error_body(error)
         self.facts["error"] = type(error).__name__
 
@@ -146,60 +146,60 @@ class Service:
     ) -> tuple[dict | list, ServingError | None]:
         """Return the answer to `request`, due at `end` (of time.monotonic), and the error of it.
 
-        A list of several has no error of its own. `facts` get what the log says of the pictures.
+        A list of several has no error of its own. `facts` get what the log says of the images.
         """
-        pictures = [ImageResult(source) for source in request.sources]
+        images = [ImageResult(source) for source in request.sources]
         latest = end - INFERENCE_RESERVE_S
-        self._fetch(pictures, latest, facts)
-        for picture in pictures:
-            if picture.error is None:
-                self._predict(picture, latest, request.top, facts["request_id"])
-        facts["pictures"] = [picture.facts for picture in pictures]
-        facts["errors"] = sum(picture.error is not None for picture in pictures)
+        self._fetch(images, latest, facts)
+        for image in images:
+            if image.error is None:
+                self._predict(image, latest, request.top, facts["request_id"])
+        facts["images"] = [image.facts for image in images]
+        facts["errors"] = sum(image.error is not None for image in images)
         for name in ("decode_ms", "infer_ms"):
-            facts[name] = round(sum(picture.facts.get(name, 0) for picture in pictures), 1)
+            facts[name] = round(sum(image.facts.get(name, 0) for image in images), 1)
         if request.is_batch:
-            return [picture.answer for picture in pictures], None
-        [picture] = pictures
-        return picture.answer, picture.error
+            return [image.answer for image in images], None
+        [image] = images
+        return image.answer, image.error
 
-    def _fetch(self, pictures: list[ImageResult], latest: float, facts: dict) -> None:
-        """Give each of `pictures` its bytes, the ones with addresses at the same time."""
+    def _fetch(self, images: list[ImageResult], latest: float, facts: dict) -> None:
+        """Give each of `images` its bytes, the ones with addresses at the same time."""
         started = time.monotonic()
         remote = []
-        for picture in pictures:
-            if isinstance(picture.source, ServingError):
-                picture.fail(picture.source)
-            elif picture.source.url is not None:
-                picture.facts |= {"source": "url", "url": loggable(picture.source.url)}
-                remote.append(picture)
+        for image in images:
+            if isinstance(image.source, ServingError):
+                image.fail(image.source)
+            elif image.source.url is not None:
+                image.facts |= {"source": "url", "url": loggable(image.source.url)}
+                remote.append(image)
             else:
-                picture.facts["source"] = "image"
-                picture.data = picture.source.image
-                if len(picture.data) > MAX_BYTES:
-                    picture.fail(too_large())
-        fetched = fetch_all([picture.source.url for picture in remote], latest) if remote else []
-        for picture, found in zip(remote, fetched, strict=True):
+                image.facts["source"] = "image"
+                image.data = image.source.image
+                if len(image.data) > MAX_BYTES:
+                    image.fail(too_large())
+        fetched = fetch_all([image.source.url for image in remote], latest) if remote else []
+        for image, found in zip(remote, fetched, strict=True):
             if isinstance(found, ServingError):
-                picture.fail(found)
+                image.fail(found)
             else:
-                picture.data = found
+                image.data = found
         facts["fetch_ms"] = milliseconds(started)
 
     def _predict(
-        self, picture: ImageResult, latest: float, top: int | None, request_id: str | None
+        self, image: ImageResult, latest: float, top: int | None, request_id: str | None
     ) -> None:
-        """Decode `picture` and ask the model, unless it is later than `latest`."""
-        facts, size = picture.facts, self.classifier.input_size
-        facts["bytes"] = len(picture.data)
+        """Decode `image` and ask the model, unless it is later than `latest`."""
+        facts, size = image.facts, self.classifier.input_size
+        facts["bytes"] = len(image.data)
         started = time.monotonic()
         try:
             if started > latest:
                 raise DeadlineError(
                     "Expected to be done within the invocation's time. Received: no time left "
-                    "for this picture. Send fewer at once, or raise the function's timeout."
+                    "for this image. Send fewer at once, or raise the function's timeout."
                 )
-            opened = open_picture(picture.data, size)
+            opened = open_image(image.data, size)
             facts["format"] = opened.info["format"]
             facts["width"], facts["height"] = opened.info["size"]
             inputs = preprocess(opened, size)
@@ -207,14 +207,14 @@ class Service:
             started = time.monotonic()
             probabilities = self.classifier.probabilities(inputs)
             facts["infer_ms"] = milliseconds(started)
-            picture.answer = top_k(self.classifier.labels, probabilities, top)
+            image.answer = top_k(self.classifier.labels, probabilities, top)
         except ServingError as error:
-            picture.fail(error)
-        except Exception as defect:  # of this picture only
+            image.fail(error)
+        except Exception as defect:  # of this image only
             log.log_exception(request_id, defect)
-            picture.fail(InternalError("The service failed on this picture; its log says why."))
+            image.fail(InternalError("The service failed on this image; its log says why."))
         finally:
-            picture.data = None  # several large ones would add up
+            image.data = None  # several large ones would add up
 
 
 def top_k(labels: tuple[str, ...], probabilities: np.ndarray, top: int | None) -> dict[str, float]:

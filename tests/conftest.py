@@ -1,4 +1,4 @@
-"""What several tests need: a web server, small models, drawn pictures."""
+"""What several tests need: a web server, small models, drawn images."""
 
 import contextlib
 import os

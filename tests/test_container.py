@@ -30,7 +30,7 @@ PYTHONS = {"tflite-runtime": "3.11", "ai-edge-litert": "3.13", "openvino": "3.13
 IN_THE_CONTEXT = ("Dockerfile", ".dockerignore", "Pipfile", "Pipfile.lock", "lambda_function.py")
 # Lambda's: nothing can be written outside /tmp, and an ordinary user.
 AS_LAMBDA = ("--read-only", "--tmpfs", "/tmp", "--user", "993:990")  # noqa: S108
-PICTURES_PORT = 8000
+IMAGES_PORT = 8000
 BUILDKIT = {"DOCKER_BUILDKIT": "1"}
 
 LIST_FILES = """
@@ -86,8 +86,8 @@ def docker():
 
 
 @pytest.fixture(scope="session")
-def pictures(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("pictures")
+def images(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("images")
     for color in ("red", "green", "blue"):
         Image.new("RGB", (60, 40), color).save(folder / f"{color}.png")
     return folder
@@ -138,7 +138,7 @@ def service(request, docker, project):
     """The container of one runtime's image, run as Lambda runs it."""
     name = f"flowers-test-{uuid.uuid4().hex[:12]}"
     build(project, "--tag", name, "--build-arg", f"RUNTIME={request.param}")
-    # Its own addresses, where the pictures are.
+    # Its own addresses, where the images are.
     endpoint = start(docker, name, name, "--env", "FETCH_ALLOW=127.0.0.1")
     yield Service(request.param, name, name, endpoint)
     run(docker, "rm", "--force", name, check=False)
@@ -154,20 +154,20 @@ def start(docker, image, container, *options):
 
 
 @pytest.fixture(scope="module")
-def pictures_url(service, pictures):
-    """A web server with the pictures, within reach of the container: inside of it."""
+def images_url(service, images):
+    """A web server with the images, within reach of the container: inside of it."""
     inside = ("docker", "exec", "--interactive", service.container)
-    for path in pictures.iterdir():
+    for path in images.iterdir():
         with path.open("rb") as file:
             run(*inside, "sh", "-c", f"cat > /tmp/{path.name}", stdin=file)
-    serve = ("-m", "http.server", PICTURES_PORT, "--bind", "127.0.0.1", "--directory", "/tmp")  # noqa: S108
+    serve = ("-m", "http.server", IMAGES_PORT, "--bind", "127.0.0.1", "--directory", "/tmp")  # noqa: S108
     run("docker", "exec", "--detach", service.container, "python3", *serve)
-    connect = f"import socket; socket.create_connection(('127.0.0.1', {PICTURES_PORT}))"
+    connect = f"import socket; socket.create_connection(('127.0.0.1', {IMAGES_PORT}))"
     for _ in range(50):
         if run(*inside, "python3", "-c", connect, check=False).returncode == 0:
-            return f"http://127.0.0.1:{PICTURES_PORT}"
+            return f"http://127.0.0.1:{IMAGES_PORT}"
         time.sleep(0.1)
-    raise AssertionError("the pictures' web server does not listen")
+    raise AssertionError("the images' web server does not listen")
 
 
 def docker_test(service, *arguments):
@@ -188,21 +188,21 @@ def in_the_image(service, code):
     return json.loads(run(*name, "-c", code).stdout)
 
 
-def test_a_file_is_named(service, pictures):
+def test_a_file_is_named(service, images):
     for color in ("red", "green", "blue"):
-        picture = pictures / f"{color}.png"
-        process = docker_test(service, "--file", picture, "--expect", color)
+        image = images / f"{color}.png"
+        process = docker_test(service, "--file", image, "--expect", color)
         assert process.returncode == 0, process.stdout
-        assert process.stdout.splitlines()[-4] == f"{picture}: {color}"
+        assert process.stdout.splitlines()[-4] == f"{image}: {color}"
 
 
-def test_a_url_is_fetched_and_named(service, pictures_url):
-    process = docker_test(service, "--url", f"{pictures_url}/blue.png", "--expect", "blue")
+def test_a_url_is_fetched_and_named(service, images_url):
+    process = docker_test(service, "--url", f"{images_url}/blue.png", "--expect", "blue")
     assert process.returncode == 0, process.stdout
 
 
-def test_another_label_than_expected(service, pictures):
-    process = docker_test(service, "--file", pictures / "red.png", "--expect", "blue")
+def test_another_label_than_expected(service, images):
+    process = docker_test(service, "--file", images / "red.png", "--expect", "blue")
     assert process.returncode == 1
     assert process.stdout.endswith("Expected the label blue. Received: red.\n")
 
@@ -219,11 +219,11 @@ def test_a_url_that_leads_nowhere(service):
     assert f"Received: FetchError: {answer['error']['message']}" in process.stdout
 
 
-def test_by_default_it_goes_to_public_addresses_only(docker, service, pictures):
+def test_by_default_it_goes_to_public_addresses_only(docker, service, images):
     name = f"{service.container}-closed"
     try:
         closed = Service(service.runtime, service.image, name, start(docker, service.image, name))
-        docker_test(closed, "--file", pictures / "red.png")  # waits until it is there
+        docker_test(closed, "--file", images / "red.png")  # waits until it is there
         # Lambda's own interface, clouds' metadata, and this machine by other names.
         hosts = ("127.0.0.1:9001", "localhost", "169.254.169.254", "[::1]:8080", "2130706433")
         for host in hosts:
@@ -235,7 +235,7 @@ def test_by_default_it_goes_to_public_addresses_only(docker, service, pictures):
         run(docker, "rm", "--force", name, check=False)
 
 
-def test_killed_it_is_started_anew(service, pictures):
+def test_killed_it_is_started_anew(service, images):
     kill = (
         "import os, signal; from pathlib import Path; "
         "[os.kill(int(p.parent.name), signal.SIGKILL) for p in Path('/proc').glob('[0-9]*/cmdline')"
@@ -243,15 +243,15 @@ def test_killed_it_is_started_anew(service, pictures):
         " and int(p.parent.name) != os.getpid()]"
     )
     run("docker", "exec", service.container, "python3", "-c", kill)
-    event = {"image": base64.b64encode((pictures / "red.png").read_bytes()).decode()}
+    event = {"image": base64.b64encode((images / "red.png").read_bytes()).decode()}
     with contextlib.suppress(urllib.error.HTTPError):  # the emulator may first have to notice
         invoke(service, event)
     answer = json.loads(invoke(service, event))
     assert max(answer, key=answer.get) == "red"
 
 
-def test_scores_are_of_every_class_with_five_decimals(service, pictures_url):
-    scores = json.loads(invoke(service, {"url": f"{pictures_url}/green.png"}))
+def test_scores_are_of_every_class_with_five_decimals(service, images_url):
+    scores = json.loads(invoke(service, {"url": f"{images_url}/green.png"}))
     assert list(scores) == ["red", "green", "blue"]
     assert all(score == round(score, 5) for score in scores.values())
     assert any(score != round(score, 4) for score in scores.values())

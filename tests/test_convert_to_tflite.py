@@ -35,7 +35,7 @@ def test_each_kind_says_what_keras_says(checkpoint, drawn, quantize, runtime, ca
     flags = ["--quantize", quantize, "--data", drawn, "--runtime", runtime]
     assert convert(checkpoint, *flags) == 0
     out = capsys.readouterr().out
-    assert "Compare: with Keras, on 50 pictures." in out
+    assert "Compare: with Keras, on 50 images." in out
     path = checkpoint.with_suffix(".tflite")
     assert f"Wrote: {path}" in out
     with zipfile.ZipFile(path) as archive:
@@ -75,7 +75,7 @@ def trained_like(tmp_path):
 
 @pytest.fixture(scope="module")
 def colored(tmp_path_factory):
-    """More than a batch of the small checkpoint's classes; one picture is in a wrong folder."""
+    """More than a batch of the small checkpoint's classes; one image is in a wrong folder."""
     folder = tmp_path_factory.mktemp("colored")
     for name, color in {
         "red": (220, 60, 40),
@@ -91,7 +91,7 @@ def colored(tmp_path_factory):
 
 
 @pytest.mark.parametrize("runtime", RUNTIMES)
-def test_evaluation_is_on_all_pictures_and_on_those_that_validate(
+def test_evaluation_is_on_all_images_and_on_those_that_validate(
     checkpoint, small_tflite, colored, capsys, runtime
 ):
     shutil.copy(small_tflite, checkpoint.parent)
@@ -124,14 +124,12 @@ def test_evaluation_fails_where_the_file_is_worse(checkpoint, colored, tmp_path,
     assert other.with_suffix(".tflite").read_bytes() == before
 
 
-def test_evaluation_wants_a_file_and_pictures_of_its_classes(
-    checkpoint, small_tflite, drawn, capsys
-):
+def test_evaluation_wants_a_file_and_images_of_its_classes(checkpoint, small_tflite, drawn, capsys):
     assert convert(checkpoint, "--evaluate", "--data", drawn) == 1
     assert "which does not exist. Run python convert_to_tflite.py" in capsys.readouterr().err
     shutil.copy(small_tflite, checkpoint.parent)
     assert convert(checkpoint, "--evaluate", "--data", drawn) == 1
-    expected = "Expected pictures of red, green, blue. Received: daisy, dandelion, rose"
+    expected = "Expected images of red, green, blue. Received: daisy, dandelion, rose"
     assert expected in capsys.readouterr().err
 
 
@@ -139,9 +137,9 @@ def test_each_kind_is_as_large_as_its_numbers(trained_like):
     from training.checkpoint import load_checkpoint
 
     model, _ = load_checkpoint(trained_like)
-    pictures = [lambda seed=seed: noise(seed) for seed in range(4)]
+    images = [lambda seed=seed: noise(seed) for seed in range(4)]
     for quantize, size in {"none": 4, "float16": 2, "dynamic": 1, "int8": 1}.items():
-        content = convert_to_tflite.to_tflite(model, quantize, pictures)
+        content = convert_to_tflite.to_tflite(model, quantize, images)
         # A few kilobytes are not weights.
         assert size <= len(content) / model.count_params() < size + 0.8
 
@@ -161,7 +159,7 @@ def compare(monkeypatch, received, quantize="none", expected=SCORES):
     convert_to_tflite.compare(model, Path("a.tflite"), readers, quantize, None)
 
 
-def test_one_score_of_one_picture_beyond_the_tolerance_is_refused(monkeypatch, capsys):
+def test_one_score_of_one_image_beyond_the_tolerance_is_refused(monkeypatch, capsys):
     received = SCORES.copy()
     received[7] += np.float32([0.0009, -0.0009])
     compare(monkeypatch, received)
@@ -189,12 +187,10 @@ def test_another_first_answer_is_refused_however_near_its_scores_are(monkeypatch
 
 @pytest.fixture
 def thousand(checkpoint, small_tflite, monkeypatch):
-    """Evaluate answers to 1,000 red pictures: a function of how many of them each has wrong."""
+    """Evaluate answers to 1,000 red images: a function of how many of them each has wrong."""
     shutil.copy(small_tflite, checkpoint.parent)
-    pictures = tuple(f"red/{number:03}.png" for number in range(1000))
-    monkeypatch.setattr(
-        convert_to_tflite, "scan", lambda data: Dataset(data, ("red",), pictures, ())
-    )
+    images = tuple(f"red/{number:03}.png" for number in range(1000))
+    monkeypatch.setattr(convert_to_tflite, "scan", lambda data: Dataset(data, ("red",), images, ()))
     split_record(checkpoint).write_text(
         '{"seed": 1, "fraction": 0.1, "train": [], "validation": ["red/000.png", "red/999.png"]}'
     )
@@ -230,7 +226,7 @@ def test_evaluation_says_what_each_has_right_and_where_they_agree(thousand, caps
     out = capsys.readouterr().out
     head, everything, validation = out.splitlines()[-3:]
     assert re.split("  +", head.strip()) == [
-        "pictures",
+        "images",
         "checkpoint",
         ".tflite",
         "same first answer",
@@ -251,19 +247,19 @@ def test_beyond_the_tolerance_nothing_is_written(checkpoint, drawn, monkeypatch,
     assert len(list(path.parent.iterdir())) == 2
 
 
-def test_int8_wants_pictures_to_calibrate_on(checkpoint, tmp_path, capsys):
+def test_int8_wants_images_to_calibrate_on(checkpoint, tmp_path, capsys):
     assert convert(checkpoint, "--quantize", "int8", "--data", tmp_path / "none") == 1
     assert "to calibrate int8 on. Received: none" in capsys.readouterr().err
 
 
-def test_it_calibrates_on_training_and_compares_on_validation_pictures(checkpoint, drawn):
+def test_it_calibrates_on_training_and_compares_on_validation_images(checkpoint, drawn):
     from training.images import read_pixels
 
     parts = split(scan(drawn), 0.2, seed=3)
     parts.write(split_record(checkpoint))
-    calibrating, compared = convert_to_tflite.choose_pictures(checkpoint, drawn, (32, 48))
-    for readers, pictures in ((calibrating, parts.train), (compared, parts.validation)):
-        expected = [read_pixels(drawn / p, (32, 48)) for p in pictures]
+    calibrating, compared = convert_to_tflite.choose_images(checkpoint, drawn, (32, 48))
+    for readers, images in ((calibrating, parts.train), (compared, parts.validation)):
+        expected = [read_pixels(drawn / p, (32, 48)) for p in images]
         assert np.array_equal(np.stack([read() for read in readers]), np.stack(expected))
 
 
@@ -273,34 +269,34 @@ def test_what_is_no_longer_there_is_left_out(checkpoint, drawn, tmp_path):
     parts.write(split_record(checkpoint))
     for part in (parts.train, parts.validation):
         (folder / part[0]).unlink()
-    chosen = convert_to_tflite.choose_pictures(checkpoint, folder, (32, 48))
+    chosen = convert_to_tflite.choose_images(checkpoint, folder, (32, 48))
     assert [len(readers) for readers in chosen] == [39, 9]
 
 
-@pytest.mark.parametrize(("pictures", "count"), [(50, 10), (53, 10), (10, 10), (3, 10)])
-def test_pictures_are_chosen_evenly_over_the_classes(pictures, count):
-    chosen = convert_to_tflite.spread(list(range(pictures)), count)
-    assert len(chosen) == min(count, pictures)
+@pytest.mark.parametrize(("images", "count"), [(50, 10), (53, 10), (10, 10), (3, 10)])
+def test_images_are_chosen_evenly_over_the_classes(images, count):
+    chosen = convert_to_tflite.spread(list(range(images)), count)
+    assert len(chosen) == min(count, images)
     assert chosen[0] == 0
     steps = np.diff(chosen)
     assert steps.min() >= 1
     assert steps.max() - steps.min() <= 1
-    assert pictures - chosen[-1] <= steps.max()
+    assert images - chosen[-1] <= steps.max()
 
 
-def test_pictures_that_excite_a_layer_too_much_do_not_calibrate():
+def test_images_that_excite_a_layer_too_much_do_not_calibrate():
     from training.backend import keras
 
     inputs = keras.Input((4, 4, 3))
     model = keras.Model(inputs, keras.layers.Conv2D(2, 1, activation="relu")(inputs))
     model.set_weights([np.ones((1, 1, 3, 2), "float32"), np.zeros(2, "float32")])
     strength = np.array([0.1, 5.0, 0.11, 0.09, 3.0, 0.1, 0.12, 7.0], dtype="float32")
-    pictures = np.ones((8, 4, 4, 3), "float32") * strength[:, None, None, None]
-    kept = convert_to_tflite.drop_outliers(model, pictures)
+    images = np.ones((8, 4, 4, 3), "float32") * strength[:, None, None, None]
+    kept = convert_to_tflite.drop_outliers(model, images)
     assert sorted(kept[:, 0, 0, 0]) == sorted(strength[[0, 2, 3, 5]])
 
 
-def test_one_picture_that_excites_a_layer_most_of_all_does_not_hide_the_others():
+def test_one_image_that_excites_a_layer_most_of_all_does_not_hide_the_others():
     from training.backend import keras
 
     inputs = keras.Input((4, 4, 3))
@@ -308,12 +304,12 @@ def test_one_picture_that_excites_a_layer_most_of_all_does_not_hide_the_others()
     model = keras.Model(inputs, [layer(inputs) for layer in layers])
     for layer, weights in zip(layers, np.eye(3, dtype="float32"), strict=False):
         layer.set_weights([weights.reshape(1, 1, 3, 1)])
-    # How much each picture excites the two; commonly 0.1 both.
+    # How much each image excites the two; commonly 0.1 both.
     much = [(0.5, 0.1), (0.5, 0.1), (10, 0.1)]
     little = [(0.1, 0.1), (0.1, 0.1), (0.1, 0.1), (0.1, 0.2), (0.1, 0.2)]
-    pictures = np.zeros((8, 4, 4, 3), "float32")
-    pictures[..., :2] = np.array(much + little)[:, None, None]
-    kept = convert_to_tflite.drop_outliers(model, pictures)
+    images = np.zeros((8, 4, 4, 3), "float32")
+    images[..., :2] = np.array(much + little)[:, None, None]
+    kept = convert_to_tflite.drop_outliers(model, images)
     assert len(kept) == 4
     assert kept[..., 0].max() == pytest.approx(0.1)
 

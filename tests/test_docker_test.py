@@ -105,7 +105,7 @@ def test_a_file_is_sent_along(tmp_path):
     assert base64.b64decode(event["image"]) == b"\xff\xd8 bytes"
 
 
-def test_the_default_picture_is_wikimedias_rose():
+def test_the_default_image_is_wikimedias_rose():
     process, events = ask(SCORES)
     assert process.returncode == 0
     address = "https://upload.wikimedia.org/wikipedia/commons/5/51/Small_Red_Rose.JPG"
@@ -114,7 +114,7 @@ def test_the_default_picture_is_wikimedias_rose():
     assert "Expected the label rose. Received: daisy." in sentence(process)
 
 
-def test_of_another_picture_any_label_will_do():
+def test_of_another_image_any_label_will_do():
     process, events = ask({"daisy": 0.8, "rose": 0.2}, "--url", "HTTPS://example.com/Rose.jpg")
     assert (process.returncode, process.stderr) == (0, "")
     assert events == [(PATH, {"url": "HTTPS://example.com/Rose.jpg"})]

@@ -52,7 +52,7 @@ def ask(model, events, blocked=TRAINING_ONLY, **environment):
     return json.loads(process.stdout)
 
 
-def picture(color, name="PNG"):
+def image(color, name="PNG"):
     buffer = BytesIO()
     Image.new("RGB", (60, 40), color).save(buffer, name)
     return buffer.getvalue()
@@ -61,11 +61,11 @@ def picture(color, name="PNG"):
 @pytest.fixture
 def events(http_server):
     url = http_server(
-        {"/red.png": (200, {}, picture("red")), "/page": (200, {}, b"<html></html>")},
+        {"/red.png": (200, {}, image("red")), "/page": (200, {}, b"<html></html>")},
     )
     return {
         "url": {"url": f"{url}/red.png"},
-        "image": {"image": base64.b64encode(picture("blue")).decode()},
+        "image": {"image": base64.b64encode(image("blue")).decode()},
         "missing": {},
         "file": {"url": "file:///etc/passwd"},
         "not found": {"url": f"{url}/none.png"},
@@ -169,10 +169,10 @@ print(json.dumps([lambda_function.__file__, lambda_function.service.name]))
 
 def test_killed_in_a_request_it_answers_the_next(small_tflite, http_server, tmp_path):
     started = threading.Event()
-    pictures = http_server(
+    images = http_server(
         {
-            "/red.png": (200, {}, picture("red")),
-            "/slow": lambda _: started.set() or time.sleep(5) or (200, {}, picture("red")),
+            "/red.png": (200, {}, image("red")),
+            "/slow": lambda _: started.set() or time.sleep(5) or (200, {}, image("red")),
         }
     )
     environment = {"MODEL_PATH": str(small_tflite), "FETCH_ALLOW": "127.0.0.1"}
@@ -181,7 +181,7 @@ def test_killed_in_a_request_it_answers_the_next(small_tflite, http_server, tmp_
         local_service(free_port(), environment, log=log) as url,
         ThreadPoolExecutor(1) as pool,
     ):
-        lost = pool.submit(post, url, {"url": f"{pictures}/slow"})
+        lost = pool.submit(post, url, {"url": f"{images}/slow"})
         assert started.wait(30)
         [handler] = [
             int(path.name)
@@ -192,7 +192,7 @@ def test_killed_in_a_request_it_answers_the_next(small_tflite, http_server, tmp_
         ]
         os.kill(handler, signal.SIGKILL)
         assert "errorType" in lost.result(30)
-        answer = post(url, {"url": f"{pictures}/red.png"})
+        answer = post(url, {"url": f"{images}/red.png"})
         assert max(answer, key=answer.get) == "red"
 
 

@@ -81,7 +81,7 @@ def test_no_model(red, tmp_path):
     assert "Traceback" not in answer.stderr
 
 
-def test_one_bad_picture_costs_the_others_nothing(small_tflite, red, tmp_path, http_server):
+def test_one_bad_image_costs_the_others_nothing(small_tflite, red, tmp_path, http_server):
     (tmp_path / "text.jpg").write_text("hello")
     url = http_server({"/red.png": (200, {}, red.read_bytes())})
     images = [tmp_path / "text.jpg", tmp_path / "none.jpg", red, f"{url}/red.png", f"{url}/no"]
@@ -90,7 +90,7 @@ def test_one_bad_picture_costs_the_others_nothing(small_tflite, red, tmp_path, h
     assert answer.stdout.count(": red\n") == 2
     errors = [line for line in answer.stderr.splitlines() if "Expected" in line]
     assert len(errors) == 3
-    assert errors[0].startswith(f"{tmp_path / 'text.jpg'}: Expected a picture")
+    assert errors[0].startswith(f"{tmp_path / 'text.jpg'}: Expected an image")
     assert "No such file" in errors[1]
     assert "Received: 404" in errors[2]
 
@@ -150,7 +150,7 @@ def test_json_has_one_object_a_line_also_for_errors(small_tflite, red, tmp_path)
     assert answer.returncode == 1
 
 
-def test_a_folder_stands_for_its_pictures(small_tflite, red, tmp_path):
+def test_a_folder_stands_for_its_images(small_tflite, red, tmp_path):
     (tmp_path / "sub").mkdir()
     Image.new("RGB", (9, 9), "blue").save(tmp_path / "sub" / "blue.png")
     answer = predict("--json", tmp_path, "--model", small_tflite)
@@ -158,7 +158,7 @@ def test_a_folder_stands_for_its_pictures(small_tflite, red, tmp_path):
     assert sorted(labels) == ["blue", "red"]
 
 
-def test_a_folders_pictures_come_in_order_and_without_what_is_hidden(small_tflite, tmp_path):
+def test_a_folders_images_come_in_order_and_without_what_is_hidden(small_tflite, tmp_path):
     names = ["rosé.png", "b.png", "c.d/2.png", "c.d/1.png", "a.png", "e.png", "c.d.png"]
     for name in (*names, ".hidden.png", "c.d/._1.png"):
         (tmp_path / name).parent.mkdir(exist_ok=True)

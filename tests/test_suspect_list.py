@@ -12,7 +12,7 @@ NAMES = ("daisy", "rose", "tulip")
 
 @pytest.fixture
 def clusters():
-    """Features of three classes that a line tells apart, 12 pictures each, and their labels."""
+    """Features of three classes that a line tells apart, 12 images each, and their labels."""
     labels = np.repeat(np.arange(3), 12)
     features = np.random.default_rng(0).normal(size=(36, 6)) * 40
     features[np.arange(36), labels] += 800
@@ -33,9 +33,9 @@ def judged(monkeypatch):
     return calls
 
 
-def test_each_picture_is_judged_by_a_model_fitted_without_it(clusters, judged):
-    features, labels, pictures = clusters
-    list_label_issues(features, pictures, list(labels), NAMES, seed=7)
+def test_each_image_is_judged_by_a_model_fitted_without_it(clusters, judged):
+    features, labels, images = clusters
+    list_label_issues(features, images, list(labels), NAMES, seed=7)
     [call] = judged
     assert (call["model"].C, call["model"].max_iter) == (0.3, 1000)
     assert call["method"] == "predict_proba"
@@ -45,9 +45,9 @@ def test_each_picture_is_judged_by_a_model_fitted_without_it(clusters, judged):
 
 
 def test_features_are_brought_to_one_scale_and_to_as_many_as_say_something(clusters, judged):
-    features, labels, pictures = clusters
+    features, labels, images = clusters
     for scaled in (features, features * 1000 + 5, np.tile(features, 100)):
-        list_label_issues(scaled, pictures, labels, NAMES, seed=7)
+        list_label_issues(scaled, images, labels, NAMES, seed=7)
     first, second, third = (call["features"] for call in judged)
     assert (first.shape, third.shape) == ((36, 6), (36, 36))
     assert first.dtype == np.float32
@@ -59,13 +59,13 @@ def test_features_are_brought_to_one_scale_and_to_as_many_as_say_something(clust
     assert judged[-1]["features"].shape == (400, 256)
 
 
-def test_the_fewest_pictures_of_a_class_say_how_many_folds(clusters, judged):
-    features, labels, pictures = clusters
+def test_the_fewest_images_of_a_class_say_how_many_folds(clusters, judged):
+    features, labels, images = clusters
     kept = [*range(12), *range(12, 24), 24, 25, 26]
-    list_label_issues(features[kept], [pictures[i] for i in kept], labels[kept], NAMES, seed=7)
+    list_label_issues(features[kept], [images[i] for i in kept], labels[kept], NAMES, seed=7)
     assert judged[0]["cv"].get_n_splits() == 3
     kept = kept[:-1]
-    list_label_issues(features[kept], [pictures[i] for i in kept], labels[kept], NAMES, seed=7)
+    list_label_issues(features[kept], [images[i] for i in kept], labels[kept], NAMES, seed=7)
     assert judged[1]["cv"].get_n_splits() == 2
 
 
@@ -74,7 +74,7 @@ def test_features_without_any_difference_are_judged_too():
 
 
 def test_suspects_come_by_confidence_then_by_name(clusters, monkeypatch):
-    features, labels, pictures = clusters
+    features, labels, images = clusters
     probabilities = np.full((36, 3), 0.1)
     probabilities[np.arange(36), labels] = 0.8
     for index, best, confidence in ((1, 2, 0.6), (14, 0, 0.9), (3, 2, 0.6), (30, 1, 0.7)):
@@ -90,7 +90,7 @@ def test_suspects_come_by_confidence_then_by_name(clusters, monkeypatch):
         return np.isin(np.arange(36), [0, 1, 3, 14])  # 0 is suspected, but not contradicted
 
     monkeypatch.setattr(cleanlab.filter, "find_label_issues", find_label_issues)
-    assert list_label_issues(features, pictures, labels, NAMES, seed=0) == [
+    assert list_label_issues(features, images, labels, NAMES, seed=0) == [
         LabelIssue("rose/14", "rose", "daisy", 0.9),
         LabelIssue("daisy/01", "daisy", "tulip", 0.6),
         LabelIssue("daisy/03", "daisy", "tulip", 0.6),
@@ -99,23 +99,23 @@ def test_suspects_come_by_confidence_then_by_name(clusters, monkeypatch):
 
 
 @pytest.mark.parametrize(
-    ("features", "pictures", "labels", "sentence"),
+    ("features", "images", "labels", "sentence"),
     [
         (3, 4, [0, 0, 1, 1], "Received: 3, 4, 4."),
         (4, 3, [0, 0, 1, 1], "Received: 4, 3, 4."),
         (4, 4, [0, 1, 1], "Received: 4, 4, 3."),
     ],
 )
-def test_lengths_that_differ_are_told(features, pictures, labels, sentence):
+def test_lengths_that_differ_are_told(features, images, labels, sentence):
     with pytest.raises(ValueError, match="as many") as caught:
-        list_label_issues(np.ones((features, 2)), ["a"] * pictures, labels, "xy", 0)
-    assert str(caught.value) == f"Expected as many features as pictures and labels. {sentence}"
+        list_label_issues(np.ones((features, 2)), ["a"] * images, labels, "xy", 0)
+    assert str(caught.value) == f"Expected as many features as images and labels. {sentence}"
 
 
-def test_a_class_with_a_single_picture_is_told():
+def test_a_class_with_a_single_image_is_told():
     with pytest.raises(ValueError, match="two") as caught:
         list_label_issues(np.eye(4), list("abcd"), [0, 0, 0, 1], "xy", 0)
-    assert str(caught.value) == "Expected at least two pictures of each class. Received: one."
+    assert str(caught.value) == "Expected at least two images of each class. Received: one."
 
 
 def test_a_list_is_this_to_the_last_byte(tmp_path):

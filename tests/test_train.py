@@ -1,4 +1,4 @@
-"""train.py: the recipe, its flags, and the whole way from pictures to a named flower."""
+"""train.py: the recipe, its flags, and the whole way from images to a named flower."""
 
 import csv
 import inspect
@@ -36,7 +36,7 @@ from training.model import BASE_LAYER, build_model, split_at_block, weights_dige
 from training.pretrained import load_base_weights
 from training.resume import read_run
 
-# Small pictures and a base of random weights: quick, and nothing here asks for a good answer.
+# Small images and a base of random weights: quick, and nothing here asks for a good answer.
 SMALL = replace(ORIGINAL, input_size=71, batch_size=8, steps_per_epoch=2, epochs=1, views=2)
 SMALL_FINE_TUNE = {
     "fine_tune_at": 13,
@@ -192,7 +192,7 @@ def test_numbers_out_of_range_are_refused(flags, capsys):
     assert f"argument {flags.split()[0]}" in capsys.readouterr().err
 
 
-def test_without_pictures_it_says_how_to_get_them(tmp_path, capsys):
+def test_without_images_it_says_how_to_get_them(tmp_path, capsys):
     assert train.main(["--data", str(tmp_path), "--models", str(tmp_path / "models")]) == 1
     error = capsys.readouterr().err
     assert error.startswith("train.py: Expected")
@@ -229,7 +229,7 @@ def test_a_run_leaves_checkpoint_split_history_and_report(run, tmp_path, drawn):
     assert any((tmp_path / train.TENSORBOARD).rglob("events.out.tfevents.*"))
 
 
-def test_fine_tuning_picks_on_pictures_of_their_own(run, tmp_path, drawn, monkeypatch):
+def test_fine_tuning_picks_on_images_of_their_own(run, tmp_path, drawn, monkeypatch):
     fit, validated = keras.Model.fit, []
 
     def watched_fit(model, *inputs, **given):
@@ -253,8 +253,8 @@ def test_fine_tuning_picks_on_pictures_of_their_own(run, tmp_path, drawn, monkey
     model, metadata = load_checkpoint(checkpoint)
     assert "asking the best checkpoint, at 80×80 pixels" in out
     assert model.input_shape[1:3] == (80, 80)
-    pictures = ImageSource(scan(drawn), (80, 80))
-    batches = Batches(pictures, parts.validation, 4)
+    images = ImageSource(scan(drawn), (80, 80))
+    batches = Batches(images, parts.validation, 4)
     truth = np.concatenate([batches[i][1] for i in range(len(batches))])
     answers = model.predict(batches, verbose=0)
     assert (answers.argmax(1) == truth.argmax(1)).mean() == pytest.approx(metadata.val_accuracy)
@@ -283,7 +283,7 @@ def test_a_finished_network_can_be_given_another_size(run, tmp_path):
     exit_code, out = run("--resume", **SMALL_FINE_TUNE | {"inference_size": 90})
     assert exit_code == 0
     assert "at 90×90 pixels" in out
-    assert re.search(r"on the 10 pictures that picked the epoch: accuracy 0\.\d+, loss \d", out)
+    assert re.search(r"on the 10 images that picked the epoch: accuracy 0\.\d+, loss \d", out)
     [second] = tmp_path.glob("xception_fin_*.h5")
     assert load_checkpoint(second)[0].input_shape[1:3] == (90, 90)
     assert [path for path in tmp_path.glob("xception_fin_*") if path.is_dir()] == [
@@ -299,7 +299,7 @@ def test_the_second_run_computes_nothing_again(run, tmp_path, monkeypatch):
 
 
 def test_with_and_without_the_cache_the_same_is_learned(run, tmp_path):
-    # As many views as rounds: the pictures are the same ones; the base's answers are rounded.
+    # As many views as rounds: the images are the same ones; the base's answers are rounded.
     recipe = {"epochs": 2, "steps_per_epoch": 5, "views": 2, "learning_rate": 0.1}
     run(**recipe)
     cached = history(tmp_path)
@@ -421,7 +421,7 @@ def test_too_large_a_batch_ends_with_one_sentence(start, tmp_path):
     batch_size = 4_000_000  # 2,048 activations of 4 bytes each: 33 GB
     process = start(tmp_path, recipe={"batch_size": batch_size}, RLIMIT_AS=30 * 2**30)
     sentence = sentence_of(process)
-    assert sentence.startswith(f"train.py: Expected batches of {batch_size} pictures to fit into")
+    assert sentence.startswith(f"train.py: Expected batches of {batch_size} images to fit into")
     assert "smaller --batch-size" in sentence
 
 
@@ -586,9 +586,9 @@ def frozen(record):
 
 
 def names(batches):
-    """Return "class/file" of the pictures that `batches` serve."""
-    pictures = batches.source.dataset.pictures
-    return tuple(pictures[index] for index in batches.image_indices)
+    """Return "class/file" of the images that `batches` serve."""
+    images = batches.source.dataset.images
+    return tuple(images[index] for index in batches.image_indices)
 
 
 def learning_rate(model, step):
@@ -596,15 +596,15 @@ def learning_rate(model, step):
     return float(model.optimizer.learning_rate)
 
 
-def test_the_head_alone_learns_the_training_pictures_by_their_features(fine_tuned, drawn):
+def test_the_head_alone_learns_the_training_images_by_their_features(fine_tuned, drawn):
     head, _ = fine_tuned.fits
     report = fine_tuned.report
     dataset, parts = report.dataset, report.parts
-    pictures = ImageSource(dataset, (40, 40))
+    images = ImageSource(dataset, (40, 40))
     base_model, _ = split_at_block(fine_tuned.callbacks["BestCheckpoint"].whole(), None)
-    expected = base_model.predict(pictures.inputs([(i, 0) for i in range(50)]), verbose=0)
+    expected = base_model.predict(images.inputs([(i, 0) for i in range(50)]), verbose=0)
     assert np.allclose(report.features, expected, atol=0.02)  # the cache may be of bfloat16
-    train_indices = [dataset.pictures.index(name) for name in parts.train]
+    train_indices = [dataset.images.index(name) for name in parts.train]
     assert np.array_equal(head.x, report.features[train_indices])
     assert np.array_equal(head.y.argmax(axis=1), dataset.labels(parts.train))
     assert np.array_equal(head.y.sum(axis=1), np.ones(30))
@@ -616,7 +616,7 @@ def test_the_head_alone_learns_the_training_pictures_by_their_features(fine_tune
     assert compiled["loss"]["config"]["label_smoothing"] == 0.1
 
 
-def test_training_is_given_its_pictures_and_all_of_their_settings(fine_tuned):
+def test_training_is_given_its_images_and_all_of_their_settings(fine_tuned):
     _, fit = fine_tuned.fits
     parts, recipe = fine_tuned.report.parts, fine_tuned.recipe
     assert parts == split(scan(fine_tuned.options.data), 0.2, 7, 0.25)
@@ -625,9 +625,9 @@ def test_training_is_given_its_pictures_and_all_of_their_settings(fine_tuned):
     expected = {"batch_size": 4, "steps": 7, "seed": 7, "views": 3, "mixup_alpha": 0.3}
     assert {name: getattr(fit.x, name) for name in expected} == expected
     assert fit.x.rows == slice(0, 4)
-    pictures = fit.x.source.pictures
-    assert pictures.size == (40, 40)
-    assert pictures.settings == {
+    images = fit.x.source.images
+    assert images.size == (40, 40)
+    assert images.settings == {
         name: getattr(recipe, name)
         for name in (
             *("rotation_range", "width_shift_range", "height_shift_range", "shear_range"),
@@ -641,7 +641,7 @@ def test_training_is_given_its_pictures_and_all_of_their_settings(fine_tuned):
     assert fit.x.epoch == 3
 
 
-def test_the_epoch_is_picked_on_pictures_that_are_not_reported_on(fine_tuned):
+def test_the_epoch_is_picked_on_images_that_are_not_reported_on(fine_tuned):
     fit = fine_tuned.fits[-1]
     parts = fine_tuned.report.parts
     assert names(fit.validation_data) == parts.selection
@@ -654,7 +654,7 @@ def test_the_epoch_is_picked_on_pictures_that_are_not_reported_on(fine_tuned):
     assert best.class_names == fine_tuned.report.dataset.class_names
 
 
-def test_without_such_pictures_it_is_picked_on_those_that_are_reported_on(frozen):
+def test_without_such_images_it_is_picked_on_those_that_are_reported_on(frozen):
     fit, parts = frozen.fits[-1], frozen.report.parts
     assert parts == split(scan(frozen.options.data), 0.2, 69420)
     assert names(fit.validation_data) == parts.validation
@@ -745,9 +745,7 @@ def test_few_blocks_learn_in_float32_as_well(record):
 @pytest.mark.parametrize(
     ("flags", "recipe"), [(["--no-cache"], {}), ([], {"fine_tune_at": 1}), (["--distribute"], {})]
 )
-def test_the_plain_path_shows_new_views_of_the_pictures_to_all_of_the_network(
-    record, flags, recipe
-):
+def test_the_plain_path_shows_new_views_of_the_images_to_all_of_the_network(record, flags, recipe):
     run = record(*flags, workers=Workers(), views=3, **recipe)
     [fit] = run.fits
     assert fit.model.input_shape == (None, 40, 40, 3)
@@ -759,7 +757,7 @@ def test_the_plain_path_shows_new_views_of_the_pictures_to_all_of_the_network(
 
 
 @pytest.mark.parametrize("flags", [[], ["--no-cache"]])
-def test_a_fine_tuned_network_is_judged_on_pictures_not_on_its_activations(record, flags):
+def test_a_fine_tuned_network_is_judged_on_images_not_on_its_activations(record, flags):
     run = record(*flags, **TINY_FINE_TUNE | {"inference_size": None})
     assert isinstance(run.report.val_source, ImageSource)
     assert run.report.val_source.size == (40, 40)
@@ -847,7 +845,7 @@ def test_each_process_serves_its_rows_and_the_chief_does_the_rest(record, tmp_pa
     settings, seed, parted = workers.compared
     assert settings["precision"] == dtype_policy()
     assert settings["seed"] == seed == 7
-    assert len(settings["pictures"]) == 16
+    assert len(settings["images"]) == 16
     assert parted == "parted"
     assert run.exit_code == 0
     chief = index == 0
@@ -894,7 +892,7 @@ def test_a_run_goes_on_by_the_same_recipe_only(recipe, name):
     assert (train.run_settings(other, options, PARTS) == settings) == (name in free)
 
 
-def test_a_run_goes_on_from_the_same_pictures_weights_and_cache_only():
+def test_a_run_goes_on_from_the_same_images_weights_and_cache_only():
     def settings(*flags, parts=PARTS):
         return train.run_settings(ORIGINAL, train.parse_arguments(list(flags)), parts)
 
@@ -913,7 +911,7 @@ def found(tmp_path):
     """Ask `find_run` about a run of five finished epochs; returns what it finds."""
 
     def find(*flags, epochs=5, size=None, settings=None, **facts):
-        recorded = {"seed": 1, "pictures": "abc"}
+        recorded = {"seed": 1, "images": "abc"}
         run = {"settings": recorded, "epochs": 5, "reported": False} | facts
         state = tmp_path / train.STATE
         with h5py.File(state, "w") as file:
@@ -938,7 +936,7 @@ def test_a_run_is_resumed_where_epochs_or_the_report_are_missing(found):
 
 def test_all_settings_that_differ_are_named(found):
     with pytest.raises(ModelError) as caught:
-        found("--resume", settings={"seed": 2, "pictures": "abc", "mixup_alpha": 0.1})
+        found("--resume", settings={"seed": 2, "images": "abc", "mixup_alpha": 0.1})
     assert "(seed 1, mixup None). Received: seed 2, mixup 0.1." in str(caught.value)
 
 
@@ -973,7 +971,7 @@ def test_places_have_defaults_and_flags():
     ("error", "exit_code", "sentence"),
     [
         (KeyboardInterrupt(), 130, "\nStopped before the first epoch.\n"),
-        (MemoryError(), 1, "train.py: Expected batches of 4 pictures to fit into memory. "),
+        (MemoryError(), 1, "train.py: Expected batches of 4 images to fit into memory. "),
         (ModelError("No model."), 1, "train.py: No model.\n"),
         (CacheError("No room."), 1, "train.py: No room.\n"),
         (OSError(28, "", "a.h5"), 1, "Received: No space left on device (a.h5). Free space or"),
@@ -1083,18 +1081,18 @@ def predict(model, *images):
     return [json.loads(line) for line in process.stdout.splitlines()]
 
 
-def test_from_pictures_to_names(trained, drawn):
-    pictures = Split.read(split_record(trained)).validation
-    answers = predict(trained.with_suffix(".tflite"), *(drawn / p for p in pictures))
-    right = sum(a["label"] == class_of(p) for a, p in zip(answers, pictures, strict=True))
-    assert right >= 0.8 * len(pictures)
-    assert right / len(pictures) == pytest.approx(read_metadata(trained).val_accuracy, abs=0.11)
+def test_from_images_to_names(trained, drawn):
+    images = Split.read(split_record(trained)).validation
+    answers = predict(trained.with_suffix(".tflite"), *(drawn / p for p in images))
+    right = sum(a["label"] == class_of(p) for a, p in zip(answers, images, strict=True))
+    assert right >= 0.8 * len(images)
+    assert right / len(images) == pytest.approx(read_metadata(trained).val_accuracy, abs=0.11)
 
 
 def test_h5_and_tflite_agree(trained, drawn):
-    pictures = [drawn / p for p in Split.read(split_record(trained)).validation]
+    images = [drawn / p for p in Split.read(split_record(trained)).validation]
     for one, other in zip(
-        predict(trained, *pictures), predict(trained.with_suffix(".tflite"), *pictures), strict=True
+        predict(trained, *images), predict(trained.with_suffix(".tflite"), *images), strict=True
     ):
         assert one["label"] == other["label"]
         assert one["scores"] == pytest.approx(other["scores"], abs=1e-3)

@@ -3,7 +3,7 @@
     python -m tools.demo                # on flowers/, or on drawn flowers where that is empty
     python -m tools.demo --no-docker    # the service behind AWS's Lambda emulator, without Docker
 
-Works on few pictures and writes to .cache/ and models/demo/ only, so that it leaves flowers/ and
+Works on few images and writes to .cache/ and models/demo/ only, so that it leaves flowers/ and
 real checkpoints alone. The exit code is 0 if the service named the flower right.
 """
 
@@ -24,12 +24,12 @@ from pathlib import Path
 from serving.model_files import best_model
 from tools.emulator import INVOCATIONS, EmulatorError, free_port, local_service
 
-WORK = Path(".cache", "demo")  # this run's pictures and logs
+WORK = Path(".cache", "demo")  # this run's images and logs
 MODELS = Path("models", "demo")  # this run's checkpoint and .tflite
 
 # Enough to name flowers right, few enough for minutes: on two cores the network takes a tenth of
-# a second a picture.
-PICTURES = 40  # a class
+# a second an image.
+IMAGES = 40  # a class
 RECIPE = {
     "--epochs": "2",
     "--steps-per-epoch": "15",
@@ -38,7 +38,7 @@ RECIPE = {
     "--learning-rate": "0.05",
     "--momentum": "0.9",
 }
-CANDIDATES = 10  # pictures to choose the asked one from
+CANDIDATES = 10  # images to choose the asked one from
 SERVICE_LOG = WORK / "service.log"
 BUILD_SECONDS = 900.0
 SHOWN_LINES = 25  # of what a stage that failed printed
@@ -92,7 +92,7 @@ def demo(options: argparse.Namespace) -> None:
         folder.mkdir(parents=True)
 
     with stage(1, f"Data: {describe(options.data)}"):
-        data = collect_pictures(options.data)
+        data = collect_images(options.data)
 
     with stage(2, f"Train: {RECIPE['--epochs']} short epochs into {MODELS}/"):
         recipe = [part for flag in RECIPE.items() for part in flag]
@@ -103,10 +103,8 @@ def demo(options: argparse.Namespace) -> None:
     with stage(3, f"Convert: {checkpoint.name} to TFLite"):
         python("convert_to_tflite.py", checkpoint, "--data", data)
 
-    with stage(
-        4, f"Choose: of {CANDIDATES} pictures it was not trained on, the one it is surest of"
-    ):
-        picture = choose_picture(checkpoint, data)
+    with stage(4, f"Choose: of {CANDIDATES} images it was not trained on, the one it is surest of"):
+        image = choose_image(checkpoint, data)
 
     with contextlib.ExitStack() as services:
         with stage(5, "Image: docker build"):
@@ -116,8 +114,8 @@ def demo(options: argparse.Namespace) -> None:
                 docker_service(container_image) if container_image else emulator_service(checkpoint)
             )
             endpoint = services.enter_context(service)
-        with stage(7, f"Ask: what is {picture}?"):
-            answer = ask(endpoint, data / picture, class_of(picture))
+        with stage(7, f"Ask: what is {image}?"):
+            answer = ask(endpoint, data / image, class_of(image))
     print(answer, end="", flush=True)
 
 
@@ -135,13 +133,13 @@ def stage(number: int, title: str) -> Iterator[None]:
 
 
 def describe(folder: Path) -> str:
-    """Return where the pictures come from."""
-    if has_pictures(folder):
-        return f"up to {PICTURES} pictures a class of {folder}"
-    return f"no pictures in {folder}, so drawing {PICTURES} a class"
+    """Return where the images come from."""
+    if has_images(folder):
+        return f"up to {IMAGES} images a class of {folder}"
+    return f"no images in {folder}, so drawing {IMAGES} a class"
 
 
-def has_pictures(folder: Path) -> bool:
+def has_images(folder: Path) -> bool:
     """Return whether two or more sub-folders of `folder` hold files."""
     return len(list_files(folder)) > 1
 
@@ -155,46 +153,46 @@ def list_files(folder: Path) -> dict[str, list[Path]]:
     return {name: found for name, found in files.items() if found}
 
 
-def collect_pictures(folder: Path) -> Path:
-    """Return a folder with copies of some of `folder`'s pictures, or with drawn ones.
+def collect_images(folder: Path) -> Path:
+    """Return a folder with copies of some of `folder`'s images, or with drawn ones.
 
     Raises:
         StageError: they cannot be drawn.
     """
     data = WORK / "flowers"
-    if not has_pictures(folder):
-        python("-m", "training.sample", "--out", data, "--per-class", str(PICTURES))
+    if not has_images(folder):
+        python("-m", "training.sample", "--out", data, "--per-class", str(IMAGES))
         return data
-    rng = random.Random(0)  # noqa: S311 - the same pictures each time, nothing secret
+    rng = random.Random(0)  # noqa: S311 - the same images each time, nothing secret
     for name, files in list_files(folder).items():
         (data / name).mkdir(parents=True)
-        for file in rng.sample(files, min(PICTURES, len(files))):
+        for file in rng.sample(files, min(IMAGES, len(files))):
             shutil.copyfile(file, data / name / file.name)
     return data
 
 
-def choose_picture(checkpoint: Path, data: Path) -> str:
-    """Return "class/file" of that of some validation pictures which the model is surest of.
+def choose_image(checkpoint: Path, data: Path) -> str:
+    """Return "class/file" of that of some validation images which the model is surest of.
 
     After so short a training it gets some wrong; the demo is about the path, not about those.
 
     Raises:
-        StageError: a picture cannot be classified.
+        StageError: an image cannot be classified.
     """
     record = json.loads(checkpoint.with_suffix(".split.json").read_text(encoding="utf-8"))
     validation = record["validation"]
-    pictures = validation[:: max(1, len(validation) // CANDIDATES)]  # some of every class
-    files = [data / picture for picture in pictures]
+    images = validation[:: max(1, len(validation) // CANDIDATES)]  # some of every class
+    files = [data / image for image in images]
     answers = python(
         "predict.py", "--json", "--model", checkpoint.with_suffix(".tflite"), *files
     ).splitlines()
     scores = [json.loads(line)["scores"] for line in answers if line.startswith('{"image"')]
-    return max(zip(pictures, scores, strict=True), key=lambda pair: max(pair[1].values()))[0]
+    return max(zip(images, scores, strict=True), key=lambda pair: max(pair[1].values()))[0]
 
 
-def class_of(picture: str) -> str:
+def class_of(image: str) -> str:
     """Return the class of a "class/file"."""
-    return picture.split("/", 1)[0]
+    return image.split("/", 1)[0]
 
 
 def build_container_image(services: contextlib.ExitStack, wanted: bool) -> str | None:
@@ -270,13 +268,13 @@ def emulator_service(checkpoint: Path) -> contextlib.AbstractContextManager[str]
     return local_service(free_port(), {"MODEL_PATH": str(model)}, log=SERVICE_LOG)
 
 
-def ask(endpoint: str, picture: Path, expected: str) -> str:
-    """Return what `docker_test.py` prints of the service's answer on `picture`.
+def ask(endpoint: str, image: Path, expected: str) -> str:
+    """Return what `docker_test.py` prints of the service's answer on `image`.
 
     Raises:
         StageError: there is no answer, or it is not `expected`.
     """
-    arguments = ["--endpoint", endpoint, "--file", picture, "--expect", expected]
+    arguments = ["--endpoint", endpoint, "--file", image, "--expect", expected]
     return python("docker_test.py", *arguments)
 
 

@@ -1,8 +1,8 @@
-"""Pictures, or the activations that stand for them, to batches.
+"""Images, or the activations that stand for them, to batches.
 
-`ImageSource` and `CachedFeatures` give the network's input of a picture's view: view 0 is the picture
+`ImageSource` and `CachedFeatures` give the network's input of an image's view: view 0 is the image
 as it is, every other one is augmented by `ImageDataGenerator`, always in the same way. `Batches`
-and `TrainingBatches` say which pictures and views come when.
+and `TrainingBatches` say which images and views come when.
 """
 
 from collections.abc import Sequence
@@ -19,7 +19,7 @@ ALL_ROWS = slice(None)
 
 
 class Batches(keras.utils.PyDataset):
-    """Pictures once, in order, as they are, and their classes, one-hot.
+    """Images once, in order, as they are, and their classes, one-hot.
 
     A batch is (float32 (n, ...), float32 (n, classes)); the last one is what is left.
     """
@@ -27,7 +27,7 @@ class Batches(keras.utils.PyDataset):
     def __init__(
         self, source: Source, names: Sequence[str], batch_size: int, rows: slice = ALL_ROWS
     ):
-        """Serve what `source` gives of the pictures `names` ("class/file").
+        """Serve what `source` gives of the images `names` ("class/file").
 
         Only `rows` of each batch are made.
         """
@@ -68,7 +68,7 @@ class PaddedBatches(Batches):
 class TrainingBatches(Batches):
     """The same, shuffled and augmented without end; an epoch is `steps` batches of it.
 
-    The n-th picture drawn is always the same and always augmented in the same way, whatever
+    The n-th image drawn is always the same and always augmented in the same way, whatever
     came before: an epoch can be repeated, and a run resumed, exactly.
     """
 
@@ -86,7 +86,7 @@ class TrainingBatches(Batches):
     ):
         """Serve `source`, from the first epoch on; `begin_epoch` goes to another.
 
-        A picture comes in its views 1 to `views` by turns; None gives it a new one each time.
+        An image comes in its views 1 to `views` by turns; None gives it a new one each time.
         `mixup_alpha` is the parameter of the beta distribution that inputs and classes are mixed by
         (Zhang et al. 2018), 0 for none.
         """
@@ -98,7 +98,7 @@ class TrainingBatches(Batches):
         return self.steps
 
     def begin_epoch(self, epoch: int, logs: dict | None = None) -> None:
-        """Serve the pictures of `epoch`, counted from 0; for a callback's `on_epoch_begin`.
+        """Serve the images of `epoch`, counted from 0; for a callback's `on_epoch_begin`.
 
         Keras' own `on_epoch_end` of data sets cannot count: it is also called once before
         training, after a look at the first batches.
@@ -116,7 +116,7 @@ class TrainingBatches(Batches):
         return self._mixed(inputs, targets, batch) if self.mixup_alpha else (inputs, targets)
 
     def _draw(self, position: int) -> tuple[int, int]:
-        """Return which picture, and which view of it, comes at `position` of the sequence."""
+        """Return which image, and which view of it, comes at `position` of the sequence."""
         round_, place = divmod(position, len(self.image_indices))
         view = round_ if self.views is None else round_ % self.views
         return int(_order(self.seed, round_, len(self.image_indices))[place]), view + 1
@@ -138,11 +138,11 @@ class TrainingBatches(Batches):
 
 @lru_cache(maxsize=4)
 def _order(seed: int, round_: int, count: int) -> np.ndarray:
-    """Return in which order `count` pictures come in a round."""
+    """Return in which order `count` images come in a round."""
     return np.random.default_rng((seed, round_)).permutation(count)
 
 
 def image_indices(dataset: Dataset, names: Sequence[str]) -> list[int]:
-    """Return the places of `names` ("class/file") among the pictures of `dataset`."""
-    places = {name: place for place, name in enumerate(dataset.pictures)}
+    """Return the places of `names` ("class/file") among the images of `dataset`."""
+    places = {name: place for place, name in enumerate(dataset.images)}
     return [places[name] for name in names]

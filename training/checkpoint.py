@@ -33,7 +33,7 @@ class Metadata:
     Attributes:
         class_names: in the order of the model's outputs.
         epoch: how many epochs it was trained.
-        val_accuracy: accuracy on the validation pictures, 0 to 1.
+        val_accuracy: accuracy on the validation images, 0 to 1.
         temperature: what the last layer's weights were divided by after training, so that the
             scores are as sure as they are right; 1 for nothing.
     """
@@ -144,16 +144,16 @@ class CheckpointClassifier:
         self.input_size = self.model.input_shape[1:3]
 
     def probabilities(self, inputs: np.ndarray) -> np.ndarray:
-        """Return the model's answer to one picture: float32 (classes,), 0 to 1."""
+        """Return the model's answer to one image: float32 (classes,), 0 to 1."""
         return np.asarray(self.model(inputs, training=False))[0]
 
-    def classify(self, picture: Image.Image) -> dict[str, float]:
-        """Return {label: score} of an upright RGB picture, scores 0 to 1 with five decimals."""
-        return named_scores(self.labels, self.probabilities(preprocess(picture, self.input_size)))
+    def classify(self, image: Image.Image) -> dict[str, float]:
+        """Return {label: score} of an upright RGB image, scores 0 to 1 with five decimals."""
+        return named_scores(self.labels, self.probabilities(preprocess(image, self.input_size)))
 
 
 class BestCheckpoint(keras.callbacks.Callback):
-    """Keep the model of each epoch that beats all before it on the validation pictures.
+    """Keep the model of each epoch that beats all before it on the validation images.
 
     Keras' ModelCheckpoint writes in place, where a kill leaves half a file, and has no room for
     class names.
@@ -176,7 +176,7 @@ class BestCheckpoint(keras.callbacks.Callback):
         """Name checkpoints in `folder` by `pattern`, which may have the fields `epoch` (from 1)
         and `val_accuracy`.
 
-        `whole` returns the model to keep, from pictures to probabilities. `monitor` is what to
+        `whole` returns the model to keep, from images to probabilities. `monitor` is what to
         beat, "val_accuracy" or "val_loss"; where it is equal the other one tells. `run` has the
         facts of a run that goes on, as `read_run` gives them.
         """

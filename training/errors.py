@@ -2,7 +2,7 @@
 
 
 class DataError(Exception):
-    """The folder of pictures is not usable; `str(error)` says what to do."""
+    """The folder of images is not usable; `str(error)` says what to do."""
 
 
 class CacheError(Exception):

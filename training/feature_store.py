@@ -1,4 +1,4 @@
-"""Activations of a frozen network, computed once a picture and view and kept on disk."""
+"""Activations of a frozen network, computed once an image and view and kept on disk."""
 
 import fcntl
 import hashlib
@@ -64,7 +64,7 @@ class FeatureStore:
 
     @contextmanager
     def writer(self) -> Iterator["FeatureWriter"]:
-        """Give the only `FeatureWriter` of this table; another process waits until this one is done."""
+        """Yield the only `FeatureWriter` of this store; other processes wait for it."""
         with open(self.folder / "lock", "w") as lock:
             fcntl.flock(lock, fcntl.LOCK_EX)
             self._read_index()  # what the other process has filled meanwhile
@@ -92,7 +92,7 @@ class FeatureStore:
 
 
 class FeatureWriter:
-    """Appends to a `FeatureStore`; as a context it flushes at the end, also of a block that fails."""
+    """Appends to a `FeatureStore`; as a context manager it flushes at its end, also on errors."""
 
     def __init__(self, table: FeatureStore):
         """Write behind the last whole row of `table`."""

@@ -22,23 +22,23 @@ BATCH_SIZE = 32  # of the frozen network
 class CachedFeatures:
     """What a frozen network makes of `ImageSource`: computed once, kept on disk."""
 
-    def __init__(self, pictures: ImageSource, frozen: keras.Model, policy: str, folder: Path):
-        """Keep what `frozen` makes of `pictures`, computed in the dtype policy `policy`, in a
+    def __init__(self, images: ImageSource, frozen: keras.Model, policy: str, folder: Path):
+        """Keep what `frozen` makes of `images`, computed in the dtype policy `policy`, in a
         table of `folder`.
 
         Pooled activations are kept in float32, the far larger ones with a place in float16.
         """
-        self.pictures, self.frozen, self.policy = pictures, frozen, policy
-        self.dataset = pictures.dataset
+        self.images, self.frozen, self.policy = images, frozen, policy
+        self.dataset = images.dataset
         key = {
             "weights": weights_digest(frozen),
-            "input_size": list(pictures.size),
+            "input_size": list(images.size),
             "preprocessing": f"{INPUT_SCALING}, pillow {version('pillow')}",
             "engine": f"{best_engine()} {policy}",
         }
         shape = frozen.output_shape[1:]
         self.table = FeatureStore(folder, key, shape, "float16" if len(shape) > 1 else "float32")
-        settings = json.dumps(pictures.settings, sort_keys=True)
+        settings = json.dumps(images.settings, sort_keys=True)
         self._augmentation = hashlib.sha256(settings.encode()).hexdigest()[:8]
 
     def inputs(self, samples: Sequence[Sample]) -> np.ndarray:
@@ -50,7 +50,7 @@ class CachedFeatures:
 
         Raises:
             CacheError: the disk has no room for them.
-            OSError: a picture cannot be read, or the table not written.
+            OSError: an image cannot be read, or the table not written.
         """
         self.table.check_room(len(self._missing(samples)))
         if not self._missing(samples):
@@ -61,7 +61,7 @@ class CachedFeatures:
             forward = compile_inference(self.frozen, self.policy, batch_size)
             batches = [missing[i : i + batch_size] for i in range(0, len(missing), batch_size)]
             with progress(len(missing), "  activations") as bar:
-                for batch, inputs in prefetch(batches, self.pictures.inputs):
+                for batch, inputs in prefetch(batches, self.images.inputs):
                     writer.append([self._name(sample) for sample in batch], forward(inputs))
                     bar.update(len(batch))
         return len(missing)
@@ -72,5 +72,5 @@ class CachedFeatures:
 
     def _name(self, sample: Sample) -> str:
         index, view = sample
-        digest = self.dataset.digests[self.dataset.pictures[index]]
+        digest = self.dataset.digests[self.dataset.images[index]]
         return f"{digest}/{self._augmentation}/{view}" if view else digest

@@ -1,4 +1,4 @@
-"""Fill a folder of pictures whole or not at all."""
+"""Fill a folder of images whole or not at all."""
 
 import fcntl
 import os
@@ -12,7 +12,7 @@ from training.errors import DataError
 # Begins with a dot, so that nothing takes it for a class; inside the folder it fills, so that
 # renaming never crosses a file system.
 STAGING = ".partial"
-PICTURE_SUFFIXES = {".avif", ".bmp", ".gif", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp"}
+IMAGE_SUFFIXES = {".avif", ".bmp", ".gif", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp"}
 
 
 @contextmanager
@@ -23,7 +23,7 @@ def fill_folder(out: str | Path) -> Iterator[Path]:
     left behind is cleared away by the next.
 
     Raises:
-        DataError: `out` is no folder, holds pictures already or is being filled by another.
+        DataError: `out` is no folder, holds images already or is being filled by another.
         OSError: `out` cannot be written.
     """
     out = Path(out)
@@ -47,15 +47,15 @@ def fill_folder(out: str | Path) -> Iterator[Path]:
 
 
 def require_empty(out: Path) -> None:
-    """Raise `DataError` if `out` is no folder or has pictures or filled folders in it."""
+    """Raise `DataError` if `out` is no folder or has images or filled folders in it."""
     if out.exists() and not out.is_dir():
         raise DataError(f"Expected a folder to fill. Received: {out}, which is a file.")
     for path in sorted(out.iterdir()) if out.exists() else ():
         if path.name.startswith("."):
             continue
-        if path.suffix.lower() in PICTURE_SUFFIXES or (path.is_dir() and any(path.iterdir())):
+        if path.suffix.lower() in IMAGE_SUFFIXES or (path.is_dir() and any(path.iterdir())):
             raise DataError(
-                f"Expected {out} to hold no pictures yet, since drawn and real ones are never "
+                f"Expected {out} to hold no images yet, since drawn and real ones are never "
                 f"mixed. Received: one with {path.name} in it. "
                 "Empty it, or name another folder with --out."
             )

@@ -7,7 +7,7 @@ from typing import Protocol
 
 import numpy as np
 
-from serving.image import open_picture
+from serving.image import open_image
 from serving.preprocess import resize, scale
 from training.backend import tf
 from training.dataset.scan import Dataset
@@ -19,14 +19,14 @@ ImageDataGenerator = tf.keras.preprocessing.image.ImageDataGenerator
 _DRAWING = threading.Lock()
 
 
-Sample = tuple[int, int]  # a picture's index and its view
+Sample = tuple[int, int]  # an image's index and its view
 
 
 class Source(Protocol):
     """What gives the network's inputs.
 
     Attributes:
-        dataset: whose pictures they are.
+        dataset: whose images they are.
     """
 
     dataset: Dataset
@@ -36,10 +36,10 @@ class Source(Protocol):
 
 
 class ImageSource:
-    """The pictures of a data set as the whole network wants them.
+    """The images of a data set as the whole network wants them.
 
     Attributes:
-        dataset: its picture number i is the one with index i.
+        dataset: its image number i is the one with index i.
         size: (height, width) in pixels.
         settings: of the augmentation, by the names that `ImageDataGenerator` gives them.
     """
@@ -54,11 +54,11 @@ class ImageSource:
         return scale(np.stack([self._pixels(index, view) for index, view in samples]))
 
     def _pixels(self, index: int, view: int) -> np.ndarray:
-        name = self.dataset.pictures[index]
+        name = self.dataset.images[index]
         pixels = self.read(index)
         if view == 0:
             return pixels
-        # By content, so that a picture's views are the same whatever else is in the folder.
+        # By content, so that an image's views are the same whatever else is in the folder.
         entropy = (int(self.dataset.digests[name][:16], 16), view)
         seed = np.random.SeedSequence(entropy).generate_state(1)[0]
         with _DRAWING:
@@ -66,12 +66,12 @@ class ImageSource:
         return self._augmentation.apply_transform(pixels.astype(np.float32), change)
 
     def read(self, index: int) -> np.ndarray:
-        """Return a picture as it is, uint8 (height, width, 3), 0 to 255."""
-        return read_pixels(self.dataset.folder / self.dataset.pictures[index], self.size)
+        """Return an image as it is, uint8 (height, width, 3), 0 to 255."""
+        return read_pixels(self.dataset.folder / self.dataset.images[index], self.size)
 
 
 class InMemoryImages(ImageSource):
-    """The same, each decoded once and kept in memory: for networks that wait for their pictures."""
+    """The same, each decoded once and kept in memory: for networks that wait for their images."""
 
     def __init__(self, dataset: Dataset, size: tuple[int, int], settings: dict | None = None):
         """Augment by `settings`; without any all views are equal."""
@@ -79,12 +79,12 @@ class InMemoryImages(ImageSource):
         self._read: dict[int, np.ndarray] = {}
 
     def read(self, index: int) -> np.ndarray:
-        """Return a picture as it is, uint8 (height, width, 3), 0 to 255."""
+        """Return an image as it is, uint8 (height, width, 3), 0 to 255."""
         if index not in self._read:
             self._read[index] = super().read(index)
         return self._read[index]
 
 
 def read_pixels(path: Path, size: tuple[int, int]) -> np.ndarray:
-    """Return the picture at `path` as serving reads it: uint8 (height, width, 3), 0 to 255."""
-    return resize(open_picture(path, size), size)
+    """Return the image at `path` as serving reads it: uint8 (height, width, 3), 0 to 255."""
+    return resize(open_image(path, size), size)

@@ -42,7 +42,7 @@ def add_head(x, head: tuple[int, ...], class_count: int, dropout: float = 0.0):
 def unfreeze(model: keras.Model, fine_tune_at: int) -> None:
     """Let the base of `model` learn from block `fine_tune_at` (1 to 14) on.
 
-    Batch normalization stays as it is: its statistics are those of far more pictures.
+    Batch normalization stays as it is: its statistics are those of far more images.
     """
     base_model = model.get_layer(BASE_LAYER)
     base_model.trainable = True
@@ -100,7 +100,7 @@ def with_policy(model: keras.Model, policy: str) -> keras.Model:
 
 
 def with_input_size(model: keras.Model, size: tuple[int, int]) -> keras.Model:
-    """Return `model` for pictures of `size` (height, width), in pixels: the same weights.
+    """Return `model` for images of `size` (height, width), in pixels: the same weights.
 
     A new model, but for `model` itself where it has that size already.
     """

@@ -38,7 +38,7 @@ def prefetch(
                 inputs.cancel()
 
 
-def progress(total: int, what: str, unit: str = "pictures") -> tqdm:
+def progress(total: int, what: str, unit: str = "images") -> tqdm:
     """Return a progress bar over `total` of `unit`; nothing where there is nothing to do."""
     on_terminal = os.isatty(2)
     return tqdm(

@@ -14,20 +14,20 @@ from serving.model_files import best_model
 
 @pytest.fixture
 def small(monkeypatch):
-    """Small pictures: quick, and nothing here asks for a number."""
+    """Small images: quick, and nothing here asks for a number."""
     monkeypatch.setattr(training, "SIZE", (71, 71))
     return str(best_model(ROOT / "models", ".h5"))
 
 
 def test_every_path_is_measured_beside_the_others(small, drawn, capsys):
-    flags = ["--data", str(drawn), "--weights", small, "--pictures", "10", "--rounds", "1"]
+    flags = ["--data", str(drawn), "--weights", small, "--images", "10", "--rounds", "1"]
     assert training.main(flags) == 0
     rows = re.findall(
         r"^\| (.+) \| (.+) \| ([\d.]+) \| ([\d.]+) \|$", capsys.readouterr().out, re.M
     )
     ratios = {}
-    for what, _how, pictures_a_second, ratio in rows:
-        assert float(pictures_a_second) > 0
+    for what, _how, images_a_second, ratio in rows:
+        assert float(images_a_second) > 0
         ratios.setdefault(what, []).append(float(ratio))
     assert len(ratios) == 4
     assert all(group[0] == 1 and len(group) > 1 for group in ratios.values())
@@ -82,7 +82,7 @@ def test_the_best_epoch_of_a_history_is_the_best_so_far(tmp_path):
     assert training.best_accuracy(path) == 0.9
 
 
-def test_a_folder_without_pictures_is_one_sentence(tmp_path, capsys):
+def test_a_folder_without_images_is_one_sentence(tmp_path, capsys):
     assert training.main(["--data", str(tmp_path)]) == 1
     assert capsys.readouterr().err.startswith("benchmarks.training: Expected")
 

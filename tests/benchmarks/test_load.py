@@ -21,7 +21,7 @@ def test_requests_are_counted_timed_and_weighed(drawn, small_tflite, capsys):
     assert re.search(r"^0 of 30 failed; memory [+-][\d.]+% since request 100.$", out, re.M)
 
 
-def test_late_pictures_show_in_the_tail(drawn, small_tflite, capsys, monkeypatch):
+def test_late_images_show_in_the_tail(drawn, small_tflite, capsys, monkeypatch):
     monkeypatch.setattr(load, "LATE", 0.6)
     flags = ["--data", str(drawn), "--model", str(small_tflite), "--requests", "20"]
     assert load.main([*flags, "--slow", "0.5"]) == 0

@@ -28,7 +28,7 @@ EPOCHS = 6
 
 @pytest.fixture(scope="module")
 def flags(drawn, tmp_path_factory):
-    """Small pictures and random weights: quick, and nothing here asks for a good network."""
+    """Small images and random weights: quick, and nothing here asks for a good network."""
     cache = tmp_path_factory.mktemp("cache")
     common = f"--epochs {EPOCHS} --size 48 --weights none --seed 3"
     return ["--data", str(drawn), "--cache", str(cache), *common.split()]
@@ -109,7 +109,7 @@ def test_every_network_is_trained_as_the_original_did(compared):
     assert settings == [pytest.approx(pair) for pair in ((0.002, 0.8), (0.002, 0.8), (0.01, 0.75))]
     assert given["sources"]["baseline"].settings == {}
     assert given["sources"]["deeper"].settings == networks.AUGMENTATION
-    assert given["sources"]["mobilenet-v3"].pictures.settings == networks.AUGMENTATION
+    assert given["sources"]["mobilenet-v3"].images.settings == networks.AUGMENTATION
 
 
 def test_the_table_says_what_the_tflite_file_does(compared, drawn):
@@ -118,8 +118,8 @@ def test_the_table_says_what_the_tflite_file_does(compared, drawn):
     parts = split(dataset, 0.2, 3, 0.125)
     for name, row in rows_of(out).items():
         path = out / name / "model.tflite"
-        pictures = compare.ImageSource(dataset, (row["pixels"], row["pixels"]))
-        validation = compare.Batches(pictures, parts.validation, 10)
+        images = compare.ImageSource(dataset, (row["pixels"], row["pixels"]))
+        validation = compare.Batches(images, parts.validation, 10)
         answers = served_probabilities(path, validation[0][0], None)
         hits = (answers.argmax(axis=1) == dataset.labels(parts.validation)).sum()
         assert row["accuracy"] == hits / 10
@@ -238,9 +238,9 @@ def test_a_base_takes_keras_weights_file_and_shares_train_pys_cache(tmp_path):
     model.get_layer("xception").save_weights(path)
     base = networks.build_base(networks.XCEPTION, (71, 71), str(path))
     assert weights_digest(base) == weights_digest(split_at_block(model, None)[0])
-    pictures = np.random.default_rng(0).uniform(-1, 1, (2, 71, 71, 3)).astype(np.float32)
-    expected = split_at_block(model, None)[0].predict(pictures, verbose=0)
-    assert np.allclose(base.predict(pictures, verbose=0), expected, atol=1e-5)
+    images = np.random.default_rng(0).uniform(-1, 1, (2, 71, 71, 3)).astype(np.float32)
+    expected = split_at_block(model, None)[0].predict(images, verbose=0)
+    assert np.allclose(base.predict(images, verbose=0), expected, atol=1e-5)
     with pytest.raises(ModelError, match="does not exist"):
         networks.build_base(networks.XCEPTION, (71, 71), str(tmp_path / "no.h5"))
 
@@ -248,13 +248,13 @@ def test_a_base_takes_keras_weights_file_and_shares_train_pys_cache(tmp_path):
 def test_other_bases_see_pixels_from_0_to_255_and_stay_as_they_are():
     base = networks.build_base(keras.applications.MobileNetV3Large, (64, 64), "none")
     assert not base.trainable_weights
-    pictures = np.random.default_rng(0).uniform(-1, 1, (2, 64, 64, 3)).astype(np.float32)
+    images = np.random.default_rng(0).uniform(-1, 1, (2, 64, 64, 3)).astype(np.float32)
     inner = base.get_layer("xception")  # build_base gives every base the name of train.py's
-    features = inner(127.5 * (pictures + 1), training=False)
+    features = inner(127.5 * (images + 1), training=False)
     expected = np.asarray(features).mean(axis=(1, 2))
     # As in training: dropout and batch statistics have no say.
     for training in (False, True):
-        assert np.allclose(base(pictures, training=training), expected, atol=1e-4)
+        assert np.allclose(base(images, training=training), expected, atol=1e-4)
 
 
 def test_the_originals_settings_are_train_pys():

@@ -18,7 +18,7 @@ from training.errors import CacheError, DataError
 
 @pytest.fixture
 def flawed(drawn, tmp_path):
-    """The drawn flowers, with a broken file and a picture that is in two classes."""
+    """The drawn flowers, with a broken file and an image that is in two classes."""
     folder = tmp_path / "flowers"
     shutil.copytree(drawn, folder)
     (folder / "rose" / "broken.jpg").write_bytes(b"\xff\xd8 and no more")
@@ -28,7 +28,7 @@ def flawed(drawn, tmp_path):
 
 @pytest.fixture
 def colourful(tmp_path):
-    """Pictures of one colour each: bright reds of 60×40 pixels, and dark blues of 40×80."""
+    """Images of one colour each: bright reds of 60×40 pixels, and dark blues of 40×80."""
     rng = np.random.default_rng(0)
     folder = tmp_path / "colourful"
     for name, colour, size in (("red", (200, 0, 0), (60, 40)), ("blue", (0, 0, 90), (40, 80))):
@@ -82,7 +82,7 @@ def test_the_entropy_of_equal_classes_is_one():
     assert explore.evenness({"a": 20, "b": 80})["entropy"] == pytest.approx(0.7219, abs=1e-4)
 
 
-def test_a_picture_is_measured_in_its_own_units():
+def test_an_image_is_measured_in_its_own_units():
     orange = explore.measure(Image.new("RGB", (30, 20), (255, 128, 0)))
     assert (orange["width"], orange["height"]) == (30, 20)
     assert orange["brightness"] == pytest.approx(0.299 * 255 + 0.587 * 128, abs=1)
@@ -95,7 +95,7 @@ def test_a_picture_is_measured_in_its_own_units():
     assert sum(explore.measure(Image.new("RGB", (9, 9), (90, 90, 90)))["hues"]) == 0
 
 
-def test_sizes_say_what_an_input_size_does_to_the_pictures():
+def test_sizes_say_what_an_input_size_does_to_the_images():
     wide, tall = {"width": 600, "height": 300}, {"width": 200, "height": 400}
     found = explore.sizes([wide] * 39 + [tall])
     assert found["enlarged"] == 1 / 40
@@ -127,7 +127,7 @@ def test_colour_alone_is_not_fitted_to_what_it_is_judged_on(colourful, tmp_path)
             "colour": rng.normal(size=3).tolist(),
             "hues": rng.uniform(size=explore.HUES).tolist(),
         }
-        for _ in dataset.pictures
+        for _ in dataset.images
     ]
     found = [explore.colour_alone(dataset, noise, 50, seed)["accuracy"] for seed in range(10)]
     assert 0.25 < np.mean(found) < 0.75
@@ -167,8 +167,8 @@ def test_a_second_run_measures_only_what_is_missing(drawn, tmp_path, monkeypatch
     measure = explore.measure
     monkeypatch.setattr(explore, "measure", lambda p: looked.append(p) or measure(p))
     assert explore.measure_all(dataset, path) == whole
-    assert len(looked) == len(dataset.pictures) - 30
-    assert len(path.read_bytes().splitlines()) == 1 + len(dataset.pictures)
+    assert len(looked) == len(dataset.images) - 30
+    assert len(path.read_bytes().splitlines()) == 1 + len(dataset.images)
 
 
 def test_rows_of_other_settings_are_not_mixed(tmp_path):

@@ -27,8 +27,8 @@ from serving.service import Service
 
 SECONDS = 15.0  # that no event may take: a fetch has ten
 GROWTH = 100_000  # kB of memory that no run may gain after its first tenth
-# A one-pixel GIF, of which mutations are made; the smallest file that is a picture.
-PICTURE = base64.b64decode("R0lGODlhAQABAIAAAP8AAAAAACwAAAAAAQABAAACAkQBADs=")
+# A one-pixel GIF, of which mutations are made; the smallest file that is an image.
+IMAGE = base64.b64decode("R0lGODlhAQABAIAAAP8AAAAAACwAAAAAAQABAAACAkQBADs=")
 
 anything = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats() | st.text(),
@@ -38,9 +38,9 @@ anything = st.recursive(
 
 
 @st.composite
-def pictures(draw: st.DrawFn) -> bytes:
-    """The picture, whole or with some bytes changed, cut off or added."""
-    data = bytearray(PICTURE)
+def images(draw: st.DrawFn) -> bytes:
+    """The image, whole or with some bytes changed, cut off or added."""
+    data = bytearray(IMAGE)
     for place, value in draw(
         st.lists(st.tuples(st.integers(0, len(data) - 1), st.integers(0, 255)), max_size=4)
     ):
@@ -72,7 +72,7 @@ urls = st.one_of(
     ),
     st.text().map(lambda text: text.replace("://", ":")),
 )
-images = st.one_of(pictures().map(lambda data: base64.b64encode(data).decode()), st.text())
+images = st.one_of(images().map(lambda data: base64.b64encode(data).decode()), st.text())
 tops = st.one_of(st.none(), st.integers(-1, 9), st.text(max_size=3), anything)
 
 
@@ -103,7 +103,7 @@ types = st.sampled_from(
 bodies = st.one_of(
     direct.map(json.dumps),
     direct.map(lambda event: base64.b64encode(json.dumps(event).encode()).decode()),
-    pictures().map(lambda data: base64.b64encode(data).decode()),
+    images().map(lambda data: base64.b64encode(data).decode()),
     st.text(),
 )
 methods = st.sampled_from(["POST", "POST", "GET", "HEAD", "OPTIONS", "PUT", "get", ""])

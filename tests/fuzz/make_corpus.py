@@ -1,4 +1,4 @@
-"""Draw small pictures of every format and kind that the service may meet.
+"""Draw small images of every format and kind that the service may meet.
 
     python -m tests.fuzz.make_corpus                      # into tests/fuzz/corpus
     python -m tests.fuzz.make_corpus --into elsewhere/
@@ -28,7 +28,7 @@ GREY, RGB, PALETTE, GREY_ALPHA, RGB_ALPHA = CHANNELS
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Draw the pictures and return the exit code."""
+    """Draw the images and return the exit code."""
     parser = argparse.ArgumentParser(
         prog="python -m tests.fuzz.make_corpus",
         description=__doc__,
@@ -36,23 +36,23 @@ def main(arguments: list[str] | None = None) -> int:
     )
     parser.add_argument("--into", type=Path, default=FOLDER, help="a folder [%(default)s]")
     folder = parser.parse_args(arguments).into
-    files = pictures() | {f"{REFUSED}/{name}": data for name, data in refused().items()}
+    files = images() | {f"{REFUSED}/{name}": data for name, data in refused().items()}
     for name, data in files.items():
         path = folder / name
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_bytes(data)
     size = sum(map(len, files.values()))
-    print(f"Wrote {len(files)} pictures, {size / 1000:.0f} kB, into {folder}.")
+    print(f"Wrote {len(files)} images, {size / 1000:.0f} kB, into {folder}.")
     return 0
 
 
-def pictures() -> dict[str, bytes]:
-    """Return {file name: content} of pictures that are whole, `WIDTH`×`HEIGHT` unless turned."""
+def images() -> dict[str, bytes]:
+    """Return {file name: content} of images that are whole, `WIDTH`×`HEIGHT` unless turned."""
     return jpegs() | pngs() | tiffs() | bmps() | others()
 
 
 def refused() -> dict[str, bytes]:
-    """Return {file name: content} of what is no picture, a broken one or too large a one."""
+    """Return {file name: content} of what is no image, a broken one or too large a one."""
     flower = encoded(drawn(), "JPEG", quality=60)
     frame = flower.index(b"\xff\xc0")
     return {
@@ -83,29 +83,29 @@ def refused() -> dict[str, bytes]:
 
 
 def jpegs() -> dict[str, bytes]:
-    """Return the JPEGs among `pictures`."""
-    picture = drawn()
-    plain = encoded(picture, "JPEG", quality=60)
-    cmyk = encoded(picture.convert("CMYK"), "JPEG", quality=60)
+    """Return the JPEGs among `images`."""
+    image = drawn()
+    plain = encoded(image, "JPEG", quality=60)
+    cmyk = encoded(image.convert("CMYK"), "JPEG", quality=60)
     adobe = cmyk.index(b"Adobe") + 11  # where it says whether CMYK is stored as YCCK
     return {
         "420.jpg": plain,
-        "444.jpg": encoded(picture, "JPEG", quality=60, subsampling=0),
-        "grey.jpg": encoded(picture.convert("L"), "JPEG", quality=60),
+        "444.jpg": encoded(image, "JPEG", quality=60, subsampling=0),
+        "grey.jpg": encoded(image.convert("L"), "JPEG", quality=60),
         "cmyk.jpg": cmyk,
         "ycck.jpg": cmyk[:adobe] + b"\2" + cmyk[adobe + 1 :],
-        "progressive.jpg": encoded(picture, "JPEG", quality=60, progressive=True),
-        "restarts.jpg": encoded(picture, "JPEG", quality=60, restart_marker_rows=1),
+        "progressive.jpg": encoded(image, "JPEG", quality=60, progressive=True),
+        "restarts.jpg": encoded(image, "JPEG", quality=60, restart_marker_rows=1),
         "garbage-behind.jpg": plain + b"PK\3\4 \xff\xda\xff\xd8\xff garbage",
-        "exif-6.jpg": encoded(picture, "JPEG", quality=60, exif=exif(6)),
-        "exif-broken.jpg": encoded(picture, "JPEG", quality=60, exif=exif(6)[:-8]),
-        "profile.jpg": encoded(picture, "JPEG", quality=60, icc_profile=b"no profile"),
-        "two.mpo": encoded(picture, "MPO", quality=60, save_all=True, append_images=[picture]),
+        "exif-6.jpg": encoded(image, "JPEG", quality=60, exif=exif(6)),
+        "exif-broken.jpg": encoded(image, "JPEG", quality=60, exif=exif(6)[:-8]),
+        "profile.jpg": encoded(image, "JPEG", quality=60, icc_profile=b"no profile"),
+        "two.mpo": encoded(image, "MPO", quality=60, save_all=True, append_images=[image]),
     }
 
 
 def pngs() -> dict[str, bytes]:
-    """Return the PNGs among `pictures`: every colour type and depth, whole and interlaced."""
+    """Return the PNGs among `images`: every colour type and depth, whole and interlaced."""
     palette = chunk(b"PLTE", bytes(value for i in range(16) for value in (i * 16, 255 - i, 99)))
     files = {
         f"type-{color}-{depth}-bits{'-interlaced' if interlaced else ''}.png": png(
@@ -145,9 +145,9 @@ def pngs() -> dict[str, bytes]:
 
 
 def tiffs() -> dict[str, bytes]:
-    """Return the TIFFs among `pictures`."""
-    picture = drawn()
-    grey = np.asarray(picture.convert("L"))
+    """Return the TIFFs among `images`."""
+    image = drawn()
+    grey = np.asarray(image.convert("L"))
     compressed = {
         "lzw": "tiff_lzw",
         "deflate": "tiff_adobe_deflate",
@@ -155,21 +155,21 @@ def tiffs() -> dict[str, bytes]:
         "jpeg": "jpeg",
     }
     rgb = {258: (8, 8, 8), 262: 2, 277: 3}
-    planes = b"".join(band.tobytes() for band in picture.split())
+    planes = b"".join(band.tobytes() for band in image.split())
     return {
-        "raw.tif": encoded(picture, "TIFF"),
+        "raw.tif": encoded(image, "TIFF"),
         **{
-            f"{name}.tif": encoded(picture, "TIFF", compression=compression)
+            f"{name}.tif": encoded(image, "TIFF", compression=compression)
             for name, compression in compressed.items()
         },
-        "fax.tif": encoded(picture.convert("1"), "TIFF", compression="group4"),
-        "big.tif": encoded(picture, "TIFF", big_tiff=True),
-        "cmyk.tif": encoded(picture.convert("CMYK"), "TIFF"),
+        "fax.tif": encoded(image.convert("1"), "TIFF", compression="group4"),
+        "big.tif": encoded(image, "TIFF", big_tiff=True),
+        "cmyk.tif": encoded(image.convert("CMYK"), "TIFF"),
         "alpha.tif": encoded(rgba(), "TIFF"),
-        "palette.tif": encoded(picture.quantize(16), "TIFF"),
+        "palette.tif": encoded(image.quantize(16), "TIFF"),
         "16-bits.tif": tiff({258: 16}, (grey.astype(">u2") * 257).tobytes()),
         "16-bits-rgb.tif": tiff(
-            rgb | {258: (16, 16, 16)}, (np.asarray(picture).astype(">u2") * 257).tobytes()
+            rgb | {258: (16, 16, 16)}, (np.asarray(image).astype(">u2") * 257).tobytes()
         ),
         "32-bits.tif": encoded(Image.fromarray(grey.astype(np.int32) * 200), "TIFF"),
         "float.tif": encoded(Image.fromarray(grey.astype(np.float32) / 255), "TIFF"),
@@ -179,77 +179,77 @@ def tiffs() -> dict[str, bytes]:
             | {279: (len(planes) // 3,) * 3},
             planes,
         ),
-        "lab.tif": tiff(rgb | {262: 8}, picture.tobytes()),
+        "lab.tif": tiff(rgb | {262: 8}, image.tobytes()),
         "tiles.tif": tiff(
             {258: 8, 322: 16, 323: 16, 324: (8, 8 + 256), 325: (256, 256), 273: (), 279: ()},
             grey[:, :16].tobytes() + np.pad(grey[:, 16:], ((0, 0), (0, 8))).tobytes(),
         ),
         "white-is-0.tif": tiff({258: 8, 262: 0}, grey.tobytes()),
-        "exif-6.tif": encoded(picture, "TIFF", exif=exif(6)),
-        "pages.tif": encoded(picture, "TIFF", save_all=True, append_images=[picture]),
+        "exif-6.tif": encoded(image, "TIFF", exif=exif(6)),
+        "pages.tif": encoded(image, "TIFF", save_all=True, append_images=[image]),
     }
 
 
 def bmps() -> dict[str, bytes]:
-    """Return the BMPs among `pictures`."""
-    picture = drawn()
-    indices = np.asarray(picture.quantize(16))[::-1]
+    """Return the BMPs among `images`."""
+    image = drawn()
+    indices = np.asarray(image.quantize(16))[::-1]
     runs = b"".join(b"".join(bytes([1, i]) for i in row) + b"\0\0" for row in indices)
     pairs = b"".join(
         b"".join(bytes([2, i * 16 + j]) for i, j in row.reshape(-1, 2)) + b"\0\0" for row in indices
     )
-    high = np.asarray(picture).astype("<u2")[::-1] >> 3
+    high = np.asarray(image).astype("<u2")[::-1] >> 3
     return {
-        "24-bits.bmp": encoded(picture, "BMP"),
+        "24-bits.bmp": encoded(image, "BMP"),
         "32-bits.bmp": encoded(rgba(), "BMP"),
-        "grey.bmp": encoded(picture.convert("L"), "BMP"),
-        "palette.bmp": encoded(picture.quantize(16), "BMP"),
-        "1-bit.bmp": encoded(picture.convert("1"), "BMP"),
+        "grey.bmp": encoded(image.convert("L"), "BMP"),
+        "palette.bmp": encoded(image.quantize(16), "BMP"),
+        "1-bit.bmp": encoded(image.convert("1"), "BMP"),
         "16-bits.bmp": bmp(WIDTH, HEIGHT, 16, 0, (high @ (1024, 32, 1)).astype("<u2").tobytes()),
         "rle8.bmp": bmp(WIDTH, HEIGHT, 8, 1, runs + b"\0\1"),
         "rle4.bmp": bmp(WIDTH, HEIGHT, 4, 2, pairs + b"\0\1"),
-        "top-down.bmp": bmp(WIDTH, -HEIGHT, 24, 0, picture.tobytes()),
+        "top-down.bmp": bmp(WIDTH, -HEIGHT, 24, 0, image.tobytes()),
     }
 
 
 def others() -> dict[str, bytes]:
-    """Return the GIFs, WebPs and AVIFs among `pictures`."""
-    picture = drawn()
-    frames = {"save_all": True, "append_images": [picture.transpose(Image.Transpose.ROTATE_180)]}
-    gif = encoded(picture.quantize(8), "GIF")
+    """Return the GIFs, WebPs and AVIFs among `images`."""
+    image = drawn()
+    frames = {"save_all": True, "append_images": [image.transpose(Image.Transpose.ROTATE_180)]}
+    gif = encoded(image.quantize(8), "GIF")
     return {
         "plain.gif": gif,
-        "transparent.gif": encoded(picture.quantize(8), "GIF", transparency=2),
-        "animated.gif": encoded(picture.quantize(8), "GIF", **frames),
-        "comment.gif": encoded(picture.quantize(8), "GIF", comment=b"drawn " * 60),
+        "transparent.gif": encoded(image.quantize(8), "GIF", transparency=2),
+        "animated.gif": encoded(image.quantize(8), "GIF", **frames),
+        "comment.gif": encoded(image.quantize(8), "GIF", comment=b"drawn " * 60),
         "frame-larger-than-screen.gif": gif[:6] + b"\x09\0\x07\0" + gif[10:],
-        "lossy.webp": encoded(picture, "WEBP", quality=50),
-        "lossless.webp": encoded(picture, "WEBP", lossless=True),
+        "lossy.webp": encoded(image, "WEBP", quality=50),
+        "lossless.webp": encoded(image, "WEBP", lossless=True),
         "alpha.webp": encoded(rgba(), "WEBP", quality=50),
-        "exif-6.webp": encoded(picture, "WEBP", quality=50, exif=exif(6)),
-        "animated.webp": encoded(picture, "WEBP", quality=50, **frames),
-        "lossy.avif": encoded(picture, "AVIF", quality=50),
+        "exif-6.webp": encoded(image, "WEBP", quality=50, exif=exif(6)),
+        "animated.webp": encoded(image, "WEBP", quality=50, **frames),
+        "lossy.avif": encoded(image, "AVIF", quality=50),
         "alpha.avif": encoded(rgba(), "AVIF", quality=50),
-        "turned-6.avif": encoded(picture, "AVIF", quality=50, exif=exif(6)),
-        "mirrored-2.avif": encoded(picture, "AVIF", quality=50, exif=exif(2)),
-        "animated.avif": encoded(picture, "AVIF", quality=50, **frames),
+        "turned-6.avif": encoded(image, "AVIF", quality=50, exif=exif(6)),
+        "mirrored-2.avif": encoded(image, "AVIF", quality=50, exif=exif(2)),
+        "animated.avif": encoded(image, "AVIF", quality=50, **frames),
     }
 
 
 def drawn() -> Image.Image:
     """A yellow blossom on a sky that darkens."""
-    picture = Image.linear_gradient("L").resize((WIDTH, HEIGHT)).convert("RGB")
-    draw = ImageDraw.Draw(picture)
+    image = Image.linear_gradient("L").resize((WIDTH, HEIGHT)).convert("RGB")
+    draw = ImageDraw.Draw(image)
     draw.ellipse((4, 3, 15, 13), (240, 200, 30))
     draw.ellipse((8, 6, 11, 9), (90, 50, 20))
-    return picture
+    return image
 
 
 def rgba() -> Image.Image:
     """The same, ever more transparent from left to right."""
-    picture = drawn()
-    picture.putalpha(Image.linear_gradient("L").rotate(90).resize(picture.size))
-    return picture
+    image = drawn()
+    image.putalpha(Image.linear_gradient("L").rotate(90).resize(image.size))
+    return image
 
 
 def exif(orientation: int) -> bytes:
@@ -259,10 +259,10 @@ def exif(orientation: int) -> bytes:
     return tags.tobytes()
 
 
-def encoded(picture: Image.Image, name: str, **options: object) -> bytes:
-    """`picture` as Pillow writes it in the format `name`."""
+def encoded(image: Image.Image, name: str, **options: object) -> bytes:
+    """`image` as Pillow writes it in the format `name`."""
     buffer = BytesIO()
-    picture.save(buffer, name, **options)
+    image.save(buffer, name, **options)
     return buffer.getvalue()
 
 

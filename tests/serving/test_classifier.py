@@ -25,9 +25,9 @@ from tests import seccomp
 if "guarded" in sys.argv:
     seccomp.forbid_writes_and_sockets()
 from serving.classifier import Classifier
-from serving.image import open_picture
+from serving.image import open_image
 classifier = Classifier(sys.argv[1], int(sys.argv[2]), sys.argv[3])
-scores = classifier.classify(open_picture(sys.argv[4]))
+scores = classifier.classify(open_image(sys.argv[4]))
 threads = len(os.listdir("/proc/self/task")) if os.path.exists("/proc/self/task") else None
 print(json.dumps([classifier.input_size, classifier.runtime, scores, threads]))
 """
@@ -52,11 +52,11 @@ def start(*arguments):
 
 @pytest.fixture
 def ask(small_tflite, tmp_path):
-    """Return what a process says that shows a picture to a runtime."""
+    """Return what a process says that shows an image to a runtime."""
 
     def show(runtime, color, threads=2, *more):
-        Image.new("RGB", (100, 80), color).save(tmp_path / "picture.png")
-        where = (small_tflite, threads, runtime, tmp_path / "picture.png")
+        Image.new("RGB", (100, 80), color).save(tmp_path / "image.png")
+        where = (small_tflite, threads, runtime, tmp_path / "image.png")
         process = start("-c", SCORES_OF_A_FILE, *where, *more)
         assert process.returncode == 0, (process.returncode, process.stderr)
         return json.loads(process.stdout)
@@ -146,7 +146,7 @@ def test_what_writes_a_file_or_opens_a_socket_is_killed(code, tmp_path):
 
 
 @pytest.mark.parametrize("runtime", ["tflite-runtime", "openvino"])
-def test_scores_do_not_stick_to_the_picture_before(small_tflite, runtime):
+def test_scores_do_not_stick_to_the_image_before(small_tflite, runtime):
     classifier = Classifier(small_tflite, runtime=runtime)
     red, blue = (Image.new("RGB", (9, 9), color) for color in ("red", "blue"))
     first = classifier.classify(red)
@@ -155,7 +155,7 @@ def test_scores_do_not_stick_to_the_picture_before(small_tflite, runtime):
 
 
 @pytest.mark.parametrize("runtime", ["tflite-runtime", "openvino"])
-def test_probabilities_stay_when_the_next_picture_comes(small_tflite, runtime):
+def test_probabilities_stay_when_the_next_image_comes(small_tflite, runtime):
     classifier = Classifier(small_tflite, runtime=runtime)
     first = classifier.probabilities(np.full((1, 32, 48, 3), [1, 0, -1], np.float32))
     kept = first.copy()

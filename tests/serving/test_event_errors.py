@@ -5,10 +5,10 @@ import base64
 import pytest
 
 from serving.errors import InvalidRequestError
-from serving.events import MAX_PICTURES, Request, Source, parse, parse_top
+from serving.events import MAX_IMAGES, Request, Source, parse, parse_top
 
 EXPECTED = (
-    'Expected {"url": "https://..."}, {"image": "<base64 of a picture file>"}, {"urls": [...]} '
+    'Expected {"url": "https://..."}, {"image": "<base64 of an image file>"}, {"urls": [...]} '
     'or {"images": [...]}.'
 )
 
@@ -50,7 +50,7 @@ def test_what_is_wrong_in_a_list_is_named_as_it_would_be_alone(event, received):
     assert isinstance(taken, Source)
 
 
-@pytest.mark.parametrize("count", [1, MAX_PICTURES])
+@pytest.mark.parametrize("count", [1, MAX_IMAGES])
 @pytest.mark.parametrize(("key", "value"), [("urls", "http://a"), ("images", "aGk=")])
 def test_a_list_of_one_and_a_full_one_are_accepted(key, value, count):
     request = parse({key: [value] * count})

@@ -5,7 +5,7 @@ import base64
 import pytest
 
 from serving.errors import InvalidRequestError
-from serving.events import MAX_PICTURES, Request, Source, parse
+from serving.events import MAX_IMAGES, Request, Source, parse
 
 
 def test_a_url():
@@ -116,7 +116,7 @@ def test_anything_else_is_refused_in_one_sentence(event, received):
     ("values", "received"),
     [
         ([], "0"),
-        (["http://a"] * (MAX_PICTURES + 1), "17"),
+        (["http://a"] * (MAX_IMAGES + 1), "17"),
         ("http://a", "a string"),
         ({}, "an obj"),
         (7, "a number"),

@@ -158,7 +158,7 @@ def test_it_returns_the_body(http_server):
     assert fetch(f"{url}/a.jpg") == b"bytes"
 
 
-def test_it_says_what_it_is_and_wants_the_picture_as_it_is(http_server):
+def test_it_says_what_it_is_and_wants_the_image_as_it_is(http_server):
     seen = {}
     url = http_server({"/": lambda request: seen.update(request.headers) or (200, {}, b"")})
     fetch(f"{url}/")
@@ -418,15 +418,15 @@ def test_a_host_without_an_address():
 
 def test_redirects_are_followed(http_server):
     url = http_server(
-        {"/old": (302, {"Location": "/new?a=b"}, b""), "/new?a=b": (200, {}, b"picture")},
+        {"/old": (302, {"Location": "/new?a=b"}, b""), "/new?a=b": (200, {}, b"image")},
     )
-    assert fetch(f"{url}/old") == b"picture"
+    assert fetch(f"{url}/old") == b"image"
 
 
 def test_three_redirects_are_followed_and_no_more(http_server):
     routes = {f"/{n}": (302, {"Location": f"/{n - 1}"}, b"") for n in range(1, 5)}
-    url = http_server(routes | {"/0": (200, {}, b"picture")})
-    assert fetch(f"{url}/3") == b"picture"
+    url = http_server(routes | {"/0": (200, {}, b"image")})
+    assert fetch(f"{url}/3") == b"image"
     with pytest.raises(FetchError, match="at most 3 redirects"):
         fetch(f"{url}/4")
 
@@ -708,7 +708,7 @@ def test_nonsense_ends_in_one_sentence(answer, talk, certificate):
         ("http", says(answer)),
         ("https", over_tls(certificate, says(answer))),
     ):
-        with pytest.raises(FetchError, match="^Expected the picture's host to answer"):
+        with pytest.raises(FetchError, match="^Expected the image's host to answer"):
             fetch(f"{scheme}://{talk(function)}/")
 
 

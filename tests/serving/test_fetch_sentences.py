@@ -70,12 +70,12 @@ def test_a_redirect_that_cannot_be_read_is_told_like_a_url(http_server):
         (
             (404, {}, b""),
             FetchError,
-            "Expected the picture's host to answer 200. Received: 404. Check the url.",
+            "Expected the image's host to answer 200. Received: 404. Check the url.",
         ),
         (
             (200, {"Content-Encoding": "identity, GZip"}, b""),
             FetchError,
-            "Expected a picture as it is. "
+            "Expected an image as it is. "
             "Received: one that its host has compressed again. Use another host.",
         ),
         (
@@ -86,13 +86,13 @@ def test_a_redirect_that_cannot_be_read_is_told_like_a_url(http_server):
         (
             (200, {"Content-Length": "9"}, b"short"),
             FetchError,
-            "Expected the picture's host to answer. "
+            "Expected the image's host to answer. "
             "Received: no connection or a broken one. Check the url.",
         ),
         (
             (200, {"Content-Length": "10000001"}, b""),
             TooLargeError,
-            "Expected at most 10 MB. Received: more. Send a smaller picture.",
+            "Expected at most 10 MB. Received: more. Send a smaller image.",
         ),
     ],
 )
@@ -105,7 +105,7 @@ def test_a_host_that_is_too_slow_is_told(http_server):
     with pytest.raises(FetchTimeoutError) as caught:
         fetch(http_server({}), time.monotonic() - 1)
     assert str(caught.value) == (
-        "Expected the picture's host to answer in time, at most 10 seconds. "
+        "Expected the image's host to answer in time, at most 10 seconds. "
         "Received: no answer or only a part of it. Try again, or use another host."
     )
 
@@ -148,7 +148,7 @@ def test_a_list_that_cannot_be_read_is_told():
         parse_allowed("10.0.0.0/8,10.0.0.0/99")
     assert str(caught.value) == (
         "Expected host names and networks, separated by commas, in FETCH_ALLOW, such as "
-        "pictures.internal,10.0.0.0/8. Received: '10.0.0.0/99'. Correct it, or unset FETCH_ALLOW."
+        "images.internal,10.0.0.0/8. Received: '10.0.0.0/99'. Correct it, or unset FETCH_ALLOW."
     )
 
 

@@ -118,7 +118,7 @@ def test_without_a_type_a_body_is_json():
 @pytest.mark.parametrize(
     "kind", ["image/jpeg", "image/x", "Application/Octet-Stream", "binary/octet-stream; a=b"]
 )
-def test_these_types_are_a_picture(kind):
+def test_these_types_are_an_image(kind):
     asked = parse_body(request_of(kind, "aGk=", True, top="3"))
     assert asked == Request((Source(image=b"hi"),), is_batch=False, top=3)
 
@@ -135,7 +135,7 @@ def test_these_types_are_a_picture(kind):
         (
             request_of("image/png", "aGk="),
             InvalidRequestError,
-            "Expected the picture's bytes, passed on by the gateway as binary. "
+            "Expected the image's bytes, passed on by the gateway as binary. "
             "Received: text or nothing. Let the gateway treat image/* as a binary media type.",
         ),
         (

@@ -51,7 +51,7 @@ def test_the_request_is_read(sample, payload_format):
     assert parse_body(request) == Request((Source(url=URL["url"]),))
 
 
-def test_a_picture_as_the_body(sample):
+def test_an_image_as_the_body(sample):
     data = bytes(range(256))
     kinds = ("image/jpeg", "IMAGE/PNG; q=1", " image/webp ", "application/octet-stream")
     for kind in (*kinds, "binary/octet-stream ; a=b"):
@@ -118,7 +118,7 @@ def test_top_in_the_query_is_a_whole_number_from_1(sample, top):
         parse_body(read_event(event))
 
 
-def test_a_picture_that_the_gateway_took_for_text(sample):
+def test_an_image_that_the_gateway_took_for_text(sample):
     for body in (b"", b"some bytes"):
         request = read_event(sample(body=body, kind="image/png", isBase64Encoded=False))
         with pytest.raises(InvalidRequestError, match="treat image/\\* as a binary media type"):

@@ -13,7 +13,7 @@ from PIL import Image, TiffImagePlugin
 
 from serving import image as module
 from serving.errors import ImageError, TooLargeError, UnsupportedTypeError
-from serving.image import FORMATS, open_picture
+from serving.image import FORMATS, open_image
 from serving.preprocess import resize
 from tests.fuzz.make_corpus import GREY, GREY_ALPHA, RGB, bmp, chunk, encoded, exif, png, tiff
 
@@ -32,62 +32,62 @@ def smooth(width: int, height: int) -> Image.Image:
 
 
 @pytest.fixture
-def picture() -> Image.Image:
+def image() -> Image.Image:
     rows = np.linspace(0, 255, 40 * 60).reshape(40, 60)
     return Image.fromarray(np.stack([rows, rows[::-1], rows.T.reshape(40, 60)], -1).astype("uint8"))
 
 
 @pytest.mark.parametrize("name", FORMATS)
-def test_every_format_opens_as_rgb(picture, name):
-    opened = open_picture(encoded(picture, name))
+def test_every_format_opens_as_rgb(image, name):
+    opened = open_image(encoded(image, name))
     assert (opened.mode, opened.size) == ("RGB", (60, 40))
-    assert np.abs(np.asarray(opened, int) - np.asarray(picture, int)).mean() < 30
+    assert np.abs(np.asarray(opened, int) - np.asarray(image, int)).mean() < 30
 
 
-def test_mpo_opens_as_the_jpeg_it_looks_like(picture):
-    data = encoded(picture, "MPO", save_all=True, append_images=[picture])
-    assert open_picture(data).size == (60, 40)
+def test_mpo_opens_as_the_jpeg_it_looks_like(image):
+    data = encoded(image, "MPO", save_all=True, append_images=[image])
+    assert open_image(data).size == (60, 40)
 
 
-def test_of_an_mpo_the_first_picture_counts_and_lies_as_its_exif_says(picture):
-    lying = picture.transpose(Image.Transpose.ROTATE_90)
+def test_of_an_mpo_the_first_image_counts_and_lies_as_its_exif_says(image):
+    lying = image.transpose(Image.Transpose.ROTATE_90)
     data = encoded(
         lying, "MPO", save_all=True, append_images=[Image.new("RGB", (9, 9))], exif=exif(6)
     )
-    opened = open_picture(data)
+    opened = open_image(data)
     assert opened.size == (60, 40)
-    assert np.abs(np.asarray(opened, int) - np.asarray(picture, int)).mean() < 30
+    assert np.abs(np.asarray(opened, int) - np.asarray(image, int)).mean() < 30
 
 
-def test_a_path_gives_what_its_bytes_give(picture, tmp_path):
-    path = tmp_path / "picture.png"
-    picture.save(path)
-    assert np.array_equal(open_picture(path), open_picture(path.read_bytes()))
-    assert np.array_equal(open_picture(path), picture)
+def test_a_path_gives_what_its_bytes_give(image, tmp_path):
+    path = tmp_path / "image.png"
+    image.save(path)
+    assert np.array_equal(open_image(path), open_image(path.read_bytes()))
+    assert np.array_equal(open_image(path), image)
 
 
-def test_the_name_of_a_file_says_nothing(picture, tmp_path):
-    path = tmp_path / "picture.txt"
-    path.write_bytes(encoded(picture, "PNG") + b"PK\x03\x04 and other garbage")
-    assert np.array_equal(open_picture(path), picture)
+def test_the_name_of_a_file_says_nothing(image, tmp_path):
+    path = tmp_path / "image.txt"
+    path.write_bytes(encoded(image, "PNG") + b"PK\x03\x04 and other garbage")
+    assert np.array_equal(open_image(path), image)
 
 
 @pytest.mark.parametrize("name", FORMATS)
-def test_format_and_size_as_stored_are_noted_and_nothing_else(picture, name):
+def test_format_and_size_as_stored_are_noted_and_nothing_else(image, name):
     options = {} if name in ("GIF", "BMP") else {"exif": exif(6)}
-    opened = open_picture(encoded(picture, name, **options), SIZE)
+    opened = open_image(encoded(image, name, **options), SIZE)
     assert opened.info == {"format": name, "size": (40, 60) if name == "TIFF" else (60, 40)}
     assert opened.size == ((40, 60) if options else (60, 40))
 
 
-def test_an_mpo_is_noted_as_jpeg(picture):
-    data = encoded(picture, "MPO", save_all=True, append_images=[picture])
-    assert open_picture(data).info == {"format": "JPEG", "size": (60, 40)}
+def test_an_mpo_is_noted_as_jpeg(image):
+    data = encoded(image, "MPO", save_all=True, append_images=[image])
+    assert open_image(data).info == {"format": "JPEG", "size": (60, 40)}
 
 
 @pytest.mark.parametrize("name", ["PNG", "TIFF"])
 @pytest.mark.parametrize(
-    ("orientation", "lay"),  # how the picture was laid down when it was stored
+    ("orientation", "lay"),  # how the image was laid down when it was stored
     [
         (1, None),
         (2, Image.Transpose.FLIP_LEFT_RIGHT),
@@ -99,17 +99,17 @@ def test_an_mpo_is_noted_as_jpeg(picture):
         (8, Image.Transpose.ROTATE_270),
     ],
 )
-def test_exif_orientation_is_applied(picture, name, orientation, lay):
-    lying = picture if lay is None else picture.transpose(lay)
-    opened = open_picture(encoded(lying, name, exif=exif(orientation)))
-    assert np.array_equal(opened, picture)
+def test_exif_orientation_is_applied(image, name, orientation, lay):
+    lying = image if lay is None else image.transpose(lay)
+    opened = open_image(encoded(lying, name, exif=exif(orientation)))
+    assert np.array_equal(opened, image)
 
 
-def test_avif_and_webp_turn_as_their_files_say(picture):
-    lying = picture.transpose(Image.Transpose.ROTATE_90)
+def test_avif_and_webp_turn_as_their_files_say(image):
+    lying = image.transpose(Image.Transpose.ROTATE_90)
     for name in ("AVIF", "WEBP"):
-        opened = open_picture(encoded(lying, name, exif=exif(6), quality=95))
-        assert np.abs(np.asarray(opened, int) - np.asarray(picture, int)).mean() < 30
+        opened = open_image(encoded(lying, name, exif=exif(6), quality=95))
+        assert np.abs(np.asarray(opened, int) - np.asarray(image, int)).mean() < 30
 
 
 @pytest.mark.parametrize(
@@ -122,27 +122,27 @@ def test_avif_and_webp_turn_as_their_files_say(picture):
         exif(6)[:-8],
     ],
 )
-def test_a_picture_with_broken_exif_lies_as_it_is_stored(picture, broken):
-    plain = open_picture(encoded(picture, "JPEG"))
-    assert np.array_equal(open_picture(encoded(picture, "JPEG", exif=broken)), plain)
+def test_an_image_with_broken_exif_lies_as_it_is_stored(image, broken):
+    plain = open_image(encoded(image, "JPEG"))
+    assert np.array_equal(open_image(encoded(image, "JPEG", exif=broken)), plain)
 
 
 @pytest.mark.parametrize("mode", ["RGBA", "LA"])
 def test_transparency_is_laid_on_white(mode):
     clear = Image.new(mode, (4, 4), 0)
-    assert open_picture(encoded(clear, "PNG")).getpixel((1, 1)) == (255, 255, 255)
+    assert open_image(encoded(clear, "PNG")).getpixel((1, 1)) == (255, 255, 255)
 
 
 def test_a_transparent_palette_entry_is_laid_on_white():
-    picture = Image.new("P", (4, 4), 0)
-    picture.putpalette([255, 0, 0, 0, 255, 0])
-    opened = open_picture(encoded(picture, "PNG", transparency=0))
+    image = Image.new("P", (4, 4), 0)
+    image.putpalette([255, 0, 0, 0, 255, 0])
+    opened = open_image(encoded(image, "PNG", transparency=0))
     assert opened.getpixel((1, 1)) == (255, 255, 255)
 
 
 def test_sixteen_bits_become_eight():
     grey = Image.fromarray(np.array([[0, 32768, 65535]], dtype=np.uint16))
-    opened = np.asarray(open_picture(encoded(grey, "PNG")))[0, :, 0]
+    opened = np.asarray(open_image(encoded(grey, "PNG")))[0, :, 0]
     assert opened.tolist() == [0, 128, 255]
 
 
@@ -152,14 +152,14 @@ def test_sixteen_bits_of_a_tiff_become_eight_in_either_byte_order(order):
     data = tiff({256: 3, 257: 1, 258: 16}, pixels.tobytes())
     if order == "<":
         data = encoded(Image.fromarray(pixels), "TIFF")
-    assert np.asarray(open_picture(data))[0, :, 0].tolist() == [0, 128, 255]
+    assert np.asarray(open_image(data))[0, :, 0].tolist() == [0, 128, 255]
 
 
 def test_sixteen_bits_of_colour_or_of_grey_with_alpha_become_eight():
     colour = struct.pack(">xHHH", 0xFF00, 0x8000, 0x1234)
-    assert open_picture(png(1, 1, 16, RGB, colour)).getpixel((0, 0)) == (255, 128, 18)
+    assert open_image(png(1, 1, 16, RGB, colour)).getpixel((0, 0)) == (255, 128, 18)
     rows = struct.pack(">xHHHH", 0x4000, 0xFFFF, 0x4000, 0)
-    opened = np.asarray(open_picture(png(2, 1, 16, GREY_ALPHA, rows)))[0, :, 0]
+    opened = np.asarray(open_image(png(2, 1, 16, GREY_ALPHA, rows)))[0, :, 0]
     assert opened.tolist() == [64, 255]
 
 
@@ -176,14 +176,14 @@ def test_sixteen_bits_of_colour_or_of_grey_with_alpha_become_eight():
     ],
 )
 def test_pixels_of_32_bits_fill_the_smallest_usual_range_that_holds_them(pixels, expected):
-    opened = open_picture(encoded(Image.fromarray(pixels.reshape(1, 3)), "TIFF"))
+    opened = open_image(encoded(Image.fromarray(pixels.reshape(1, 3)), "TIFF"))
     assert np.asarray(opened)[0, :, 0].tolist() == expected
 
 
 @pytest.mark.parametrize("name", ["JPEG", "TIFF"])
 def test_cmyk_has_its_right_colours(name):
     red = Image.new("CMYK", (8, 8), (0, 255, 255, 0))
-    pixel = open_picture(encoded(red, name)).getpixel((4, 4))
+    pixel = open_image(encoded(red, name)).getpixel((4, 4))
     assert np.abs(np.array(pixel) - (255, 0, 0)).max() < 5
 
 
@@ -192,19 +192,19 @@ def test_ycck_has_its_right_colours():
     upside_down = tuple(255 - value for value in (179, 171, 1, 255))
     data = encoded(Image.new("CMYK", (8, 8), (*upside_down[:3], 0)), "JPEG", quality=95)
     transform = data.index(b"Adobe") + 11
-    opened = open_picture(data[:transform] + b"\2" + data[transform + 1 :])
+    opened = open_image(data[:transform] + b"\2" + data[transform + 1 :])
     assert np.abs(np.array(opened.getpixel((4, 4))) - (255, 0, 0)).max() < 5
 
 
 def test_half_transparent_is_half_white():
     half = Image.new("RGBA", (4, 4), (255, 0, 0, 51))
-    assert open_picture(encoded(half, "PNG")).getpixel((1, 1)) == (255, 204, 204)
+    assert open_image(encoded(half, "PNG")).getpixel((1, 1)) == (255, 204, 204)
 
 
-def test_strips_join_without_a_seam(picture, monkeypatch):
-    whole = open_picture(encoded(picture.convert("RGBA"), "PNG"))
+def test_strips_join_without_a_seam(image, monkeypatch):
+    whole = open_image(encoded(image.convert("RGBA"), "PNG"))
     monkeypatch.setattr(module, "STRIP_PIXELS", 60 * 7)
-    assert np.array_equal(open_picture(encoded(picture.convert("RGBA"), "PNG")), whole)
+    assert np.array_equal(open_image(encoded(image.convert("RGBA"), "PNG")), whole)
 
 
 @pytest.mark.parametrize("name", ["JPEG", "PNG"])
@@ -213,7 +213,7 @@ def test_strips_join_without_a_seam(picture, monkeypatch):
 def test_reduced_while_it_is_read_it_resizes_to_the_same(name, size, orientation):
     options = {"quality": 95} if name == "JPEG" else {}
     data = encoded(smooth(*size), name, exif=exif(orientation), **options)
-    whole, reduced = open_picture(data), open_picture(data, SIZE)
+    whole, reduced = open_image(data), open_image(data, SIZE)
     height, width = SIZE
     assert reduced.width >= min(2 * width, whole.width)
     assert reduced.height >= min(2 * height, whole.height)
@@ -222,13 +222,13 @@ def test_reduced_while_it_is_read_it_resizes_to_the_same(name, size, orientation
     assert difference.max() <= 5
 
 
-def test_a_large_picture_comes_reduced():
+def test_a_large_image_comes_reduced():
     for name, options in (("JPEG", {}), ("PNG", {}), ("WEBP", {"lossless": True})):
-        assert open_picture(encoded(smooth(640, 480), name, **options), SIZE).size == (80, 60)
+        assert open_image(encoded(smooth(640, 480), name, **options), SIZE).size == (80, 60)
 
 
 @pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="memory is read in /proc")
-def test_of_a_large_picture_no_more_is_in_memory_than_has_to_be(tmp_path):
+def test_of_a_large_image_no_more_is_in_memory_than_has_to_be(tmp_path):
     """Of a JPEG the reduced pixels; of others those that are stored, and a strip of others."""
     large = Image.new("RGB", (4000, 3000), "red")  # 48 MB
     large.save(tmp_path / "1.jpg")
@@ -237,12 +237,12 @@ def test_of_a_large_picture_no_more_is_in_memory_than_has_to_be(tmp_path):
     code = """
 import re, sys
 from pathlib import Path
-from serving.image import open_picture
+from serving.image import open_image
 def peak():
     return int(re.search(r"VmHWM:\\s+(\\d+) kB", Path("/proc/self/status").read_text())[1]) / 1000
 before = peak()
 for path in sorted(Path(sys.argv[1]).iterdir()):
-    assert open_picture(path, (30, 40)).getpixel((9, 9))[0] > 250
+    assert open_image(path, (30, 40)).getpixel((9, 9))[0] > 250
     print(peak() - before)
 """
     process = subprocess.run(
@@ -257,120 +257,120 @@ for path in sorted(Path(sys.argv[1]).iterdir()):
 
 
 @pytest.mark.parametrize("name", ["JPEG", "PNG"])
-def test_a_picture_below_four_times_the_size_comes_whole(name):
+def test_an_image_below_four_times_the_size_comes_whole(name):
     data = encoded(smooth(159, 119), name)
-    assert np.array_equal(open_picture(data, SIZE), open_picture(data))
+    assert np.array_equal(open_image(data, SIZE), open_image(data))
 
 
-def test_cmyk_and_grey_become_rgb(picture):
+def test_cmyk_and_grey_become_rgb(image):
     for mode in ("CMYK", "L", "1"):
         name = "TIFF" if mode == "1" else "JPEG"
-        assert open_picture(encoded(picture.convert(mode), name)).mode == "RGB"
+        assert open_image(encoded(image.convert(mode), name)).mode == "RGB"
 
 
 def test_of_an_animation_the_first_frame_counts():
     frames = [Image.new("RGB", (8, 8), color) for color in ("red", "blue")]
     data = encoded(frames[0], "GIF", save_all=True, append_images=frames[1:])
-    assert open_picture(data).getpixel((4, 4)) == (255, 0, 0)
+    assert open_image(data).getpixel((4, 4)) == (255, 0, 0)
 
 
 @pytest.mark.parametrize("data", [b"", b"hello", b"<svg></svg>", b"%PDF-1.4 ..."])
-def test_what_is_no_picture_is_refused(data):
-    with pytest.raises(UnsupportedTypeError, match=r"^Expected a picture \(JPEG, PNG"):
-        open_picture(data)
+def test_what_is_no_image_is_refused(data):
+    with pytest.raises(UnsupportedTypeError, match=r"^Expected an image \(JPEG, PNG"):
+        open_image(data)
 
 
-def test_formats_outside_the_list_are_refused(picture):
+def test_formats_outside_the_list_are_refused(image):
     for name in ("PPM", "ICO", "TGA", "JPEG2000"):
-        with pytest.raises(UnsupportedTypeError, match="^Expected a picture"):
-            open_picture(encoded(picture, name))
+        with pytest.raises(UnsupportedTypeError, match="^Expected an image"):
+            open_image(encoded(image, name))
 
 
 @pytest.mark.parametrize("name", FORMATS)
-def test_a_picture_that_breaks_off_is_refused(picture, name):
-    data = encoded(picture, name)
+def test_an_image_that_breaks_off_is_refused(image, name):
+    data = encoded(image, name)
     for length in (16, len(data) // 2, len(data) * 9 // 10):
-        with pytest.raises(ImageError, match=r"^Expected a whole picture\. Received: "):
-            open_picture(data[:length])
+        with pytest.raises(ImageError, match=r"^Expected a whole image\. Received: "):
+            open_image(data[:length])
 
 
 def test_too_many_pixels_are_refused_before_they_are_decoded(monkeypatch):
     data = encoded(Image.new("1", (8000, 8000)), "PNG")
     monkeypatch.setattr(Image.Image, "load", lambda self: pytest.fail("decoded"))
     with pytest.raises(TooLargeError, match=r"at most 50 million pixels. Received: 8000×8000"):
-        open_picture(data)
+        open_image(data)
 
 
 def test_pillows_own_alarm_is_answered_the_same_way(monkeypatch):
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 100)
     with pytest.raises(TooLargeError, match="million pixels"):
-        open_picture(encoded(Image.new("1", (100, 100)), "PNG"))
+        open_image(encoded(Image.new("1", (100, 100)), "PNG"))
 
 
 def test_a_column_or_a_row_of_absurd_length_is_refused():
     for width, height in ((1, 50_000_000), (65_536, 1)):
         with pytest.raises(TooLargeError, match="65535 pixels a side"):
-            open_picture(png(width, height, 8, GREY, b""))
+            open_image(png(width, height, 8, GREY, b""))
 
 
 def test_the_longest_row_fits_into_the_input():
     data = encoded(Image.new("RGB", (65_500, 1), "red"), "JPEG")
-    assert (resize(open_picture(data, SIZE), SIZE)[..., 0] > 250).all()
+    assert (resize(open_image(data, SIZE), SIZE)[..., 0] > 250).all()
 
 
 def test_scans_without_end_are_refused():
     data = encoded(Image.new("L", (7000, 7000)), "JPEG", progressive=True)
     last = data.rindex(b"\xff\xda")
     with pytest.raises(TooLargeError, match="at most 102 scans. Received: 1006"):
-        open_picture(data[:-2] + data[last:-2] * 1000 + data[-2:])
+        open_image(data[:-2] + data[last:-2] * 1000 + data[-2:])
 
 
 @pytest.mark.parametrize("name", ["JPEG", "MPO"])
-def test_a_hundred_scans_of_the_largest_picture_are_the_most(name):
+def test_a_hundred_scans_of_the_largest_image_are_the_most(name):
     options = {"save_all": True, "append_images": [Image.new("L", (8, 8))]} if name == "MPO" else {}
     data = encoded(Image.new("L", (8, 8)), name, **options)
     sizes, scan = data.index(b"\xff\xc0") + 5, data.index(b"\xff\xda")
     large = data[:sizes] + struct.pack(">HH", 5_000, 10_000) + data[sizes + 4 :]
     more = 100 - data.count(b"\xff\xda")
-    passes = open_picture(large[: scan + 20] + b"\xff\xda" * more + large[scan + 20 :], SIZE)
+    passes = open_image(large[: scan + 20] + b"\xff\xda" * more + large[scan + 20 :], SIZE)
     assert passes.info["size"] == (10_000, 5_000)
     with pytest.raises(TooLargeError, match="at most 100 scans. Received: 101"):
-        open_picture(large[: scan + 20] + b"\xff\xda" * (more + 1) + large[scan + 20 :], SIZE)
+        open_image(large[: scan + 20] + b"\xff\xda" * (more + 1) + large[scan + 20 :], SIZE)
 
 
-def test_a_large_picture_in_pythons_own_decoder_is_refused():
+def test_a_large_image_in_pythons_own_decoder_is_refused():
     with pytest.raises(ImageError):  # it passes, then breaks off
-        open_picture(bmp(5000, 4000, 8, 1, b"\0\1"))
+        open_image(bmp(5000, 4000, 8, 1, b"\0\1"))
     with pytest.raises(TooLargeError, match="at most 20 million pixels. Received: 5000×4001"):
-        open_picture(bmp(5000, 4001, 8, 1, b"\0\1"))
+        open_image(bmp(5000, 4001, 8, 1, b"\0\1"))
 
 
-def test_a_tile_far_larger_than_its_picture_is_refused():
+def test_a_tile_far_larger_than_its_image_is_refused():
     tags = {256: 64, 257: 64, 258: 8, 259: 8, 322: 40_000, 323: 50_000, 324: 8, 325: 2}
     with pytest.raises(TooLargeError, match="50 million pixels"):
-        open_picture(tiff(tags, b"xx"))
+        open_image(tiff(tags, b"xx"))
 
 
-def test_metadata_in_thousands_of_pieces_is_refused(picture):
-    jpeg, gif = encoded(picture, "JPEG"), encoded(picture.convert("P"), "GIF")
+def test_metadata_in_thousands_of_pieces_is_refused(image):
+    jpeg, gif = encoded(image, "JPEG"), encoded(image.convert("P"), "GIF")
     empty = b"\xff\xe1\0\x08Exif\0\0"
-    assert open_picture(jpeg[:2] + empty * 500 + jpeg[2:]).size == (60, 40)
+    assert open_image(jpeg[:2] + empty * 500 + jpeg[2:]).size == (60, 40)
     with pytest.raises(ImageError):
-        open_picture(jpeg[:2] + empty * 5000 + jpeg[2:])
+        open_image(jpeg[:2] + empty * 5000 + jpeg[2:])
     comments = b"\x21\xfe\x01c\0" * 5000
     with pytest.raises(ImageError):
-        open_picture(gif[:781] + comments + gif[781:])
+        open_image(gif[:781] + comments + gif[781:])
 
 
-def test_pixels_may_come_in_as_many_pieces_as_they_like(picture):
+def test_pixels_may_come_in_as_many_pieces_as_they_like(image):
     """Some programs write a PNG in chunks of 4 kB, of which a few MB are thousands."""
-    rows = np.asarray(picture)
+    rows = np.asarray(image)
     pixels = zlib.compress(b"".join(b"\0" + row.tobytes() for row in rows), 0)
     pieces = [chunk(b"IDAT", pixels[i : i + 1]) for i in range(len(pixels))]
     assert len(pieces) > image.OPENING_READS
     whole = png(60, 40, 8, RGB, b"")
     head, tail = whole.split(chunk(b"IDAT", zlib.compress(b"", 9)))
-    assert np.array_equal(open_picture(head + b"".join(pieces) + tail), picture)
+    assert np.array_equal(open_image(head + b"".join(pieces) + tail), image)
 
 
 def test_tags_that_share_their_bytes_are_read_within_bounds(monkeypatch):
@@ -385,7 +385,7 @@ def test_tags_that_share_their_bytes_are_read_within_bounds(monkeypatch):
         "load",
         lambda self, fp: (load(self, fp), read.append(sum(map(len, self._tagdata.values())))),
     )
-    opened = open_picture(png(1, 1, 8, GREY, b"\0\xff", chunk(b"eXIf", exif)))
+    opened = open_image(png(1, 1, 8, GREY, b"\0\xff", chunk(b"eXIf", exif)))
     assert opened.getpixel((0, 0)) == (255, 255, 255)
     assert read
     assert max(read) <= len(exif)
@@ -407,10 +407,10 @@ import logging, sys
 from pathlib import Path
 logging.basicConfig()
 from serving.errors import ServingError
-from serving.image import open_picture
+from serving.image import open_image
 for path in sorted(Path(sys.argv[1]).iterdir()):
     try:
-        open_picture(path)
+        open_image(path)
     except ServingError as error:
         print(type(error).__name__)
 """
@@ -426,7 +426,7 @@ for path in sorted(Path(sys.argv[1]).iterdir()):
 
 def test_a_missing_file_is_an_os_error(tmp_path):
     with pytest.raises(FileNotFoundError):
-        open_picture(tmp_path / "none.jpg")
+        open_image(tmp_path / "none.jpg")
 
 
 @pytest.mark.parametrize(
@@ -439,6 +439,6 @@ def test_a_missing_file_is_an_os_error(tmp_path):
 )
 def test_limits_are_what_the_sentences_say(most, more, sentence):
     with pytest.raises(ImageError):  # it passes, then there are no pixels
-        open_picture(png(*most, 8, GREY, b""))
+        open_image(png(*most, 8, GREY, b""))
     with pytest.raises(TooLargeError, match=sentence):
-        open_picture(png(*more, 8, GREY, b""))
+        open_image(png(*more, 8, GREY, b""))

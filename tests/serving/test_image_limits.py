@@ -8,47 +8,47 @@ from PIL import Image
 
 from serving import image
 from serving.errors import ImageError, TooLargeError, UnsupportedTypeError
-from serving.image import open_picture
+from serving.image import open_image
 from tests.fuzz.make_corpus import bmp, encoded, tiff
 
 
 @pytest.fixture
-def picture():
+def image():
     """60 by 40 pixels, 2,400 in all."""
     return Image.effect_noise((60, 40), 80).convert("RGB")
 
 
 def refusal(data):
     with pytest.raises((ImageError, TooLargeError, UnsupportedTypeError)) as caught:
-        open_picture(data)
+        open_image(data)
     return str(caught.value)
 
 
 def too_large(most, received):
-    return f"Expected at most {most}. Received: {received}. Send a smaller picture."
+    return f"Expected at most {most}. Received: {received}. Send a smaller image."
 
 
-def test_a_file_that_is_no_picture_is_told_what_is_read():
+def test_a_file_that_is_no_image_is_told_what_is_read():
     assert refusal(b"hello") == (
-        "Expected a picture (JPEG, PNG, WEBP, GIF, BMP, TIFF, AVIF). Received: something else. "
+        "Expected an image (JPEG, PNG, WEBP, GIF, BMP, TIFF, AVIF). Received: something else. "
         "Send it as JPEG or PNG."
     )
 
 
-def test_a_picture_that_breaks_off_is_told_and_why_is_kept(picture):
+def test_an_image_that_breaks_off_is_told_and_why_is_kept(image):
     with pytest.raises(ImageError) as caught:
-        open_picture(encoded(picture, "PNG")[:-100])
+        open_image(encoded(image, "PNG")[:-100])
     assert str(caught.value) == (
-        "Expected a whole picture. Received: one that breaks off, is damaged or of a rare kind. "
+        "Expected a whole image. Received: one that breaks off, is damaged or of a rare kind. "
         "Save it anew as JPEG or PNG."
     )
     assert isinstance(caught.value.__cause__, Exception)
 
 
-def test_as_many_pixels_as_are_allowed_open(picture, monkeypatch):
-    data = encoded(picture, "PNG")
+def test_as_many_pixels_as_are_allowed_open(image, monkeypatch):
+    data = encoded(image, "PNG")
     monkeypatch.setattr(image, "MAX_PIXELS", 2400)
-    assert open_picture(data).size == (60, 40)
+    assert open_image(data).size == (60, 40)
     monkeypatch.setattr(image, "MAX_PIXELS", 2399)
     assert refusal(data) == too_large("0 million pixels", "60×40")
 
@@ -58,27 +58,27 @@ def test_pixels_are_counted_in_millions():
     assert refusal(data) == too_large("50 million pixels", "8000×8000")
 
 
-def test_what_pillow_itself_refuses_is_told_the_same_way(picture, monkeypatch):
+def test_what_pillow_itself_refuses_is_told_the_same_way(image, monkeypatch):
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 100)
-    assert refusal(encoded(picture, "PNG")) == too_large("50 million pixels", "far more")
+    assert refusal(encoded(image, "PNG")) == too_large("50 million pixels", "far more")
 
 
 @pytest.mark.parametrize("size", [(60, 1), (1, 60)])
 def test_a_side_as_long_as_allowed_opens(size, monkeypatch):
     data = encoded(Image.new("RGB", size), "PNG")
     monkeypatch.setattr(image, "MAX_SIDE", 60)
-    assert open_picture(data).size == size
+    assert open_image(data).size == size
     monkeypatch.setattr(image, "MAX_SIDE", 59)
     assert refusal(data) == too_large("59 pixels a side", f"{size[0]}×{size[1]}")
 
 
-def test_a_bitmap_in_runs_has_a_limit_of_its_own(picture, monkeypatch):
+def test_a_bitmap_in_runs_has_a_limit_of_its_own(image, monkeypatch):
     runs = bmp(60, 40, 8, 1, b"\x3c\x01\0\0" * 40 + b"\0\1")
     monkeypatch.setattr(image, "MAX_RLE_PIXELS", 2400)
-    assert open_picture(runs).size == (60, 40)
+    assert open_image(runs).size == (60, 40)
     monkeypatch.setattr(image, "MAX_RLE_PIXELS", 2399)
     assert refusal(runs) == too_large("0 million pixels", "60×40")
-    assert open_picture(encoded(picture, "BMP")).size == (60, 40)
+    assert open_image(encoded(image, "BMP")).size == (60, 40)
 
 
 def test_a_tile_counts_as_a_whole(monkeypatch):
@@ -87,27 +87,27 @@ def test_a_tile_counts_as_a_whole(monkeypatch):
         return tiff(tags | {325: width * height}, bytes(width * height))
 
     monkeypatch.setattr(image, "MAX_PIXELS", 64 * 48)
-    assert open_picture(tiled(64, 48)).size == (8, 8)
+    assert open_image(tiled(64, 48)).size == (8, 8)
     monkeypatch.setattr(image, "MAX_PIXELS", 64 * 48 - 1)
     assert refusal(tiled(64, 48)) == too_large("0 million pixels", "far more")
 
 
 @pytest.mark.parametrize("name", ["JPEG", "MPO"])
-def test_a_jpeg_may_have_as_many_scans_as_its_pixels_allow(picture, name, monkeypatch):
-    options = {"save_all": True, "append_images": [picture]} if name == "MPO" else {}
-    data = encoded(picture, name, progressive=True, **options)
+def test_a_jpeg_may_have_as_many_scans_as_its_pixels_allow(image, name, monkeypatch):
+    options = {"save_all": True, "append_images": [image]} if name == "MPO" else {}
+    data = encoded(image, name, progressive=True, **options)
     scans = data.count(b"\xff\xda")
     assert scans > 5
     monkeypatch.setattr(image, "MAX_SCANNED_PIXELS", scans * 2400)
-    assert open_picture(data).size == (60, 40)
+    assert open_image(data).size == (60, 40)
     monkeypatch.setattr(image, "MAX_SCANNED_PIXELS", scans * 2400 - 1)
     assert refusal(data) == too_large(f"{scans - 1} scans", str(scans))
 
 
-def test_only_in_jpegs_are_scans_counted(picture, monkeypatch):
-    data = encoded(picture, "PNG") + b"\xff\xda" * 9
+def test_only_in_jpegs_are_scans_counted(image, monkeypatch):
+    data = encoded(image, "PNG") + b"\xff\xda" * 9
     monkeypatch.setattr(image, "MAX_SCANNED_PIXELS", 1)
-    assert open_picture(data).size == (60, 40)
+    assert open_image(data).size == (60, 40)
 
 
 # Reading.
@@ -126,12 +126,12 @@ def test_a_file_may_be_read_so_often_and_so_much_of_it():
     assert [file.read(1) for _ in range(9)] == [b"a", b"b", b"c", b"d", b"e", b"f", *[b""] * 3]
 
 
-def test_pixels_may_be_read_as_often_as_decoding_wants(picture, monkeypatch):
-    data = encoded(picture, "PNG")
+def test_pixels_may_be_read_as_often_as_decoding_wants(image, monkeypatch):
+    data = encoded(image, "PNG")
     monkeypatch.setattr(image, "OPENING_READS", 30)
-    assert open_picture(data).size == (60, 40)
+    assert open_image(data).size == (60, 40)
     monkeypatch.setattr(image, "OPENING_READS", 3)
-    assert refusal(data).startswith("Expected a whole picture")
+    assert refusal(data).startswith("Expected a whole image")
 
 
 def test_libtiff_is_told_to_write_nothing(monkeypatch):

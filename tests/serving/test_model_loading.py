@@ -93,15 +93,15 @@ def test_openvino_computes_in_float32_on_as_many_threads_as_said(small_tflite, m
 @pytest.mark.parametrize("runtime", RUNTIMES)
 def test_every_runtime_says_what_the_weights_do(small_tflite, runtime):
     # small_checkpoint averages the pixels, -1 to 1, multiplies them by 4 and takes the softmax.
-    picture = Image.new("RGB", (50, 40), (121, 140, 130))
-    logits = preprocess(picture, (32, 48)).mean(axis=(0, 1, 2)) * 4
+    image = Image.new("RGB", (50, 40), (121, 140, 130))
+    logits = preprocess(image, (32, 48)).mean(axis=(0, 1, 2)) * 4
     expected = np.exp(logits) / np.exp(logits).sum()
     classifier = Classifier(small_tflite, runtime=runtime)
     assert classifier.labels == ("red", "green", "blue")
-    probabilities = classifier.probabilities(preprocess(picture, (32, 48)))
+    probabilities = classifier.probabilities(preprocess(image, (32, 48)))
     assert (probabilities.shape, probabilities.dtype) == ((3,), np.float32)
     assert probabilities == pytest.approx(expected, abs=1e-5)
-    scores = classifier.classify(picture)
+    scores = classifier.classify(image)
     assert list(scores.values()) == [round(float(score), 5) for score in probabilities]
 
 

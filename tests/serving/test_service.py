@@ -144,7 +144,7 @@ def test_of_several_mistakes_the_same_one_is_told(service, request_, status):
     assert service.handle(in_form("2.0", *request_))["statusCode"] == status
 
 
-def test_one_picture(service, url):
+def test_one_image(service, url):
     for event in ({"url": f"{url}/red.png"}, {"image": base64_of(encoded("red"))}):
         answer = service.handle(event)
         assert list(answer) == ["red", "green", "blue"]
@@ -185,7 +185,7 @@ def test_a_list_of_one_is_answered_as_a_list(service):
     assert wrong["error"]["type"] == "InvalidRequestError"
 
 
-def test_a_picture_over_http(service):
+def test_an_image_over_http(service):
     event = http("POST", body=encoded("green", "JPEG"), kind="image/jpeg")
     response = service.handle(event)
     assert response["statusCode"] == 200
@@ -195,7 +195,7 @@ def test_a_picture_over_http(service):
 
 
 @pytest.mark.parametrize("path", ["", "prod", "prod/", "flowers/classify"])
-def test_a_picture_may_be_sent_to_any_path(service, path):
+def test_an_image_may_be_sent_to_any_path(service, path):
     response = service.handle(http("POST", path, encoded("green"), "image/png"))
     assert (response["statusCode"], top_k(json.loads(response["body"]))) == (200, "green")
 
@@ -233,7 +233,7 @@ def test_errors_over_http_have_their_status(service, event, status, kind):
 
 @pytest.mark.parametrize("seconds", [0.9, 1.2])
 def test_too_little_time_is_a_504(service, http_server, monkeypatch, seconds):
-    """Whether none is left for the picture, or its host takes all of it."""
+    """Whether none is left for the image, or its host takes all of it."""
     monkeypatch.setenv("FETCH_ALLOW", "127.0.0.1")
     url = http_server({"/slow": lambda _: time.sleep(3) or (200, {}, b"")})
     events = [{"body": json.dumps({"url": f"{url}/slow"}).encode()}]
@@ -296,12 +296,12 @@ def test_the_openapi_document_names_every_error_and_limit(service):
     document = json.loads(response["body"])
     schemas = document["components"]["schemas"]
     from serving import errors
-    from serving.events import MAX_PICTURES
+    from serving.events import MAX_IMAGES
 
     kinds = [kind for kind in vars(errors).values() if isinstance(kind, type)]
     names = {kind.__name__ for kind in kinds} - {"ServingError"}
     assert set(schemas["Error"]["properties"]["error"]["properties"]["type"]["enum"]) == names
-    assert schemas["Results"]["maxItems"] == MAX_PICTURES
+    assert schemas["Results"]["maxItems"] == MAX_IMAGES
     told = set(document["paths"]["/"]["post"]["responses"])
     assert told == {"200"} | {str(kind.status) for kind in kinds} - {"404", "405"}
 
@@ -370,7 +370,7 @@ def clock(monkeypatch):
 
 
 @pytest.mark.usefixtures("clock")
-def test_a_picture_needs_a_second():
+def test_an_image_needs_a_second():
     """More than it takes, so that there is time to say what it shows."""
     service = Service(SimpleNamespace(input_size=(9, 9), probabilities=lambda _: [1]), "")
     service.classifier.labels = ("rose",)
@@ -381,7 +381,7 @@ def test_a_picture_needs_a_second():
 
 def test_the_log_says_how_long_each_step_took(service, clock, log, monkeypatch):
     monkeypatch.setattr(module, "fetch_all", clock.takes(3.0002, lambda *_: [encoded("red")] * 2))
-    monkeypatch.setattr(module, "open_picture", clock.takes(0.2003, module.open_picture))
+    monkeypatch.setattr(module, "open_image", clock.takes(0.2003, module.open_image))
     monkeypatch.setattr(module, "preprocess", clock.takes(0.1001, module.preprocess))
     classifier = service.classifier
     monkeypatch.setattr(classifier, "probabilities", clock.takes(0.5, classifier.probabilities))
@@ -390,8 +390,8 @@ def test_the_log_says_how_long_each_step_took(service, clock, log, monkeypatch):
     [line] = log()
     steps = ("fetch_ms", "decode_ms", "infer_ms", "ms")
     assert [line[name] for name in steps] == [3000.2, 600.8, 1000.0, 4601.0]
-    for picture in line["pictures"]:
-        assert (picture["decode_ms"], picture["infer_ms"]) == (300.4, 500.0)
+    for image in line["images"]:
+        assert (image["decode_ms"], image["infer_ms"]) == (300.4, 500.0)
 
 
 def test_what_is_done_when_time_runs_out_is_answered(service, monkeypatch):
@@ -412,17 +412,17 @@ def test_one_line_is_logged_of_each_request(service, url, log):
     first, second, third = log()
 
     assert (first["request_id"], first["cold_start"], first["event"]) == ("id-1", True, "direct")
-    [picture] = first["pictures"]
-    assert picture["url"] == f"{url}/red.png"
-    assert (picture["source"], picture["bytes"]) == ("url", len(encoded("red")))
-    assert (picture["format"], picture["width"], picture["height"]) == ("PNG", 60, 40)
+    [image] = first["images"]
+    assert image["url"] == f"{url}/red.png"
+    assert (image["source"], image["bytes"]) == ("url", len(encoded("red")))
+    assert (image["format"], image["width"], image["height"]) == ("PNG", 60, 40)
     assert all(first[name] >= 0 for name in ("ms", "fetch_ms", "decode_ms", "infer_ms"))
     assert first["ms"] >= first["fetch_ms"] + first["decode_ms"] + first["infer_ms"] - 0.3
 
     assert (second["cold_start"], second["event"], second["status"]) == (False, "http 2.0", 200)
-    assert second["pictures"][0]["source"] == "image"
+    assert second["images"][0]["source"] == "image"
     assert third["errors"] == 1
-    assert third["pictures"][0]["error"] == "AddressError"
+    assert third["images"][0]["error"] == "AddressError"
     assert "secret" not in json.dumps([first, second, third])
     assert all((line["level"], line["message"]) == ("INFO", "request") for line in (first, second))
 
@@ -446,7 +446,7 @@ def test_the_line_of_a_request_says_what_went_wrong(service, log):
     assert [line["errors"] for line in lines] == [1, 1, 1, 1, 2]
     assert [line.get("status") for line in lines] == [None, None, 422, 405, None]
     assert [line.get("method") for line in lines] == [None, None, "POST", "PROPFIND" * 2, None]
-    kinds = [picture.get("error") for picture in lines[4]["pictures"]]
+    kinds = [image.get("error") for image in lines[4]["images"]]
     assert kinds == ["InvalidRequestError", "ImageError", None]
 
 
@@ -466,7 +466,7 @@ def test_of_a_url_the_log_has_only_what_may_be_read_there(service, log, url, log
     log()
     service.handle({"url": url})
     [line] = log()
-    assert line["pictures"][0]["url"] == logged
+    assert line["images"][0]["url"] == logged
     assert "thorn" not in json.dumps(line)
 
 
@@ -542,7 +542,7 @@ def test_a_defect_of_ours_is_logged_and_not_told(service, log, monkeypatch):
     assert json.loads(response["body"])["error"]["type"] == "InternalError"
 
 
-def test_a_defect_outside_the_pictures_is_answered_too(log):
+def test_a_defect_outside_the_images_is_answered_too(log):
     log()
     events = ({"image": base64_of(encoded("red"))}, http("GET", "health"))
     direct, over_http = (DEFECTIVE.handle(event, context(30)) for event in events)
@@ -556,7 +556,7 @@ def test_a_defect_outside_the_pictures_is_answered_too(log):
     assert all(line["error"] == "InternalError" for line in lines[1::2])
 
 
-def test_of_pictures_that_are_done_nothing_is_kept(service, http_server, monkeypatch):
+def test_of_images_that_are_done_nothing_is_kept(service, http_server, monkeypatch):
     """Neither the bytes nor the pixels: sixteen large ones, be they broken, are gigabytes."""
     monkeypatch.setenv("FETCH_ALLOW", "127.0.0.1")
     behind = bytes(1_000_000)
@@ -566,11 +566,11 @@ def test_of_pictures_that_are_done_nothing_is_kept(service, http_server, monkeyp
     really_open = Image.open
 
     def watch(*arguments, **options):
-        alive.append(sum(picture() is not None for picture in opened))
+        alive.append(sum(image() is not None for image in opened))
         held.append(tracemalloc.get_traced_memory()[0])
-        picture = really_open(*arguments, **options)
-        opened.append(weakref.ref(picture))
-        return picture
+        image = really_open(*arguments, **options)
+        opened.append(weakref.ref(image))
+        return image
 
     monkeypatch.setattr(Image, "open", watch)
     tracemalloc.start()

@@ -34,7 +34,7 @@ class Averages:
         return inputs.mean(axis=(0, 1, 2)) / 2 + 0.5
 
 
-def picture(color, size=(8, 5), kind="PNG"):
+def image(color, size=(8, 5), kind="PNG"):
     buffer = BytesIO()
     Image.new("RGB", size, color).save(buffer, kind)
     return buffer.getvalue()
@@ -44,7 +44,7 @@ def base64_of(data):
     return base64.b64encode(data).decode()
 
 
-RED, BLUE = picture("red"), picture("blue")
+RED, BLUE = image("red"), image("blue")
 OF_RED = {"red": 1.0, "green": 0.0, "blue": 0.0}
 OF_BLUE = {"red": 0.0, "green": 0.0, "blue": 1.0}
 
@@ -101,14 +101,14 @@ def hosts(monkeypatch):
 # Direct invocations.
 
 
-def test_a_picture_is_answered_by_its_scores(service, hosts):
+def test_an_image_is_answered_by_its_scores(service, hosts):
     hosts.found = {"http://a/blue": BLUE}
     assert service.handle({"image": base64_of(RED)}) == OF_RED
     assert service.handle({"url": "http://a/blue"}) == OF_BLUE
     assert service.handle({"image": base64_of(RED), "top": 1}) == {"red": 1.0}
 
 
-def test_pictures_are_answered_in_order_whoever_fails_among_them(service, hosts):
+def test_images_are_answered_in_order_whoever_fails_among_them(service, hosts):
     hosts.found = {"http://a/1": RED, "http://a/2": FetchError("Gone."), "http://a/3": BLUE}
     assert service.handle({"urls": list(hosts.found)}) == [
         OF_RED,
@@ -129,11 +129,11 @@ def test_an_event_that_asks_for_nothing_is_told_what_may_be_asked(service):
     }
 
 
-def test_a_picture_is_opened_for_the_size_of_the_models_input(service, monkeypatch):
+def test_an_image_is_opened_for_the_size_of_the_models_input(service, monkeypatch):
     sizes = []
-    opened = module.open_picture
+    opened = module.open_image
     monkeypatch.setattr(
-        module, "open_picture", lambda data, size: sizes.append(size) or opened(data, size)
+        module, "open_image", lambda data, size: sizes.append(size) or opened(data, size)
     )
     assert service.handle({"image": base64_of(RED)}) == OF_RED
     assert sizes == [(4, 6)]
@@ -149,7 +149,7 @@ def test_as_many_bytes_as_may_be_fetched_may_be_sent(service, monkeypatch):
     assert service.handle({"image": base64_of(RED)}) == OF_RED
     assert service.handle({"image": base64_of(RED + b"x")})["error"] == {
         "type": "TooLargeError",
-        "message": "Expected at most 10 MB. Received: more. Send a smaller picture.",
+        "message": "Expected at most 10 MB. Received: more. Send a smaller image.",
     }
 
 
@@ -164,7 +164,7 @@ def test_a_second_is_kept_for_what_comes_after_fetching(service, hosts, clock):
 
 
 @pytest.mark.parametrize(("remaining", "in_time"), [(1.0, True), (0.999, False)])
-def test_a_picture_is_begun_while_that_second_is_left(service, clock, remaining, in_time):
+def test_an_image_is_begun_while_that_second_is_left(service, clock, remaining, in_time):
     answer = service.handle({"image": base64_of(RED)}, context(remaining))
     if in_time:
         assert answer == OF_RED
@@ -172,7 +172,7 @@ def test_a_picture_is_begun_while_that_second_is_left(service, clock, remaining,
         assert answer["error"] == {
             "type": "DeadlineError",
             "message": "Expected to be done within the invocation's time. Received: no time left "
-            "for this picture. Send fewer at once, or raise the function's timeout.",
+            "for this image. Send fewer at once, or raise the function's timeout.",
         }
 
 
@@ -209,7 +209,7 @@ def stages(clock, monkeypatch):
         return slowed
 
     monkeypatch.setattr(module, "fetch_all", slow(lambda urls, _: [RED] * len(urls), 1 / 8))
-    monkeypatch.setattr(module, "open_picture", slow(module.open_picture, 1 / 4))
+    monkeypatch.setattr(module, "open_image", slow(module.open_image, 1 / 4))
     monkeypatch.setattr(Averages, "probabilities", slow(Averages.probabilities, 1 / 2))
 
 
@@ -217,7 +217,7 @@ LINE = {"level": "INFO", "message": "request"}
 TOLD = {"bytes": len(RED), "format": "PNG", "width": 8, "height": 5}
 
 
-def test_a_line_has_each_stage_with_its_time_and_all_pictures(service, log, stages):
+def test_a_line_has_each_stage_with_its_time_and_all_images(service, log, stages):
     service.handle({"urls": ["http://u:p@a/1?b#c", "https://a/2"]}, context(30))
     took = {"decode_ms": 250.0, "infer_ms": 500.0}
     assert log() == [
@@ -227,7 +227,7 @@ def test_a_line_has_each_stage_with_its_time_and_all_pictures(service, log, stag
             "cold_start": True,
             "event": "direct",
             "fetch_ms": 125.0,
-            "pictures": [
+            "images": [
                 {"source": "url", "url": "http://a/1", **TOLD, **took},
                 {"source": "url", "url": "https://a/2", **TOLD, **took},
             ],
@@ -240,12 +240,12 @@ def test_a_line_has_each_stage_with_its_time_and_all_pictures(service, log, stag
 
 
 def test_sums_of_times_have_one_decimal_too(service, log, clock, monkeypatch):
-    def open_picture(data, size):
+    def open_image(data, size):
         clock.seconds += 0.1001
         return opened(data, size)
 
-    opened = module.open_picture
-    monkeypatch.setattr(module, "open_picture", open_picture)
+    opened = module.open_image
+    monkeypatch.setattr(module, "open_image", open_image)
     service.handle({"images": [base64_of(RED)] * 3})
     [line] = log()
     assert line["decode_ms"] == 300.3  # and not 300.29999999999995
@@ -263,7 +263,7 @@ def test_a_line_of_http_has_its_method_and_status_too(service, log, stages):
             "event": "http 2.0",
             "method": "POST",
             "fetch_ms": 0.0,
-            "pictures": [{"source": "image", **TOLD, "decode_ms": 250.0, "infer_ms": 500.0}],
+            "images": [{"source": "image", **TOLD, "decode_ms": 250.0, "infer_ms": 500.0}],
             "errors": 0,
             "decode_ms": 250.0,
             "infer_ms": 500.0,
@@ -292,7 +292,7 @@ def test_a_line_names_the_error_of_a_request_and_counts_those_of_a_list(service,
     assert method["errors"] == 1
     assert "error" not in is_batch
     assert is_batch["errors"] == 2
-    assert is_batch["pictures"][:2] == [
+    assert is_batch["images"][:2] == [
         {"error": "InvalidRequestError"},
         {"source": "image", "bytes": 2, "error": "UnsupportedTypeError"},
     ]
@@ -324,18 +324,18 @@ def fail(*_):
     raise KeyError("http://a/?secret")
 
 
-def test_a_defect_costs_its_own_picture_only(service, log, monkeypatch):
-    opened = module.open_picture
+def test_a_defect_costs_its_own_image_only(service, log, monkeypatch):
+    opened = module.open_image
     monkeypatch.setattr(
-        module, "open_picture", lambda data, size: fail() if data == BLUE else opened(data, size)
+        module, "open_image", lambda data, size: fail() if data == BLUE else opened(data, size)
     )
     answers = service.handle({"images": [base64_of(BLUE), base64_of(RED)]}, context(30))
-    failed = {"error": {"type": "InternalError", "message": FAILED.format("picture")}}
+    failed = {"error": {"type": "InternalError", "message": FAILED.format("image")}}
     assert answers == [failed, OF_RED]
     defect, request = log()
     assert (defect["level"], defect["message"], defect["request_id"]) == ("ERROR", "defect", "id-1")
     assert defect["exception"].endswith("KeyError: 'http://a/?...\n")
-    assert request["pictures"][0]["error"] == "InternalError"
+    assert request["images"][0]["error"] == "InternalError"
     assert "secret" not in json.dumps(request)
 
 
@@ -357,7 +357,7 @@ def test_a_defect_anywhere_else_is_answered_as_one_too(service, log, monkeypatch
 # HTTP.
 
 
-def test_a_picture_may_be_sent_to_any_path_but_those_that_are_something_else(service):
+def test_an_image_may_be_sent_to_any_path_but_those_that_are_something_else(service):
     for path in ("", "/", "/prod", "/prod/flowers"):
         response = service.handle(http(path=path, body=RED))
         assert (response["statusCode"], json.loads(response["body"])) == (200, OF_RED)
@@ -441,7 +441,7 @@ def test_health_and_the_openapi_document_are_whole(service):
     assert service.handle(http("HEAD", "/health"))["statusCode"] == 200
 
 
-def test_the_status_is_that_of_the_only_picture_and_200_for_a_list(service, log):
+def test_the_status_is_that_of_the_only_image_and_200_for_a_list(service, log):
     response = service.handle(http(body=b"hello"))
     assert response["statusCode"] == 415
     assert json.loads(response["body"])["error"]["type"] == "UnsupportedTypeError"

@@ -73,7 +73,7 @@ def test_the_promised_targets_are_there() -> None:
         ("run", "docker run --rm -p 8080:8080 --here flowers"),
         ("http", "-m tools.function_url --here"),
         ("fuzz", "-m tests.fuzz.events --here"),
-        ("fuzz", "-m tests.fuzz.pictures --here"),
+        ("fuzz", "-m tests.fuzz.images --here"),
         ("data", "-m training.dataset.download --here"),
         ("sample", "-m training.sample --here"),
         ("explore", "-m experiments.explore --here"),
@@ -107,7 +107,7 @@ def test_build_converts_where_nothing_is_converted(project: Path) -> None:
     assert "\ndocker build -t flowers --build-arg RUNTIME=ai-edge-litert .\n" in second
 
 
-def test_clean_leaves_pictures_checkpoints_and_packages(project: Path) -> None:
+def test_clean_leaves_images_checkpoints_and_packages(project: Path) -> None:
     kept = [
         "flowers/rose/1.jpg",
         "models/xception_fin_01_0.900.h5",

@@ -283,7 +283,7 @@ def test_service_wants_a_free_port(tiny_service: dict) -> None:
 # tools/demo.py
 
 
-def make_pictures(folder: Path, counts: dict[str, int]) -> Path:
+def make_images(folder: Path, counts: dict[str, int]) -> Path:
     for name, count in counts.items():
         (folder / name).mkdir(parents=True)
         for number in range(count):
@@ -295,25 +295,25 @@ def make_pictures(folder: Path, counts: dict[str, int]) -> Path:
     ("counts", "expected"),
     [({}, False), ({"rose": 3}, False), ({"rose": 3, "empty": 0}, False), ({"a": 1, "b": 1}, True)],
 )
-def test_demo_knows_whether_there_are_pictures(
+def test_demo_knows_whether_there_are_images(
     tmp_path: Path, counts: dict[str, int], expected: bool
 ) -> None:
-    folder = make_pictures(tmp_path / "flowers", counts)
+    folder = make_images(tmp_path / "flowers", counts)
     (tmp_path / "flowers").mkdir(exist_ok=True)
     (folder / "README.md").touch()
-    assert demo.has_pictures(folder) is expected
-    assert not demo.has_pictures(tmp_path / "no such folder")
+    assert demo.has_images(folder) is expected
+    assert not demo.has_images(tmp_path / "no such folder")
 
 
-def test_demo_copies_some_pictures(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_demo_copies_some_images(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
-    folder = make_pictures(tmp_path / "mine", {"a": demo.PICTURES + 5, "b": 3})
-    data = demo.collect_pictures(folder)
+    folder = make_images(tmp_path / "mine", {"a": demo.IMAGES + 5, "b": 3})
+    data = demo.collect_images(folder)
     assert {name: len(files) for name, files in demo.list_files(data).items()} == {
-        "a": demo.PICTURES,
+        "a": demo.IMAGES,
         "b": 3,
     }
-    assert len(list(folder.glob("*/*"))) == demo.PICTURES + 8
+    assert len(list(folder.glob("*/*"))) == demo.IMAGES + 8
 
 
 def test_failed_commands_show_their_last_lines_and_exit_code() -> None:
@@ -398,7 +398,7 @@ def small_project(tmp_path: Path, binary: Path) -> Path:
     shutil.copy(ROOT / "Pipfile.lock", project)
     (project / ".cache").mkdir()
     shutil.copy(binary, project / ".cache")
-    make_pictures(project / "flowers", {"daisy": 5, "rose": 5})
+    make_images(project / "flowers", {"daisy": 5, "rose": 5})
     programs = {
         "train.py": """
             import json, pathlib, sys
@@ -426,10 +426,10 @@ def small_project(tmp_path: Path, binary: Path) -> Path:
         """,
         "docker_test.py": """
             import pathlib, sys, time, urllib.request
-            endpoint, picture, label = sys.argv[2::2]
+            endpoint, image, label = sys.argv[2::2]
             answer = urllib.request.urlopen(endpoint, b"{}").read().decode()
             pathlib.Path("answer.json").write_text(answer)
-            print(pathlib.Path(picture).name, label)
+            print(pathlib.Path(image).name, label)
             if pathlib.Path("wait").exists():
                 time.sleep(60)
             sys.exit(pathlib.Path("wrong").exists())

@@ -1,4 +1,4 @@
-"""training.batches: which pictures and views are in which batch, and what the cache is told."""
+"""training.batches: which images and views are in which batch, and what the cache is told."""
 
 import hashlib
 import json
@@ -39,14 +39,14 @@ def classes(targets):
     return targets.argmax(axis=1).tolist()
 
 
-def test_places_are_those_among_all_pictures():
+def test_places_are_those_among_all_images():
     assert indices(Picks.dataset, ["b/0", "a/1", "b/0"]) == [5, 1, 5]
 
 
 # In order.
 
 
-def test_batches_hold_all_pictures_once_in_order_as_they_are():
+def test_batches_hold_all_images_once_in_order_as_they_are():
     names = ("b/4", "a/0", "b/1", "a/2", "a/3", "b/0", "a/1")
     batches = Batches(Picks(), names, 3)
     assert len(batches) == 3
@@ -67,7 +67,7 @@ def test_of_each_batch_only_the_rows_asked_for_are_made():
 
 
 def test_even_batches_are_filled_up_with_what_weighs_nothing():
-    batches = PaddedBatches(Picks(), NAMES[3:], 4, slice(1, 4))  # 7 pictures in 2 batches
+    batches = PaddedBatches(Picks(), NAMES[3:], 4, slice(1, 4))  # 7 images in 2 batches
     (first, first_targets, first_weights), (last, last_targets, last_weights) = batches
     assert (first[:, 0].tolist(), classes(first_targets)) == ([4, 5, 6], [0, 1, 1])
     assert (last[:, 0].tolist(), classes(last_targets)) == ([8, 9, 9], [1, 1, 1])
@@ -85,7 +85,7 @@ def order(seed, round_, count=10):
 
 
 @pytest.mark.parametrize("views", [None, 1, 2])
-def test_training_goes_through_rounds_of_all_pictures_each_in_its_view(views):
+def test_training_goes_through_rounds_of_all_images_each_in_its_view(views):
     batches = TrainingBatches(Picks(), NAMES, 4, steps=3, seed=5, views=views)
     assert len(batches) == 3
     picked = []
@@ -101,7 +101,7 @@ def test_training_goes_through_rounds_of_all_pictures_each_in_its_view(views):
     assert picked == sequence[:24]
 
 
-def test_training_draws_from_the_pictures_it_is_given():
+def test_training_draws_from_the_images_it_is_given():
     batches = TrainingBatches(Picks(), ("b/1", "a/3"), 2, steps=1, seed=0)
     for epoch in range(4):
         batches.begin_epoch(epoch, {"loss": 1.0})
@@ -133,12 +133,12 @@ def test_mixup_draws_its_shares_and_pairs_anew_for_each_batch():
                 assert found == pytest.approx(expected[1:5], abs=1e-5)
 
 
-# Pictures.
+# Images.
 
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
-    """Ten pictures of noise, in two classes."""
+    """Ten images of noise, in two classes."""
     folder = tmp_path_factory.mktemp("noise")
     for number, name in enumerate(NAMES):
         path = folder / f"{name}.png"
@@ -148,7 +148,7 @@ def folder(tmp_path_factory):
     return folder
 
 
-def test_a_remembered_picture_is_read_once(folder, monkeypatch):
+def test_a_remembered_image_is_read_once(folder, monkeypatch):
     read = []
     monkeypatch.setattr(
         "training.images.read_pixels", lambda *of: read.append(of) or read_pixels(*of)
@@ -165,10 +165,10 @@ def test_a_remembered_picture_is_read_once(folder, monkeypatch):
     assert all(size == SIZE for _, size in read)
 
 
-def test_without_settings_all_views_are_the_picture(folder):
-    pictures = ImageSource(scan(folder), SIZE)
-    assert pictures.settings == {}
-    [plain, view] = pictures.inputs([(0, 0), (0, 5)])
+def test_without_settings_all_views_are_the_image(folder):
+    images = ImageSource(scan(folder), SIZE)
+    assert images.settings == {}
+    [plain, view] = images.inputs([(0, 0), (0, 5)])
     assert np.array_equal(plain, view)
 
 
@@ -192,8 +192,8 @@ def network():
 def test_the_cache_is_told_all_that_activations_depend_on(folder, network, tmp_path, pooled, dtype):
     frozen = network(pooled)
     settings = {"zoom_range": 0.1, "rotation_range": 40}
-    pictures = ImageSource(scan(folder), SIZE, settings)
-    activations = CachedFeatures(pictures, frozen, "float32", tmp_path)
+    images = ImageSource(scan(folder), SIZE, settings)
+    activations = CachedFeatures(images, frozen, "float32", tmp_path)
     key = json.loads((activations.table.folder / "key.json").read_text())
     assert key == {
         "weights": weights_digest(frozen),
@@ -211,7 +211,7 @@ def test_the_cache_is_told_all_that_activations_depend_on(folder, network, tmp_p
     assert names == [digest, f"{digest}/{augmentation}/2"]
     found = activations.inputs([(3, 2), (3, 0)])
     assert found.dtype == np.float32
-    expected = frozen.predict(pictures.inputs([(3, 2), (3, 0)]), verbose=0)
+    expected = frozen.predict(images.inputs([(3, 2), (3, 0)]), verbose=0)
     assert found == pytest.approx(expected, abs=1e-2 if dtype == "float16" else 1e-5)
 
 
@@ -227,8 +227,8 @@ def test_missing_activations_are_computed_in_batches_each_once(
         return lambda inputs: asked.append(len(inputs)) or forward(inputs)
 
     monkeypatch.setattr("training.features.compile_inference", note)
-    pictures = ImageSource(scan(folder), SIZE)
-    activations = CachedFeatures(pictures, network(True), "float32", tmp_path)
+    images = ImageSource(scan(folder), SIZE)
+    activations = CachedFeatures(images, network(True), "float32", tmp_path)
     checked = []
     monkeypatch.setattr(activations.table, "check_room", checked.append)
     samples = [(index, 0) for index in range(7)]
@@ -242,8 +242,8 @@ def test_missing_activations_are_computed_in_batches_each_once(
 
 
 def test_what_another_process_filled_meanwhile_is_not_computed_again(folder, network, tmp_path):
-    pictures = ImageSource(scan(folder), SIZE)
-    first, second = (CachedFeatures(pictures, network(True), "float32", tmp_path) for _ in range(2))
+    images = ImageSource(scan(folder), SIZE)
+    first, second = (CachedFeatures(images, network(True), "float32", tmp_path) for _ in range(2))
     assert first.compute([(0, 0), (1, 0)]) == 2
     assert second.compute([(0, 0), (1, 0), (2, 0)]) == 1
 
@@ -294,7 +294,7 @@ def test_progress_is_shown_rarely_where_there_is_no_terminal(monkeypatch, termin
     shown = {
         "total": 10,
         "desc": "  activations",
-        "unit": " pictures",
+        "unit": " images",
         "disable": False,
         "mininterval": 0.1 if terminal else 30,
         "ncols": None if terminal else 80,

@@ -10,7 +10,7 @@ import pytest
 from PIL import Image
 from scipy import ndimage
 
-from serving.image import open_picture
+from serving.image import open_image
 from serving.preprocess import preprocess, scale
 from training import batches, feature_store
 from training.backend import keras
@@ -32,7 +32,7 @@ def dataset(drawn):
 def training_batches(dataset, views=None, mixup_alpha=0.0, **augmentation):
     source = ImageSource(dataset, SIZE, augmentation)
     return TrainingBatches(
-        source, dataset.pictures, 8, steps=3, seed=5, views=views, mixup_alpha=mixup_alpha
+        source, dataset.images, 8, steps=3, seed=5, views=views, mixup_alpha=mixup_alpha
     )
 
 
@@ -41,17 +41,17 @@ def drawn_at(batches, count):
 
 
 class Numbers:
-    """A source whose input of a picture is its number, one-hot, in whatever view."""
+    """A source whose input of an image is its number, one-hot, in whatever view."""
 
     def __init__(self, dataset):
         self.dataset = dataset
 
     def inputs(self, samples):
-        return np.eye(len(self.dataset.pictures), dtype=np.float32)[[index for index, _ in samples]]
+        return np.eye(len(self.dataset.images), dtype=np.float32)[[index for index, _ in samples]]
 
 
 def numbers(dataset, names=None, seed=5, steps=3, **options):
-    names = dataset.pictures if names is None else names
+    names = dataset.images if names is None else names
     return TrainingBatches(Numbers(dataset), names, 8, steps=steps, seed=seed, **options)
 
 
@@ -59,38 +59,38 @@ def test_an_unaugmented_training_batch_is_servings_input_to_the_last_bit(dataset
     batches = training_batches(dataset)
     inputs, targets = batches[0]
     chosen = drawn_at(batches, 8)
-    files = [dataset.folder / dataset.pictures[i] for i in chosen]
-    expected = np.concatenate([preprocess(open_picture(f.read_bytes(), SIZE), SIZE) for f in files])
+    files = [dataset.folder / dataset.images[i] for i in chosen]
+    expected = np.concatenate([preprocess(open_image(f.read_bytes(), SIZE), SIZE) for f in files])
     assert inputs.dtype == expected.dtype == np.float32
     assert np.array_equal(inputs, expected)
-    assert np.array_equal(targets.argmax(axis=1), dataset.labels(dataset.pictures)[chosen])
+    assert np.array_equal(targets.argmax(axis=1), dataset.labels(dataset.images)[chosen])
 
 
-def test_a_large_picture_is_read_as_serving_reads_it(tmp_path):
+def test_a_large_image_is_read_as_serving_reads_it(tmp_path):
     height, width = SIZE
     waves = np.sin(np.mgrid[: height * 9, : width * 9].sum(0) / 50) * 100 + 128
     for name in ("large.jpg", "large.png"):
         path = tmp_path / name
         Image.fromarray(waves.astype(np.uint8)).save(path)
-        expected = preprocess(open_picture(path.read_bytes(), SIZE), SIZE)[0]
-        assert open_picture(path, SIZE).width < width * 9
+        expected = preprocess(open_image(path.read_bytes(), SIZE), SIZE)[0]
+        assert open_image(path, SIZE).width < width * 9
         assert np.array_equal(scale(read_pixels(path, SIZE)), expected)
 
 
 def test_validation_is_never_augmented_and_covers_all_once(dataset):
-    names = dataset.pictures[3:]
+    names = dataset.images[3:]
     batches = Batches(ImageSource(dataset, SIZE, {"rotation_range": 90}), names, 8)
-    assert len(batches) == 6  # 47 pictures
+    assert len(batches) == 6  # 47 images
     inputs, targets = (
         np.concatenate(part) for part in zip(*[batches[i] for i in range(6)], strict=True)
     )
-    expected = [preprocess(open_picture(dataset.folder / p, SIZE), SIZE)[0] for p in names]
+    expected = [preprocess(open_image(dataset.folder / p, SIZE), SIZE)[0] for p in names]
     assert np.array_equal(inputs, np.stack(expected))
     assert np.array_equal(targets.argmax(axis=1), dataset.labels(names))
     assert np.array_equal(targets.sum(axis=1), np.ones(47))
 
 
-def test_every_picture_is_drawn_before_one_comes_again(dataset):
+def test_every_image_is_drawn_before_one_comes_again(dataset):
     drawn = drawn_at(training_batches(dataset), 150)
     for round_ in range(3):
         assert sorted(drawn[round_ * 50 : (round_ + 1) * 50]) == list(range(50))
@@ -101,17 +101,17 @@ def test_each_round_and_each_seed_has_an_order_of_its_own(dataset):
     orders.append(drawn_at(numbers(dataset, seed=6), 50))
     for number, order in enumerate(orders):
         for other in orders[:number]:
-            # Of two orders drawn apart, about one place in 50 holds the same picture.
+            # Of two orders drawn apart, about one place in 50 holds the same image.
             assert np.mean(order == other) < 0.2
     for order in orders[1:]:
         assert np.mean(np.diff(order) == 1) < 0.2  # also not the folders' order begun elsewhere
 
 
-def test_a_batch_holds_none_but_the_pictures_it_was_given(dataset):
-    names = dataset.pictures[1::3]
+def test_a_batch_holds_none_but_the_images_it_was_given(dataset):
+    names = dataset.images[1::3]
     batches = numbers(dataset, names, steps=2)
     inputs, targets = (np.concatenate(part) for part in zip(batches[0], batches[1], strict=True))
-    served = [dataset.pictures[place] for place in inputs.argmax(axis=1)]
+    served = [dataset.images[place] for place in inputs.argmax(axis=1)]
     assert len(set(served)) == 16
     assert set(served) <= set(names)
     assert np.array_equal(targets.argmax(axis=1), dataset.labels(served))
@@ -147,30 +147,30 @@ def test_a_batch_depends_on_its_epoch_and_place_alone(dataset):
     assert not np.array_equal(one[2][0], other[2][0])
 
 
-def test_a_view_depends_on_the_pictures_content_alone(dataset, tmp_path):
-    name = dataset.pictures[7]
+def test_a_view_depends_on_the_images_content_alone(dataset, tmp_path):
+    name = dataset.images[7]
     for folder, copy in (("a", "first.png"), ("b", "other.png")):
         (tmp_path / folder).mkdir()
-        for other in dataset.pictures[10:15]:
+        for other in dataset.images[10:15]:
             target = tmp_path / folder / f"{folder}{other.replace('/', '_')}"
             target.write_bytes((dataset.folder / other).read_bytes())
         (tmp_path / folder / copy).write_bytes((dataset.folder / name).read_bytes())
     elsewhere = scan(tmp_path)
     settings = {"rotation_range": 40}
     here = ImageSource(dataset, SIZE, settings).inputs([(7, 1), (7, 2)])
-    places = [elsewhere.pictures.index(n) for n in ("a/first.png", "b/other.png")]
+    places = [elsewhere.images.index(n) for n in ("a/first.png", "b/other.png")]
     there = [ImageSource(elsewhere, SIZE, settings).inputs([(i, 1), (i, 2)]) for i in places]
     assert np.array_equal(here, there[0])
     assert np.array_equal(here, there[1])
     assert not np.array_equal(here[0], here[1])
 
 
-def test_a_flip_is_the_picture_or_its_mirror_image(dataset):
+def test_a_flip_is_the_image_or_its_mirror_image(dataset):
     source = ImageSource(dataset, SIZE, {"horizontal_flip": True})
     mirrored = []
     for index in range(24):
         [row] = source.inputs([(index, 1)])
-        original = scale(read_pixels(dataset.folder / dataset.pictures[index], SIZE))
+        original = scale(read_pixels(dataset.folder / dataset.images[index], SIZE))
         mirrored.append(np.array_equal(row, original[:, ::-1]))
         assert mirrored[-1] or np.array_equal(row, original)
     assert 4 < sum(mirrored) < 20
@@ -179,7 +179,7 @@ def test_a_flip_is_the_picture_or_its_mirror_image(dataset):
 def test_a_shift_is_within_its_range_and_filled_with_the_nearest(dataset):
     source = ImageSource(dataset, SIZE, {"height_shift_range": 0.4, "width_shift_range": 0.4})
     for index in range(8):
-        name = dataset.pictures[index]
+        name = dataset.images[index]
         original = read_pixels(dataset.folder / name, SIZE).astype(np.float32)
         entropy = (int(dataset.digests[name][:16], 16), 1)
         drawn = np.random.SeedSequence(entropy).generate_state(1)[0]
@@ -206,7 +206,7 @@ def test_threads_of_the_loader_do_not_disturb_each_other(dataset, monkeypatch):
     assert all(np.array_equal(alone[i % 3], batch) for i, batch in enumerate(together))
 
 
-def test_mixup_mixes_pictures_and_their_classes_alike(dataset):
+def test_mixup_mixes_images_and_their_classes_alike(dataset):
     plain, mixed = training_batches(dataset), training_batches(dataset, mixup_alpha=1.0)
     inputs, targets = plain[1]
     mixed_inputs, mixed_targets = mixed[1]
@@ -260,7 +260,7 @@ def test_mixups_shares_are_those_of_its_beta_distribution(dataset):
         assert shares.var() == pytest.approx(1 / (8 * alpha + 4), rel=0.1)
 
 
-def test_remembered_pictures_are_the_same_and_decoded_once(dataset, monkeypatch):
+def test_remembered_images_are_the_same_and_decoded_once(dataset, monkeypatch):
     samples = [(3, 0), (4, 1), (3, 1), (3, 2), (4, 0)]
     expected = ImageSource(dataset, SIZE, {"rotation_range": 40}).inputs(samples)
     decoded = []
@@ -270,7 +270,7 @@ def test_remembered_pictures_are_the_same_and_decoded_once(dataset, monkeypatch)
     remembered = InMemoryImages(dataset, SIZE, {"rotation_range": 40})
     assert np.array_equal(remembered.inputs(samples), expected)
     assert np.array_equal(remembered.inputs(samples), expected)
-    assert decoded == [dataset.folder / dataset.pictures[index] for index in (3, 4)]
+    assert decoded == [dataset.folder / dataset.images[index] for index in (3, 4)]
 
 
 def test_batches_are_read_ahead_and_come_in_their_order():
@@ -316,18 +316,18 @@ def frozen():
 
 
 def test_activations_are_the_networks_and_computed_once(dataset, frozen, tmp_path, monkeypatch):
-    pictures = ImageSource(dataset, SIZE, {"rotation_range": 40})
+    images = ImageSource(dataset, SIZE, {"rotation_range": 40})
     samples = [(3, 0), (4, 1), (4, 2), (3, 1)]
-    activations = CachedFeatures(pictures, frozen, "float32", tmp_path)
+    activations = CachedFeatures(images, frozen, "float32", tmp_path)
     assert activations.compute(samples, batch_size=3) == 4
-    expected = frozen.predict(pictures.inputs(samples), verbose=0)
+    expected = frozen.predict(images.inputs(samples), verbose=0)
     assert np.allclose(activations.inputs(samples), expected, atol=1e-5)
 
     def nothing(*_):
         raise AssertionError("computed again")
 
     monkeypatch.setattr(batches, "compile_inference", nothing)
-    again = CachedFeatures(pictures, frozen, "float32", tmp_path)
+    again = CachedFeatures(images, frozen, "float32", tmp_path)
     assert again.compute(samples) == 0
     assert np.array_equal(again.inputs(samples), activations.inputs(samples))
 
@@ -347,8 +347,8 @@ def test_what_changed_is_computed_again(dataset, frozen, tmp_path, monkeypatch):
     def computed(
         settings=None, model=frozen, size=SIZE, policy="float32", samples=((3, 0), (3, 1))
     ):
-        pictures = ImageSource(dataset, size, settings or {"rotation_range": 40, "zoom_range": 0.1})
-        return CachedFeatures(pictures, model, policy, tmp_path).compute(samples)
+        images = ImageSource(dataset, size, settings or {"rotation_range": 40, "zoom_range": 0.1})
+        return CachedFeatures(images, model, policy, tmp_path).compute(samples)
 
     assert computed() == 2
     # The view as it is stays what it was.
@@ -374,8 +374,8 @@ def test_what_changed_is_computed_again(dataset, frozen, tmp_path, monkeypatch):
 def test_what_another_process_has_computed_meanwhile_is_not_computed_again(
     dataset, frozen, tmp_path, monkeypatch
 ):
-    pictures = ImageSource(dataset, SIZE)
-    mine, other = (CachedFeatures(pictures, frozen, "float32", tmp_path) for _ in range(2))
+    images = ImageSource(dataset, SIZE)
+    mine, other = (CachedFeatures(images, frozen, "float32", tmp_path) for _ in range(2))
     filling = mine.table.filling
 
     @contextmanager
@@ -388,7 +388,7 @@ def test_what_another_process_has_computed_meanwhile_is_not_computed_again(
     assert mine.compute([(1, 0), (2, 0)]) == 1
     [index] = tmp_path.glob("*/index.txt")
     names = index.read_text().split()
-    assert sorted(names) == sorted(dataset.digests[dataset.pictures[i]] for i in range(3))
+    assert sorted(names) == sorted(dataset.digests[dataset.images[i]] for i in range(3))
 
 
 def test_without_room_nothing_is_computed(dataset, frozen, tmp_path, monkeypatch):
@@ -410,7 +410,7 @@ def test_pooled_activations_are_kept_exactly_and_larger_ones_at_half_the_size(
     assert kept == [np.float32, np.float16]
 
 
-def test_copies_of_a_picture_are_computed_once(drawn, frozen, tmp_path):
+def test_copies_of_an_image_are_computed_once(drawn, frozen, tmp_path):
     for name in ("a", "b"):
         (tmp_path / "data" / name).mkdir(parents=True)
         for index, file in enumerate(sorted(drawn.glob("rose/*"))[:5]):

@@ -126,18 +126,18 @@ def test_a_loaded_model_is_not_compiled(model, tmp_path):
     assert not loaded.compiled
 
 
-def test_a_checkpoint_classifies_a_picture_as_its_weights_do(small_checkpoint):
+def test_a_checkpoint_classifies_an_image_as_its_weights_do(small_checkpoint):
     # small_checkpoint averages the pixels, -1 to 1, multiplies them by 4 and takes the softmax.
-    picture = Image.new("RGB", (50, 40), (121, 140, 130))
-    logits = preprocess(picture, (32, 48)).mean(axis=(0, 1, 2)) * 4
+    image = Image.new("RGB", (50, 40), (121, 140, 130))
+    logits = preprocess(image, (32, 48)).mean(axis=(0, 1, 2)) * 4
     expected = np.exp(logits) / np.exp(logits).sum()
     classifier = CheckpointClassifier(small_checkpoint)
     assert classifier.labels == ("red", "green", "blue")
     assert classifier.input_size == (32, 48)
-    probabilities = classifier.probabilities(preprocess(picture, (32, 48)))
+    probabilities = classifier.probabilities(preprocess(image, (32, 48)))
     assert probabilities.shape == (3,)
     assert probabilities == pytest.approx(expected, abs=1e-5)
-    scores = classifier.classify(picture)
+    scores = classifier.classify(image)
     assert list(scores.values()) == [round(float(score), 5) for score in probabilities]
 
 

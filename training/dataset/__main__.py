@@ -1,6 +1,6 @@
-"""A folder of pictures, one sub-folder a class: checked, counted and split.
+"""A folder of images, one sub-folder a class: checked, counted and split.
 
-python -m training.dataset flowers/                        # what is wrong with the pictures
+python -m training.dataset flowers/                        # what is wrong with the images
 python -m training.dataset flowers/ --exclude doubtful.txt  # without those that it lists
 """
 
@@ -41,7 +41,7 @@ def main(arguments: list[str] | None = None) -> int:
         print(json.dumps(asdict(checks), indent=1))
         return 0
     counts = ", ".join(f"{name} {count}" for name, count in dataset.counts.items())
-    print(f"{len(dataset.pictures)} usable pictures in {options.folder}: {counts}.")
+    print(f"{len(dataset.images)} usable images in {options.folder}: {counts}.")
     print("\n".join(format_checks(checks, limit=LISTED)))
     return 0
 
@@ -55,7 +55,7 @@ def parse_arguments(arguments: list[str] | None) -> argparse.Namespace:
     )
     add = parser.add_argument
     add("folder", type=Path, help="one folder a class")
-    add("--exclude", type=Path, metavar="FILE", help="pictures to leave out, a class/file a line")
+    add("--exclude", type=Path, metavar="FILE", help="images to leave out, a class/file a line")
     add("--json", action="store_true", help="all that was found, as JSON")
     return parser.parse_args(arguments)
 

@@ -1,4 +1,4 @@
-"""What is wrong with a folder of pictures, for a person to look at; nothing is deleted."""
+"""What is wrong with a folder of images, for a person to look at; nothing is deleted."""
 
 from collections import defaultdict
 from collections.abc import Iterator
@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from training.dataset.duplicates import duplicates
 from training.dataset.scan import EXCLUDED, Dataset, class_of
 
-Group = tuple[str, ...]  # "class/file" of pictures that are copies of each other, sorted
+Group = tuple[str, ...]  # "class/file" of images that are copies of each other, sorted
 
 
 @dataclass(frozen=True)
@@ -15,10 +15,10 @@ class DatasetChecks:
     """What was found; `dataclasses.asdict` makes it JSON.
 
     Attributes:
-        skipped: ("class/file", reason) of what is broken, no picture, or excluded.
+        skipped: ("class/file", reason) of what is broken, no image, or excluded.
         mismatched: ("class/file", "named .png, is JPEG").
         exact: groups of files of the same bytes.
-        near: groups of pictures that look alike, among which are files of different bytes.
+        near: groups of images that look alike, among which are files of different bytes.
         across_classes: those of all groups that are in more than one class.
     """
 
@@ -30,17 +30,17 @@ class DatasetChecks:
 
 
 def check_dataset(dataset: Dataset) -> DatasetChecks:
-    """Return what is wrong with the pictures of `dataset`, as `scan` found them."""
+    """Return what is wrong with the images of `dataset`, as `scan` found them."""
     groups = duplicates(dataset)
     same_bytes = defaultdict(list)
-    for picture in dataset.pictures:
-        same_bytes[dataset.digests.get(picture, picture)].append(picture)
+    for image in dataset.images:
+        same_bytes[dataset.digests.get(image, image)].append(image)
     return DatasetChecks(
         dataset.skipped,
         dataset.mismatched,
         tuple(tuple(group) for group in same_bytes.values() if len(group) > 1),
         tuple(group for group in groups if len({dataset.digests.get(p, p) for p in group}) > 1),
-        tuple(group for group in groups if len({class_of(picture) for picture in group}) > 1),
+        tuple(group for group in groups if len({class_of(image) for image in group}) > 1),
     )
 
 
@@ -58,7 +58,7 @@ def format_checks(checks: DatasetChecks, limit: int = 5) -> list[str]:
             report.append(f"  ... and {len(findings) - limit} more")
     if len(report) > 1:
         report.append(
-            "Nothing was deleted. To leave pictures out, list them in a file, a class/file a line, "
+            "Nothing was deleted. To leave images out, list them in a file, a class/file a line, "
             "and pass --exclude FILE."
         )
     # Names of old archives may hold bytes that are no text, which could not be printed.

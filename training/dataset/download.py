@@ -1,4 +1,4 @@
-"""Fetch the real pictures: five kinds of flowers, a few thousand photographs, about 230 MB.
+"""Fetch the real images: five kinds of flowers, a few thousand photographs, about 230 MB.
 
 python -m training.dataset.download
 python -m training.dataset.download --out flowers/
@@ -17,7 +17,7 @@ from urllib.parse import urlsplit
 import requests
 
 from training.errors import DataError
-from training.files import PICTURE_SUFFIXES, fill_folder
+from training.files import IMAGE_SUFFIXES, fill_folder
 
 OUT = Path("flowers")
 KAGGLE = "alxmamaev/flowers-recognition"
@@ -40,7 +40,7 @@ CHUNK = 1 << 20  # bytes
 
 
 class DownloadError(Exception):
-    """The pictures could not be had; `str(error)` is why, in a few words."""
+    """The images could not be had; `str(error)` is why, in a few words."""
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -79,18 +79,18 @@ def parse_arguments(arguments: list[str] | None) -> argparse.Namespace:
 
 
 def download(out: str | Path, url: str = FLOWER_PHOTOS) -> dict[str, int]:
-    """Fill `out` with one folder of pictures a class, all or nothing; return how many of each.
+    """Fill `out` with one folder of images a class, all or nothing; return how many of each.
 
     Kaggle's data set where it can be had, else the archive of TensorFlow's at `url`.
 
     Raises:
-        DataError: `out` holds pictures already, or is no folder.
+        DataError: `out` holds images already, or is no folder.
         DownloadError: neither source can be had.
         OSError: `out` cannot be written.
     """
     with fill_folder(out) as folder:
         # Beside what will be kept and cleared away with it. Kaggle's own cache, in the home
-        # folder, would keep the pictures a second time where nobody looks for them.
+        # folder, would keep the images a second time where nobody looks for them.
         fetched = folder.parent / "fetched"
         try:
             arrange(fetch_from_kaggle(fetched), folder)
@@ -101,9 +101,9 @@ def download(out: str | Path, url: str = FLOWER_PHOTOS) -> dict[str, int]:
                 arrange(fetch_flower_photos(fetched, url), folder)
             except DownloadError as tensorflow:
                 raise DownloadError(
-                    f"Expected to fetch the pictures. Received: from Kaggle, {kaggle}; "
+                    f"Expected to fetch the images. Received: from Kaggle, {kaggle}; "
                     f"from TensorFlow, {tensorflow}. Try again when there is a connection, "
-                    "or run `make sample` for drawn pictures."
+                    "or run `make sample` for drawn images."
                 ) from None
         return {
             path.name: len(list(path.iterdir()))
@@ -180,9 +180,9 @@ def show_progress(before: int, after: int, total: int) -> None:
 
 
 def arrange(source: Path, folder: Path) -> None:
-    """Move the pictures of the five classes, wherever in `source`, into `folder`/class/.
+    """Move the images of the five classes, wherever in `source`, into `folder`/class/.
 
-    What is no picture stays behind (Kaggle's has a few scripts), but for the licence.
+    What is no image stays behind (Kaggle's has a few scripts), but for the licence.
 
     Raises:
         DownloadError: a class is not there.
@@ -190,10 +190,10 @@ def arrange(source: Path, folder: Path) -> None:
     found = find_classes(source)
     missing = sorted(set(CLASSES.values()) - set(found))
     if missing:
-        raise DownloadError(f"no pictures of {', '.join(missing)} in what came")
+        raise DownloadError(f"no images of {', '.join(missing)} in what came")
     for name, class_folder in found.items():
         (folder / name).mkdir()
-        for path in pictures_in(class_folder):
+        for path in images_in(class_folder):
             take(path, folder / name / path.name)
     for path in source.rglob("LICENSE.txt"):
         shutil.copyfile(path, folder / path.name)
@@ -208,21 +208,21 @@ def take(path: Path, target: Path) -> None:
 
 
 def find_classes(source: Path) -> dict[str, Path]:
-    """Return {class: folder with its pictures}, of each class the one nearest to `source`."""
+    """Return {class: folder with its images}, of each class the one nearest to `source`."""
     folders = [path for path in source.rglob("*") if path.is_dir() and path.name in CLASSES]
     found: dict[str, Path] = {}
     for path in sorted(folders, key=lambda path: (len(path.parts), path)):
-        if pictures_in(path):
+        if images_in(path):
             found.setdefault(CLASSES[path.name], path)
     return dict(sorted(found.items()))
 
 
-def pictures_in(folder: Path) -> list[Path]:
-    """Return the picture files right in `folder`, sorted; no links, no hidden files."""
+def images_in(folder: Path) -> list[Path]:
+    """Return the image files right in `folder`, sorted; no links, no hidden files."""
     return sorted(
         path
         for path in folder.iterdir()
-        if path.suffix.lower() in PICTURE_SUFFIXES
+        if path.suffix.lower() in IMAGE_SUFFIXES
         and path.is_file()
         and not path.is_symlink()
         and not path.name.startswith(".")

@@ -10,21 +10,21 @@ from training.dataset.scan import Dataset
 
 
 def duplicates(dataset: Dataset) -> list[tuple[str, ...]]:
-    """Return the groups of pictures that are copies of each other, each group sorted, and all.
+    """Return the groups of images that are copies of each other, each group sorted, and all.
 
-    Copies are files of the same bytes and pictures that look alike (`near_pairs`), as well as
+    Copies are files of the same bytes and images that look alike (`near_pairs`), as well as
     copies of copies; they may be of different classes.
     """
-    pictures = dataset.pictures
-    hashed = [picture for picture in pictures if picture in dataset.hashes]
-    near = near_pairs([dataset.hashes[picture] for picture in hashed])
+    images = dataset.images
+    hashed = [image for image in images if image in dataset.hashes]
+    near = near_pairs([dataset.hashes[image] for image in hashed])
     pairs = [(hashed[one], hashed[other]) for one, other in near]
     first: dict[str, str] = {}
-    for picture in pictures:
-        pairs.append((first.setdefault(dataset.digests.get(picture, picture), picture), picture))
+    for image in images:
+        pairs.append((first.setdefault(dataset.digests.get(image, image), image), image))
     members = defaultdict(list)
-    for picture, group in zip(pictures, _connected(pictures, pairs), strict=True):
-        members[group].append(picture)
+    for image, group in zip(images, _connected(images, pairs), strict=True):
+        members[group].append(image)
     return sorted(tuple(sorted(group)) for group in members.values() if len(group) > 1)
 
 

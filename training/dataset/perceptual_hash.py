@@ -1,4 +1,4 @@
-"""Pictures that look alike: a perceptual hash, and the pairs whose hashes are near."""
+"""Images that look alike: a perceptual hash, and the pairs whose hashes are near."""
 
 from collections.abc import Iterator, Sequence
 
@@ -6,40 +6,40 @@ import imagehash
 import numpy as np
 from PIL import Image, ImageStat
 
-SIDE = 32  # pixels, of the grey picture that is hashed
+SIDE = 32  # pixels, of the grey image that is hashed
 BITS = 128  # of a hash
 # Of BITS. Looked at in 3,458 photographs from Flickr: the 26 pairs up to 16 apart are one
 # photograph twice, edited or shot again, as are two pairs 20 apart; different flowers begin at 22.
 # Saved at two thirds of the size and JPEG quality 60, 99.97% of them were this near to themselves,
 # and 99.0% when mirrored as well.
 MAX_DISTANCE = 16
-# Standard deviation of the grey picture, levels of 255. What is flatter has no structure to hash:
-# all such pictures would look alike. The flattest of those photographs has 15.
+# Standard deviation of the grey image, levels of 255. What is flatter has no structure to hash:
+# all such images would look alike. The flattest of those photographs has 15.
 MIN_CONTRAST = 2.0
 BLOCK = 256  # hashes compared at once with all others; of 50,000, some 100 MB
 
 
-def thumbnail(picture: Image.Image) -> Image.Image:
-    """Return all of `picture` that its hash depends on: `SIDE`×`SIDE` pixels, grey."""
-    return picture.convert("L").resize((SIDE, SIDE), Image.Resampling.BOX)
+def thumbnail(image: Image.Image) -> Image.Image:
+    """Return all of `image` that its hash depends on: `SIDE`×`SIDE` pixels, grey."""
+    return image.convert("L").resize((SIDE, SIDE), Image.Resampling.BOX)
 
 
-def perceptual_hash(picture: Image.Image) -> int | None:
-    """Return `BITS` bits that hardly change when `picture` is resized, edited or saved anew.
+def perceptual_hash(image: Image.Image) -> int | None:
+    """Return `BITS` bits that hardly change when `image` is resized, edited or saved anew.
 
     They are imagehash's pHash, then its dHash, 64 bits each: the first sees what is coarse, the
-    second edges, and together they take fewer different pictures for the same than either alone.
-    Colour does not count. None stands for a picture that is nearly of one grey. A picture and its
+    second edges, and together they take fewer different images for the same than either alone.
+    Colour does not count. None stands for an image that is nearly of one grey. An image and its
     `thumbnail` have the same.
     """
-    small = thumbnail(picture)
+    small = thumbnail(image)
     if ImageStat.Stat(small).stddev[0] < MIN_CONTRAST:
         return None
     return int(f"{imagehash.phash(small)}{imagehash.dhash(small)}", 16)
 
 
 def near_pairs(hashes: Sequence[int]) -> Iterator[tuple[int, int]]:
-    """Yield pairs of indices into `hashes` whose pictures look alike, as they are or mirrored.
+    """Yield pairs of indices into `hashes` whose images look alike, as they are or mirrored.
 
     Not every such pair: those yielded connect all that look alike, directly or through others.
     """
@@ -73,7 +73,7 @@ def _signs(hashes: Sequence[int]) -> np.ndarray:
 
 
 def _mirrored(signs: np.ndarray) -> np.ndarray:
-    """Return, to a few bits, the signs that the mirrored pictures have."""
+    """Return, to a few bits, the signs that the mirrored images have."""
     coarse, edges = signs.reshape(-1, 2, 8, 8).swapaxes(0, 1)
     alternating = np.where(np.arange(8) % 2, -1, 1)  # a cosine wave mirrored, by its frequency
     pair = np.stack([coarse * alternating, -edges[:, :, ::-1]], axis=1)

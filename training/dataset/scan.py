@@ -1,6 +1,6 @@
-"""A folder of pictures, one sub-folder a class: checked, counted and split.
+"""A folder of images, one sub-folder a class: checked, counted and split.
 
-python -m training.dataset flowers/                        # what is wrong with the pictures
+python -m training.dataset flowers/                        # what is wrong with the images
 python -m training.dataset flowers/ --exclude doubtful.txt  # without those that it lists
 """
 
@@ -16,11 +16,11 @@ import numpy as np
 from PIL import Image
 
 from serving.errors import ServingError
-from serving.image import FORMATS, open_picture
+from serving.image import FORMATS, open_image
 from training.dataset.perceptual_hash import perceptual_hash, thumbnail
 from training.errors import DataError
 
-MIN_PICTURES = 5  # a class, so that a fifth of it is at least one
+MIN_IMAGES = 5  # a class, so that a fifth of it is at least one
 HOW_TO_GET_DATA = (
     "Run `make data` for the real flowers or `make sample` for drawn ones, "
     "or name a folder of your own with --data."
@@ -31,22 +31,22 @@ SAME_TYPE = {"MPO": "JPEG", "DIB": "BMP"}  # what phones call a JPEG, and Window
 
 @dataclass(frozen=True)
 class Dataset:
-    """The usable pictures of a folder.
+    """The usable images of a folder.
 
     Attributes:
         folder: where they are.
         class_names: names of its sub-folders, sorted.
-        pictures: "class/file" of every usable picture, sorted.
+        images: "class/file" of every usable image, sorted.
         skipped: ("class/file", reason) of every file that is not usable, or excluded.
-        digests: the SHA-256 of the file of each of `pictures`, hexadecimal.
-        hashes: the `perceptual_hash` of each of `pictures` that has one.
-        mismatched: ("class/file", what is at odds) of those of `pictures` whose content is of
+        digests: the SHA-256 of the file of each of `images`, hexadecimal.
+        hashes: the `perceptual_hash` of each of `images` that has one.
+        mismatched: ("class/file", what is at odds) of those of `images` whose content is of
             another type than their name says; they are usable all the same.
     """
 
     folder: Path
     class_names: tuple[str, ...]
-    pictures: tuple[str, ...]
+    images: tuple[str, ...]
     skipped: tuple[tuple[str, str], ...]
     digests: dict[str, str] = field(default_factory=dict, hash=False, repr=False)
     hashes: dict[str, int] = field(default_factory=dict, hash=False, repr=False)
@@ -59,22 +59,22 @@ class Dataset:
 
     @property
     def counts(self) -> dict[str, int]:
-        """Pictures of each class."""
+        """Images of each class."""
         return {name: len(self.of_class(name)) for name in self.class_names}
 
     def of_class(self, name: str) -> list[str]:
-        """Return "class/file" of the pictures of class `name`."""
-        return [picture for picture in self.pictures if class_of(picture) == name]
+        """Return "class/file" of the images of class `name`."""
+        return [image for image in self.images if class_of(image) == name]
 
-    def labels(self, pictures: Iterable[str]) -> np.ndarray:
-        """Return the class index of each of `pictures`, int (pictures,)."""
+    def labels(self, images: Iterable[str]) -> np.ndarray:
+        """Return the class index of each of `images`, int (images,)."""
         indices = {name: index for index, name in enumerate(self.class_names)}
-        return np.array([indices[class_of(picture)] for picture in pictures], dtype=int)
+        return np.array([indices[class_of(image)] for image in images], dtype=int)
 
 
 @dataclass(frozen=True)
 class _File:
-    """What one look at a file found; all but `unusable` is of usable pictures only."""
+    """What one look at a file found; all but `unusable` is of usable images only."""
 
     unusable: str | None = None
     digest: str = ""
@@ -82,9 +82,9 @@ class _File:
     mismatch: str | None = None
 
 
-def class_of(picture: str) -> str:
+def class_of(image: str) -> str:
     """Return the class of a "class/file"."""
-    return picture.split("/", 1)[0]
+    return image.split("/", 1)[0]
 
 
 def scan(folder: str | Path, exclude: Path | None = None) -> Dataset:
@@ -95,7 +95,7 @@ def scan(folder: str | Path, exclude: Path | None = None) -> Dataset:
 
     Raises:
         DataError: no such folder, fewer than two classes, a class with fewer than
-            `MIN_PICTURES` usable pictures, or `exclude` names what is not there.
+            `MIN_IMAGES` usable images, or `exclude` names what is not there.
     """
     folder = Path(folder)
     class_names = _class_names(folder)
@@ -117,20 +117,20 @@ def scan(folder: str | Path, exclude: Path | None = None) -> Dataset:
         )
     dataset = _dataset(folder, class_names, found)
     for name, count in dataset.counts.items():
-        if count < MIN_PICTURES:
+        if count < MIN_IMAGES:
             raise DataError(
-                f"Expected at least {MIN_PICTURES} pictures of each class. "
+                f"Expected at least {MIN_IMAGES} images of each class. "
                 f"Received: {count} in {folder / name}. Add some, or take the folder away."
             )
     return dataset
 
 
-def require(dataset: Dataset, pictures: Sequence[str]) -> None:
-    """Raise `DataError` where `dataset` does not have all `pictures`."""
-    missing = set(pictures) - set(dataset.pictures)
+def require(dataset: Dataset, images: Sequence[str]) -> None:
+    """Raise `DataError` where `dataset` does not have all `images`."""
+    missing = set(images) - set(dataset.images)
     if missing:
         raise DataError(
-            f"Expected {dataset.folder} to hold the {len(pictures)} pictures of the split. "
+            f"Expected {dataset.folder} to hold the {len(images)} images of the split. "
             f"Received: a folder without {len(missing)} of them. Name the right one with --data."
         )
 
@@ -154,7 +154,7 @@ def _class_names(folder: Path) -> tuple[str, ...]:
     if not folder.is_dir():
         received = "a file" if folder.exists() else "no such folder"
         raise DataError(
-            f"Expected {folder} to hold one folder of pictures for each class. "
+            f"Expected {folder} to hold one folder of images for each class. "
             f"Received: {received}. {HOW_TO_GET_DATA}"
         )
     names = tuple(
@@ -163,7 +163,7 @@ def _class_names(folder: Path) -> tuple[str, ...]:
     if len(names) < 2:
         received = f"only {names[0]}" if names else "none"
         raise DataError(
-            f"Expected {folder} to hold one folder of pictures for each of two or more classes. "
+            f"Expected {folder} to hold one folder of images for each of two or more classes. "
             f"Received: {received}. {HOW_TO_GET_DATA}"
         )
     return names
@@ -175,7 +175,7 @@ def _excluded(path: Path, folder: Path, files: set[str]) -> set[str]:
         text = path.read_text(encoding="utf-8-sig", errors="surrogateescape")
     except OSError as error:
         raise DataError(
-            "Expected a text file that lists pictures to exclude. "
+            "Expected a text file that lists images to exclude. "
             f"Received: {path} ({error.strerror}). Correct its name, or leave --exclude out."
         ) from None
     excluded = set()
@@ -206,23 +206,23 @@ def _check_file(path: Path) -> _File:
         content = path.read_bytes()
         if not content:
             return _File("empty")
-        picture = open_picture(content)
+        image = open_image(content)
     except ServingError as error:
         return _File(str(error))
     except OSError as error:
         return _File(f"cannot be read ({error.strerror})")
     return _File(
         digest=hashlib.sha256(content).hexdigest(),
-        thumbnail=thumbnail(picture),
+        thumbnail=thumbnail(image),
         mismatch=_mismatch(path.suffix.lower(), content),
     )
 
 
 def _mismatch(suffix: str, content: bytes) -> str | None:
-    """Return how `suffix`, ".png" or the like, is at odds with a picture's `content`, or None."""
+    """Return how `suffix`, ".png" or the like, is at odds with an image's `content`, or None."""
     if not suffix[1:2].isalpha():  # "rose", or "rose.2": a name without a type
         return None
-    with Image.open(BytesIO(content), formats=FORMATS) as picture:  # reads no more than the head
-        held = SAME_TYPE.get(picture.format, picture.format)
+    with Image.open(BytesIO(content), formats=FORMATS) as image:  # reads no more than the head
+        held = SAME_TYPE.get(image.format, image.format)
     named = Image.EXTENSION.get(suffix)
     return None if SAME_TYPE.get(named, named) == held else f"named {suffix}, is {held}"

@@ -16,7 +16,7 @@ from training.errors import DataError
 
 @dataclass(frozen=True)
 class Split:
-    """Which pictures train and which validate, as "class/file", and how they were drawn.
+    """Which images train and which validate, as "class/file", and how they were drawn.
 
     Attributes:
         seed: of the draw.
@@ -34,20 +34,20 @@ class Split:
     selection: tuple[str, ...] = ()
     selection_fraction: float = 0.0
 
-    def without(self, pictures: set[str]) -> "Split":
-        """Return this split with none of `pictures` among what is measured on or picked on.
+    def without(self, images: set[str]) -> "Split":
+        """Return this split with none of `images` among what is measured on or picked on.
 
         What a network was fitted to stays what it was.
         """
         kept = {
-            part: tuple(picture for picture in getattr(self, part) if picture not in pictures)
+            part: tuple(image for image in getattr(self, part) if image not in images)
             for part in ("selection", "validation")
         }
         return replace(self, **kept)
 
     @property
     def sizes(self) -> dict[str, int]:
-        """Pictures of each part."""
+        """Images of each part."""
         return {part: len(getattr(self, part)) for part in ("train", "selection", "validation")}
 
     @property
@@ -83,25 +83,25 @@ def split(dataset: Dataset, fraction: float, seed: int, selection: float = 0.0) 
     """Return a split with `fraction` (0 to 1) of each class, rounded, for validation.
 
     `selection` (0 to 1) of what then is left of each class is set apart to pick a checkpoint on;
-    it does not change what validates. The same pictures and seed give the same split; each class
-    keeps at least one picture in every part; copies of a picture are all in one part, for which
+    it does not change what validates. The same images and seed give the same split; each class
+    keeps at least one image in every part; copies of an image are all in one part, for which
     the shares give way where they must.
 
     Raises:
-        DataError: a class has too few pictures, copies counted once, to be in every part.
+        DataError: a class has too few images, copies counted once, to be in every part.
     """
-    groups = {picture: group for group in duplicates(dataset) for picture in group}
-    validation = _draw(dataset.pictures, fraction, np.random.default_rng(seed), groups)
-    rest = tuple(picture for picture in dataset.pictures if picture not in validation)
+    groups = {image: group for group in duplicates(dataset) for image in group}
+    validation = _draw(dataset.images, fraction, np.random.default_rng(seed), groups)
+    rest = tuple(image for image in dataset.images if image not in validation)
     selected = set()
     if selection:
         selected = _draw(rest, selection, np.random.default_rng([seed, 1]), groups)
     parts = Split(
         seed,
         fraction,
-        tuple(picture for picture in rest if picture not in selected),
-        tuple(picture for picture in dataset.pictures if picture in validation),
-        tuple(picture for picture in rest if picture in selected),
+        tuple(image for image in rest if image not in selected),
+        tuple(image for image in dataset.images if image in validation),
+        tuple(image for image in rest if image in selected),
         selection,
     )
     _check_parts(parts, dataset, groups)
@@ -109,15 +109,15 @@ def split(dataset: Dataset, fraction: float, seed: int, selection: float = 0.0) 
 
 
 def _draw(
-    pictures: Sequence[str],
+    images: Sequence[str],
     fraction: float,
     rng: np.random.Generator,
     groups: dict[str, tuple[str, ...]],
 ) -> set[str]:
-    """Return `fraction` of each class of `pictures`, and with each one its group in `groups`."""
+    """Return `fraction` of each class of `images`, and with each one its group in `groups`."""
     of_class = defaultdict(list)
-    for picture in pictures:
-        of_class[class_of(picture)].append(picture)
+    for image in images:
+        of_class[class_of(image)].append(image)
     drawn: set[str] = set()
     decided: set[str] = set()  # with a class before, which has copies of it
     for name in sorted(of_class):
@@ -126,7 +126,7 @@ def _draw(
         undecided = dict.fromkeys(groups.get(p, (p,)) for p in order if p not in decided)
         sizes = {group: sum(class_of(p) == name for p in group) for group in undecided}
         count = min(max(round(fraction * len(members)), 1), len(members) - 1)
-        taken = sum(picture in drawn for picture in members)
+        taken = sum(image in drawn for image in members)
         for group in _fitting(sizes, count - taken, taken == 0, len(members)):
             drawn.update(group)
         for group in undecided:
@@ -155,12 +155,12 @@ def _fitting(
 def _check_parts(parts: Split, dataset: Dataset, groups: dict[str, tuple[str, ...]]) -> None:
     sides = [parts.train, parts.validation] + [parts.selection] * bool(parts.selection_fraction)
     for name in dataset.class_names:
-        if all(any(class_of(picture) == name for picture in side) for side in sides):
+        if all(any(class_of(image) == name for image in side) for side in sides):
             continue
         members = dataset.of_class(name)
-        copies = sum(picture in groups for picture in members)
+        copies = sum(image in groups for image in members)
         raise DataError(
-            f"Expected pictures of {name} for each of {len(sides)} parts, where copies, also those "
+            f"Expected images of {name} for each of {len(sides)} parts, where copies, also those "
             f"in other classes, stay together. Received: {len(members)}, of which {copies} have "
             "copies. Add different ones, or exclude copies."
         )

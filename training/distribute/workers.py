@@ -51,7 +51,7 @@ class Workers:
             fitting = -(-batch_size // self.devices) * self.devices
             raise DistributeError(
                 f"Expected a batch that {self.devices} devices can share. Received: {batch_size} "
-                f"pictures. Try --batch-size {fitting}."
+                f"images. Try --batch-size {fitting}."
             )
         share = batch_size // self.count
         return slice(self.index * share, (self.index + 1) * share)
@@ -73,9 +73,9 @@ class Workers:
         if differ.any():
             names = ", ".join(name for name, other in zip(settings, differ, strict=True) if other)
             raise DistributeError(
-                "Expected the same flags and pictures in all processes. "
+                "Expected the same flags and images in all processes. "
                 f"Received: different {names}. Start the same command everywhere, with equal "
-                "copies of the pictures."
+                "copies of the images."
             )
 
     def broadcast_file(self, path: Path) -> Path:

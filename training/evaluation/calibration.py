@@ -35,12 +35,12 @@ def fit_temperature(probabilities: np.ndarray, truth: np.ndarray) -> float:
     """Return the temperature, within `TEMPERATURES`, that makes `truth` most likely.
 
     `probabilities` is (n, classes), 0 to 1, and `truth` int (n,). A model's probabilities do:
-    their logarithms are its logits but for a constant of each picture.
+    their logarithms are its logits but for a constant of each image.
 
     Where every answer is right, more confidence is always more likely and T would run to its
-    bound. Then the fit also counts one picture more, spread evenly over the wrong classes of
+    bound. Then the fit also counts one image more, spread evenly over the wrong classes of
     all of them; so does Platt (1999, "Probabilistic Outputs for Support Vector Machines").
-    Without any picture the temperature is 1.
+    Without any image the temperature is 1.
     """
     from scipy.optimize import minimize_scalar
 
@@ -113,10 +113,10 @@ def bin_answers(probabilities: np.ndarray, truth: np.ndarray, bins: int = BINS) 
 def expected_calibration_error(
     probabilities: np.ndarray, truth: np.ndarray, bins: int = BINS
 ) -> float:
-    """Return how far confidence is from accuracy, 0 to 1; 0 without pictures.
+    """Return how far confidence is from accuracy, 0 to 1; 0 without images.
 
-    The mean over all pictures of |accuracy - confidence| of their bin: Guo et al. 2017,
-    equation 3. It is above 0 by chance alone, the more so the fewer the pictures.
+    The mean over all images of |accuracy - confidence| of their bin: Guo et al. 2017,
+    equation 3. It is above 0 by chance alone, the more so the fewer the images.
     """
     binned = bin_answers(probabilities, truth, bins)
     gaps = np.nan_to_num(np.abs(binned.accuracy - binned.confidence))

@@ -1,9 +1,9 @@
-"""Ask a checkpoint about the pictures that it is reported on: calibrate it, write its report.
+"""Ask a checkpoint about the images that it is reported on: calibrate it, write its report.
 
     python -m training.evaluation models/xception_fin_15_0.966.h5 again/ --exclude wrong_labels.txt
 
 `train.py` ends with this. By itself it does so once more, without training: where labels turned
-out to be wrong (--exclude), or for pictures of another size (--inference-size). The checkpoint,
+out to be wrong (--exclude), or for images of another size (--inference-size). The checkpoint,
 its split and its report are written anew into the folder named second.
 """
 
@@ -51,10 +51,10 @@ class CalibratedModel:
     Attributes:
         model: it, of the input size that it was asked at.
         metadata: what it says of itself, with its accuracy and its temperature.
-        uncalibrated: its answers to the pictures that are reported on, before any temperature,
+        uncalibrated: its answers to the images that are reported on, before any temperature,
             float (n, classes), 0 to 1.
         probabilities: the same at its temperature.
-        val_probabilities: its answers at its temperature to the pictures that picked the epoch, float
+        val_probabilities: its answers at its temperature to the images that picked the epoch, float
             (m, classes); m is 0 where those that are reported on did.
     """
 
@@ -70,8 +70,8 @@ def calibrate(
 ) -> CalibratedModel:
     """Ask what `load_checkpoint` returned about `parts` of `dataset` and fit its temperature.
 
-    The temperature is fitted on what picked the epoch. `val_source` gives inputs of the whole network,
-    of the size that it is to have, or of its head.
+    The temperature is fitted on what picked the epoch. `val_source` gives inputs of the whole
+    network, of the size that it is to have, or of its head.
     """
     if isinstance(val_source, ImageSource):
         model = judged = with_input_size(model, val_source.size)
@@ -128,25 +128,25 @@ def report(
 ) -> None:
     """Write the report on the checkpoint that `save` put at `path`, and print it.
 
-    `run_info`, `history` and `curves` are `write_report`'s. `features`, float (pictures, d), is what a
-    network that has not learned from `dataset` says of each picture; with it, probable wrong
-    labels are looked for.
+    `run_info`, `history` and `curves` are `write_report`'s. `features`, float (images, d), are
+    those of a network that has not learned from `dataset`; with them, probable wrong labels are
+    looked for.
     """
     folder = path.with_suffix("")
     label_issues = []
     if features is not None:
         from training.evaluation.label_errors import list_label_issues, write_label_issues
 
-        labels = dataset.labels(dataset.pictures)
+        labels = dataset.labels(dataset.images)
         label_issues = list_label_issues(
-            features, dataset.pictures, labels, dataset.class_names, parts.seed
+            features, dataset.images, labels, dataset.class_names, parts.seed
         )
     metrics = write_report(
         folder,
         checkpoint=path,
         model=result.model,
         dataset=dataset,
-        pictures=parts.validation,
+        images=parts.validation,
         probabilities=result.probabilities,
         uncalibrated=result.uncalibrated,
         temperature=result.metadata.temperature,
@@ -166,11 +166,11 @@ def report(
             result.val_probabilities, dataset.labels(parts.selection), dataset.class_names
         )
         print(
-            f"  on the {there['n']} pictures that picked the epoch: "
+            f"  on the {there['n']} images that picked the epoch: "
             f"accuracy {there['accuracy']:.3f}, loss {there['log_loss']:.3f}"
         )
     accuracy = result.metadata.val_accuracy
-    print(f"Best validation accuracy: {accuracy:.3f} on {len(parts.validation)} pictures.")
+    print(f"Best validation accuracy: {accuracy:.3f} on {len(parts.validation)} images.")
     if label_issues:
         print(f"Probably wrong labels: {len(label_issues)}, in {folder / LABEL_ISSUES}.")
     print(f"Report: {folder / 'README.md'}")
@@ -178,10 +178,10 @@ def report(
 
 
 def picked_on(parts: Split) -> str:
-    """Return which pictures picked the epoch, for a person."""
+    """Return which images picked the epoch, for a person."""
     if parts.selection:
-        return f"{len(parts.selection)} pictures of their own, neither trained nor reported on"
-    return f"the {len(parts.validation)} validation pictures themselves, which flatters a little"
+        return f"{len(parts.selection)} images of their own, neither trained nor reported on"
+    return f"the {len(parts.validation)} validation images themselves, which flatters a little"
 
 
 def earlier_card(checkpoint: Path) -> dict:
@@ -217,7 +217,7 @@ def reevaluate(options: argparse.Namespace) -> None:
 
     Raises:
         ModelError: it is no checkpoint, or has no split beside it.
-        DataError: its classes or the pictures of its split are not there.
+        DataError: its classes or the images of its split are not there.
     """
     model, metadata = load_checkpoint(options.checkpoint)
     whole = read_split(options.checkpoint)
@@ -232,7 +232,7 @@ def reevaluate(options: argparse.Namespace) -> None:
     require(dataset, (*parts.validation, *parts.selection))
     if not parts.validation:
         raise DataError(
-            f"Expected pictures to report on. Received: all {len(whole.validation)} are excluded. "
+            f"Expected images to report on. Received: all {len(whole.validation)} are excluded. "
             f"Take some out of {options.exclude}."
         )
     run_info = {"picked_on": f"the best of its epochs on {picked_on(whole)}"}
@@ -269,13 +269,13 @@ def parse_arguments(arguments: list[str] | None) -> argparse.Namespace:
     add("checkpoint", type=Path, help="a .h5 file of train.py")
     add("folder", type=Path, help="where to write it, calibrated, and its report")
     add("--data", type=Path, default=Path("flowers"), help="one folder a class [flowers/]")
-    add("--exclude", type=Path, metavar="FILE", help="pictures to leave out, a class/file a line")
+    add("--exclude", type=Path, metavar="FILE", help="images to leave out, a class/file a line")
     add("--inference-size", type=pixels, metavar="PIXELS", help="[as it is]")
     return parser.parse_args(arguments)
 
 
 def pixels(text: str) -> int:
-    """Return `text` as a height and width of pictures."""
+    """Return `text` as a height and width of images."""
     value = int(text)
     if value < MIN_INPUT_SIZE:
         raise argparse.ArgumentTypeError(f"expected {MIN_INPUT_SIZE} or more. Received: {text}")

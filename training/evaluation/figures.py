@@ -23,7 +23,7 @@ from training.evaluation.metrics import shown, wilson
 MAX_BYTES = 300_000  # of a PNG, so that a page of them opens at once
 DPI = 110
 COLOURS = 256  # of a palette, where all of them take too many bytes
-ENOUGH = 10  # pictures, for a bar of the reliability diagram to be worth looking at
+ENOUGH = 10  # images, for a bar of the reliability diagram to be worth looking at
 
 INK, GREY, PALE = "#222222", "#8a8a8a", "#e6e6e6"
 BLUE, ORANGE, RED, GREEN = "#2f6db3", "#d9822b", "#c0392b", "#2e8b57"
@@ -48,15 +48,15 @@ STYLE = {
 
 
 class Tile(NamedTuple):
-    """A picture of a gallery.
+    """An image of a gallery.
 
     Attributes:
-        picture: RGB, of any size.
+        image: RGB, of any size.
         lines: of the caption, each with its colour.
-        heat: what `grad_cam` gives for the picture, float (rows, columns), or None.
+        heat: what `grad_cam` gives for the image, float (rows, columns), or None.
     """
 
-    picture: Image.Image
+    image: Image.Image
     lines: Sequence[tuple[str, str]]
     heat: np.ndarray | None = None
 
@@ -80,12 +80,12 @@ def styled(function: Callable) -> Callable:
 def save(figure: Figure, path: Path, max_bytes: int = MAX_BYTES) -> None:
     """Write `figure` to `path` as a PNG of at most `max_bytes`; many photographs cost colours."""
     for dpi in (DPI, 90, 75, 60, 50, 40):
-        picture = _rendered(figure, dpi)
-        png = _png(picture)
+        image = _rendered(figure, dpi)
+        png = _png(image)
         if len(png) > max_bytes:
             # The octree is the fastest of Pillow's, and dithered the closest on photographs.
-            palette = picture.quantize(COLOURS, Image.Quantize.FASTOCTREE)
-            png = _png(picture.quantize(palette=palette))
+            palette = image.quantize(COLOURS, Image.Quantize.FASTOCTREE)
+            png = _png(image.quantize(palette=palette))
         if len(png) <= max_bytes:
             break
     path.write_bytes(png)
@@ -98,9 +98,9 @@ def _rendered(figure: Figure, dpi: int) -> Image.Image:
     return Image.fromarray(np.asarray(canvas.buffer_rgba())).convert("RGB")
 
 
-def _png(picture: Image.Image) -> bytes:
+def _png(image: Image.Image) -> bytes:
     with BytesIO() as file:
-        picture.save(file, "PNG", optimize=True)
+        image.save(file, "PNG", optimize=True)
         return file.getvalue()
 
 
@@ -259,9 +259,9 @@ def reliability(
         top.set_title(f"{title}: ECE {expected_calibration_error(answers, truth):.3f}")
         _reliability(top, bottom, bin_answers(answers, truth))
     panels[0, 0].set_ylabel("accuracy")
-    panels[1, 0].set_ylabel("pictures")
+    panels[1, 0].set_ylabel("images")
     handles = [Patch(color=BLUE, alpha=0.85), Patch(color=BLUE, alpha=0.35)]
-    labels = ["accuracy", f"of under {ENOUGH} pictures"]
+    labels = ["accuracy", f"of under {ENOUGH} images"]
     for handle, label in zip(*panels[0, 0].get_legend_handles_labels(), strict=True):
         handles.append(handle)
         labels.append(label)
@@ -327,7 +327,7 @@ def per_class(metrics: dict) -> Figure:
     panels[0].set_yticks(
         range(len(rows)), [f"{shown(name)} ({row['support']})" for name, row in rows]
     )
-    figure.supxlabel("dot: value; band: Wilson's 95 % interval; in brackets: pictures", fontsize=9)
+    figure.supxlabel("dot: value; band: Wilson's 95 % interval; in brackets: images", fontsize=9)
     return figure
 
 
@@ -336,7 +336,7 @@ def per_class(metrics: dict) -> Figure:
 
 @styled
 def gallery(title: str, tiles: Sequence[Tile], columns: int = 4) -> Figure:
-    """Draw `tiles` in rows of `columns`, those with heat as the picture beside its overlay."""
+    """Draw `tiles` in rows of `columns`, those with heat as the image beside its overlay."""
     columns = min(columns, len(tiles))
     rows = -(-len(tiles) // columns)
     wide = 2 if any(tile.heat is not None for tile in tiles) else 1
@@ -355,10 +355,10 @@ def gallery(title: str, tiles: Sequence[Tile], columns: int = 4) -> Figure:
 
 def _draw_tile(axes: Axes, tile: Tile, side: int = 224) -> None:
     if tile.heat is None:
-        pixels = np.asarray(ImageOps.fit(tile.picture, (side, side)))
+        pixels = np.asarray(ImageOps.fit(tile.image, (side, side)))
     else:
         # Squeezed, not cut: as the network sees it, so that the heat lies where it belongs.
-        squeezed = np.asarray(tile.picture.resize((side, side)))
+        squeezed = np.asarray(tile.image.resize((side, side)))
         pixels = np.concatenate([squeezed, overlay(squeezed, tile.heat)], axis=1)
     axes.imshow(pixels)
     for number, (line, colour) in enumerate(tile.lines):

@@ -1,4 +1,4 @@
-"""Where in a picture a model looks: Grad-CAM.
+"""Where in an image a model looks: Grad-CAM.
 
 Selvaraju et al. 2017, "Grad-CAM: Visual Explanations from Deep Networks via Gradient-based
 Localization".
@@ -25,7 +25,7 @@ def grad_cam(model: keras.Model, inputs: np.ndarray, classes: np.ndarray) -> np.
 
     `inputs` are float32 (n, height, width, 3), -1 to 1, and `classes` (n,) int says for each
     which class is asked about. Rows and columns are the last convolution's, 10×10 of Xception's
-    299×299 pixels. 1 is each picture's most telling region; all is 0 where none speaks for the
+    299×299 pixels. 1 is each image's most telling region; all is 0 where none speaks for the
     class.
 
     Raises:
@@ -52,7 +52,7 @@ def _halves(model: keras.Model) -> tuple[keras.Model, Callable]:
     to_dense = keras.Model(seam, dense.input)
 
     def score(features: object, classes: np.ndarray) -> object:
-        """The sum of the asked-about logits; pictures do not touch each other's gradients."""
+        """The sum of the asked-about logits; images do not touch each other's gradients."""
         x = to_dense(features, training=False)
         # Logits, as in the paper: where softmax is sure of a class its gradient is all but gone.
         logits = keras.ops.matmul(x, dense.kernel)

@@ -17,16 +17,16 @@ INVERSE_PENALTY = 0.3
 
 @dataclass(frozen=True)
 class LabelIssue:
-    """A picture whose label is probably wrong.
+    """An image whose label is probably wrong.
 
     Attributes:
-        picture: "class/file".
+        image: "class/file".
         label: its class.
         suggested: the class that a model takes it for that has not seen it.
         confidence: probability that this model gives to `suggested`, 0 to 1.
     """
 
-    picture: str
+    image: str
     label: str
     suggested: str
     confidence: float
@@ -34,14 +34,14 @@ class LabelIssue:
 
 def list_label_issues(
     features: np.ndarray,
-    pictures: Sequence[str],
+    images: Sequence[str],
     labels: np.ndarray,
     class_names: Sequence[str],
     seed: int,
 ) -> list[LabelIssue]:
-    """Return the pictures whose label is probably wrong, the most sure first.
+    """Return the images whose label is probably wrong, the most sure first.
 
-    Each picture is judged by a logistic regression that was fitted without it (`FOLDS`-fold
+    Each image is judged by a logistic regression that was fitted without it (`FOLDS`-fold
     cross-validation); which of its contradictions count is decided by confident learning
     (Northcutt et al. 2021, cleanlab): it estimates how many labels are wrong, and those with the
     least probable labels are taken. Of 100 labels of the flowers flipped on purpose, 78 to 84 were
@@ -50,24 +50,24 @@ def list_label_issues(
     found is above all what looks like its label, rudbeckia among sunflowers.
 
     Args:
-        features: what a network says of each picture before its last layers, float (n, d).
-        pictures: "class/file" of each, n.
+        features: what a network says of each image before its last layers, float (n, d).
+        images: "class/file" of each, n.
         labels: index into `class_names` of each, int (n,).
-        class_names: of all classes; those without pictures do not count.
+        class_names: of all classes; those without images do not count.
         seed: of the folds; the same gives the same suspects.
 
     Raises:
-        ValueError: the three are of different lengths, or a class has a single picture.
+        ValueError: the three are of different lengths, or a class has a single image.
     """
     # Slow to import, and only needed after training.
     from cleanlab.filter import find_label_issues
     from threadpoolctl import threadpool_limits
 
     labels = np.asarray(labels)
-    if not len(features) == len(pictures) == len(labels):
+    if not len(features) == len(images) == len(labels):
         raise ValueError(
-            "Expected as many features as pictures and labels. "
-            f"Received: {len(features)}, {len(pictures)}, {len(labels)}."
+            "Expected as many features as images and labels. "
+            f"Received: {len(features)}, {len(images)}, {len(labels)}."
         )
     present, compact = np.unique(labels, return_inverse=True)
     if len(present) < 2:
@@ -79,7 +79,7 @@ def list_label_issues(
     best = probabilities.argmax(axis=1)
     label_issues = [
         LabelIssue(
-            pictures[i],
+            images[i],
             class_names[labels[i]],
             class_names[present[best[i]]],
             float(probabilities[i, best[i]]),
@@ -87,12 +87,12 @@ def list_label_issues(
         for i in np.flatnonzero(suspected & (best != compact))
     ]
     return sorted(
-        label_issues, key=lambda label_issue: (-label_issue.confidence, label_issue.picture)
+        label_issues, key=lambda label_issue: (-label_issue.confidence, label_issue.image)
     )
 
 
 def _cross_validated(features: np.ndarray, labels: np.ndarray, seed: int) -> np.ndarray:
-    """Return each picture's probabilities by a model fitted without it, (n, classes)."""
+    """Return each image's probabilities by a model fitted without it, (n, classes)."""
     from sklearn.decomposition import PCA
     from sklearn.linear_model import LogisticRegression
     from sklearn.model_selection import StratifiedKFold, cross_val_predict
@@ -100,10 +100,10 @@ def _cross_validated(features: np.ndarray, labels: np.ndarray, seed: int) -> np.
 
     folds = min(FOLDS, np.bincount(labels).min())
     if folds < 2:
-        raise ValueError("Expected at least two pictures of each class. Received: one.")
+        raise ValueError("Expected at least two images of each class. Received: one.")
     components = min(COMPONENTS, *features.shape)
     standard = StandardScaler().fit_transform(features)
-    # Neither step sees labels, so that both may see all pictures, once instead of once a fold.
+    # Neither step sees labels, so that both may see all images, once instead of once a fold.
     reduced = PCA(components, svd_solver="randomized", random_state=seed).fit_transform(standard)
     reduced /= max(reduced[:, 0].std(), 1e-9)  # so that the penalty means the same for all features
     return cross_val_predict(
@@ -116,14 +116,11 @@ def _cross_validated(features: np.ndarray, labels: np.ndarray, seed: int) -> np.
 
 
 def write_label_issues(path: Path, label_issues: Iterable[LabelIssue]) -> None:
-    """Write `label_issues` to `path` as a list that `--exclude` takes, for a person to go through."""
+    """Write `label_issues` to `path` as a list for a person to go through and for `--exclude`."""
     lines = [
         "# Probable wrong labels, the most sure first. Look at them, take out the lines of those",
         "# that are right, then train without the rest: --exclude with this file.",
-        *(
-            f"{s.picture}  # looks like {s.suggested}, {s.confidence:.2f} sure"
-            for s in label_issues
-        ),
+        *(f"{s.image}  # looks like {s.suggested}, {s.confidence:.2f} sure" for s in label_issues),
     ]
     # Names of old archives may hold bytes that are no text; --exclude reads them the same way.
     text = "\n".join(lines) + "\n"

@@ -1,7 +1,7 @@
 """How good a model's answers are, each number with its interval.
 
-Every interval is for 95 % and covers one thing only: that other pictures of the same kind would
-have been drawn. Another seed, or pictures of another kind, may well lie outside.
+Every interval is for 95 % and covers one thing only: that other images of the same kind would
+have been drawn. Another seed, or images of another kind, may well lie outside.
 """
 
 from collections.abc import Sequence
@@ -31,13 +31,13 @@ def evaluate(probabilities: np.ndarray, truth: np.ndarray, class_names: Sequence
     `macro_f1_interval`, `per_class` ({name: `precision`, `recall`, `f1`, each with its
     `_interval`, `support`, `answered`}), `confusion_matrix` (rows: truth, columns: answer),
     `class_names` and `methods`. Where nothing is known of a number, such as the recall of a
-    class without pictures, it is 0 and its interval [0, 1].
+    class without images, it is 0 and its interval [0, 1].
 
     Raises:
-        ValueError: there are no pictures.
+        ValueError: there are no images.
     """
     if not len(truth):
-        raise ValueError("Expected pictures to evaluate. Received: none.")
+        raise ValueError("Expected images to evaluate. Received: none.")
     from sklearn.metrics import confusion_matrix, log_loss
 
     labels = np.arange(len(class_names))
@@ -104,7 +104,7 @@ def wilson(hits: int, count: int) -> list[float]:
 
 
 def f1_interval(hits: int, union: int) -> list[float]:
-    """Return a 95 % interval [low, high] of F1; `union` pictures are or are taken for the class.
+    """Return a 95 % interval [low, high] of F1; `union` images are or are taken for the class.
 
     F1 is 2q / (1 + q) of their share q of `hits`, which is a binomial's; so Wilson's interval of
     q carries over. A bootstrap would give a class without mistakes an interval without width.
@@ -115,7 +115,7 @@ def f1_interval(hits: int, union: int) -> list[float]:
 def bootstrap_macro_f1(counts: np.ndarray) -> list[float]:
     """Return a bootstrap's 95 % interval [low, high] of the mean F1 of the classes.
 
-    `counts` is the confusion matrix, int (classes, classes): drawing pictures anew draws its
+    `counts` is the confusion matrix, int (classes, classes): drawing images anew draws its
     cells anew. The interval has no width where there are no mistakes to draw.
     """
     total = counts.sum()
@@ -132,7 +132,7 @@ def table(metrics: dict) -> str:
     """Return `metrics`, as `evaluate` gives them, as aligned text: a class a line, then all."""
     width = max(len("class"), *(len(shown(name)) for name in metrics["class_names"]))
     head = "".join(f"  {title:<19}" for title in ("precision", "recall", "F1"))
-    lines = [f"  {'class':<{width}}{head}  pictures"]
+    lines = [f"  {'class':<{width}}{head}  images"]
     for name, row in metrics["per_class"].items():
         cells = "".join(
             f"  {with_interval(row[key], row[key + '_interval']):<19}"
@@ -141,7 +141,7 @@ def table(metrics: dict) -> str:
         lines.append(f"  {shown(name):<{width}}{cells}  {row['support']:>8}")
     accuracy = with_interval(metrics["accuracy"], metrics["accuracy_interval"])
     lines.append(
-        f"  accuracy {accuracy} on {metrics['n']} pictures, "
+        f"  accuracy {accuracy} on {metrics['n']} images, "
         f"ECE {metrics['expected_calibration_error']:.3f}; in brackets Wilson's 95 % intervals"
     )
     return "\n".join(lines)

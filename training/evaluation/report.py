@@ -14,14 +14,14 @@ from pathlib import Path
 
 import numpy as np
 
-from serving.image import open_picture
+from serving.image import open_image
 from serving.preprocess import preprocess
 from training.backend import keras
 from training.dataset.scan import Dataset, class_of
 from training.evaluation.grad_cam import grad_cam, is_possible
 from training.evaluation.metrics import evaluate, percent, shown
 
-GALLERY = 12  # pictures
+GALLERY = 12  # images
 METRICS = "metrics.json"
 CARD = "README.md"
 CURVES = "learning_curves.png"
@@ -46,7 +46,7 @@ class Run:
     checkpoint: Path
     model: keras.Model
     dataset: Dataset
-    pictures: tuple[str, ...]
+    images: tuple[str, ...]
     probabilities: np.ndarray
     uncalibrated: np.ndarray
     temperature: float
@@ -57,12 +57,12 @@ class Run:
 
     @cached_property
     def truth(self) -> np.ndarray:
-        """Class index of each picture, int (n,)."""
-        return self.dataset.labels(self.pictures)
+        """Class index of each image, int (n,)."""
+        return self.dataset.labels(self.images)
 
     @cached_property
     def answers(self) -> np.ndarray:
-        """Class index that the model answers to each picture, int (n,)."""
+        """Class index that the model answers to each image, int (n,)."""
         return self.probabilities.argmax(axis=1)
 
     @cached_property
@@ -72,7 +72,7 @@ class Run:
 
     @cached_property
     def mistakes(self) -> list[int]:
-        """Positions of the wrongly answered pictures, the most confident first."""
+        """Positions of the wrongly answered images, the most confident first."""
         order = np.argsort(-self.confidence, kind="stable")
         return [int(i) for i in order if self.answers[i] != self.truth[i]]
 
@@ -83,7 +83,7 @@ def write_report(
     checkpoint: Path,
     model: keras.Model,
     dataset: Dataset,
-    pictures: tuple[str, ...],
+    images: tuple[str, ...],
     probabilities: np.ndarray,
     uncalibrated: np.ndarray,
     temperature: float,
@@ -102,29 +102,29 @@ def write_report(
         checkpoint: the `.h5` that is reported on; only its name is used.
         model: it, in float32: input (n, height, width, 3), -1 to 1; a layer
             `training.model.BASE_LAYER`, pooling, dense layers, softmax.
-        dataset: where the pictures are, and the class names.
-        pictures: those reported on, "class/file".
+        dataset: where the images are, and the class names.
+        images: those reported on, "class/file".
         probabilities: the checkpoint's answers to them, float (n, classes), 0 to 1.
         uncalibrated: its answers before the temperature, of the same shape.
         temperature: what its logits were divided by.
         history: CSV, a row an epoch: accuracy, loss, val_accuracy, val_loss; may be missing.
         run_info: what the run says of itself, fit for JSON. The model card has a place for
             `command`, `recipe` and `split` ({name: value}), `seed`, `weights`, `seconds`,
-            `picked_on` and `calibrated_on` (sentences: on which pictures the checkpoint was
+            `picked_on` and `calibrated_on` (sentences: on which images the checkpoint was
             picked and the temperature fitted) and `checks` (lines); each may be missing, and
             what else there is it lists.
-        label_issues: probable wrong labels, with `picture`, `label`, `suggested`, `confidence`.
+        label_issues: probable wrong labels, with `image`, `label`, `suggested`, `confidence`.
         curves: the learning curves that an earlier report has drawn, instead of `history`.
 
     Raises:
-        ValueError: there are no pictures.
-        OSError: a picture cannot be read, or `folder` not written.
+        ValueError: there are no images.
+        OSError: an image cannot be read, or `folder` not written.
     """
     run = Run(
         checkpoint,
         model,
         dataset,
-        tuple(pictures),
+        tuple(images),
         probabilities,
         uncalibrated,
         float(temperature),
@@ -241,11 +241,11 @@ def _mistakes(run: Run):
     from training.evaluation import figures
 
     if not run.mistakes:
-        text = f"None: the model is right on all {len(run.pictures)} pictures."
+        text = f"None: the model is right on all {len(run.images)} images."
         return figures.note("The most confident mistakes", text)
     chosen = run.mistakes[:GALLERY]
     count = f"{len(chosen)} of {len(run.mistakes)}" if len(chosen) < len(run.mistakes) else "all"
-    tiles = [figures.Tile(_open(run, run.pictures[i]), _verdict(run, i)) for i in chosen]
+    tiles = [figures.Tile(_open(run, run.images[i]), _verdict(run, i)) for i in chosen]
     return figures.gallery(f"The most confident mistakes ({count})", tiles, columns=6)
 
 
@@ -254,18 +254,18 @@ def _gradcam(run: Run):
 
     chosen = _explained(run)
     size = run.model.input_shape[1:3]
-    pictures = [_open(run, run.pictures[i]) for i in chosen]
-    inputs = np.concatenate([preprocess(picture, size) for picture in pictures])
+    images = [_open(run, run.images[i]) for i in chosen]
+    inputs = np.concatenate([preprocess(image, size) for image in images])
     heat = grad_cam(run.model, inputs, run.answers[chosen])
     tiles = [
-        figures.Tile(picture, _verdict(run, i), warmth)
-        for i, picture, warmth in zip(chosen, pictures, heat, strict=True)
+        figures.Tile(image, _verdict(run, i), warmth)
+        for i, image, warmth in zip(chosen, images, heat, strict=True)
     ]
     return figures.gallery("What speaks for the answer, red the most (Grad-CAM)", tiles, columns=3)
 
 
 def _explained(run: Run) -> list[int]:
-    """Return positions of pictures to explain: one right of each class, then mistakes.
+    """Return positions of images to explain: one right of each class, then mistakes.
 
     Of the right ones the one of median confidence: a typical one, not the best.
     """
@@ -285,7 +285,7 @@ def _suspects(run: Run):
     chosen = sorted(run.label_issues, key=lambda label_issue: -label_issue.confidence)[:GALLERY]
     tiles = [
         figures.Tile(
-            _open(run, label_issue.picture),
+            _open(run, label_issue.image),
             (
                 (
                     f"{shown(label_issue.suggested, 16)} {percent(label_issue.confidence)}?",
@@ -301,7 +301,7 @@ def _suspects(run: Run):
 
 
 def _verdict(run: Run, position: int) -> tuple[tuple[str, str], ...]:
-    """Return the caption of a picture: the answer, and the truth where that is another."""
+    """Return the caption of an image: the answer, and the truth where that is another."""
     from training.evaluation import figures
 
     names = run.dataset.class_names
@@ -312,8 +312,8 @@ def _verdict(run: Run, position: int) -> tuple[tuple[str, str], ...]:
     return ((said, figures.RED), (f"truth: {shown(truth, 16)}", figures.INK))
 
 
-def _open(run: Run, picture: str):
-    return open_picture(run.dataset.folder / picture)
+def _open(run: Run, image: str):
+    return open_image(run.dataset.folder / image)
 
 
 # Model card
@@ -338,9 +338,9 @@ def _opening(run: Run, metrics: dict) -> list[str]:
     return [
         f"# {_plain(run.checkpoint.stem)}",
         "",
-        f"Xception, fine-tuned to tell {len(names)} classes of pictures apart: "
+        f"Xception, fine-tuned to tell {len(names)} classes of images apart: "
         f"{', '.join(names[:-1])} and {names[-1]}.",
-        f"On {metrics['n']} pictures that it was not trained on it is right in **{accuracy}**, "
+        f"On {metrics['n']} images that it was not trained on it is right in **{accuracy}**, "
         f"and its confidence is off by {metrics['expected_calibration_error']:.3f} on average "
         "(expected calibration error).",
         "",
@@ -362,7 +362,7 @@ def _results(run: Run, metrics: dict) -> list[str]:
     return [
         "## Results",
         "",
-        *_table(["class", "precision", "recall", "F1", "pictures"], rows),
+        *_table(["class", "precision", "recall", "F1", "images"], rows),
         "",
         f"- accuracy {_number(metrics['accuracy'], metrics['accuracy_interval'])}, "
         f"n = {metrics['n']}",
@@ -382,7 +382,7 @@ def _calibration(run: Run, metrics: dict) -> str:
         f"expected calibration error {error:.3f} (15 bins), {asked} the {TARGET} that is asked "
         f"for; {metrics['before_temperature']['expected_calibration_error']:.3f} before the "
         f"temperature T = {run.temperature:.3f}, which is inside the model's last layer. On so "
-        "many pictures a perfectly calibrated model stays under "
+        "many images a perfectly calibrated model stays under "
         f"{metrics['expected_calibration_error_by_chance']:.3f}, 19 times out of 20"
     )
 
@@ -402,10 +402,10 @@ def _figures(run: Run, drawn: Sequence[str]) -> list[str]:
 def _mistakes_table(run: Run) -> list[str]:
     names = run.dataset.class_names
     return _table(
-        ["picture", "answer", "confidence"],
+        ["image", "answer", "confidence"],
         [
             [
-                _plain(run.pictures[i]),
+                _plain(run.images[i]),
                 _plain(names[run.answers[i]]),
                 f"{run.confidence[i]:.3f}",
             ]
@@ -416,21 +416,21 @@ def _mistakes_table(run: Run) -> list[str]:
 
 def _data(run: Run) -> list[str]:
     reported: dict[str, int] = dict.fromkeys(run.dataset.class_names, 0)
-    for picture in run.pictures:
-        reported[class_of(picture)] += 1
+    for image in run.images:
+        reported[class_of(image)] += 1
     rows = [
         [_plain(name), str(count), str(reported[name])]
         for name, count in run.dataset.counts.items()
     ]
-    rows.append(["all", str(len(run.dataset.pictures)), str(len(run.pictures))])
+    rows.append(["all", str(len(run.dataset.images)), str(len(run.images))])
     split = run.run_info.get("split") or {}
     lines = [
         "## Data",
         "",
-        f"Pictures of {_plain(run.dataset.folder.resolve().name)}, one folder a class; "
+        f"Images of {_plain(run.dataset.folder.resolve().name)}, one folder a class; "
         f"{_left_out(run.dataset)}.",
         "",
-        *_table(["class", "pictures", "reported on"], rows),
+        *_table(["class", "images", "reported on"], rows),
     ]
     if split:
         lines += ["", "Split: " + ", ".join(f"{_plain(k)} {v}" for k, v in split.items()) + "."]
@@ -475,17 +475,17 @@ def _limits(run: Run, metrics: dict) -> list[str]:
     )
     limits = [
         f"It knows these {len(run.dataset.class_names)} classes and nothing else. Any other "
-        "picture gets one of them as well, at times with high confidence.",
+        "image gets one of them as well, at times with high confidence.",
         "Not for decisions in which a wrong answer does harm, such as whether a plant may be "
         "eaten or touched.",
-        "Results and confidence hold for pictures like those of the data; other cameras, places "
+        "Results and confidence hold for images like those of the data; other cameras, places "
         "and seasons may lower both.",
         _bias(run),
         _labels(run),
         *_excluded(run.dataset),
-        "The intervals say what other pictures of the same kind would have changed. Not in them: "
+        "The intervals say what other images of the same kind would have changed. Not in them: "
         "another seed, another split, and how the model was picked.",
-        f"Least is known of {_plain(widest)}: {row['support']} pictures, recall "
+        f"Least is known of {_plain(widest)}: {row['support']} images, recall "
         f"{row['recall_interval'][0]:.2f} to {row['recall_interval'][1]:.2f}.",
         "Grad-CAM shows which regions speak for an answer, coarsely; it does not prove why.",
     ]
@@ -495,8 +495,8 @@ def _limits(run: Run, metrics: dict) -> list[str]:
 def _bias(run: Run) -> str:
     told = f"{_sentence(run.run_info['picked_on'])} " if run.run_info.get("picked_on") else ""
     return (
-        f"{told}Where a picture that is reported on took part in picking the checkpoint or its "
-        "temperature, the numbers are a little better than new pictures would show."
+        f"{told}Where an image that is reported on took part in picking the checkpoint or its "
+        "temperature, the numbers are a little better than new images would show."
     )
 
 
@@ -505,13 +505,13 @@ def _labels(run: Run) -> str:
     if not run.label_issues:
         return wrong
     suspected = f"a cross-validated model suspects {len(run.label_issues)}"
-    return f"{wrong} Of the {len(run.dataset.pictures)}, {suspected}."
+    return f"{wrong} Of the {len(run.dataset.images)}, {suspected}."
 
 
 def _excluded(dataset: Dataset) -> list[str]:
     if not dataset.excluded:
         return []
-    return ["What was excluded is in none of these numbers; pictures like it would lower them."]
+    return ["What was excluded is in none of these numbers; images like it would lower them."]
 
 
 def _time(seconds: float | None) -> str | None:

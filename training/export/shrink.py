@@ -4,7 +4,7 @@
 
 Writes small/xception_fin_28_0.900.h5, its split and its report beside it. The weights stay float32
 but lose the last bits of their mantissas, so that HDF5's shuffle and gzip nearly halve them; what
-only training needs (the optimizer's variables) is left out. Refuses where a validation picture
+only training needs (the optimizer's variables) is left out. Refuses where a validation image
 changes its label.
 """
 
@@ -27,11 +27,11 @@ from training.evaluation.report import CARD
 from training.files import write_atomically
 from training.images import ImageSource
 
-# Of float32's 23 bits of mantissa. With float16's 10, two of 691 pictures changed their label.
+# Of float32's 23 bits of mantissa. With float16's 10, two of 691 images changed their label.
 KEPT_BITS = 13
 ONLY_FOR_TRAINING = "optimizer_weights"
 BATCH_SIZE = 32
-PHOTOGRAPHS = ("mistakes.png", "gradcam.png", "suspects.png")  # figures that show pictures
+PHOTOGRAPHS = ("mistakes.png", "gradcam.png", "suspects.png")  # figures that show images
 NOT_PUBLISHED = "(The figure shows photographs of others; whoever trains gets it.)"
 
 
@@ -51,7 +51,7 @@ def shrink(checkpoint: Path, folder: Path, data: Path) -> None:
 
     Raises:
         ModelError: `checkpoint` is none, has no split beside it, or loses a label.
-        DataError: `data` does not hold its validation pictures.
+        DataError: `data` does not hold its validation images.
     """
     model, _ = load_checkpoint(checkpoint)
     parts = read_split(checkpoint)
@@ -68,7 +68,7 @@ def shrink(checkpoint: Path, folder: Path, data: Path) -> None:
         changed = int((before != after).sum())
         truth = dataset.labels(parts.validation)
         print(
-            f"{changed} of {len(truth)} validation pictures change their label; "
+            f"{changed} of {len(truth)} validation images change their label; "
             f"accuracy {(before == truth).mean():.4f} before, {(after == truth).mean():.4f} after."
         )
         if changed:
@@ -86,7 +86,7 @@ def shrink(checkpoint: Path, folder: Path, data: Path) -> None:
 
 
 def copy_report(source: Path, target: Path) -> None:
-    """Copy the report in the folder `source` to `target` without the figures that show pictures.
+    """Copy the report in the folder `source` to `target` without the figures that show images.
 
     Who may train on a photograph may not therefore publish it.
     """

@@ -1,4 +1,4 @@
-"""training.dataset.checks: what is wrong with a folder of pictures."""
+"""training.dataset.checks: what is wrong with a folder of images."""
 
 import json
 from dataclasses import asdict

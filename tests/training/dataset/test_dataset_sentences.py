@@ -22,7 +22,7 @@ GET_DATA = (
 
 @pytest.fixture
 def folder(tmp_path):
-    """Two classes of five plain pictures, the fewest that may be."""
+    """Two classes of five plain images, the fewest that may be."""
     for green, name in enumerate(("aster", "rose")):
         (tmp_path / name).mkdir()
         for i in range(5):
@@ -36,24 +36,24 @@ def refusal(*arguments):
     return str(caught.value)
 
 
-def test_five_pictures_of_a_class_are_enough_and_four_are_not(folder):
+def test_five_images_of_a_class_are_enough_and_four_are_not(folder):
     assert scan(str(folder)).counts == {"aster": 5, "rose": 5}
     (folder / "rose" / "0.png").unlink()
     assert refusal(folder) == (
-        "Expected at least 5 pictures of each class. "
+        "Expected at least 5 images of each class. "
         f"Received: 4 in {folder / 'rose'}. Add some, or take the folder away."
     )
 
 
 def test_a_folder_that_is_none_is_refused_with_where_to_get_one(tmp_path):
-    start = f"Expected {tmp_path / 'a'} to hold one folder of pictures for each class. Received: "
+    start = f"Expected {tmp_path / 'a'} to hold one folder of images for each class. Received: "
     assert refusal(tmp_path / "a") == f"{start}no such folder. {GET_DATA}"
     (tmp_path / "a").write_text("")
     assert refusal(tmp_path / "a") == f"{start}a file. {GET_DATA}"
 
 
 def test_fewer_than_two_classes_are_refused_with_where_to_get_more(tmp_path):
-    start = f"Expected {tmp_path} to hold one folder of pictures for each of two or more classes. "
+    start = f"Expected {tmp_path} to hold one folder of images for each of two or more classes. "
     (tmp_path / ".hidden").mkdir()
     (tmp_path / "file").write_text("")
     assert refusal(tmp_path) == f"{start}Received: none. {GET_DATA}"
@@ -64,7 +64,7 @@ def test_fewer_than_two_classes_are_refused_with_where_to_get_more(tmp_path):
 def test_a_list_with_a_wrong_line_is_refused_with_its_number(folder):
     listed = folder / "list.txt"
     assert refusal(folder, listed) == (
-        "Expected a text file that lists pictures to exclude. Received: "
+        "Expected a text file that lists images to exclude. Received: "
         f"{listed} (No such file or directory). Correct its name, or leave --exclude out."
     )
     listed.write_text("# two\n\n0.png # blurred\n")
@@ -99,20 +99,20 @@ def test_what_cannot_be_read_is_left_out_with_the_reason(folder, monkeypatch):
 
 
 def test_a_bitmap_by_windows_other_name_is_no_mismatch(folder):
-    picture = Image.new("RGB", (9, 9))
-    picture.save(folder / "rose" / "a.dib", "BMP")
-    picture.save(folder / "rose" / "a.BMP", "BMP")
-    picture.save(folder / "rose" / "b.bmp", "PNG")
+    image = Image.new("RGB", (9, 9))
+    image.save(folder / "rose" / "a.dib", "BMP")
+    image.save(folder / "rose" / "a.BMP", "BMP")
+    image.save(folder / "rose" / "b.bmp", "PNG")
     assert scan(folder).mismatched == (("rose/b.bmp", "named .bmp, is PNG"),)
 
 
-def test_pictures_that_are_not_there_are_counted(folder):
+def test_images_that_are_not_there_are_counted(folder):
     dataset = scan(folder)
     require(dataset, ["rose/0.png"])
     with pytest.raises(DataError) as caught:
         require(dataset, ["rose/0.png", "rose/gone.png", "rose/lost.png"])
     assert str(caught.value) == (
-        f"Expected {folder} to hold the 3 pictures of the split. "
+        f"Expected {folder} to hold the 3 images of the split. "
         "Received: a folder without 2 of them. Name the right one with --data."
     )
 
@@ -123,7 +123,7 @@ def test_a_class_of_copies_is_refused_with_their_number():
     with pytest.raises(DataError) as caught:
         split(dataset, 0.2, 1)
     assert str(caught.value) == (
-        "Expected pictures of a for each of 2 parts, where copies, also those in other classes, "
+        "Expected images of a for each of 2 parts, where copies, also those in other classes, "
         "stay together. Received: 2, of which 2 have copies. "
         "Add different ones, or exclude copies."
     )
@@ -132,7 +132,7 @@ def test_a_class_of_copies_is_refused_with_their_number():
 # The split.
 
 
-def test_a_split_without_some_pictures_trains_on_what_it_did():
+def test_a_split_without_some_images_trains_on_what_it_did():
     parts = Split(3, 0.2, ("a/1", "a/2"), ("a/3", "a/4"), ("a/5", "a/6"), 0.1)
     assert parts.without({"a/1", "a/4", "a/5"}) == Split(
         3, 0.2, ("a/1", "a/2"), ("a/3",), ("a/6",), 0.1
@@ -183,12 +183,12 @@ def test_a_report_is_this_to_the_last_letter():
         "  a/3 = a/4",
         "Near copies:",
         "  a/5 ~ a/6 ~ a/7",
-        "Nothing was deleted. To leave pictures out, list them in a file, a class/file a line, "
+        "Nothing was deleted. To leave images out, list them in a file, a class/file a line, "
         "and pass --exclude FILE.",
     ]
 
 
-def test_pictures_whose_bytes_are_not_known_are_no_copies():
+def test_images_whose_bytes_are_not_known_are_no_copies():
     dataset = Dataset(None, ("a", "b"), ("a/1", "a/2", "b/1"), ())
     assert check_dataset(dataset) == DatasetChecks((), (), (), (), ())
 
@@ -207,13 +207,13 @@ def test_the_command_line_prints_this(folder, capsys):
         (folder / "rose" / f"{i:02d}.txt").write_text("")
     assert main([str(folder)]) == 0
     assert capsys.readouterr().out.splitlines() == [
-        f"10 usable pictures in {folder}: aster 5, rose 5.",
+        f"10 usable images in {folder}: aster 5, rose 5.",
         "Skipped: 11; named as another type: 0; "
         "groups of copies: 0 exact, 0 near, 0 across classes.",
         "Skipped:",
         *(f"  rose/{i:02d}.txt: empty" for i in range(10)),
         "  ... and 1 more",
-        "Nothing was deleted. To leave pictures out, list them in a file, a class/file a line, "
+        "Nothing was deleted. To leave images out, list them in a file, a class/file a line, "
         "and pass --exclude FILE.",
     ]
 
@@ -226,9 +226,9 @@ def test_the_help_says_what_it_takes(capsys):
     assert text.startswith(
         "usage: python -m training.dataset [-h] [--exclude FILE] [--json] folder A folder of "
     )
-    assert "python -m training.dataset flowers/ # what is wrong with the pictures" in text
+    assert "python -m training.dataset flowers/ # what is wrong with the images" in text
     assert "folder one folder a class" in text
-    assert "--exclude FILE pictures to leave out, a class/file a line" in text
+    assert "--exclude FILE images to leave out, a class/file a line" in text
     assert "--json all that was found, as JSON" in text
 
 

@@ -24,7 +24,7 @@ COUNTS = {"daisy": 1, "dandelion": 2, "rose": 3, "sunflower": 4, "tulip": 5}
 PLURALS = {"rose": "roses", "sunflower": "sunflowers", "tulip": "tulips"}
 
 
-def picture(label):
+def image(label):
     """Return a JPEG's bytes, another for each label."""
     file = io.BytesIO()
     Image.new("RGB", (16, 12), (40 * CLASSES.index(label), 90, 60)).save(file, "JPEG")
@@ -36,7 +36,7 @@ def archive(*more):
     members = [("flower_photos/LICENSE.txt", b"CC-BY")]
     for label, count in COUNTS.items():
         folder = f"flower_photos/{PLURALS.get(label, label)}"
-        members += [(f"{folder}/{i}.jpg", picture(label)) for i in range(count)]
+        members += [(f"{folder}/{i}.jpg", image(label)) for i in range(count)]
     file = io.BytesIO()
     with tarfile.open(fileobj=file, mode="w:gz") as tar:
         for name, content in (*members, *more):
@@ -53,11 +53,11 @@ def kaggle_with(monkeypatch, dataset_download):
 
 
 def fill(folder, counts=COUNTS):
-    """Make folders of pictures named as Kaggle names them."""
+    """Make folders of images named as Kaggle names them."""
     for label, count in counts.items():
         (folder / label).mkdir(parents=True, exist_ok=True)
         for i in range(count):
-            (folder / label / f"{label}{i}.jpg").write_bytes(picture(label))
+            (folder / label / f"{label}{i}.jpg").write_bytes(image(label))
 
 
 def files(folder):
@@ -108,14 +108,14 @@ def test_kaggles_folders_in_any_nesting(flowers, monkeypatch, capsys, nesting):
     assert asked == ["alxmamaev/flowers-recognition"]
     expected = [f"{label}/{label}{i}.jpg" for label, n in COUNTS.items() for i in range(n)]
     assert files(flowers) == sorted(["README.md", *expected])
-    assert (flowers / "tulip" / "tulip4.jpg").read_bytes() == picture("tulip")
+    assert (flowers / "tulip" / "tulip4.jpg").read_bytes() == image("tulip")
     assert capsys.readouterr().out.splitlines()[-2:] == [
         f"{flowers}: daisy 1, dandelion 2, rose 3, sunflower 4, tulip 5.",
         f"Next: python train.py --data {flowers}",
     ]
 
 
-def test_the_same_pictures_twice_in_kaggles_archive_come_once(flowers, monkeypatch):
+def test_the_same_images_twice_in_kaggles_archive_come_once(flowers, monkeypatch):
     def dataset_download(handle, output_dir):
         folder = flowers.parent.joinpath(output_dir)
         fill(folder / "flowers")
@@ -127,7 +127,7 @@ def test_the_same_pictures_twice_in_kaggles_archive_come_once(flowers, monkeypat
 
 
 def test_kaggles_own_disk_is_copied_from(flowers, monkeypatch, tmp_path):
-    """In its notebooks the pictures are mounted already, where nothing can be renamed."""
+    """In its notebooks the images are mounted already, where nothing can be renamed."""
     fill(tmp_path / "input" / "flowers")
     before = files(tmp_path / "input")
     rename = type(tmp_path).rename
@@ -154,9 +154,9 @@ def test_without_kaggle_flower_photos_come_under_the_same_names(
     ) in captured.out.splitlines()
     assert f"{flowers}: daisy 1, dandelion 2, rose 3, sunflower 4, tulip 5." in captured.out
     assert "MB" in captured.err
-    pictures = [f"{label}/{i}.jpg" for label, n in COUNTS.items() for i in range(n)]
-    assert files(flowers) == sorted(["README.md", "LICENSE.txt", *pictures])
-    assert (flowers / "rose" / "2.jpg").read_bytes() == picture("rose")
+    images = [f"{label}/{i}.jpg" for label, n in COUNTS.items() for i in range(n)]
+    assert files(flowers) == sorted(["README.md", "LICENSE.txt", *images])
+    assert (flowers / "rose" / "2.jpg").read_bytes() == image("rose")
 
 
 def test_what_kaggle_sends_without_a_class_is_not_used(flowers, monkeypatch, capsys, http_server):
@@ -169,7 +169,7 @@ def test_what_kaggle_sends_without_a_class_is_not_used(flowers, monkeypatch, cap
     tensorflow_at(monkeypatch, http_server({"/x.tgz": (200, {}, archive())}) + "/x.tgz")
     assert main(["--out", str(flowers)]) == 0
     out = capsys.readouterr().out
-    assert "Kaggle: no pictures of dandelion, sunflower, tulip in what came." in out
+    assert "Kaggle: no images of dandelion, sunflower, tulip in what came." in out
     assert "daisy 1," in out
 
 
@@ -213,7 +213,7 @@ def test_where_both_fail_one_sentence_says_why_and_what_else_there_is(
     assert main(["--out", str(flowers)]) == 1
     said = [line for line in capsys.readouterr().err.splitlines() if "MB" not in line]
     assert len(said) == 1
-    assert said[0].startswith("download: Expected to fetch the pictures. Received: from Kaggle, ")
+    assert said[0].startswith("download: Expected to fetch the images. Received: from Kaggle, ")
     assert f"no connection to api.kaggle.com; from TensorFlow, {why}" in said[0]
     assert "`make sample`" in said[0]
     assert files(flowers.parent) == ["flowers/README.md"]
@@ -269,7 +269,7 @@ def test_a_full_disk_is_one_sentence(flowers, monkeypatch, capsys):
     assert os.listdir(flowers) == ["README.md"]
 
 
-def test_a_folder_with_pictures_is_refused_before_anything_is_fetched(flowers, monkeypatch, capsys):
+def test_a_folder_with_images_is_refused_before_anything_is_fetched(flowers, monkeypatch, capsys):
     fill(flowers, {"tulip": 2})
     kaggle_with(monkeypatch, lambda *_, **__: pytest.fail("it was asked"))
     assert main(["--out", str(flowers)]) == 1

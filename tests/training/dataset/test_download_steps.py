@@ -17,8 +17,8 @@ from training.dataset.download import (
     arrange,
     fetch_flower_photos,
     find_classes,
+    images_in,
     main,
-    pictures_in,
     reason,
     save,
     show_progress,
@@ -162,14 +162,14 @@ def test_an_old_python_that_cannot_unpack_safely_is_told(tmp_path, monkeypatch):
 # What came.
 
 
-def test_picture_files_are_sorted_and_nothing_else_is_one(tmp_path):
+def test_image_files_are_sorted_and_nothing_else_is_one(tmp_path):
     fill(tmp_path, "b.JPG", "a.png", ".c.jpg", "d.txt", "e", "f.webp")
     (tmp_path / "g.jpg").mkdir()
     (tmp_path / "h.jpg").symlink_to(tmp_path / "a.png")
-    assert [path.name for path in pictures_in(tmp_path)] == ["a.png", "b.JPG", "f.webp"]
+    assert [path.name for path in images_in(tmp_path)] == ["a.png", "b.JPG", "f.webp"]
 
 
-def test_of_each_class_the_nearest_folder_with_pictures_counts(tmp_path):
+def test_of_each_class_the_nearest_folder_with_images_counts(tmp_path):
     fill(tmp_path, "z/rose/1.jpg", "z/y/roses/2.jpg", "tulips/notes.txt", "a/tulips/3.jpg")
     fill(tmp_path, "b/tulip/4.jpg", "other/5.jpg", "daisy")
     assert find_classes(tmp_path) == {
@@ -179,13 +179,13 @@ def test_of_each_class_the_nearest_folder_with_pictures_counts(tmp_path):
     assert list(find_classes(tmp_path)) == ["rose", "tulip"]
 
 
-def test_what_is_arranged_are_pictures_and_the_licence(tmp_path):
+def test_what_is_arranged_are_images_and_the_licence(tmp_path):
     source = fill(tmp_path / "source", *(f"x/{name}s/1.jpg" for name in CLASSES[2:]))
     folder = tmp_path / "folder"
     folder.mkdir()
     with pytest.raises(DownloadError) as caught:
         arrange(source, folder)
-    assert str(caught.value) == "no pictures of daisy, dandelion in what came"
+    assert str(caught.value) == "no images of daisy, dandelion in what came"
     assert list(folder.iterdir()) == []
     fill(source, "x/daisy/1.jpg", "x/daisy/2.py", "x/dandelion/1.jpg", "x/LICENSE.txt")
     arrange(source, folder)
@@ -245,9 +245,9 @@ def test_without_any_source_one_sentence_names_both_reasons(tmp_path, monkeypatc
         "Kaggle: no such user. Fetching TensorFlow's flower_photos instead ...",
     ]
     assert captured.err == (
-        "download: Expected to fetch the pictures. Received: from Kaggle, no such user; "
+        "download: Expected to fetch the images. Received: from Kaggle, no such user; "
         "from TensorFlow, no connection to 127.0.0.1:1. Try again when there is a connection, "
-        "or run `make sample` for drawn pictures.\n"
+        "or run `make sample` for drawn images.\n"
     )
     assert list(tmp_path.iterdir()) == []
 
@@ -264,7 +264,7 @@ def test_ctrl_c_is_told(tmp_path, monkeypatch, capsys):
 # Staging.
 
 
-def test_a_folder_to_fill_may_hold_anything_but_pictures(tmp_path):
+def test_a_folder_to_fill_may_hold_anything_but_images(tmp_path):
     fill(tmp_path, "README.md", ".hidden.jpg", ".cache/a.jpg")
     (tmp_path / "empty").mkdir()
     require_empty(tmp_path)
@@ -274,7 +274,7 @@ def test_a_folder_to_fill_may_hold_anything_but_pictures(tmp_path):
         with pytest.raises(DataError) as caught:
             require_empty(tmp_path)
         assert str(caught.value) == (
-            f"Expected {tmp_path} to hold no pictures yet, since drawn and real ones are never "
+            f"Expected {tmp_path} to hold no images yet, since drawn and real ones are never "
             f"mixed. Received: one with {shown} in it. "
             "Empty it, or name another folder with --out."
         )

@@ -17,7 +17,7 @@ from training.dataset.perceptual_hash import (
 
 @pytest.fixture(scope="module")
 def waves():
-    """A smooth picture that is not its own mirror image."""
+    """A smooth image that is not its own mirror image."""
     y, x = np.mgrid[:64, :96]
     grey = np.sin(x / 9) * 40 + np.sin(y / 5 + x / 21) * 40 + x / 2 + 80
     return Image.fromarray(np.stack([grey, grey * 0.8, grey * 0.6], -1).clip(0, 255).astype("u1"))
@@ -31,7 +31,7 @@ def signs(*values):
     return np.array([[2 * bit - 1 for bit in bits(value)] for value in values], np.float32)
 
 
-def test_a_hash_is_phash_then_dhash_of_the_small_grey_picture(waves):
+def test_a_hash_is_phash_then_dhash_of_the_small_grey_image(waves):
     small = waves.convert("L").resize((32, 32), Image.Resampling.BOX)
     assert np.array_equal(thumbnail(waves), small)
     expected = int(str(imagehash.phash(small)) + str(imagehash.dhash(small)), 16)
@@ -41,7 +41,7 @@ def test_a_hash_is_phash_then_dhash_of_the_small_grey_picture(waves):
 
 
 @pytest.mark.parametrize(("spread", "hashed"), [(2, True), (1, False)])
-def test_a_picture_with_a_contrast_of_two_levels_has_a_hash(spread, hashed):
+def test_an_image_with_a_contrast_of_two_levels_has_a_hash(spread, hashed):
     pixels = np.full((32, 32), 100, np.uint8)
     pixels[:, ::2] += 2 * spread  # half of them, so that the standard deviation is `spread`
     assert (perceptual_hash(Image.fromarray(pixels)) is not None) == hashed
@@ -60,7 +60,7 @@ def test_mirrored_twice_is_as_it_was(waves):
     assert np.array_equal(perceptual_hash._mirrored(once), signs(perceptual_hash(waves)))
 
 
-def test_mirrored_signs_are_those_of_the_mirrored_picture_to_a_few(waves):
+def test_mirrored_signs_are_those_of_the_mirrored_image_to_a_few(waves):
     expected = signs(perceptual_hash(ImageOps.mirror(waves)))
     mirrored = perceptual_hash._mirrored(signs(perceptual_hash(waves)))
     for half in (slice(0, 64), slice(64, 128)):

@@ -1,4 +1,4 @@
-"""training.dataset.perceptual_hash: pictures that look alike."""
+"""training.dataset.perceptual_hash: images that look alike."""
 
 import numpy as np
 import pytest
@@ -11,8 +11,8 @@ MAX_DISTANCE = 16  # what was measured on photographs; another one splits a data
 
 @pytest.fixture(scope="module")
 def rose(drawn):
-    with Image.open(drawn / "rose" / "rose_0003.jpg") as picture:
-        return picture.convert("RGB")
+    with Image.open(drawn / "rose" / "rose_0003.jpg") as image:
+        return image.convert("RGB")
 
 
 def distance(one, other):
@@ -30,43 +30,43 @@ def distance(one, other):
     ],
     ids=["smaller", "larger", "grey", "darker", "flatter"],
 )
-def test_a_changed_picture_is_near_itself(rose, change):
+def test_a_changed_image_is_near_itself(rose, change):
     assert distance(perceptual_hash(rose), perceptual_hash(change(rose))) <= MAX_DISTANCE
 
 
-def test_the_small_grey_picture_has_the_same_hash(rose):
+def test_the_small_grey_image_has_the_same_hash(rose):
     assert thumbnail(rose).size == (32, 32)
     assert perceptual_hash(thumbnail(rose)) == perceptual_hash(rose)
 
 
-def test_each_pixel_of_the_small_grey_picture_is_the_mean_of_its_place():
+def test_each_pixel_of_the_small_grey_image_is_the_mean_of_its_place():
     board = (np.indices((352, 352)).sum(axis=0) % 2 * 255).astype(np.uint8)  # 11 pixels a place
     assert np.abs(np.asarray(thumbnail(Image.fromarray(board))).astype(int) - 127).max() <= 2
 
 
-def test_different_pictures_are_not_near(drawn):
+def test_different_images_are_not_near(drawn):
     hashes = [perceptual_hash(Image.open(path)) for path in sorted(drawn.rglob("*.jpg"))]
     assert len(hashes) == 50
     assert all(0 <= value < 2**BITS for value in hashes)
     assert list(near_pairs(hashes)) == []
 
 
-def test_a_mirrored_picture_is_found_though_its_hash_is_far(rose):
+def test_a_mirrored_image_is_found_though_its_hash_is_far(rose):
     hashes = [perceptual_hash(rose), perceptual_hash(ImageOps.mirror(rose))]
     assert distance(*hashes) > MAX_DISTANCE
     assert list(near_pairs(hashes)) == [(0, 1)]
 
 
 @pytest.mark.parametrize("color", ["black", "white", (200, 30, 40)])
-def test_a_plain_picture_has_no_hash(color):
+def test_a_plain_image_has_no_hash(color):
     assert perceptual_hash(Image.new("RGB", (50, 40), color)) is None
 
 
 @pytest.mark.parametrize(("contrast", "has_hash"), [(6, False), (8, True)])
-def test_a_nearly_plain_picture_has_no_hash(contrast, has_hash):
+def test_a_nearly_plain_image_has_no_hash(contrast, has_hash):
     ramp = np.linspace(100, 100 + contrast, 64).astype(np.uint8)  # standard deviations 1.8 and 2.3
-    picture = Image.fromarray(np.tile(ramp, (64, 1)))
-    assert (perceptual_hash(picture) is not None) == has_hash
+    image = Image.fromarray(np.tile(ramp, (64, 1)))
+    assert (perceptual_hash(image) is not None) == has_hash
 
 
 def test_pairs_are_found_wherever_they_stand():
@@ -84,6 +84,6 @@ def test_equal_hashes_are_chained_not_paired_each_with_each():
     assert {index for pair in pairs for index in pair} == set(range(2000))
 
 
-def test_no_pictures_have_no_pairs():
+def test_no_images_have_no_pairs():
     assert list(near_pairs([])) == []
     assert list(near_pairs([7])) == []

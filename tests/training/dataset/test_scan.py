@@ -20,7 +20,7 @@ from training.errors import DataError
 
 @pytest.fixture
 def folder(tmp_path):
-    """Two classes of plain pictures: 10 and 25."""
+    """Two classes of plain images: 10 and 25."""
     for name, count, green in (("rose", 10, 0), ("aster", 25, 9)):
         (tmp_path / name).mkdir()
         for i in range(count):
@@ -38,12 +38,12 @@ def test_classes_are_the_folders_sorted(folder):
     assert dataset.labels(["rose/01.png", "aster/00.png"]).tolist() == [1, 0]
 
 
-def test_pictures_are_sorted_in_whatever_order_the_disk_has_them(folder, monkeypatch):
+def test_images_are_sorted_in_whatever_order_the_disk_has_them(folder, monkeypatch):
     expected = scan(folder)
     iterdir = Path.iterdir
     monkeypatch.setattr(Path, "iterdir", lambda path: sorted(iterdir(path), reverse=True))
     assert scan(folder) == expected
-    assert list(expected.pictures) == sorted(expected.pictures)
+    assert list(expected.images) == sorted(expected.images)
 
 
 def test_a_file_that_cannot_be_read_is_left_out(folder, monkeypatch):
@@ -58,7 +58,7 @@ def test_a_file_that_cannot_be_read_is_left_out(folder, monkeypatch):
     assert scan(folder).skipped == (("rose/03.png", "cannot be read (Permission denied)"),)
 
 
-def test_what_is_no_picture_is_named_and_left_alone(folder):
+def test_what_is_no_image_is_named_and_left_alone(folder):
     whole = (folder / "rose" / "00.png").read_bytes()
     bad = {
         "rose/empty.jpg": b"",
@@ -76,7 +76,7 @@ def test_what_is_no_picture_is_named_and_left_alone(folder):
     assert reasons["rose/empty.jpg"] == "empty"
     assert reasons["rose/folder"] == "not a file"
     assert "Expected" in reasons["rose/half.png"]
-    assert "Expected a picture" in reasons["aster/notes.txt"]
+    assert "Expected an image" in reasons["aster/notes.txt"]
     assert all((folder / file).read_bytes() == content for file, content in bad.items())
 
 
@@ -95,14 +95,14 @@ def test_an_unusable_folder_ends_with_one_sentence(folder, prepare, sentence):
     with pytest.raises(DataError, match=sentence) as caught:
         scan(folder)
     assert "\n" not in str(caught.value)
-    if "pictures of each class" not in str(caught.value):
+    if "images of each class" not in str(caught.value):
         assert "make data" in str(caught.value)
 
 
 def test_the_split_is_stratified_and_complete(folder):
     dataset = scan(folder)
     parts = split(dataset, 0.2, seed=1)
-    assert sorted(parts.train + parts.validation) == sorted(dataset.pictures)
+    assert sorted(parts.train + parts.validation) == sorted(dataset.images)
     counts = [[class_of(p) for p in parts.validation].count(n) for n in dataset.class_names]
     assert counts == [5, 2]
 
@@ -134,7 +134,7 @@ def test_a_split_survives_its_record(folder, tmp_path):
 
 def test_labels_are_indices_of_class_names(folder):
     dataset = scan(folder)
-    labels = dataset.labels(dataset.pictures)
+    labels = dataset.labels(dataset.images)
     assert np.bincount(labels).tolist() == [25, 10]
 
 
@@ -152,17 +152,17 @@ def test_the_record_of_a_run_from_before_there_was_a_selection_is_read(folder, t
     assert old.fingerprint == "c00e554e293e1cc6"  # which interrupted runs have on record
 
 
-def test_a_picture_is_known_by_its_bytes_and_its_look(drawn):
+def test_an_image_is_known_by_its_bytes_and_its_look(drawn):
     dataset = scan(drawn)
-    assert set(dataset.digests) == set(dataset.hashes) == set(dataset.pictures)
-    name = dataset.pictures[0]
+    assert set(dataset.digests) == set(dataset.hashes) == set(dataset.images)
+    name = dataset.images[0]
     assert dataset.digests[name] == hashlib.sha256((drawn / name).read_bytes()).hexdigest()
-    assert len(set(dataset.hashes.values())) == len(dataset.pictures)
+    assert len(set(dataset.hashes.values())) == len(dataset.images)
     assert dataset.mismatched == ()
     assert duplicates(dataset) == []
 
 
-def test_plain_pictures_look_like_nothing(folder):
+def test_plain_images_look_like_nothing(folder):
     shutil.copy(folder / "rose" / "00.png", folder / "aster" / "rose.png")
     dataset = scan(folder)
     assert dataset.hashes == {}
@@ -206,8 +206,8 @@ def test_what_a_file_lists_is_left_out(folder):
     assert dict(dataset.skipped) == dict.fromkeys(
         ["rose/03.png", "rose/04.png", "rose/a #1.png", "rose/b#2.png"], f"excluded by {listed}"
     )
-    assert "rose/03.png" not in dataset.pictures
-    assert set(dataset.digests) == set(dataset.pictures)
+    assert "rose/03.png" not in dataset.images
+    assert set(dataset.digests) == set(dataset.images)
     assert (folder / "rose" / "03.png").exists()
 
 
@@ -235,7 +235,7 @@ def test_the_wrong_labels_of_the_kaggle_set_can_be_excluded(folder):
     assert set(dataset.counts.values()) == {10}
 
 
-def test_an_unreadable_picture_may_be_excluded(folder):
+def test_an_unreadable_image_may_be_excluded(folder):
     (folder / "rose" / "broken.png").write_bytes(b"x")
     (folder / "list.txt").write_text("rose/broken.png")
     assert dict(scan(folder, folder / "list.txt").skipped)["rose/broken.png"].startswith("excluded")
@@ -260,7 +260,7 @@ def test_a_list_that_cannot_be_right_is_refused(folder, text, sentence):
 
 def test_excluding_too_many_is_refused(folder):
     (folder / "list.txt").write_text("\n".join(f"rose/{i:02d}.png" for i in range(6)))
-    with pytest.raises(DataError, match="at least 5 pictures of each class. Received: 4 in"):
+    with pytest.raises(DataError, match="at least 5 images of each class. Received: 4 in"):
         scan(folder, folder / "list.txt")
 
 
@@ -270,12 +270,12 @@ def copies(drawn, tmp_path):
     folder = shutil.copytree(drawn, tmp_path / "flowers")
     rose, tulip = folder / "rose" / "rose_0000.jpg", folder / "tulip" / "tulip_0000.jpg"
     shutil.copy(rose, folder / "rose" / "same.jpg")
-    with Image.open(rose) as picture:
-        small = picture.resize((picture.width * 2 // 3, picture.height * 2 // 3))
+    with Image.open(rose) as image:
+        small = image.resize((image.width * 2 // 3, image.height * 2 // 3))
         small.save(folder / "rose" / "smaller.jpg", quality=60)
-    with Image.open(tulip) as picture:
-        ImageOps.mirror(picture).save(folder / "tulip" / "mirrored.jpg", quality=80)
-        picture.save(folder / "daisy" / "tulip.webp", quality=70)
+    with Image.open(tulip) as image:
+        ImageOps.mirror(image).save(folder / "tulip" / "mirrored.jpg", quality=80)
+        image.save(folder / "daisy" / "tulip.webp", quality=70)
     return folder
 
 
@@ -294,11 +294,11 @@ def test_copies_are_never_in_two_parts(copies):
     for seed in range(40):
         parts = split(dataset, 0.2, seed, selection=0.2)
         sides = [set(parts.train), set(parts.validation), set(parts.selection)]
-        assert sorted(p for side in sides for p in side) == sorted(dataset.pictures)
+        assert sorted(p for side in sides for p in side) == sorted(dataset.images)
         for group in GROUPS:
             assert sum(bool(side & set(group)) for side in sides) == 1
         for side in sides:
-            assert {class_of(picture) for picture in side} == set(dataset.class_names)
+            assert {class_of(image) for image in side} == set(dataset.class_names)
 
 
 def of(**groups):
@@ -322,12 +322,12 @@ def test_without_copies_the_split_is_the_plain_draw():
 def test_without_copies_the_selection_is_the_plain_draw_of_the_rest():
     dataset = of(a=[1] * 50, b=[1] * 31)
     parts = split(dataset, 0.2, seed=7, selection=0.25)
-    rest = set(dataset.pictures) - set(parts.validation)
+    rest = set(dataset.images) - set(parts.validation)
     rng = np.random.default_rng([7, 1])
     plain = {
-        picture
+        image
         for name, count in (("a", 10), ("b", 6))
-        for picture in rng.permutation([p for p in dataset.of_class(name) if p in rest])[:count]
+        for image in rng.permutation([p for p in dataset.of_class(name) if p in rest])[:count]
     }
     assert set(parts.selection) == plain
 
@@ -339,10 +339,10 @@ def test_what_is_excluded_later_is_not_measured_on_but_was_trained_on():
     assert without.sizes == {"train": 2, "selection": 1, "validation": 1}
 
 
-def test_pictures_of_another_folder_are_refused():
+def test_images_of_another_folder_are_refused():
     dataset = of(a=[1] * 3, b=[1] * 3)
-    require(dataset, dataset.pictures[1:])
-    with pytest.raises(DataError, match="the 3 pictures of the split. Received: .* 2 of them"):
+    require(dataset, dataset.images[1:])
+    with pytest.raises(DataError, match="the 3 images of the split. Received: .* 2 of them"):
         require(dataset, ["c/1", "a/0_0", "c/2"])
 
 
@@ -388,8 +388,8 @@ def test_the_command_line_reports_and_deletes_nothing(copies, capsys):
     before = sorted(copies.rglob("*"))
     assert main([str(copies)]) == 0
     out = capsys.readouterr().out
-    assert out.startswith(f"54 usable pictures in {copies}: daisy 11, dandelion 10, rose 12,")
-    assert "rose/broken.jpg: Expected a picture" in out
+    assert out.startswith(f"54 usable images in {copies}: daisy 11, dandelion 10, rose 12,")
+    assert "rose/broken.jpg: Expected an image" in out
     assert "daisy/tulip.webp = tulip/mirrored.jpg = tulip/tulip_0000.jpg" in out
     assert "Nothing was deleted." in out
     assert sorted(copies.rglob("*")) == before

@@ -459,7 +459,7 @@ def test_a_call_outside_a_script_is_told(jax, monkeypatch):
 
 def test_a_batch_that_does_not_divide_is_told_with_one_that_does():
     assert refusal(Workers(0, 2, 4).rows, 9) == (
-        "Expected a batch that 4 devices can share. Received: 9 pictures. Try --batch-size 12."
+        "Expected a batch that 4 devices can share. Received: 9 images. Try --batch-size 12."
     )
     assert [Workers(k, 3, 3).rows(12) for k in range(3)] == [
         slice(0, 4),
@@ -495,7 +495,7 @@ def gathered(jax, monkeypatch):
 
 
 def test_flags_that_differ_between_processes_are_named(gathered):
-    settings = {"seed": 1, "epochs": 2, "pictures": {"b": 1, "a": 2}}
+    settings = {"seed": 1, "epochs": 2, "images": {"b": 1, "a": 2}}
     workers = Workers(0, 2, 2, True)
     gathered(lambda mine: mine)
     assert workers.check_same(settings) is None
@@ -507,9 +507,9 @@ def test_flags_that_differ_between_processes_are_named(gathered):
 
     gathered(change)
     assert refusal(workers.check_same, settings) == (
-        "Expected the same flags and pictures in all processes. "
-        "Received: different seed, pictures. Start the same command everywhere, with equal "
-        "copies of the pictures."
+        "Expected the same flags and images in all processes. "
+        "Received: different seed, images. Start the same command everywhere, with equal "
+        "copies of the images."
     )
 
 

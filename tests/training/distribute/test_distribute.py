@@ -30,7 +30,7 @@ from training.images import ImageSource
 jax = pytest.importorskip("jax")
 from jax.experimental import multihost_utils  # noqa: E402
 
-# train.py with small pictures and a network that is compiled in a second.
+# train.py with small images and a network that is compiled in a second.
 SMALL = f"""
 import os, sys, time
 from dataclasses import replace
@@ -588,7 +588,7 @@ def test_equal_settings_are_the_same_in_whatever_order(compare):
 
 @pytest.mark.parametrize("odd", [0, 1, 2])
 def test_settings_that_differ_are_named_whoever_has_them(compare, odd):
-    settings = [{"seed": 1, "pictures": "abc", "momentum": 0.5} for _ in range(3)]
+    settings = [{"seed": 1, "images": "abc", "momentum": 0.5} for _ in range(3)]
     settings[odd] |= {"seed": 2, "momentum": 0.6}
     with pytest.raises(DistributeError, match=r"Received: different seed, momentum\. Start the"):
         compare(*settings)
@@ -596,21 +596,21 @@ def test_settings_that_differ_are_named_whoever_has_them(compare, odd):
 
 def test_a_batch_has_to_divide():
     assert [Workers(k, 2, 4).rows(8) for k in (0, 1)] == [slice(0, 4), slice(4, 8)]
-    with pytest.raises(DistributeError, match="Received: 10 pictures. Try --batch-size 12"):
+    with pytest.raises(DistributeError, match="Received: 10 images. Try --batch-size 12"):
         Workers(0, 2, 4).rows(10)
 
 
 @pytest.fixture(scope="module")
-def pictures(drawn):
+def images(drawn):
     return ImageSource(scan(drawn), (32, 32), {"rotation_range": 40})
 
 
 @pytest.mark.parametrize("mixup_alpha", [0.0, 0.4])
-def test_the_processes_rows_are_the_batch(pictures, mixup_alpha):
+def test_the_processes_rows_are_the_batch(images, mixup_alpha):
     def batch(rows):
-        names = pictures.dataset.pictures
+        names = images.dataset.images
         return TrainingBatches(
-            pictures, names, 6, steps=2, seed=1, mixup_alpha=mixup_alpha, rows=rows
+            images, names, 6, steps=2, seed=1, mixup_alpha=mixup_alpha, rows=rows
         )[1]
 
     whole = batch(slice(None))
@@ -619,10 +619,10 @@ def test_the_processes_rows_are_the_batch(pictures, mixup_alpha):
         assert np.array_equal(one, np.concatenate(other))
 
 
-def test_even_batches_weigh_each_picture_the_same(pictures):
-    names = pictures.dataset.pictures[:10]
-    whole = Batches(pictures, names, 10)[0]
-    parts = [PaddedBatches(pictures, names, 4, Workers(k, 2, 2).rows(4)) for k in range(2)]
+def test_even_batches_weigh_each_image_the_same(images):
+    names = images.dataset.images[:10]
+    whole = Batches(images, names, 10)[0]
+    parts = [PaddedBatches(images, names, 4, Workers(k, 2, 2).rows(4)) for k in range(2)]
     batches = [part[index] for index in range(len(parts[0])) for part in parts]
     inputs, targets, weights = (np.concatenate(values) for values in zip(*batches, strict=True))
     assert np.allclose(weights, [1.2] * 10 + [0] * 2)

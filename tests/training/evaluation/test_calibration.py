@@ -82,12 +82,12 @@ def test_faultless_answers_are_not_made_certain(count, answer):
     half_sure = np.tile([answer], (count, 1))
     truth = np.zeros(count, dtype=int)
     temperature = fit_temperature(half_sure, truth)
-    # Platt's one more picture: (count + 1) of (count + 2) right.
+    # Platt's one more image: (count + 1) of (count + 2) right.
     expected = (count + 1) / (count + 2)
     assert apply_temperature(half_sure, temperature).max() == pytest.approx(expected, abs=1e-3)
 
 
-def test_without_pictures_nothing_changes():
+def test_without_images_nothing_changes():
     assert fit_temperature(np.zeros((0, 3)), np.zeros(0, dtype=int)) == 1
 
 

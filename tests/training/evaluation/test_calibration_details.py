@@ -54,7 +54,7 @@ def test_one_class_alone_has_nothing_to_doubt():
 
 
 def test_doubt_is_shared_by_all_wrong_classes():
-    # Four of four right, so a fifth and sixth picture count: 5/6 for the right class.
+    # Four of four right, so a fifth and sixth image count: 5/6 for the right class.
     sure = np.tile([[0.4, 0.2, 0.2, 0.2]], (4, 1))
     applied = apply_temperature(sure, fit_temperature(sure, np.zeros(4, int)))
     assert applied[0] == pytest.approx([5 / 6, *[1 / 18] * 3], abs=1e-4)

@@ -39,16 +39,16 @@ def tiny_networks():
 
 @pytest.fixture(scope="module")
 def made(drawn, tmp_path_factory):
-    """A checkpoint with its split and the report of its run; it knows a little of all pictures."""
+    """A checkpoint with its split and the report of its run; it knows a little of all images."""
     dataset = scan(drawn)
     keras.utils.set_random_seed(1)
     network = build_tiny((SIDE, SIDE), (), len(dataset.class_names))
     frozen, _ = model.split_at_block(network, None)
-    inputs = Batches(ImageSource(dataset, (SIDE, SIDE)), dataset.pictures, 8)
+    inputs = Batches(ImageSource(dataset, (SIDE, SIDE)), dataset.images, 8)
     features = frozen.predict(inputs, verbose=0)
     mean, deviation = features.mean(axis=0), features.std(axis=0)
     fitted = LogisticRegression(max_iter=1000)
-    fitted.fit((features - mean) / deviation, dataset.labels(dataset.pictures))
+    fitted.fit((features - mean) / deviation, dataset.labels(dataset.images))
     kernel = fitted.coef_ / deviation
     network.layers[-1].set_weights([kernel.T, fitted.intercept_ - kernel @ mean])
     path = tmp_path_factory.mktemp("models") / "xception_fin_04_0.123.h5"
@@ -66,11 +66,11 @@ def run(made, folder, drawn, *flags):
     return exit_code, list(folder.glob("*.h5"))
 
 
-def answers(path, drawn, pictures):
+def answers(path, drawn, images):
     network, _ = load_checkpoint(path)
     dataset = scan(drawn)
-    inputs = Batches(ImageSource(dataset, network.input_shape[1:3]), pictures, 8)
-    return network.predict(inputs, verbose=0), dataset.labels(pictures)
+    inputs = Batches(ImageSource(dataset, network.input_shape[1:3]), images, 8)
+    return network.predict(inputs, verbose=0), dataset.labels(images)
 
 
 def test_what_is_excluded_is_neither_reported_on_nor_fitted_to(made, drawn, tmp_path, capsys):
@@ -92,10 +92,10 @@ def test_what_is_excluded_is_neither_reported_on_nor_fitted_to(made, drawn, tmp_
     metadata = read_metadata(path)
     assert path.name == f"xception_fin_04_{accuracy:.3f}.h5"
     assert metadata.val_accuracy == pytest.approx(accuracy)
-    assert f"{accuracy:.3f} on {len(parts.validation)} pictures" in capsys.readouterr().out
+    assert f"{accuracy:.3f} on {len(parts.validation)} images" in capsys.readouterr().out
     assert made.read_bytes() == before
 
-    # The temperature is fitted on the pictures that picked the epoch, less the one excluded:
+    # The temperature is fitted on the images that picked the epoch, less the one excluded:
     # there no other makes the classes likelier, while with it or on others one would.
     assert fit_temperature(*answers(path, drawn, parts.selection)) == pytest.approx(1, abs=0.01)
     for others in (whole.selection, parts.validation, whole.train):
@@ -117,7 +117,7 @@ def test_what_is_excluded_is_neither_reported_on_nor_fitted_to(made, drawn, tmp_
     assert (report / "learning_curves.png").read_bytes() == b"curves of the run"
     metrics = json.loads((report / "metrics.json").read_text())
     assert metrics["run"]["split"] == parts.sizes
-    assert metrics["run"]["calibrated_on"].startswith("temperature fitted on 9 pictures of their")
+    assert metrics["run"]["calibrated_on"].startswith("temperature fitted on 9 images of their")
     assert (metrics["n"], metrics["accuracy"]) == (19, pytest.approx(accuracy))
     rows = np.arange(19)
     assert metrics["log_loss"] == pytest.approx(-np.log(probabilities[rows, truth]).mean(), 1e-3)
@@ -136,7 +136,7 @@ def written(monkeypatch):
         folder.mkdir(exist_ok=True)
         given.update(report, folder=folder)
         dataset = report["dataset"]
-        truth = dataset.labels(report["pictures"])
+        truth = dataset.labels(report["images"])
         return evaluate.evaluate(report["probabilities"], truth, dataset.class_names)
 
     monkeypatch.setattr(evaluate, "write_report", write)
@@ -144,15 +144,13 @@ def written(monkeypatch):
 
 
 @pytest.mark.usefixtures("written")
-def test_what_it_answers_to_the_pictures_that_picked_the_epoch_is_told(
-    made, drawn, tmp_path, capsys
-):
+def test_what_it_answers_to_the_images_that_picked_the_epoch_is_told(made, drawn, tmp_path, capsys):
     _, [path] = run(made, tmp_path, drawn)
     probabilities, truth = answers(path, drawn, Split.read(split_record(path)).selection)
     accuracy = (probabilities.argmax(axis=1) == truth).mean()
     loss = -np.log(probabilities[np.arange(10), truth]).mean()
     assert (
-        f"  on the 10 pictures that picked the epoch: accuracy {accuracy:.3f}, loss {loss:.3f}\n"
+        f"  on the 10 images that picked the epoch: accuracy {accuracy:.3f}, loss {loss:.3f}\n"
     ) in capsys.readouterr().out
 
 
@@ -165,7 +163,7 @@ def test_without_a_report_of_the_run_the_split_says_what_picked_the_epoch(
     whole.write(split_record(checkpoint))
     (tmp_path / "wrong.txt").write_text(whole.selection[0])
     run(checkpoint, tmp_path / "own", drawn, "--exclude", tmp_path / "wrong.txt")
-    own = "pictures of their own, neither trained nor reported on"
+    own = "images of their own, neither trained nor reported on"
     assert written["card"]["picked_on"] == f"the best of its epochs on 10 {own}"
     assert written["card"]["calibrated_on"] == f"temperature fitted on 9 {own}"
     assert "excluded" not in written["card"], "it was none of those trained on"
@@ -174,7 +172,7 @@ def test_without_a_report_of_the_run_the_split_says_what_picked_the_epoch(
 
     replace(whole, selection=()).write(split_record(checkpoint))
     _, [path] = run(checkpoint, tmp_path / "same", drawn)
-    same = "the 20 validation pictures themselves, which flatters a little"
+    same = "the 20 validation images themselves, which flatters a little"
     assert written["card"]["picked_on"] == f"the best of its epochs on {same}"
     assert written["card"]["calibrated_on"] == f"temperature fitted on {same}"
     assert fit_temperature(*answers(path, drawn, whole.validation)) == pytest.approx(1, abs=0.01)
@@ -191,7 +189,7 @@ def test_the_report_is_given_what_was_found_and_probable_wrong_labels(
         network, metadata, uncalibrated, probabilities, uncalibrated[:10]
     )
     features = np.random.default_rng(0).normal(0, 0.1, (50, 5))
-    features += np.eye(5)[dataset.labels(dataset.pictures)] * 3
+    features += np.eye(5)[dataset.labels(dataset.images)] * 3
     features[12] = features[40]
     path = tmp_path / "a.h5"
     run_info = {"seed": 1, "calibrated_on": "none"}
@@ -199,10 +197,10 @@ def test_the_report_is_given_what_was_found_and_probable_wrong_labels(
     evaluate.report(*arguments, curves=tmp_path / "curves.png", features=features)
 
     [label_issue] = written.pop("suspects")
-    assert label_issue.picture == dataset.pictures[12]
-    assert label_issue.picture in (tmp_path / "a" / evaluate.LABEL_ISSUES).read_text()
+    assert label_issue.image == dataset.images[12]
+    assert label_issue.image in (tmp_path / "a" / evaluate.LABEL_ISSUES).read_text()
     assert "Probably wrong labels: 1, in" in capsys.readouterr().out
-    own = "10 pictures of their own, neither trained nor reported on"
+    own = "10 images of their own, neither trained nor reported on"
     assert written.pop("card") == {
         "picked_on": f"the best of its epochs on {own}",
         "seed": 1,
@@ -213,7 +211,7 @@ def test_the_report_is_given_what_was_found_and_probable_wrong_labels(
         "checkpoint": path,
         "model": network,
         "dataset": dataset,
-        "pictures": parts.validation,
+        "images": parts.validation,
         "probabilities": probabilities,
         "uncalibrated": uncalibrated,
         "temperature": 0.5,
@@ -227,21 +225,21 @@ def test_the_report_is_given_what_was_found_and_probable_wrong_labels(
     assert (written["suspects"], written["curves"]) == ([], None)
 
 
-def test_activations_stand_for_their_pictures(made, drawn, tmp_path):
+def test_activations_stand_for_their_images(made, drawn, tmp_path):
     dataset, parts = scan(drawn), Split.read(split_record(made))
-    pictures = ImageSource(dataset, (SIDE, SIDE))
+    images = ImageSource(dataset, (SIDE, SIDE))
     frozen, _ = model.split_at_block(load_checkpoint(made)[0], None)
-    activations = CachedFeatures(pictures, frozen, "float32", tmp_path)
-    activations.compute([(i, 0) for i in range(len(dataset.pictures))])
+    activations = CachedFeatures(images, frozen, "float32", tmp_path)
+    activations.compute([(i, 0) for i in range(len(dataset.images))])
     one, other = (
         evaluate.calibrate(*load_checkpoint(made), dataset, parts, source)
-        for source in (pictures, activations)
+        for source in (images, activations)
     )
     assert other.metadata.temperature == pytest.approx(one.metadata.temperature, rel=1e-3)
     assert other.metadata.val_accuracy == one.metadata.val_accuracy
     for name in ("uncalibrated", "probabilities", "picking"):
         assert np.allclose(getattr(other, name), getattr(one, name), atol=1e-4)
-    inputs = pictures.inputs([(i, 0) for i in range(5)])
+    inputs = images.inputs([(i, 0) for i in range(5)])
     assert np.allclose(other.model(inputs), one.model(inputs), atol=1e-4)
 
 
@@ -253,9 +251,9 @@ def test_once_more_changes_nothing(made, drawn, tmp_path):
     assert read_metadata(second).temperature == pytest.approx(
         read_metadata(first).temperature, rel=1e-3
     )
-    pictures = Split.read(split_record(first)).validation
-    one, _ = answers(first, drawn, pictures)
-    assert np.allclose(one, answers(second, drawn, pictures)[0], atol=1e-3)
+    images = Split.read(split_record(first)).validation
+    one, _ = answers(first, drawn, images)
+    assert np.allclose(one, answers(second, drawn, images)[0], atol=1e-3)
 
 
 def test_at_another_size(made, drawn, tmp_path):
@@ -276,14 +274,14 @@ def test_what_cannot_be_reported_on_ends_with_one_sentence(made, drawn, tmp_path
     without = {}
     for part in ("validation", "selection"):
         without[part] = tmp_path / part
-        for name in set(scan(drawn).pictures) - set(getattr(whole, part)):
+        for name in set(scan(drawn).images) - set(getattr(whole, part)):
             (without[part] / name).parent.mkdir(parents=True, exist_ok=True)
             (without[part] / name).symlink_to(drawn / name)
     for folder, names in ((few, scan(drawn).class_names), (fewer, ("rose", "tulip"))):
         for name in names:
             (folder / name).mkdir(parents=True)
-            for picture in sorted((drawn / name).iterdir())[:5]:
-                (folder / name / picture.name).write_bytes(picture.read_bytes())
+            for image in sorted((drawn / name).iterdir())[:5]:
+                (folder / name / image.name).write_bytes(image.read_bytes())
     for checkpoint, data, flags, sentence in (
         (made, drawn, ["--exclude", str(tmp_path / "all.txt")], "Take some out of"),
         (made, few, [], "Name the right one with --data."),

@@ -55,7 +55,7 @@ def test_the_confusion_matrix_is_coloured_by_the_share_of_its_row():
 
 @pytest.fixture
 def answers():
-    """Probabilities of 40 pictures and the truth: 16 of 20 right at 0.95, 5 of 20 at 0.55."""
+    """Probabilities of 40 images and the truth: 16 of 20 right at 0.95, 5 of 20 at 0.55."""
     truth = np.array([0] * 16 + [1] * 4 + [0] * 5 + [1] * 15)
     return np.repeat([[0.95, 0.05], [0.55, 0.45]], 20, axis=0), truth
 
@@ -95,14 +95,14 @@ def test_the_reliability_diagram_is_of_what_is_before_and_after(answers):
     labels = [text.get_text() for text in figure.legends[0].get_texts()]
     assert labels == [
         "accuracy",
-        "of under 10 pictures",
+        "of under 10 images",
         "Wilson 95 % interval",
         "mean confidence",
         "calibrated",
     ]
 
 
-def test_a_bar_of_few_pictures_is_pale():
+def test_a_bar_of_few_images_is_pale():
     probabilities = np.array([[0.95, 0.05]] * 10 + [[0.55, 0.45]] * 9)
     figure = figures.reliability(probabilities, probabilities, np.zeros(19, dtype=int), 1.0)
     pale, full = (bar.get_alpha() or bar.get_facecolor()[3] for bar in figure.axes[0].patches)
@@ -170,29 +170,29 @@ def test_the_kept_epoch_is_the_one_in_the_checkpoints_name(name, epoch):
     assert figures.kept_epoch(Path(name)) == epoch
 
 
-def test_a_gallery_shows_each_picture_with_its_caption():
+def test_a_gallery_shows_each_image_with_its_caption():
     red, green = (Image.new("RGB", (30, 20), colour) for colour in ("red", "green"))
     lines = (("rose 90 %", "#c0392b"), ("truth: tulip", "#222222"))
     figure = figures.gallery("Mistakes", [Tile(red, lines), Tile(green, lines[:1])], columns=6)
     assert figure.get_suptitle() == "Mistakes"
-    for axes, picture, caption in zip(figure.axes, (red, green), (lines, lines[:1]), strict=True):
+    for axes, image, caption in zip(figure.axes, (red, green), (lines, lines[:1]), strict=True):
         pixels = np.asarray(axes.images[0].get_array())
         assert pixels.shape == (224, 224, 3)
-        assert (pixels == picture.getpixel((0, 0))).all()
+        assert (pixels == image.getpixel((0, 0))).all()
         said = [(text.get_text(), text.get_color()) for text in axes.texts]
         assert said == list(caption)
 
 
-def test_a_picture_without_heat_is_cut_and_one_with_heat_is_squeezed_beside_its_overlay():
-    picture = Image.new("RGB", (300, 100), "green")
-    picture.paste("red", (0, 0, 60, 100))
-    picture.paste("blue", (240, 0, 300, 100))
+def test_an_image_without_heat_is_cut_and_one_with_heat_is_squeezed_beside_its_overlay():
+    image = Image.new("RGB", (300, 100), "green")
+    image.paste("red", (0, 0, 60, 100))
+    image.paste("blue", (240, 0, 300, 100))
     heat = np.zeros((10, 10))
     heat[:, 5:] = 1
-    tiles = [Tile(picture, [("a", "red")]), Tile(picture, [("b", "red")], heat)]
+    tiles = [Tile(image, [("a", "red")]), Tile(image, [("b", "red")], heat)]
     figure = figures.gallery("Both", tiles)
     cut, squeezed = (np.asarray(axes.images[0].get_array()) for axes in figure.axes)
     assert (cut == (0, 128, 0)).all()
     assert squeezed.shape == (224, 448, 3)
-    assert np.array_equal(squeezed[:, :224], np.asarray(picture.resize((224, 224))))
+    assert np.array_equal(squeezed[:, :224], np.asarray(image.resize((224, 224))))
     assert np.array_equal(squeezed[:, 224:], figures.overlay(squeezed[:, :224], heat))

@@ -35,7 +35,7 @@ def colour_model(hidden=0):
 
 
 @pytest.fixture
-def pictures():
+def images():
     """Grey with a red square at the top left and a green one at the bottom right."""
     pixels = np.zeros((2, 32, 32, 3), dtype="float32")
     pixels[:, 4:12, 4:12, 0] = 1
@@ -44,66 +44,66 @@ def pictures():
 
 
 @pytest.mark.parametrize("hidden", [0, 2])
-def test_it_shows_what_speaks_for_the_class_and_nothing_else(pictures, hidden):
-    red, green = grad_cam(colour_model(hidden), pictures, np.array([0, 1]))
+def test_it_shows_what_speaks_for_the_class_and_nothing_else(images, hidden):
+    red, green = grad_cam(colour_model(hidden), images, np.array([0, 1]))
     top_left, bottom_right = np.zeros((8, 8)), np.zeros((8, 8))
     top_left[1:3, 1:3] = bottom_right[5:7, 5:7] = 1
     assert red == pytest.approx(top_left, abs=1e-6)
     assert green == pytest.approx(bottom_right, abs=1e-6)
 
 
-def test_it_is_0_to_1_and_float32(pictures):
-    noise = np.random.default_rng(0).uniform(-1, 1, pictures.shape).astype("float32")
+def test_it_is_0_to_1_and_float32(images):
+    noise = np.random.default_rng(0).uniform(-1, 1, images.shape).astype("float32")
     heat = grad_cam(colour_model(), noise, np.array([0, 1]))
     assert heat.dtype == np.float32
     assert heat.min() == 0
     assert heat.max(axis=(1, 2)) == pytest.approx([1, 1])
 
 
-def test_a_certain_answer_is_explained_too(pictures):
+def test_a_certain_answer_is_explained_too(images):
     model = colour_model()
     kernel, bias = model.layers[-1].get_weights()
     model.layers[-1].set_weights([kernel * 1e4, bias])  # softmax says 1 and has no gradient
-    pictures[:, 20:28] = 0
-    assert grad_cam(model, pictures, np.array([0, 0])).max() == pytest.approx(1)
+    images[:, 20:28] = 0
+    assert grad_cam(model, images, np.array([0, 0])).max() == pytest.approx(1)
 
 
-def test_where_nothing_speaks_for_the_class_nothing_is_shown(pictures):
-    assert not grad_cam(colour_model(), np.zeros_like(pictures), np.array([0, 1])).any()
+def test_where_nothing_speaks_for_the_class_nothing_is_shown(images):
+    assert not grad_cam(colour_model(), np.zeros_like(images), np.array([0, 1])).any()
 
 
-def test_one_answer_does_not_depend_on_its_neighbours(pictures):
+def test_one_answer_does_not_depend_on_its_neighbours(images):
     model = colour_model()
-    both = grad_cam(model, pictures, np.array([0, 1]))
-    alone = grad_cam(model, pictures[1:], np.array([1]))
+    both = grad_cam(model, images, np.array([0, 1]))
+    alone = grad_cam(model, images[1:], np.array([1]))
     assert both[1:] == pytest.approx(alone)
 
 
-def test_a_reloaded_model_is_explained_and_left_as_it_is(pictures, tmp_path):
+def test_a_reloaded_model_is_explained_and_left_as_it_is(images, tmp_path):
     model = colour_model(2)
     model.save(tmp_path / "model.h5")
     reloaded = keras.models.load_model(tmp_path / "model.h5", compile=False)
-    expected = grad_cam(model, pictures, np.array([0, 1]))
-    before = np.asarray(reloaded(pictures))
-    assert grad_cam(reloaded, pictures, np.array([0, 1])) == pytest.approx(expected)
-    assert np.array_equal(np.asarray(reloaded(pictures)), before)
+    expected = grad_cam(model, images, np.array([0, 1]))
+    before = np.asarray(reloaded(images))
+    assert grad_cam(reloaded, images, np.array([0, 1])) == pytest.approx(expected)
+    assert np.array_equal(np.asarray(reloaded(images)), before)
 
 
-def test_a_model_without_a_softmax_is_refused(pictures):
+def test_a_model_without_a_softmax_is_refused(images):
     model = colour_model()
     model = keras.Model(model.input, model.layers[-2].output)
     with pytest.raises(ModelError, match="last layer is Dense with softmax"):
-        grad_cam(model, pictures, np.array([0, 1]))
+        grad_cam(model, images, np.array([0, 1]))
 
 
-def test_jax_shows_the_same(pictures, tmp_path):
+def test_jax_shows_the_same(images, tmp_path):
     pytest.importorskip("jax")
     assert is_possible()
-    np.save(tmp_path / "pictures.npy", pictures)
+    np.save(tmp_path / "images.npy", images)
     script = (
         "import numpy as np; from test_grad_cam import colour_model, grad_cam, is_possible, keras;"
         "assert keras.backend.backend() == 'jax' and is_possible();"
-        f"heat = grad_cam(colour_model(2), np.load(r'{tmp_path / 'pictures.npy'}'), "
+        f"heat = grad_cam(colour_model(2), np.load(r'{tmp_path / 'images.npy'}'), "
         "np.array([0, 1]));"
         f"np.save(r'{tmp_path / 'heat.npy'}', heat)"
     )
@@ -113,5 +113,5 @@ def test_jax_shows_the_same(pictures, tmp_path):
         env=os.environ | {"KERAS_BACKEND": "jax", "PYTHONPATH": path, "JAX_PLATFORMS": "cpu"},
         check=True,
     )
-    expected = grad_cam(colour_model(2), pictures, np.array([0, 1]))
+    expected = grad_cam(colour_model(2), images, np.array([0, 1]))
     assert np.load(tmp_path / "heat.npy") == pytest.approx(expected, abs=1e-5)

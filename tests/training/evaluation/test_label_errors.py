@@ -12,7 +12,7 @@ NAMES = ("daisy", "rose", "tulip")
 
 @pytest.fixture
 def clusters():
-    """Features of three classes that a line tells apart, 40 pictures each."""
+    """Features of three classes that a line tells apart, 40 images each."""
     labels = np.repeat(np.arange(3), 40)
     features = np.random.default_rng(0).normal(size=(120, 6)).astype(np.float32)
     features[np.arange(120), labels] += 12
@@ -20,43 +20,43 @@ def clusters():
 
 
 def test_labels_flipped_on_purpose_are_found(clusters):
-    features, labels, pictures = clusters
+    features, labels, images = clusters
     flipped = list(range(0, 120, 9))
     labels[flipped] = (labels[flipped] + 1) % 3
-    label_issues = list_label_issues(features, pictures, labels, NAMES, seed=1)
-    found = {label_issue.picture for label_issue in label_issues}
-    assert found <= {pictures[i] for i in flipped}
+    label_issues = list_label_issues(features, images, labels, NAMES, seed=1)
+    found = {label_issue.image for label_issue in label_issues}
+    assert found <= {images[i] for i in flipped}
     assert len(found) >= 10  # it takes those only that are as sure as its average label
     for label_issue in label_issues:  # the name of the file has kept the right class
-        assert label_issue.suggested == label_issue.picture.split("/")[0]
+        assert label_issue.suggested == label_issue.image.split("/")[0]
         assert label_issue.label == NAMES[(NAMES.index(label_issue.suggested) + 1) % 3]
         assert 0.5 < label_issue.confidence <= 1
     sureness = [label_issue.confidence for label_issue in label_issues]
     assert sureness == sorted(sureness, reverse=True)
-    assert list_label_issues(features, pictures, labels, NAMES, seed=1) == label_issues
+    assert list_label_issues(features, images, labels, NAMES, seed=1) == label_issues
 
 
 def test_right_labels_are_not_suspected(clusters):
-    features, labels, pictures = clusters
-    assert list_label_issues(features, pictures, labels, NAMES, seed=0) == []
+    features, labels, images = clusters
+    assert list_label_issues(features, images, labels, NAMES, seed=0) == []
 
 
 def test_not_every_contradiction_counts_where_classes_overlap(clusters):
-    _, labels, pictures = clusters
+    _, labels, images = clusters
     features = np.random.default_rng(0).normal(size=(120, 6))
     features[np.arange(120), labels] += 1.5
     # The cross-validated model contradicts 32 of these labels, all of which are right.
-    label_issues = list_label_issues(features, pictures, labels, NAMES, seed=1)
+    label_issues = list_label_issues(features, images, labels, NAMES, seed=1)
     assert 0 < len(label_issues) < 16
 
 
-def test_a_class_without_pictures_does_not_count(clusters):
-    features, labels, pictures = clusters
+def test_a_class_without_images_does_not_count(clusters):
+    features, labels, images = clusters
     labels[5] = 1
     names = ("daisy", "iris", "rose", "tulip")
     labels = np.array([0, 2, 3])[labels]
-    label_issues = list_label_issues(features, pictures, labels, names, seed=0)
-    assert [(s.picture, s.label, s.suggested) for s in label_issues] == [
+    label_issues = list_label_issues(features, images, labels, names, seed=0)
+    assert [(s.image, s.label, s.suggested) for s in label_issues] == [
         ("daisy/5.jpg", "rose", "daisy")
     ]
 
@@ -65,16 +65,16 @@ def test_one_class_has_nothing_to_be_taken_for():
     assert list_label_issues(np.ones((4, 2)), list("abcd"), np.zeros(4, int), ["a"], 0) == []
 
 
-def test_a_class_of_few_pictures_gets_fewer_folds(clusters, recwarn):
-    features, labels, pictures = clusters
+def test_a_class_of_few_images_gets_fewer_folds(clusters, recwarn):
+    features, labels, images = clusters
     few = np.r_[:4, 40:50, 80:90]  # four of the first class, where there are five folds
     labels[45] = 2
-    found = list_label_issues(features[few], [pictures[i] for i in few], labels[few], NAMES, seed=0)
-    assert [(s.picture, s.label, s.suggested) for s in found] == [("rose/45.jpg", "tulip", "rose")]
-    assert not recwarn.list  # that a class has fewer pictures than there are folds
+    found = list_label_issues(features[few], [images[i] for i in few], labels[few], NAMES, seed=0)
+    assert [(s.image, s.label, s.suggested) for s in found] == [("rose/45.jpg", "tulip", "rose")]
+    assert not recwarn.list  # that a class has fewer images than there are folds
 
 
-def test_a_picture_does_not_vouch_for_its_own_label():
+def test_an_image_does_not_vouch_for_its_own_label():
     features = np.random.default_rng(0).normal(size=(60, 200))
     # Nothing but chance tells these classes apart; what is fitted to all has each of them right.
     labels = np.arange(60) % 3
@@ -92,11 +92,11 @@ def test_a_picture_does_not_vouch_for_its_own_label():
     ids=["more", "scaled", "shifted"],
 )
 def test_neither_the_number_nor_the_scale_of_features_matters(clusters, change):
-    features, labels, pictures = clusters
+    features, labels, images = clusters
     labels[::9] = (labels[::9] + 1) % 3
-    expected = list_label_issues(features, pictures, labels, NAMES, seed=1)
-    found = list_label_issues(change(features), pictures, labels, NAMES, seed=1)
-    assert [s.picture for s in found] == [s.picture for s in expected]
+    expected = list_label_issues(features, images, labels, NAMES, seed=1)
+    found = list_label_issues(change(features), images, labels, NAMES, seed=1)
+    assert [s.image for s in found] == [s.image for s in expected]
     assert [s.confidence for s in found] == pytest.approx(
         [s.confidence for s in expected], abs=1e-3
     )
@@ -109,14 +109,14 @@ def test_classes_that_many_features_tell_apart_are_told_apart():
     labels[5] = 7
     names = [f"class {i}" for i in range(12)]
     found = list_label_issues(features, [str(i) for i in range(120)], labels, names, seed=0)
-    assert [(s.picture, s.label, s.suggested) for s in found] == [("5", "class 7", "class 0")]
+    assert [(s.image, s.label, s.suggested) for s in found] == [("5", "class 7", "class 0")]
 
 
 @pytest.mark.parametrize(
     ("count", "labels", "sentence"),
     [
-        (3, [0, 0, 1, 1], "as many features as pictures and labels. Received: 3, 4, 4."),
-        (4, [0, 0, 0, 1], "at least two pictures of each class. Received: one."),
+        (3, [0, 0, 1, 1], "as many features as images and labels. Received: 3, 4, 4."),
+        (4, [0, 0, 0, 1], "at least two images of each class. Received: one."),
     ],
 )
 def test_what_cannot_be_judged_is_refused(count, labels, sentence):

@@ -110,18 +110,18 @@ def test_the_bootstrap_gives_the_middle_95_percent_of_mean_f1_drawn_anew():
 
 
 def test_a_class_that_is_not_drawn_counts_as_zero():
-    # Of one picture of each of two classes, half of the draws have both and half have one twice.
+    # Of one image of each of two classes, half of the draws have both and half have one twice.
     low, high = bootstrap_macro_f1(np.eye(2, dtype=int))
     assert (low, high) == (0.5, 1.0)
 
 
 def test_the_table_reads_as_follows(metrics):
     assert table(metrics).splitlines() == [
-        "  class  precision            recall               F1                   pictures",
+        "  class  precision            recall               F1                   images",
         "  ash    0.889 (0.565–0.980)  0.800 (0.490–0.943)  0.842 (0.606–0.949)        10",
         "  birch  0.905 (0.711–0.973)  0.950 (0.764–0.991)  0.927 (0.800–0.976)        20",
         "  cedar  1.000 (0.722–1.000)  1.000 (0.722–1.000)  1.000 (0.839–1.000)        10",
-        "  accuracy 0.925 (0.801–0.974) on 40 pictures, ECE 0.125; "
+        "  accuracy 0.925 (0.801–0.974) on 40 images, ECE 0.125; "
         "in brackets Wilson's 95 % intervals",
     ]
 
@@ -151,6 +151,6 @@ def test_numbers_are_written_this_way():
     assert with_interval(0.93, [0.9081, 0.9466]) == "0.930 (0.908–0.947)"
 
 
-def test_no_pictures_are_refused_in_this_sentence():
-    with pytest.raises(ValueError, match=r"^Expected pictures to evaluate\. Received: none\.$"):
+def test_no_images_are_refused_in_this_sentence():
+    with pytest.raises(ValueError, match=r"^Expected images to evaluate\. Received: none\.$"):
         evaluate(np.zeros((0, 3)), np.zeros(0, dtype=int), NAMES)

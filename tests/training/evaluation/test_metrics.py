@@ -98,7 +98,7 @@ def test_the_error_by_chance_is_that_of_these_answers():
     assert metrics["expected_calibration_error_by_chance"] == error_by_chance(probabilities)
 
 
-def test_the_interval_of_macro_f1_is_the_one_of_pictures_drawn_anew():
+def test_the_interval_of_macro_f1_is_the_one_of_images_drawn_anew():
     counts = np.array([[40, 9, 3], [5, 60, 10], [2, 1, 20]])
     pairs = np.repeat(np.arange(9), counts.ravel())
     drawn = np.random.default_rng(1).choice(pairs, (20_000, len(pairs)))
@@ -129,14 +129,14 @@ def test_it_is_the_same_every_time():
     assert evaluate(*answers, ("a", "b")) == evaluate(*answers, ("a", "b"))
 
 
-def test_more_pictures_make_narrower_intervals():
+def test_more_images_make_narrower_intervals():
     counts = np.array([[8, 2], [3, 7]])
     few, many = (bootstrap_macro_f1(counts * times) for times in (1, 25))
     assert few[0] < many[0] < 0.75 < many[1] < few[1]
     assert many[1] - many[0] == pytest.approx((few[1] - few[0]) / 5, rel=0.25)
 
 
-def test_a_class_without_pictures_and_one_never_answered():
+def test_a_class_without_images_and_one_never_answered():
     probabilities = np.array([[0.7, 0.2, 0.1], [0.6, 0.3, 0.1]])
     metrics = evaluate(probabilities, np.array([0, 1]), NAMES)
     assert metrics["per_class"]["birch"]["precision"] == 0
@@ -153,7 +153,7 @@ def test_a_model_that_is_never_right_is_told():
     assert table(metrics).splitlines()[2].endswith("  3")
 
 
-def test_no_pictures_are_refused():
+def test_no_images_are_refused():
     with pytest.raises(ValueError, match="Received: none"):
         evaluate(np.zeros((0, 3)), np.zeros(0, dtype=int), NAMES)
 
@@ -165,7 +165,7 @@ def test_the_table_is_aligned_and_says_what_its_brackets_are(metrics):
     assert "0.800 (0.490–0.943)" in rows[0]
     assert rows[0].index("0.800") == head.index("recall")
     assert "accuracy 0.925 (" in last
-    assert "on 40 pictures, ECE 0.125" in last
+    assert "on 40 images, ECE 0.125" in last
     assert "Wilson's 95 %" in last
 
 

@@ -10,7 +10,7 @@ import pytest
 from PIL import Image
 
 import training.evaluation.report
-from serving.image import open_picture
+from serving.image import open_image
 from serving.preprocess import preprocess
 from training.backend import keras
 from training.dataset.scan import Dataset, scan
@@ -30,7 +30,7 @@ CARD_OF_RUN = {
     "recipe": {"learning_rate": 0.01, "head": (512, 128)},
     "seed": 69420,
     "split": {"train": 40, "selection": 0, "validation": 10},
-    "picked_on": "the best of its epochs on the validation pictures",
+    "picked_on": "the best of its epochs on the validation images",
     "weights": "ImageNet",
     "seconds": 600,
     "hygiene": ["two near duplicates left out"],
@@ -56,8 +56,7 @@ def run(drawn, tmp_path_factory):
     dataset = scan(drawn)
     model = tiny_model(len(dataset.class_names))
     inputs = [
-        preprocess(open_picture(dataset.folder / picture), (SIDE, SIDE))
-        for picture in dataset.pictures
+        preprocess(open_image(dataset.folder / image), (SIDE, SIDE)) for image in dataset.images
     ]
     uncalibrated = np.asarray(model(np.concatenate(inputs)))
     bake_temperature(model, TEMPERATURE)
@@ -70,15 +69,15 @@ def run(drawn, tmp_path_factory):
         "checkpoint": folder / "xception_fin_02_0.650.h5",
         "model": model,
         "dataset": dataset,
-        "pictures": dataset.pictures,
+        "images": dataset.images,
         "probabilities": apply_temperature(uncalibrated, TEMPERATURE),
         "uncalibrated": uncalibrated,
         "temperature": TEMPERATURE,
         "history": history,
         "card": CARD_OF_RUN,
         "suspects": [
-            SimpleNamespace(picture=p, label="rose", suggested="tulip", confidence=0.9)
-            for p in dataset.pictures[:14]
+            SimpleNamespace(image=p, label="rose", suggested="tulip", confidence=0.9)
+            for p in dataset.images[:14]
         ],
     }
 
@@ -94,7 +93,7 @@ def written(run, tmp_path_factory):
 def faultless(run):
     """The same run, but always right and almost certain."""
     classes = len(run["dataset"].class_names)
-    right = np.eye(classes)[run["dataset"].labels(run["pictures"])]
+    right = np.eye(classes)[run["dataset"].labels(run["images"])]
     probabilities = (right * 0.95 + 0.05 / classes).astype("float32")
     return run | {"probabilities": probabilities, "uncalibrated": probabilities, "temperature": 1.0}
 
@@ -132,11 +131,11 @@ def near(pixels, colour, distance=30):
 def test_a_figure_is_a_png_of_a_screen_in_its_own_colours(written, name, colours):
     path = written[0] / name
     assert path.stat().st_size <= MAX_BYTES
-    with Image.open(path) as picture:
-        assert picture.format == "PNG"
-        assert 400 <= picture.width <= 1600
-        assert 250 <= picture.height <= 1600
-        pixels = np.asarray(picture.convert("RGB"))
+    with Image.open(path) as image:
+        assert image.format == "PNG"
+        assert 400 <= image.width <= 1600
+        assert 250 <= image.height <= 1600
+        pixels = np.asarray(image.convert("RGB"))
     for colour in colours:
         assert near(pixels, colour).mean() > 0.0005
     if name in GALLERIES:  # photographs, beside their captions
@@ -147,7 +146,7 @@ def test_the_metrics_are_those_of_the_probabilities(run, written):
     folder, returned = written
     metrics = json.loads((folder / METRICS).read_text())
     assert metrics == json.loads(json.dumps(returned))
-    truth = run["dataset"].labels(run["pictures"])
+    truth = run["dataset"].labels(run["images"])
     expected = evaluate(run["probabilities"], truth, run["dataset"].class_names)
     assert {key: returned[key] for key in expected} == expected
     assert metrics["accuracy"] == pytest.approx(
@@ -173,9 +172,7 @@ def test_the_model_card_says_what_a_reader_asks(run, written):
     assert f"{metrics['accuracy']:.3f} ({low:.3f} to {high:.3f}), n = {metrics['n']}" in run_info
     assert "Wilson" in run_info
     share, low, high = (f"{100 * value:.1f} %" for value in (metrics["accuracy"], low, high))
-    assert (
-        f"On 50 pictures that it was not trained on it is right in **{share} ({low} to" in run_info
-    )
+    assert f"On 50 images that it was not trained on it is right in **{share} ({low} to" in run_info
     assert f"is off by {metrics['expected_calibration_error']:.3f} on average" in run_info
 
     def cell(row, key):
@@ -202,10 +199,10 @@ def test_the_model_card_says_what_a_reader_asks(run, written):
         "| learning_rate | 0.01 |",
         "train 40, selection 0, validation 10",
         "- two near duplicates left out",
-        "The best of its epochs on the validation pictures. Where a picture",
+        "The best of its epochs on the validation images. Where an image",
         f"tensorflow {metrics['versions']['tensorflow']}",
         "temperature T = 1.500, which is inside the model's last layer",
-        f"Of the {len(run['dataset'].pictures)}, a cross-validated model suspects 14.",
+        f"Of the {len(run['dataset'].images)}, a cross-validated model suspects 14.",
         "and nothing else",
     ):
         assert text in run_info
@@ -219,27 +216,27 @@ def card_of(folder, run, **changed):
 def test_the_model_card_says_of_which_class_least_is_known(faultless, tmp_path, only_text):
     half_right = faultless["probabilities"].copy()
     half_right[25:30] = half_right[0]  # half of the roses as daisies
-    assert faultless["pictures"][25].startswith("rose/")
+    assert faultless["images"][25].startswith("rose/")
     run_info = card_of(tmp_path, faultless, probabilities=half_right)
     low, high = wilson(5, 10)
-    assert f"- Least is known of rose: 10 pictures, recall {low:.2f} to {high:.2f}." in run_info
+    assert f"- Least is known of rose: 10 images, recall {low:.2f} to {high:.2f}." in run_info
 
 
 @pytest.mark.parametrize(("error", "said"), [(0.031, "**above**"), (0.029, "within")])
 def test_the_model_card_says_whether_confidence_is_as_right_as_asked_for(
     faultless, tmp_path, only_text, error, said
 ):
-    right = np.eye(5)[faultless["dataset"].labels(faultless["pictures"])]
+    right = np.eye(5)[faultless["dataset"].labels(faultless["images"])]
     probabilities = right * (1 - error * 5 / 4) + error / 4
     run_info = card_of(tmp_path, faultless, probabilities=probabilities, uncalibrated=probabilities)
     assert f"expected calibration error {error:.3f} (15 bins), {said} the 0.03" in run_info
 
 
 def test_the_model_card_counts_what_is_reported_on(run, tmp_path, only_text):
-    some = slice(8, 25)  # of the pictures, which are ten of each class
-    chosen = {key: run[key][some] for key in ("pictures", "probabilities", "uncalibrated")}
+    some = slice(8, 25)  # of the images, which are ten of each class
+    chosen = {key: run[key][some] for key in ("images", "probabilities", "uncalibrated")}
     lines = card_of(tmp_path, run, **chosen).splitlines()
-    head = lines.index("| class | pictures | reported on |")
+    head = lines.index("| class | images | reported on |")
     assert lines[head + 2 : head + 8] == [
         "| daisy | 10 | 2 |",
         "| dandelion | 10 | 10 |",
@@ -260,12 +257,12 @@ def test_the_model_card_says_how_long_it_took(run, tmp_path, only_text, seconds,
 
 def test_the_model_card_tells_what_was_excluded_from_what_is_broken(run, drawn, tmp_path):
     excluded = tmp_path / "wrong_labels.txt"
-    excluded.write_text("\n".join(run["dataset"].pictures[-3:]))
+    excluded.write_text("\n".join(run["dataset"].images[-3:]))
     dataset = scan(drawn, excluded)
     broken = replace(dataset, skipped=(*dataset.skipped, ("rose/x.jpg", "empty")))
     shown = run | {
         "dataset": broken,
-        "pictures": dataset.pictures,
+        "images": dataset.images,
         "probabilities": run["probabilities"][:-3],
         "uncalibrated": run["uncalibrated"][:-3],
     }
@@ -288,12 +285,12 @@ def test_the_model_card_lists_the_mistakes_most_confident_first(run, written):
     assert len(rows) == 12
     confidence = [float(row[2]) for row in rows]
     assert confidence == sorted(confidence, reverse=True)
-    for picture, answer, confidence in rows:
-        scores = run["probabilities"][run["pictures"].index(picture)]
+    for image, answer, confidence in rows:
+        scores = run["probabilities"][run["images"].index(image)]
         assert answer == run["dataset"].class_names[scores.argmax()]
         assert confidence == f"{scores.max():.3f}"
-        assert not picture.startswith(answer)
-    wrong = run["probabilities"].argmax(axis=1) != run["dataset"].labels(run["pictures"])
+        assert not image.startswith(answer)
+    wrong = run["probabilities"].argmax(axis=1) != run["dataset"].labels(run["images"])
     assert float(rows[0][2]) == pytest.approx(run["probabilities"][wrong].max(), abs=1e-3)
 
 
@@ -301,7 +298,7 @@ def test_the_model_card_lists_the_mistakes_most_confident_first(run, written):
 def given(run, monkeypatch, tmp_path):
     """What each figure of the run is given, instead of drawing it: {function: [arguments]}.
 
-    A gallery is under its title. `grad_cam` gives picture number i a heat that is i everywhere.
+    A gallery is under its title. `grad_cam` gives image number i a heat that is i everywhere.
     """
     calls = {}
 
@@ -323,29 +320,29 @@ def given(run, monkeypatch, tmp_path):
 
     monkeypatch.setattr(training.evaluation.report, "grad_cam", grad_cam)
     label_issues = [
-        SimpleNamespace(picture=p, label="rose", suggested="tulip", confidence=0.5 + 0.03 * i)
-        for i, p in enumerate(run["dataset"].pictures[:14])
+        SimpleNamespace(image=p, label="rose", suggested="tulip", confidence=0.5 + 0.03 * i)
+        for i, p in enumerate(run["dataset"].images[:14])
     ]
     calls["metrics"] = write_report(tmp_path / "report", **run | {"suspects": label_issues})
     calls["drawn"] = {path.name: path.read_text() for path in tmp_path.glob("report/*.png")}
     return calls
 
 
-def position(run, picture):
-    """Return which of the run's pictures a gallery shows as `picture`."""
-    shown = preprocess(picture, (SIDE, SIDE))
-    for index, name in enumerate(run["pictures"]):
+def position(run, image):
+    """Return which of the run's images a gallery shows as `image`."""
+    shown = preprocess(image, (SIDE, SIDE))
+    for index, name in enumerate(run["images"]):
         if np.array_equal(
-            preprocess(open_picture(run["dataset"].folder / name), (SIDE, SIDE)), shown
+            preprocess(open_image(run["dataset"].folder / name), (SIDE, SIDE)), shown
         ):
             return index
-    raise AssertionError("a picture of another run")
+    raise AssertionError("an image of another run")
 
 
 def verdict(run, index):
-    """Return the caption that a picture should have."""
+    """Return the caption that an image should have."""
     names, scores = run["dataset"].class_names, run["probabilities"][index]
-    truth = run["pictures"][index].split("/")[0]
+    truth = run["images"][index].split("/")[0]
     answer = names[scores.argmax()]
     said = f"{answer} {100 * scores.max():.0f} %"
     if answer == truth:
@@ -357,7 +354,7 @@ def test_each_figure_is_of_what_its_name_says(run, given):
     before, after, truth, temperature = given["reliability"]
     assert np.array_equal(before, run["uncalibrated"])
     assert np.array_equal(after, run["probabilities"])
-    assert np.array_equal(truth, run["dataset"].labels(run["pictures"]))
+    assert np.array_equal(truth, run["dataset"].labels(run["images"]))
     assert temperature == TEMPERATURE
     counts, names = given["confusion_matrix"]
     assert counts.tolist() == given["metrics"]["confusion_matrix"]
@@ -380,22 +377,22 @@ def test_each_figure_is_of_what_its_name_says(run, given):
 def test_the_most_confident_mistakes_are_shown_with_answer_and_truth(run, given):
     title, tiles = given["The most confident mistakes"]
     wrong = np.flatnonzero(
-        run["probabilities"].argmax(axis=1) != run["dataset"].labels(run["pictures"])
+        run["probabilities"].argmax(axis=1) != run["dataset"].labels(run["images"])
     )
     assert title == f"The most confident mistakes (12 of {len(wrong)})"
     order = wrong[np.argsort(-run["probabilities"][wrong].max(axis=1), kind="stable")]
-    assert [position(run, tile.picture) for tile in tiles] == order[:12].tolist()
+    assert [position(run, tile.image) for tile in tiles] == order[:12].tolist()
     assert [tile.lines for tile in tiles] == [verdict(run, index) for index in order[:12]]
 
 
-def test_grad_cam_is_asked_about_the_answer_and_shown_on_its_picture(run, given):
+def test_grad_cam_is_asked_about_the_answer_and_shown_on_its_image(run, given):
     model, inputs, classes = given["grad_cam"]
     _, tiles = given["What speaks for the answer, red the most"]
-    chosen = [position(run, tile.picture) for tile in tiles]
+    chosen = [position(run, tile.image) for tile in tiles]
     assert model is run["model"]
     for index, pixels in zip(chosen, inputs, strict=True):
-        picture = open_picture(run["dataset"].folder / run["pictures"][index])
-        assert np.array_equal(pixels, preprocess(picture, (SIDE, SIDE))[0])
+        image = open_image(run["dataset"].folder / run["images"][index])
+        assert np.array_equal(pixels, preprocess(image, (SIDE, SIDE))[0])
     assert classes.tolist() == run["probabilities"][chosen].argmax(axis=1).tolist()
     assert [tile.heat.max() for tile in tiles] == list(range(len(chosen)))
     assert [tile.lines for tile in tiles] == [verdict(run, index) for index in chosen]
@@ -403,8 +400,8 @@ def test_grad_cam_is_asked_about_the_answer_and_shown_on_its_picture(run, given)
 
 def test_grad_cam_explains_a_typical_right_answer_of_each_class_then_mistakes(run, given):
     _, tiles = given["What speaks for the answer, red the most"]
-    chosen = [position(run, tile.picture) for tile in tiles]
-    truth, confidence = run["dataset"].labels(run["pictures"]), run["probabilities"].max(axis=1)
+    chosen = [position(run, tile.image) for tile in tiles]
+    truth, confidence = run["dataset"].labels(run["images"]), run["probabilities"].max(axis=1)
     right = run["probabilities"].argmax(axis=1) == truth
     typical = []
     for index in range(5):
@@ -418,7 +415,7 @@ def test_grad_cam_explains_a_typical_right_answer_of_each_class_then_mistakes(ru
 def test_the_surest_suspects_are_shown_with_what_they_look_like(run, given):
     title, tiles = given["Labels that are probably wrong"]
     assert title == "Labels that are probably wrong (12 of 14)"
-    assert [position(run, tile.picture) for tile in tiles] == list(range(13, 1, -1))
+    assert [position(run, tile.image) for tile in tiles] == list(range(13, 1, -1))
     assert tiles[0].lines == (("tulip 89 %?", figures.ORANGE), ("label: rose", figures.INK))
 
 
@@ -494,20 +491,20 @@ def test_a_backend_without_gradients_has_no_grad_cam_and_says_so(run, tmp_path, 
 def test_any_number_of_classes_with_any_names(classes, tmp_path, recwarn):
     odd = ("$5 & $x_1", "a|b *c*", "玫瑰", "two\nlines", "a name that is far too long to be shown")
     names = tuple(sorted([*odd, *(f"class {i}" for i in range(25))][:classes]))
-    picture = Image.new("RGB", (SIDE, SIDE + 9), "green")
+    image = Image.new("RGB", (SIDE, SIDE + 9), "green")
     for name in names:
         (tmp_path / "data" / name).mkdir(parents=True)
         for number in range(2):
-            picture.save(tmp_path / "data" / name / f"{number}.png")
-    pictures = tuple(f"{name}/{number}.png" for name in names for number in range(2))
+            image.save(tmp_path / "data" / name / f"{number}.png")
+    images = tuple(f"{name}/{number}.png" for name in names for number in range(2))
     rng = np.random.default_rng(0)
-    probabilities = rng.dirichlet(np.ones(classes), len(pictures)).astype("float32")
+    probabilities = rng.dirichlet(np.ones(classes), len(images)).astype("float32")
     metrics = write_report(
         tmp_path / "report",
         checkpoint=tmp_path / "mine.h5",
         model=tiny_model(classes),
-        dataset=Dataset(tmp_path / "data", names, pictures, ()),
-        pictures=pictures,
+        dataset=Dataset(tmp_path / "data", names, images, ()),
+        images=images,
         probabilities=probabilities,
         uncalibrated=probabilities,
         temperature=1.0,

@@ -49,7 +49,7 @@ def checkpoint(tmp_path, drawn):
 def test_it_is_smaller_and_plain_keras_opens_it(checkpoint, drawn, tmp_path, capsys):
     small = tmp_path / "small" / checkpoint.name
     assert shrink.main([str(checkpoint), str(small.parent), "--data", str(drawn)]) == 0
-    assert "0 of 10 validation pictures change their label" in capsys.readouterr().out
+    assert "0 of 10 validation images change their label" in capsys.readouterr().out
     assert small.stat().st_size < 0.4 * checkpoint.stat().st_size
     assert read_metadata(small) == METADATA
     assert Split.read(split_record(small)) == Split.read(split_record(checkpoint))
@@ -90,10 +90,10 @@ def test_a_changed_label_is_refused(checkpoint, drawn, tmp_path, monkeypatch, ca
     assert not list((tmp_path / "small").iterdir())
 
 
-def test_other_pictures_are_refused(checkpoint, tmp_path, drawn, capsys):
+def test_other_images_are_refused(checkpoint, tmp_path, drawn, capsys):
     Split(1, 0.2, ("rose/a.jpg",), ("rose/b.jpg",)).write(split_record(checkpoint))
     assert shrink.main([str(checkpoint), str(tmp_path / "small"), "--data", str(drawn)]) == 1
-    assert "to hold the 1 pictures of the split" in capsys.readouterr().err
+    assert "to hold the 1 images of the split" in capsys.readouterr().err
 
 
 def test_rounding_keeps_thirteen_bits_of_kernels_and_all_of_vectors():

@@ -1,12 +1,12 @@
-"""Picture files that nobody meant to send: each opens as RGB or is refused, in time, in silence.
+"""Image files that nobody meant to send: each opens as RGB or is refused, in time, in silence.
 
-    python -m tests.fuzz.pictures                              # 100,000 files: minutes
-    python -m tests.fuzz.pictures --runs 1000 --seed 7         # the same thousand each time
-    python -m tests.fuzz.pictures --coverage --seconds 3600    # goes where it finds new code
-    python -m tests.fuzz.pictures .cache/fuzz/fc3ff98e.bin     # a file that failed, once more
+    python -m tests.fuzz.images                              # 100,000 files: minutes
+    python -m tests.fuzz.images --runs 1000 --seed 7         # the same thousand each time
+    python -m tests.fuzz.images --coverage --seconds 3600    # goes where it finds new code
+    python -m tests.fuzz.images .cache/fuzz/fc3ff98e.bin     # a file that failed, once more
 
-Mutates the corpus that tests.fuzz.make_corpus draws; checksums are made right again, so that mutations get
-behind them. The first file that fails is kept in --found, and so is the one in work when a
+Mutates the corpus that make_corpus draws; checksums are made right again, so that mutations
+get behind them. The first file that fails is kept in --found, and so is the one in work when a
 decoder takes the whole process down.
 
 Decoders are C, whose code --coverage, by atheris, does not see: it finds the ways through
@@ -32,7 +32,7 @@ from pathlib import Path
 
 from tests.fuzz.make_corpus import FOLDER
 
-SIZES = (None, (10, 6), (299, 299))  # that pictures are opened for
+SIZES = (None, (10, 6), (299, 299))  # that images are opened for
 SECONDS = 5.0  # of the processor that no file may take
 HANGING = 120  # seconds for a hundred files, until a process whose decoder hangs ends itself
 GROWTH = 100_000_000  # bytes of memory that no run may gain after its first fifth; 40 come and go
@@ -61,7 +61,7 @@ def main(arguments: list[str] | None = None) -> int:
         else:
             print(run(options.runs, options.seconds, options.seed, options.found))
     except (FuzzError, OSError) as error:
-        print(f"tests.fuzz.pictures: {error}", file=sys.stderr)
+        print(f"tests.fuzz.images: {error}", file=sys.stderr)
         return 1
     return 0
 
@@ -69,7 +69,7 @@ def main(arguments: list[str] | None = None) -> int:
 def parse_arguments(arguments: list[str] | None) -> argparse.Namespace:
     """Return the command line's options."""
     parser = argparse.ArgumentParser(
-        prog="python -m tests.fuzz.pictures",
+        prog="python -m tests.fuzz.images",
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
@@ -123,12 +123,12 @@ def check(data: bytes, size: tuple[int, int] | None = None) -> tuple[str, float]
     """
     # Late, because atheris instruments what is imported while it looks.
     from serving.errors import ServingError
-    from serving.image import open_picture
+    from serving.image import open_image
 
     begun = time.process_time()
     outcome = "RGB"
     try:
-        picture = open_picture(data, size)
+        image = open_image(data, size)
     except ServingError as error:
         outcome = type(error).__name__
         if not SENTENCE.fullmatch(str(error)):
@@ -136,12 +136,8 @@ def check(data: bytes, size: tuple[int, int] | None = None) -> tuple[str, float]
     except Exception as error:
         raise FuzzError(f"Expected an error of the service's own. Received: {error!r}.") from error
     else:
-        if (
-            picture.mode != "RGB"
-            or min(picture.size) < 1
-            or set(picture.info) != {"format", "size"}
-        ):
-            raise FuzzError(f"Expected upright RGB. Received: {picture} with {picture.info}.")
+        if image.mode != "RGB" or min(image.size) < 1 or set(image.info) != {"format", "size"}:
+            raise FuzzError(f"Expected upright RGB. Received: {image} with {image.info}.")
     if (taken := time.process_time() - begun) > SECONDS:
         raise FuzzError(f"Expected at most {SECONDS} s. Received: {taken:.1f} s.")
     return outcome, taken
@@ -184,7 +180,7 @@ def guarded(found: Path) -> Iterator:
                 path = found / f"{hashlib.sha256(data).hexdigest()[:8]}.bin"
                 path.write_bytes(data)
                 raise FuzzError(
-                    f"{error} Repeat with: python -m tests.fuzz.pictures {path}"
+                    f"{error} Repeat with: python -m tests.fuzz.images {path}"
                 ) from error
 
         faulthandler.enable(terminal)
@@ -220,7 +216,7 @@ def mutate(data: bytes, rng: random.Random, corpus: Sequence[bytes]) -> bytes:
     changed = bytearray(data)
     for _ in range(rng.choice((1, 1, 1, 2, 3, 5, 9))):
         rng.choice(MUTATIONS)(changed, rng, corpus)
-    if rng.random() < 0.9:  # else it is soon refused as no picture at all
+    if rng.random() < 0.9:  # else it is soon refused as no image at all
         changed[:HEAD] = data[:HEAD]
     del changed[LONGEST:]
     return _with_checksums(changed) if changed.startswith(b"\x89PNG") else bytes(changed)

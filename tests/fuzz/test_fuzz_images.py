@@ -10,9 +10,9 @@ from PIL import Image
 
 from serving import image
 from serving.errors import ImageError
-from tests.fuzz import make_corpus, pictures
+from tests.fuzz import images, make_corpus
+from tests.fuzz.images import FuzzError, check, guarded, run
 from tests.fuzz.make_corpus import FOLDER, REFUSED
-from tests.fuzz.pictures import FuzzError, check, guarded, run
 
 # pytest replaces the filters that serving.image sets.
 pytestmark = pytest.mark.filterwarnings("ignore")
@@ -37,7 +37,7 @@ def test_the_corpus_is_what_its_command_draws(tmp_path, capsys):
     drawn = {str(path.relative_to(tmp_path)) for path in tmp_path.rglob("*.*")}
     kept = {str(path.relative_to(CORPUS)) for path in CORPUS.rglob("*.*")}
     assert drawn == kept
-    assert capsys.readouterr().out.startswith(f"Wrote {len(drawn)} pictures")
+    assert capsys.readouterr().out.startswith(f"Wrote {len(drawn)} images")
 
 
 def test_thousands_of_mutated_files_open_or_are_refused(tmp_path, monkeypatch):
@@ -51,11 +51,11 @@ def test_thousands_of_mutated_files_open_or_are_refused(tmp_path, monkeypatch):
 
 def test_the_same_seed_makes_the_same_files(monkeypatch):
     monkeypatch.chdir(ROOT)
-    seeds = pictures.read_corpus()
+    seeds = images.read_corpus()
 
     def mutated(seed):
-        rng = pictures.random.Random(seed)
-        return [pictures.mutate(rng.choice(seeds), rng, seeds) for _ in range(50)]
+        rng = images.random.Random(seed)
+        return [images.mutate(rng.choice(seeds), rng, seeds) for _ in range(50)]
 
     assert mutated(5) == mutated(5)
     assert mutated(5) != mutated(6)
@@ -79,7 +79,7 @@ def says_nothing_of_the_format(*_: object) -> Image.Image:
 
 def writes_errors(*_: object) -> None:
     os.write(2, b"libtiff: noise")
-    raise ImageError("Expected a picture. Received: none. Send one.")
+    raise ImageError("Expected an image. Received: none. Send one.")
 
 
 @pytest.mark.parametrize(
@@ -93,17 +93,17 @@ def writes_errors(*_: object) -> None:
     ],
 )
 def test_what_fails_is_kept_and_its_command_named(tmp_path, monkeypatch, defect, sentence):
-    monkeypatch.setattr(image, "open_picture", defect)
+    monkeypatch.setattr(image, "open_image", defect)
     with pytest.raises(FuzzError, match=sentence) as failed, guarded(tmp_path) as keep:  # noqa: SIM117
-        with keep(b"picture"):
-            check(b"picture")
+        with keep(b"image"):
+            check(b"image")
     [path] = tmp_path.iterdir()
-    assert path.read_bytes() == b"picture"
-    assert str(failed.value).endswith(f"Repeat with: python -m tests.fuzz.pictures {path}")
+    assert path.read_bytes() == b"image"
+    assert str(failed.value).endswith(f"Repeat with: python -m tests.fuzz.images {path}")
 
 
 def test_what_takes_too_long_fails(monkeypatch):
-    monkeypatch.setattr(pictures, "SECONDS", -1)
+    monkeypatch.setattr(images, "SECONDS", -1)
     with pytest.raises(FuzzError, match="Expected at most -1 s"):
         check(b"")
 
@@ -112,20 +112,20 @@ def test_what_takes_the_process_down_is_kept(tmp_path):
     code = """
 import os, sys
 from pathlib import Path
-from tests.fuzz.pictures import guarded
-with guarded(Path(sys.argv[1])) as keep, keep(b"picture"):
+from tests.fuzz.images import guarded
+with guarded(Path(sys.argv[1])) as keep, keep(b"image"):
     os.abort()
 """
     done = subprocess.run([sys.executable, "-c", code, tmp_path], cwd=ROOT, capture_output=True)
     assert done.returncode < 0
     assert b"Fatal Python error: Aborted" in done.stderr
     [path] = tmp_path.iterdir()
-    assert path.read_bytes() == b"picture"
+    assert path.read_bytes() == b"image"
 
 
 def command(*arguments: object) -> subprocess.CompletedProcess:
     return subprocess.run(
-        [sys.executable, "-m", "tests.fuzz.pictures", *map(str, arguments)],
+        [sys.executable, "-m", "tests.fuzz.images", *map(str, arguments)],
         cwd=ROOT,
         capture_output=True,
         text=True,
@@ -140,7 +140,7 @@ def test_the_command_checks_files_again():
     assert done.returncode == 0
     missing = command("no-such-file")
     assert missing.returncode == 1
-    assert missing.stderr.startswith("tests.fuzz.pictures: ")
+    assert missing.stderr.startswith("tests.fuzz.images: ")
 
 
 def test_coverage_leads_atheris_to_new_files(tmp_path):
