@@ -142,10 +142,10 @@ def choose_images(
         return [], drawn_images(size)
     train = validation = images
     if split_record(checkpoint).exists():
-        parts = Split.read(split_record(checkpoint))
+        split = Split.read(split_record(checkpoint))
         present = set(images)
-        train = [p for p in parts.train if p in present] or images
-        validation = [p for p in parts.validation if p in present] or images
+        train = [p for p in split.train if p in present] or images
+        validation = [p for p in split.evaluated if p in present] or images
 
     def readers(chosen: Sequence[str]) -> list[ImageLoader]:
         return [lambda path=data / image: read_pixels(path, size) for image in chosen]
@@ -277,7 +277,7 @@ def evaluate(checkpoint: Path, data: Path, runtime: str | None) -> None:
     truth = np.array([labels.index(class_of(image)) for image in dataset.images])
     chosen = {"all": np.ones(len(truth), bool)}
     if split_record(checkpoint).exists():
-        validation = set(Split.read(split_record(checkpoint)).validation)
+        validation = set(Split.read(split_record(checkpoint)).evaluated)
         chosen["validation"] = np.array([p in validation for p in dataset.images])
     print("  images            checkpoint           .tflite              same first answer")
     for name, rows in chosen.items():

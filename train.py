@@ -32,7 +32,7 @@ from training.batches import Batches, PaddedBatches, TrainingBatches, image_indi
 from training.checkpoint import CHECKPOINT, BestCheckpoint, load_checkpoint, remove_checkpoint
 from training.dataset.checks import check_dataset, format_checks
 from training.dataset.scan import Dataset, scan
-from training.dataset.split import Split, split
+from training.dataset.split import Split, split_dataset
 from training.errors import CacheError, DataError, DistributeError
 from training.features import CachedFeatures
 from training.files import remove_unfinished
@@ -180,10 +180,10 @@ def train(recipe: Recipe, options: argparse.Namespace) -> int:
         remove_unfinished(options.models)
 
     # data
-    dataset, parts = load_data(recipe, options)
+    dataset, split = load_data(recipe, options)
     size = (recipe.input_size, recipe.input_size)
     images = ImageSource(dataset, size, recipe.augmentation)
-    settings = run_settings(recipe, options, parts)
+    settings = run_settings(recipe, options, split)
     workers.check_same(settings | {"precision": dtype_policy()})
     state = workers.broadcast_file(options.models / STATE)
     run = find_run(recipe, options, settings, state)
@@ -196,16 +196,16 @@ def train(recipe: Recipe, options: argparse.Namespace) -> int:
         print(f"Model: {describe(recipe, weights)}.", flush=True)
         features = compute_features(recipe, options, images, model)
         if recipe.head_epochs and not run:
-            fit_head(recipe, model, features, dataset, parts)
+            fit_head(recipe, model, features, dataset, split)
     if recipe.fine_tune_at:
         unfreeze(model, recipe.fine_tune_at)
 
     # inputs
-    trainable_part, source, val_source = choose_inputs(recipe, options, images, parts, model)
-    steps = recipe.steps_per_epoch or max(1, len(parts.train) // recipe.batch_size)
+    trainable_part, source, val_source = choose_inputs(recipe, options, images, split, model)
+    steps = recipe.steps_per_epoch or max(1, len(split.train) // recipe.batch_size)
     training = TrainingBatches(
         source,
-        parts.train,
+        split.train,
         recipe.batch_size,
         steps=steps,
         seed=recipe.seed,
@@ -214,7 +214,7 @@ def train(recipe: Recipe, options: argparse.Namespace) -> int:
         rows=rows,
     )
     batches = PaddedBatches if workers.distributed else Batches
-    validation = batches(val_source, parts.selection or parts.validation, recipe.batch_size, rows)
+    validation = batches(val_source, split.validation, recipe.batch_size, rows)
 
     # fit
     training_model = trainable_part
@@ -239,9 +239,9 @@ def train(recipe: Recipe, options: argparse.Namespace) -> int:
             trainable_part.set_weights(training_model.get_weights())
         return model
 
-    pattern = UNNAMED_BEST if parts.selection else CHECKPOINT
+    pattern = UNNAMED_BEST if split.test else CHECKPOINT
     best = BestCheckpoint(
-        options.models, pattern, trained, dataset.class_names, parts, recipe.monitor, run
+        options.models, pattern, trained, dataset.class_names, split, recipe.monitor, run
     )
     if workers.is_main:
         trim_history(options.models / HISTORY, first_epoch)
@@ -288,14 +288,14 @@ def train(recipe: Recipe, options: argparse.Namespace) -> int:
         "recipe": asdict(recipe),
         "seed": recipe.seed,
         "weights": weights,
-        "split": parts.sizes,
+        "split": split.sizes,
         "seconds": round(time.monotonic() - started),
     }
     if final_size(recipe) != recipe.input_size:
         val_source = ImageSource(dataset, (final_size(recipe), final_size(recipe)))
     elif recipe.fine_tune_at is not None:
         val_source = images  # not activations: they are as coarse as training may be
-    report(options, dataset, parts, best, val_source, features, run_info)
+    report(options, dataset, split, best, val_source, features, run_info)
     return 0
 
 
@@ -306,22 +306,27 @@ def load_data(recipe: Recipe, options: argparse.Namespace) -> tuple[Dataset, Spl
     for line in format_checks(check_dataset(dataset)):
         print(f"  {line}")
     counts = ", ".join(f"{name} {count}" for name, count in dataset.counts.items())
-    parts = split(dataset, recipe.validation_fraction, recipe.seed, recipe.selection_fraction)
-    selecting = f", {len(parts.selection)} to pick the epoch" if parts.selection else ""
+    split = split_dataset(
+        dataset,
+        recipe.seed,
+        validation_fraction=recipe.selection_fraction,
+        test_fraction=recipe.validation_fraction,
+    )
+    selecting = f", {len(split.validation)} to pick the epoch" if split.test else ""
     print(
         f"  {len(dataset.images)} images: {counts}; {len(dataset.skipped)} files skipped.\n"
-        f"  {len(parts.train)} to train{selecting}, {len(parts.validation)} to validate."
+        f"  {len(split.train)} to train{selecting}, {len(split.evaluated)} to validate."
     )
-    return dataset, parts
+    return dataset, split
 
 
-def run_settings(recipe: Recipe, options: argparse.Namespace, parts: Split) -> dict:
+def run_settings(recipe: Recipe, options: argparse.Namespace, split: Split) -> dict:
     """Return what two parts of one run must have in common."""
     recorded = {n: list(v) if isinstance(v, tuple) else v for n, v in asdict(recipe).items()}
     del recorded["inference_size"]  # nothing of it before the report
     settings = recorded | {
         "weights": options.weights,
-        "images": parts.fingerprint,
+        "images": split.fingerprint,
         "cache": options.cache is not None,
     }
     if recipe.warmup_epochs is None:  # else the learning rate depends on it
@@ -401,7 +406,7 @@ def compute_features(
 
 
 def fit_head(
-    recipe: Recipe, model: keras.Model, features: np.ndarray, dataset: Dataset, parts: Split
+    recipe: Recipe, model: keras.Model, features: np.ndarray, dataset: Dataset, split: Split
 ) -> None:
     """Let the head of `model` learn alone, from the frozen base's `features` of all images.
 
@@ -413,9 +418,9 @@ def fit_head(
         keras.optimizers.Adam(HEAD_LEARNING_RATE),
         loss=keras.losses.CategoricalCrossentropy(label_smoothing=recipe.label_smoothing),
     )
-    targets = keras.utils.to_categorical(dataset.labels(parts.train), len(dataset.class_names))
+    targets = keras.utils.to_categorical(dataset.labels(split.train), len(dataset.class_names))
     head.fit(
-        features[image_indices(dataset, parts.train)],
+        features[image_indices(dataset, split.train)],
         targets,
         batch_size=recipe.batch_size,
         epochs=recipe.head_epochs,
@@ -427,7 +432,7 @@ def choose_inputs(
     recipe: Recipe,
     options: argparse.Namespace,
     images: ImageSource,
-    parts: Split,
+    split: Split,
     model: keras.Model,
 ) -> tuple[keras.Model, Source, Source]:
     """Return (what learns, what it learns from, what it is judged on).
@@ -444,11 +449,9 @@ def choose_inputs(
         # What the head answers to these is what the checkpoint will answer, to the fifth decimal.
         val_source = CachedFeatures(images, frozen, "float32", options.cache)
     print(f"Cache: {recipe.views} augmented views of each image, in {options.cache}.", flush=True)
-    train = image_indices(dataset, parts.train)
+    train = image_indices(dataset, split.train)
     source.compute([(i, view + 1) for view in range(recipe.views) for i in train])
-    val_source.compute(
-        [(i, 0) for i in image_indices(dataset, (*parts.selection, *parts.validation))]
-    )
+    val_source.compute([(i, 0) for i in image_indices(dataset, (*split.validation, *split.test))])
     return trainable_part, source, val_source
 
 
@@ -471,7 +474,7 @@ def schedule(recipe: Recipe, steps: int) -> float | keras.optimizers.schedules.L
 def report(
     options: argparse.Namespace,
     dataset: Dataset,
-    parts: Split,
+    split: Split,
     best: BestCheckpoint,
     val_source: Source,
     features: np.ndarray | None,
@@ -490,8 +493,8 @@ def report(
             f"Expected the best checkpoint of the interrupted run in {options.models}. Received: "
             "none. Train anew, without --resume."
         )
-    found = evaluate.calibrate(*load_checkpoint(best.path), dataset, parts, val_source)
-    path = evaluate.save(found, options.models, parts)
+    found = evaluate.calibrate(*load_checkpoint(best.path), dataset, split, val_source)
+    path = evaluate.save(found, options.models, split)
     if best.path != path:
         note_in_run(options.models / STATE, checkpoint=path.name)
         remove_checkpoint(best.path)
@@ -499,7 +502,7 @@ def report(
         if best.path.with_suffix("").is_dir() and not folder.exists():
             best.path.with_suffix("").rename(folder)  # an earlier report on the same epoch
     evaluate.report(
-        found, path, dataset, parts, run_info, history=options.models / HISTORY, features=features
+        found, path, dataset, split, run_info, history=options.models / HISTORY, features=features
     )
     note_in_run(options.models / STATE, reported=found.model.input_shape[1])
 

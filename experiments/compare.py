@@ -41,7 +41,7 @@ from training.backend import keras, tf
 from training.batches import Batches, TrainingBatches
 from training.checkpoint import BestCheckpoint, load_checkpoint
 from training.dataset.scan import Dataset, scan
-from training.dataset.split import Split, split
+from training.dataset.split import Split, split_dataset
 from training.evaluation.figures import read_history
 from training.evaluation.metrics import wilson, with_interval
 from training.export.tflite import convert_quietly, labels_archive
@@ -53,7 +53,7 @@ from training.prefetch import progress
 from training.resume import RunState, read_run, restore_run, trim_history
 
 EPOCHS = 20
-VALIDATION, SELECTION = 0.2, 0.125  # of each class; of what is then left
+TEST_FRACTION, VALIDATION_FRACTION = 0.2, 0.125  # of each class; of what is then left
 SIZE = 96  # pixels, height and width, of the small networks: what two cores can afford
 MIN_INPUT_SIZE = 48  # that four convolutions leave something of
 VIEWS = 4  # augmented views of each image, for a frozen base; others get new ones each epoch
@@ -91,17 +91,19 @@ def compare(options: argparse.Namespace) -> None:
     """Train what is missing, then time, draw, write and print what there is."""
     print(f"Data: checking the images of {options.data} ...", flush=True)
     dataset = scan(options.data, options.exclude)
-    parts = split(dataset, VALIDATION, options.seed, SELECTION)
+    split = split_dataset(
+        dataset, options.seed, validation_fraction=VALIDATION_FRACTION, test_fraction=TEST_FRACTION
+    )
     print(
-        f"  {len(parts.train)} to train, {len(parts.selection)} to pick the epoch, "
-        f"{len(parts.validation)} to report on."
+        f"  {len(split.train)} to train, {len(split.validation)} to pick the epoch, "
+        f"{len(split.evaluated)} to report on."
     )
     settings = {
         "epochs": options.epochs,
         "seed": options.seed,
         "size": options.size,
         "weights": options.weights,
-        "images": parts.fingerprint,
+        "images": split.fingerprint,
     }
     records = Records(options.out / ROWS, settings)
     chosen = [network for network in NETWORKS if network.name in options.networks]
@@ -112,7 +114,7 @@ def compare(options: argparse.Namespace) -> None:
             continue
         print(f"{network.name}: {network.what}.", flush=True)
         try:
-            row = train(network, dataset, parts, settings, options)
+            row = train(network, dataset, split, settings, options)
         except ModelError as error:
             skipped.append(f"{network.name} was skipped. {error}")
             print(f"  {skipped[-1]}", flush=True)
@@ -131,7 +133,7 @@ def compare(options: argparse.Namespace) -> None:
 
 
 def train(
-    network: Network, dataset: Dataset, parts: Split, settings: dict, options: argparse.Namespace
+    network: Network, dataset: Dataset, split: Split, settings: dict, options: argparse.Namespace
 ) -> dict:
     """Train `network`, or go on with it, convert it, and return its row.
 
@@ -142,13 +144,13 @@ def train(
     folder.mkdir(exist_ok=True)
     keras.utils.set_random_seed(options.seed)
     prepare = prepare_frozen if network.application else prepare_small
-    trained = prepare(network, dataset, parts, options)
-    best = fit(network, trained, parts, settings, folder)
+    trained = prepare(network, dataset, split, options)
+    best = fit(network, trained, split, settings, folder)
     model, metadata = load_checkpoint(best.path)
     probabilities = model.predict(
-        Batches(trained.val_source, parts.validation, BATCH_SIZE), verbose=0
+        Batches(trained.val_source, split.evaluated, BATCH_SIZE), verbose=0
     )
-    hits = int((probabilities.argmax(axis=1) == dataset.labels(parts.validation)).sum())
+    hits = int((probabilities.argmax(axis=1) == dataset.labels(split.evaluated)).sum())
     trained.trainable_part.set_weights(model.get_weights())
     size = write_tflite(trained.whole, folder / "model.tflite", dataset.class_names)
     history = read_history(folder / HISTORY)
@@ -156,21 +158,21 @@ def train(
         "name": network.name,
         "what": network.what,
         "pixels": trained.whole.input_shape[1],
-        "accuracy": hits / len(parts.validation),
-        "accuracy_interval": wilson(hits, len(parts.validation)),
-        "n": len(parts.validation),
+        "accuracy": hits / len(split.evaluated),
+        "accuracy_interval": wilson(hits, len(split.evaluated)),
+        "n": len(split.evaluated),
         "selection_accuracy": best.best[0],
         "selection_loss": best.best[1],
         "epoch": metadata.epoch,
         "parameters": trained.whole.count_params(),
         "epoch_seconds": float(np.median(history["seconds"])),
-        "base_seconds": trained.base_seconds * len(parts.train),
+        "base_seconds": trained.base_seconds * len(split.train),
         "tflite_bytes": size,
     }
 
 
 def prepare_small(
-    network: Network, dataset: Dataset, parts: Split, options: argparse.Namespace
+    network: Network, dataset: Dataset, split: Split, options: argparse.Namespace
 ) -> Candidate:
     """Return a network that learns as a whole, from images."""
     size = (options.size, options.size)
@@ -180,7 +182,7 @@ def prepare_small(
 
 
 def prepare_frozen(
-    network: Network, dataset: Dataset, parts: Split, options: argparse.Namespace
+    network: Network, dataset: Dataset, split: Split, options: argparse.Namespace
 ) -> Candidate:
     """Return a head that learns on a frozen base, from cached features."""
     size = (network.size, network.size)
@@ -188,7 +190,7 @@ def prepare_frozen(
     head = build_head(frozen.output_shape[1], HEAD, len(dataset.class_names))
     whole = keras.Model(frozen.input, head(frozen.output))
     images = ImageSource(dataset, size, AUGMENTATION)
-    source, val_source = cached_features(images, frozen, parts, VIEWS, options.cache)
+    source, val_source = cached_features(images, frozen, split, VIEWS, options.cache)
     return Candidate(head, whole, source, val_source, time_base(frozen, size))
 
 
@@ -203,14 +205,14 @@ def time_base(frozen: keras.Model, size: tuple[int, int]) -> float:
 
 
 def fit(
-    network: Network, trained: Candidate, parts: Split, settings: dict, folder: Path
+    network: Network, trained: Candidate, split: Split, settings: dict, folder: Path
 ) -> BestCheckpoint:
     """Let the learner of `trained` learn, from the last finished epoch on; return its best one."""
     trainable_part, epochs = trained.trainable_part, settings["epochs"]
-    steps = max(1, len(parts.train) // network.batch_size)
+    steps = max(1, len(split.train) // network.batch_size)
     training = TrainingBatches(
         trained.source,
-        parts.train,
+        split.train,
         network.batch_size,
         steps=steps,
         seed=settings["seed"],
@@ -229,14 +231,14 @@ def fit(
     first = done["epochs"] if done else 0
     names = trained.source.dataset.class_names
     best = BestCheckpoint(
-        folder, UNNAMED_BEST, lambda: trainable_part, names, parts, "val_loss", done
+        folder, UNNAMED_BEST, lambda: trainable_part, names, split, "val_loss", done
     )
     trim_history(folder / HISTORY, first)
     with progress(epochs * steps * network.batch_size, f"  {network.name}") as bar:
         bar.update(first * steps * network.batch_size)
         trainable_part.fit(
             training,
-            validation_data=Batches(trained.val_source, parts.selection, BATCH_SIZE),
+            validation_data=Batches(trained.val_source, split.validation, BATCH_SIZE),
             epochs=epochs,
             initial_epoch=first,
             shuffle=False,  # the batches are shuffled already

@@ -27,14 +27,14 @@ from serving.image import open_image
 from training.batches import indices
 from training.dataset.checks import DatasetChecks, check_dataset, format_checks
 from training.dataset.scan import Dataset, scan
-from training.dataset.split import split
+from training.dataset.split import split_dataset
 from training.evaluation.metrics import shown, wilson, with_interval
 from training.files import write_atomically
 from training.markdown import markdown_table
 from training.prefetch import progress
 
 EPOCHS = 50  # passes of the model that knows colours only
-VALIDATION, SELECTION = 0.2, 0.125  # of each class; as experiments.compare splits
+TEST_FRACTION, VALIDATION_FRACTION = 0.2, 0.125  # of each class; as experiments.compare splits
 INPUT_SIZE = 299  # pixels, height and width; what Xception was made for
 SMALL = 64  # pixels, height and width, of what colours are measured on
 HUES = 24  # bins of the colour circle, the first one around red
@@ -210,8 +210,10 @@ def colour_alone(dataset: Dataset, measured: Sequence[dict], epochs: int, seed: 
         [[*(row[key] for key in keys), *row["colour"], *np.sqrt(row["hues"])] for row in measured]
     )
     labels = dataset.labels(dataset.images)
-    parts = split(dataset, VALIDATION, seed, SELECTION)
-    train, validation = indices(dataset, parts.train), indices(dataset, parts.validation)
+    split = split_dataset(
+        dataset, seed, validation_fraction=VALIDATION_FRACTION, test_fraction=TEST_FRACTION
+    )
+    train, validation = indices(dataset, split.train), indices(dataset, split.evaluated)
     model = make_pipeline(
         StandardScaler(),
         SGDClassifier("log_loss", max_iter=epochs, tol=None, average=True, random_state=seed),

@@ -175,7 +175,7 @@ def build_head(
 
 
 def cached_features(
-    images: ImageSource, frozen: keras.Model, parts: Split, views: int, cache: Path
+    images: ImageSource, frozen: keras.Model, split: Split, views: int, cache: Path
 ) -> tuple[CachedFeatures, CachedFeatures]:
     """Return (features to learn from, features to judge on) of `frozen`, kept in `cache`.
 
@@ -187,8 +187,8 @@ def cached_features(
     """
     learned = CachedFeatures(images, frozen, dtype_policy(), cache)
     judged = CachedFeatures(images, frozen, "float32", cache)
-    train = image_indices(images.dataset, parts.train)
-    judging = image_indices(images.dataset, (*parts.selection, *parts.validation))
+    train = image_indices(images.dataset, split.train)
+    judging = image_indices(images.dataset, (*split.validation, *split.test))
     learned.compute([(i, view + 1) for view in range(views) for i in train])
     judged.compute([(i, 0) for i in judging])
     return learned, judged

@@ -45,13 +45,13 @@ from experiments.tune_report import report
 from training.backend import keras, tf
 from training.batches import Batches, TrainingBatches
 from training.dataset.scan import scan
-from training.dataset.split import Split, split
+from training.dataset.split import Split, split_dataset
 from training.features import CachedFeatures
 from training.images import ImageSource
 from training.model import weights_digest
 
 EPOCHS, STEPS, VIEWS, INPUT_SIZE = 30, 100, 4, 299  # train.py's defaults
-VALIDATION, SELECTION = 0.2, 0.125  # of each class; of what is then left
+TEST_FRACTION, VALIDATION_FRACTION = 0.2, 0.125  # of each class; of what is then left
 TRIALS, REPEATS = 20, 3
 CACHE = Path(".cache", "activations")  # train.py's, which computes the same
 DIVERGED = 16.0  # nats: about where Keras' crossentropy ends
@@ -108,23 +108,25 @@ def prepare(options: argparse.Namespace) -> SearchData:
     """Return the features of all images of `options.data`."""
     print(f"Data: checking the images of {options.data} ...", flush=True)
     dataset = scan(options.data, options.exclude)
-    parts = split(dataset, VALIDATION, options.seed, SELECTION)
+    split = split_dataset(
+        dataset, options.seed, validation_fraction=VALIDATION_FRACTION, test_fraction=TEST_FRACTION
+    )
     print(
-        f"  {len(parts.train)} to train, {len(parts.selection)} for validation, "
-        f"{len(parts.validation)} to test."
+        f"  {len(split.train)} to train, {len(split.validation)} for validation, "
+        f"{len(split.evaluated)} to test."
     )
     size = (INPUT_SIZE, INPUT_SIZE)
     keras.utils.set_random_seed(options.seed)  # of a base without weights
     base = networks.build_base(networks.XCEPTION, size, options.weights)
     images = ImageSource(dataset, size, networks.AUGMENTATION)
-    training, evaluation = networks.cached_features(images, base, parts, VIEWS, options.cache)
+    training, evaluation = networks.cached_features(images, base, split, VIEWS, options.cache)
     settings = {
         "epochs": options.epochs,
         "seed": options.seed,
-        "images": parts.fingerprint,
+        "images": split.fingerprint,
         "weights": weights_digest(base)[:16],
     }
-    return SearchData(parts, training, evaluation, settings)
+    return SearchData(split, training, evaluation, settings)
 
 
 def fit(
@@ -162,7 +164,7 @@ def fit(
 
     history = head.fit(
         batches,
-        validation_data=Batches(data.evaluation, data.split.selection, size),
+        validation_data=Batches(data.evaluation, data.split.validation, size),
         epochs=epochs,
         shuffle=False,  # the batches are shuffled already
         verbose=0,
@@ -211,7 +213,7 @@ def repeat(candidate: Candidate, data: SearchData, options: argparse.Namespace) 
 
     Each seed is a trial of a study of its own, so it is shared and survives a kill as well.
     """
-    test = data.split.validation
+    test = data.split.evaluated
     labels = data.evaluation.dataset.labels(test)
 
     def objective(trial: optuna.Trial) -> float:

@@ -54,10 +54,10 @@ def report(
         ]
         for candidate, metrics in trials
     ]
-    count = len(parts.validation)
+    count = len(parts.evaluated)
     repeat_cells = [repeat_row(candidate, rows, count) for candidate, rows in repeats.items()]
     notes = (
-        f"A trial counts by its lowest loss on {len(parts.selection)} validation images; its "
+        f"A trial counts by its lowest loss on {len(parts.validation)} validation images; its "
         "accuracy and epoch are those of that loss. The best candidate and the original's were "
         f"then trained from {options.repeats} seeds each, and the lower mean validation loss wins. "
         f"Test accuracy is on {count} images that took part in nothing: the "

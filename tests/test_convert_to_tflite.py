@@ -16,7 +16,7 @@ from serving.errors import ModelError
 from serving.runtimes import RUNTIMES
 from training.checkpoint import split_record
 from training.dataset.scan import Dataset, scan
-from training.dataset.split import split
+from training.dataset.split import split_dataset
 from training.export.tflite_process import served_probabilities
 
 
@@ -95,15 +95,15 @@ def test_evaluation_is_on_all_images_and_on_those_that_validate(
     checkpoint, small_tflite, colored, capsys, runtime
 ):
     shutil.copy(small_tflite, checkpoint.parent)
-    parts = split(scan(colored), 0.2, seed=0)
-    parts.write(split_record(checkpoint))
+    split = split_dataset(scan(colored), 0, validation_fraction=0.2)
+    split.write(split_record(checkpoint))
     assert convert(checkpoint, "--evaluate", "--data", colored, "--runtime", runtime) == 0
     out = capsys.readouterr().out
     assert f"on {runtime} " in out
     share = r"  (\d\.\d{3}) \(\d\.\d{3}–\d\.\d{3}\)"
     rows = re.findall(rf"^  (\w+) +(\d+){share * 3}$", out, re.M)
     assert rows[0] == ("all", "39", "0.974", "0.974", "1.000")
-    assert rows[1][:2] == ("validation", str(len(parts.validation)))
+    assert rows[1][:2] == ("validation", str(len(split.evaluated)))
     assert rows[1][4] == "1.000"
 
 
@@ -255,19 +255,19 @@ def test_int8_wants_images_to_calibrate_on(checkpoint, tmp_path, capsys):
 def test_it_calibrates_on_training_and_compares_on_validation_images(checkpoint, drawn):
     from training.images import read_pixels
 
-    parts = split(scan(drawn), 0.2, seed=3)
-    parts.write(split_record(checkpoint))
+    split = split_dataset(scan(drawn), 3, validation_fraction=0.2)
+    split.write(split_record(checkpoint))
     calibrating, compared = convert_to_tflite.choose_images(checkpoint, drawn, (32, 48))
-    for readers, images in ((calibrating, parts.train), (compared, parts.validation)):
+    for readers, images in ((calibrating, split.train), (compared, split.evaluated)):
         expected = [read_pixels(drawn / p, (32, 48)) for p in images]
         assert np.array_equal(np.stack([read() for read in readers]), np.stack(expected))
 
 
 def test_what_is_no_longer_there_is_left_out(checkpoint, drawn, tmp_path):
     folder = shutil.copytree(drawn, tmp_path / "flowers")
-    parts = split(scan(folder), 0.2, seed=3)
-    parts.write(split_record(checkpoint))
-    for part in (parts.train, parts.validation):
+    split = split_dataset(scan(folder), 3, validation_fraction=0.2)
+    split.write(split_record(checkpoint))
+    for part in (split.train, split.evaluated):
         (folder / part[0]).unlink()
     chosen = convert_to_tflite.choose_images(checkpoint, folder, (32, 48))
     assert [len(readers) for readers in chosen] == [39, 9]

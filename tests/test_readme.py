@@ -87,8 +87,8 @@ def test_the_shipped_checkpoint_is_the_one_described():
 
     shipped = best_model(ROOT / "models", ".h5")
     metadata = read_metadata(shipped)
-    parts = Split.read(split_record(shipped))
+    split = Split.read(split_record(shipped))
     assert metadata.class_names == ("daisy", "dandelion", "rose", "sunflower", "tulip")
-    assert f"validation accuracy {metadata.val_accuracy:.3f} on {len(parts.validation)}" in README
+    assert f"validation accuracy {metadata.val_accuracy:.3f} on {len(split.evaluated)}" in README
     assert f"is epoch {metadata.epoch} of this command" in README
     assert shipped.stat().st_size <= 50e6

@@ -26,7 +26,7 @@ from training.backend import keras
 from training.batches import Batches, PaddedBatches
 from training.checkpoint import CHECKPOINT, load_checkpoint, read_metadata, split_record
 from training.dataset.scan import class_of, scan
-from training.dataset.split import Split, split
+from training.dataset.split import Split, split_dataset
 from training.distribute.workers import Workers
 from training.errors import CacheError
 from training.evaluation import evaluate
@@ -217,10 +217,10 @@ def test_a_run_leaves_checkpoint_split_history_and_report(run, tmp_path, drawn):
     # A frozen base: what the epoch was judged by is what the checkpoint answers.
     assert float(row["val_accuracy"]) == pytest.approx(metadata.val_accuracy, abs=1e-6)
 
-    parts = Split.read(split_record(checkpoint))
-    assert (len(parts.train), len(parts.selection), len(parts.validation)) == (40, 0, 10)
-    assert {class_of(p) for p in parts.validation} == set(metadata.class_names)
-    assert all((drawn / p).exists() for p in parts.train + parts.validation)
+    split = Split.read(split_record(checkpoint))
+    assert (len(split.train), len(split.validation), len(split.evaluated)) == (40, 0, 10)
+    assert {class_of(p) for p in split.evaluated} == set(metadata.class_names)
+    assert all((drawn / p).exists() for p in split.train + split.evaluated)
 
     metrics = json.loads((checkpoint.with_suffix("") / "metrics.json").read_text())
     assert metrics["n"] == 10
@@ -244,17 +244,17 @@ def test_fine_tuning_picks_on_images_of_their_own(run, tmp_path, drawn, monkeypa
     assert "30 to train, 10 to pick the epoch, 10 to validate" in out
     [checkpoint] = tmp_path.glob("xception_fin_*.h5")  # what was picked has got its name
     assert not list(tmp_path.glob("xception_fin.picked*"))
-    parts = Split.read(split_record(checkpoint))
-    assert len({*parts.train, *parts.selection, *parts.validation}) == 50
+    split = Split.read(split_record(checkpoint))
+    assert len({*split.train, *split.validation, *split.test}) == 50
     [head, picking] = validated
     assert head is None
-    assert names(picking) == parts.selection
+    assert names(picking) == split.validation
     # The name tells the accuracy of what the file answers, asked as anybody would.
     model, metadata = load_checkpoint(checkpoint)
     assert "asking the best checkpoint, at 80×80 pixels" in out
     assert model.input_shape[1:3] == (80, 80)
     images = ImageSource(scan(drawn), (80, 80))
-    batches = Batches(images, parts.validation, 4)
+    batches = Batches(images, split.evaluated, 4)
     truth = np.concatenate([batches[i][1] for i in range(len(batches))])
     answers = model.predict(batches, verbose=0)
     assert (answers.argmax(1) == truth.argmax(1)).mean() == pytest.approx(metadata.val_accuracy)
@@ -599,14 +599,14 @@ def learning_rate(model, step):
 def test_the_head_alone_learns_the_training_images_by_their_features(fine_tuned, drawn):
     head, _ = fine_tuned.fits
     report = fine_tuned.report
-    dataset, parts = report.dataset, report.parts
+    dataset, split = report.dataset, report.split
     images = ImageSource(dataset, (40, 40))
     base_model, _ = split_at_block(fine_tuned.callbacks["BestCheckpoint"].whole(), None)
     expected = base_model.predict(images.inputs([(i, 0) for i in range(50)]), verbose=0)
     assert np.allclose(report.features, expected, atol=0.02)  # the cache may be of bfloat16
-    train_indices = [dataset.images.index(name) for name in parts.train]
+    train_indices = [dataset.images.index(name) for name in split.train]
     assert np.array_equal(head.x, report.features[train_indices])
-    assert np.array_equal(head.y.argmax(axis=1), dataset.labels(parts.train))
+    assert np.array_equal(head.y.argmax(axis=1), dataset.labels(split.train))
     assert np.array_equal(head.y.sum(axis=1), np.ones(30))
     assert (head.epochs, head.batch_size) == (2, 4)
     compiled = head.model.get_compile_config()
@@ -618,10 +618,12 @@ def test_the_head_alone_learns_the_training_images_by_their_features(fine_tuned,
 
 def test_training_is_given_its_images_and_all_of_their_settings(fine_tuned):
     _, fit = fine_tuned.fits
-    parts, recipe = fine_tuned.report.parts, fine_tuned.recipe
-    assert parts == split(scan(fine_tuned.options.data), 0.2, 7, 0.25)
-    assert names(fit.x) == parts.train
-    assert [len(part) for part in (parts.train, parts.selection, parts.validation)] == [30, 10, 10]
+    split, recipe = fine_tuned.report.split, fine_tuned.recipe
+    assert split == split_dataset(
+        scan(fine_tuned.options.data), 7, validation_fraction=0.25, test_fraction=0.2
+    )
+    assert names(fit.x) == split.train
+    assert [len(part) for part in (split.train, split.validation, split.evaluated)] == [30, 10, 10]
     expected = {"batch_size": 4, "steps": 7, "seed": 7, "views": 3, "mixup_alpha": 0.3}
     assert {name: getattr(fit.x, name) for name in expected} == expected
     assert fit.x.rows == slice(0, 4)
@@ -643,21 +645,21 @@ def test_training_is_given_its_images_and_all_of_their_settings(fine_tuned):
 
 def test_the_epoch_is_picked_on_images_that_are_not_reported_on(fine_tuned):
     fit = fine_tuned.fits[-1]
-    parts = fine_tuned.report.parts
-    assert names(fit.validation_data) == parts.selection
-    assert set(parts.selection).isdisjoint(parts.train + parts.validation)
+    split = fine_tuned.report.split
+    assert names(fit.validation_data) == split.validation
+    assert set(split.validation).isdisjoint(split.train + split.evaluated)
     assert fit.validation_data.batch_size == 4
     assert len(fit.validation_data[0][0]) == 4
     best = fine_tuned.callbacks["BestCheckpoint"]
     assert (best.folder, best.pattern) == (fine_tuned.folder, train.UNNAMED_BEST)
-    assert (best.monitor, best.split) == ("val_loss", parts)
+    assert (best.monitor, best.split) == ("val_loss", split)
     assert best.class_names == fine_tuned.report.dataset.class_names
 
 
 def test_without_such_images_it_is_picked_on_those_that_are_reported_on(frozen):
-    fit, parts = frozen.fits[-1], frozen.report.parts
-    assert parts == split(scan(frozen.options.data), 0.2, 69420)
-    assert names(fit.validation_data) == parts.validation
+    fit, split = frozen.fits[-1], frozen.report.split
+    assert split == split_dataset(scan(frozen.options.data), 69420, validation_fraction=0.2)
+    assert names(fit.validation_data) == split.evaluated
     best = frozen.callbacks["BestCheckpoint"]
     assert (best.monitor, best.pattern) == ("val_accuracy", CHECKPOINT)
 
@@ -696,8 +698,8 @@ def test_keras_is_asked_for_the_epochs_in_order(fine_tuned):
     state = callbacks["RunState"]
     assert state.path == fine_tuned.folder / train.STATE
     assert state.checkpoint is callbacks["BestCheckpoint"]
-    parts = fine_tuned.report.parts
-    assert state.settings == train.run_settings(fine_tuned.recipe, fine_tuned.options, parts)
+    split = fine_tuned.report.split
+    assert state.settings == train.run_settings(fine_tuned.recipe, fine_tuned.options, split)
 
 
 def test_what_learns_is_the_part_above_the_frozen_blocks_and_is_kept(record, fine_tuned):
@@ -860,9 +862,9 @@ def test_what_is_excluded_takes_no_part(record, tmp_path, drawn):
     (tmp_path / "wrong.txt").write_text("\n".join(lines))
     run = record("--exclude", tmp_path / "wrong.txt")
     assert run.report.dataset.excluded == set(lines)
-    parts = run.report.parts
-    assert set(lines).isdisjoint(parts.train + parts.validation)
-    assert sum(run.report.parts.sizes.values()) == 47
+    split = run.report.split
+    assert set(lines).isdisjoint(split.train + split.evaluated)
+    assert sum(run.report.split.sizes.values()) == 47
 
 
 # What two parts of one run have in common
@@ -878,28 +880,28 @@ def other_value(value):
     return (9,) if isinstance(value, tuple) else value + 1
 
 
-PARTS = Split(1, 0.2, ("a/1", "b/1"), ("a/2", "b/2"))
+SPLIT = Split(1, ("a/1", "b/1"), ("a/2", "b/2"), validation_fraction=0.2)
 
 
 @pytest.mark.parametrize("recipe", RECIPES.values(), ids=RECIPES)
 @pytest.mark.parametrize("name", asdict(ORIGINAL))
 def test_a_run_goes_on_by_the_same_recipe_only(recipe, name):
     options = train.parse_arguments([])
-    settings = train.run_settings(recipe, options, PARTS)
+    settings = train.run_settings(recipe, options, SPLIT)
     assert json.loads(json.dumps(settings)) == settings  # as it comes back from the file
     other = replace(recipe, **{name: other_value(getattr(recipe, name))})
     free = {"inference_size"} | ({"epochs"} if recipe is ORIGINAL else set())
-    assert (train.run_settings(other, options, PARTS) == settings) == (name in free)
+    assert (train.run_settings(other, options, SPLIT) == settings) == (name in free)
 
 
 def test_a_run_goes_on_from_the_same_images_weights_and_cache_only():
-    def settings(*flags, parts=PARTS):
-        return train.run_settings(ORIGINAL, train.parse_arguments(list(flags)), parts)
+    def settings(*flags, split=SPLIT):
+        return train.run_settings(ORIGINAL, train.parse_arguments(list(flags)), split)
 
     assert settings("--models", "others", "--cache", "elsewhere", "--resume") == settings()
     others = [
-        settings(parts=replace(PARTS, train=("a/1", "b/3"))),
-        settings(parts=replace(PARTS, validation=("a/2", "b/3"))),
+        settings(split=replace(SPLIT, train=("a/1", "b/3"))),
+        settings(split=replace(SPLIT, validation=("a/2", "b/3"))),
         settings("--weights", "none"),
         settings("--no-cache"),
     ]
@@ -1082,7 +1084,7 @@ def predict(model, *images):
 
 
 def test_from_images_to_names(trained, drawn):
-    images = Split.read(split_record(trained)).validation
+    images = Split.read(split_record(trained)).evaluated
     answers = predict(trained.with_suffix(".tflite"), *(drawn / p for p in images))
     right = sum(a["label"] == class_of(p) for a, p in zip(answers, images, strict=True))
     assert right >= 0.8 * len(images)
@@ -1090,7 +1092,7 @@ def test_from_images_to_names(trained, drawn):
 
 
 def test_h5_and_tflite_agree(trained, drawn):
-    images = [drawn / p for p in Split.read(split_record(trained)).validation]
+    images = [drawn / p for p in Split.read(split_record(trained)).evaluated]
     for one, other in zip(
         predict(trained, *images), predict(trained.with_suffix(".tflite"), *images), strict=True
     ):

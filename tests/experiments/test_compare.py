@@ -18,7 +18,7 @@ from serving.errors import ModelError
 from training.backend import keras
 from training.checkpoint import load_checkpoint
 from training.dataset.scan import scan
-from training.dataset.split import split
+from training.dataset.split import split_dataset
 from training.evaluation.figures import read_history
 from training.export.tflite_process import served_probabilities
 from training.model import build_model, split_at_block, weights_digest
@@ -88,17 +88,17 @@ def rows_of(out):
 
 def test_what_is_reported_was_never_trained_on_nor_used_to_pick(compared, drawn):
     out, given = compared
-    parts = split(scan(drawn), 0.2, 3, 0.125)
-    assert given["fitted"] == [set(parts.train)] * 3
+    split = split_dataset(scan(drawn), 3, validation_fraction=0.125, test_fraction=0.2)
+    assert given["fitted"] == [set(split.train)] * 3
     # Of each network first what picks the epoch, then, of the kept epoch, what is reported.
-    assert given["judged"] == [set(parts.selection), set(parts.validation)] * 3
-    assert not set(parts.train) & {*parts.validation, *parts.selection}
-    assert not set(parts.validation) & set(parts.selection)
+    assert given["judged"] == [set(split.validation), set(split.evaluated)] * 3
+    assert not set(split.train) & {*split.validation, *split.test}
+    assert not set(split.evaluated) & set(split.validation)
     for name, row in rows_of(out).items():
         history = read_history(out / name / compare.HISTORY)
         assert row["epoch"] == 1 + int(history["val_loss"].argmin())
         assert row["selection_loss"] == pytest.approx(history["val_loss"].min(), rel=1e-5)
-        assert row["n"] == len(parts.validation) == 10
+        assert row["n"] == len(split.evaluated) == 10
 
 
 def test_every_network_is_trained_as_the_original_did(compared):
@@ -115,13 +115,13 @@ def test_every_network_is_trained_as_the_original_did(compared):
 def test_the_table_says_what_the_tflite_file_does(compared, drawn):
     out, given = compared
     dataset = scan(drawn)
-    parts = split(dataset, 0.2, 3, 0.125)
+    split = split_dataset(dataset, 3, validation_fraction=0.125, test_fraction=0.2)
     for name, row in rows_of(out).items():
         path = out / name / "model.tflite"
         images = compare.ImageSource(dataset, (row["pixels"], row["pixels"]))
-        validation = compare.Batches(images, parts.validation, 10)
+        validation = compare.Batches(images, split.evaluated, 10)
         answers = served_probabilities(path, validation[0][0], None)
-        hits = (answers.argmax(axis=1) == dataset.labels(parts.validation)).sum()
+        hits = (answers.argmax(axis=1) == dataset.labels(split.evaluated)).sum()
         assert row["accuracy"] == hits / 10
         assert row["accuracy_interval"][0] < row["accuracy"] < row["accuracy_interval"][1]
         assert path.stat().st_size > row["tflite_bytes"] > 4 * 0.9 * row["parameters"]
@@ -135,7 +135,7 @@ def test_the_table_says_what_the_tflite_file_does(compared, drawn):
         assert row["epoch_seconds"] == pytest.approx(np.median(history["seconds"]), rel=1e-4)
     assert rows_of(out)["baseline"]["base_seconds"] == 0
     [seconds] = given["base_seconds"]
-    assert rows_of(out)["mobilenet-v3"]["base_seconds"] == pytest.approx(seconds * len(parts.train))
+    assert rows_of(out)["mobilenet-v3"]["base_seconds"] == pytest.approx(seconds * len(split.train))
 
 
 def test_the_page_has_the_table_and_both_figures(compared, capsys, flags):

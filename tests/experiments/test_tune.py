@@ -26,7 +26,7 @@ import train
 from experiments import search, tune, tune_report
 from experiments.search import Candidate
 from training.dataset.scan import scan
-from training.dataset.split import split
+from training.dataset.split import split_dataset
 from training.errors import DataError
 
 QUICK = "--epochs 1 --repeats 1 --weights none --seed 3"
@@ -45,8 +45,8 @@ def data(flags):
 
 
 @pytest.fixture
-def parts(drawn):
-    return split(scan(drawn), 0.2, 3, 0.125)
+def split(drawn):
+    return split_dataset(scan(drawn), 3, validation_fraction=0.125, test_fraction=0.2)
 
 
 class PretendHead:
@@ -149,7 +149,7 @@ def test_the_grid_tries_the_originals_pairs_and_prints_the_command_of_the_best(
 
 
 def test_what_is_reported_was_never_trained_on_nor_used_to_pick(
-    data, parts, flags, tmp_path, monkeypatch
+    data, split, flags, tmp_path, monkeypatch
 ):
     seen = {"TrainingBatches": [], "Batches": []}
     for name in seen:
@@ -161,15 +161,15 @@ def test_what_is_reported_was_never_trained_on_nor_used_to_pick(
 
         monkeypatch.setattr(tune, name, watch)
     tune.fit(search.ORIGINAL, 1, 3, data)
-    assert seen == {"TrainingBatches": [set(parts.train)], "Batches": [set(parts.selection)]}
-    assert not set(parts.validation) & {*parts.train, *parts.selection}
+    assert seen == {"TrainingBatches": [set(split.train)], "Batches": [set(split.validation)]}
+    assert not set(split.evaluated) & {*split.train, *split.validation}
     options = tune.parse_arguments([*flags, "--out", str(tmp_path)])
     [row] = tune.repeat(search.ORIGINAL, data, options)
-    assert seen["TrainingBatches"] == [set(parts.train)] * 2
-    assert seen["Batches"][1:] == [set(parts.selection), set(parts.validation)]
+    assert seen["TrainingBatches"] == [set(split.train)] * 2
+    assert seen["Batches"][1:] == [set(split.validation), set(split.evaluated)]
     # What is said of the test images is what the head says of them.
     head, _ = tune.fit(search.ORIGINAL, 1, 3, data)
-    test = tune.Batches(data.evaluation, parts.validation, 32)
+    test = tune.Batches(data.evaluation, split.evaluated, 32)
     answers = head.predict(test, verbose=0).argmax(axis=1)
     assert row["test_accuracy"] == (answers == test.targets.argmax(axis=1)).mean()
 
@@ -182,7 +182,7 @@ def test_the_head_that_is_reported_is_that_of_its_best_epoch(data):
     assert head.layers[2].rate == 0.3
     optimizer = head.optimizer.get_config()
     assert (optimizer["learning_rate"], optimizer["momentum"]) == pytest.approx((0.05, 0.9))
-    validation = tune.Batches(data.evaluation, data.split.selection, 32)
+    validation = tune.Batches(data.evaluation, data.split.validation, 32)
     head.compile(loss="categorical_crossentropy", metrics=["accuracy"])
     loss, accuracy = head.evaluate(validation, verbose=0)
     assert loss == pytest.approx(metrics["val_loss"], rel=1e-5)

@@ -28,7 +28,7 @@ from training.dataset.split import Split
 from training.files import remove_unfinished, write_atomically
 from training.resume import RunState, note_in_run, read_run, restore_run, trim_history
 
-PARTS = Split(1, 0.2, ("a/1", "b/1"), ("a/2", "b/2"))
+SPLIT = Split(1, ("a/1", "b/1"), ("a/2", "b/2"), validation_fraction=0.2)
 PATTERN = "xception_fin_{epoch:02d}_{val_accuracy:.3f}.h5"
 
 
@@ -152,7 +152,7 @@ def test_what_a_killed_process_left_is_removed(tmp_path):
 
 
 def best_checkpoint(model, folder, run=None):
-    return BestCheckpoint(folder, PATTERN, lambda: model, ("a", "b"), PARTS, run=run)
+    return BestCheckpoint(folder, PATTERN, lambda: model, ("a", "b"), SPLIT, run=run)
 
 
 def test_only_better_epochs_are_kept(model, tmp_path):
@@ -162,7 +162,7 @@ def test_only_better_epochs_are_kept(model, tmp_path):
     names = sorted(path.name for path in tmp_path.glob("*.h5"))
     assert names == ["xception_fin_01_0.500.h5", "xception_fin_04_0.750.h5"]
     assert (best.best, best.path) == ((0.75, 1.0), tmp_path / names[1])
-    assert Split.read(split_record(best.path)) == PARTS
+    assert Split.read(split_record(best.path)) == SPLIT
     assert read_metadata(best.path).class_names == ("a", "b")
 
 
@@ -184,20 +184,20 @@ def test_accuracies_that_differ_by_less_than_an_image_are_equal(model, tmp_path)
 
 
 def test_a_name_without_fields_is_written_over(model, tmp_path):
-    best = BestCheckpoint(tmp_path, "picked.h5", lambda: model, ("a", "b"), PARTS)
+    best = BestCheckpoint(tmp_path, "picked.h5", lambda: model, ("a", "b"), SPLIT)
     for epoch, accuracy in enumerate([0.5, 0.75, 0.6]):
         best.on_epoch_end(epoch, {"val_accuracy": accuracy, "val_loss": 1.0})
     assert [path.name for path in tmp_path.glob("*.h5")] == ["picked.h5"]
     assert read_metadata(tmp_path / "picked.h5") == Metadata(("a", "b"), 2, 0.75)
     # Another run's, however good, is in the way of this one's best.
-    BestCheckpoint(tmp_path, "picked.h5", lambda: model, ("a", "b"), PARTS).on_epoch_end(
+    BestCheckpoint(tmp_path, "picked.h5", lambda: model, ("a", "b"), SPLIT).on_epoch_end(
         0, {"val_accuracy": 0.1, "val_loss": 1.0}
     )
     assert read_metadata(tmp_path / "picked.h5").val_accuracy == 0.1
 
 
 def test_the_lowest_loss_can_pick_too(model, tmp_path):
-    best = BestCheckpoint(tmp_path, "picked.h5", lambda: model, ("a", "b"), PARTS, "val_loss")
+    best = BestCheckpoint(tmp_path, "picked.h5", lambda: model, ("a", "b"), SPLIT, "val_loss")
     epochs = [(0.5, math.nan), (0.75, 1.0), (0.9, 1.1), (0.6, 0.9), (0.9, math.nan)]
     for epoch, (accuracy, loss) in enumerate(epochs):
         best.on_epoch_end(epoch, {"val_accuracy": accuracy, "val_loss": loss})

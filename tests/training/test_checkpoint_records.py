@@ -30,7 +30,7 @@ from training.dataset.split import Split
 from training.files import remove_unfinished, write_atomically
 from training.resume import RunState, note_in_run, read_run, restore_run, trim_history
 
-PARTS = Split(1, 0.2, ("a/1", "b/1"), ("a/2", "b/2"))
+SPLIT = Split(1, ("a/1", "b/1"), ("a/2", "b/2"), validation_fraction=0.2)
 
 
 def refusal(function, *arguments):
@@ -112,8 +112,8 @@ def test_a_split_that_is_not_there_is_told(tmp_path):
         "Expected a_1_0.500.split.json beside the checkpoint. Received: no such file. "
         "Copy it there from the folder that it was trained in."
     )
-    PARTS.write(split_record(path))
-    assert read_split(path) == PARTS
+    SPLIT.write(split_record(path))
+    assert read_split(path) == SPLIT
     path.touch()
     remove_checkpoint(path)
     assert list(tmp_path.iterdir()) == []
@@ -207,7 +207,7 @@ class Saved:
 def best_of(
     folder, monitor="val_accuracy", pattern="p_{epoch:02d}_{val_accuracy:.3f}.h5", run=None
 ):
-    return BestCheckpoint(folder, pattern, lambda: "model", ("a", "b"), PARTS, monitor, run)
+    return BestCheckpoint(folder, pattern, lambda: "model", ("a", "b"), SPLIT, monitor, run)
 
 
 def end(best, epoch, accuracy, loss):
@@ -221,7 +221,7 @@ def test_a_better_epoch_is_saved_with_what_it_says_and_its_split(tmp_path, monke
     end(best, 4, 0.50000049, 1.25)
     assert saved.saved == [("model", "p_05_0.500.h5", Metadata(("a", "b"), 5, 0.5))]
     assert (best.best, best.path) == ((0.5, 1.25), tmp_path / "p_05_0.500.h5")
-    assert read_split(best.path) == PARTS
+    assert read_split(best.path) == SPLIT
 
 
 def test_the_first_epoch_counts_however_bad(tmp_path, monkeypatch):

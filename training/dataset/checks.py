@@ -4,7 +4,7 @@ from collections import defaultdict
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from training.dataset.duplicates import duplicates
+from training.dataset.duplicates import find_duplicates
 from training.dataset.scan import EXCLUDED, Dataset, class_of
 
 Group = tuple[str, ...]  # "class/file" of images that are copies of each other, sorted
@@ -31,7 +31,7 @@ class DatasetChecks:
 
 def check_dataset(dataset: Dataset) -> DatasetChecks:
     """Return what is wrong with the images of `dataset`, as `scan` found them."""
-    groups = duplicates(dataset)
+    groups = find_duplicates(dataset)
     same_bytes = defaultdict(list)
     for image in dataset.images:
         same_bytes[dataset.digests.get(image, image)].append(image)

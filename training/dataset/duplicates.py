@@ -9,7 +9,7 @@ from training.dataset.perceptual_hash import near_pairs
 from training.dataset.scan import Dataset
 
 
-def duplicates(dataset: Dataset) -> list[tuple[str, ...]]:
+def find_duplicates(dataset: Dataset) -> list[tuple[str, ...]]:
     """Return the groups of images that are copies of each other, each group sorted, and all.
 
     Copies are files of the same bytes and images that look alike (`near_pairs`), as well as

@@ -9,103 +9,131 @@ from pathlib import Path
 
 import numpy as np
 
-from training.dataset.duplicates import duplicates
+from training.dataset.duplicates import find_duplicates
 from training.dataset.scan import Dataset, class_of
 from training.errors import DataError
 
 
 @dataclass(frozen=True)
 class Split:
-    """Which images train and which validate, as "class/file", and how they were drawn.
+    """Which images train, validate and test, as "class/file", and how they were drawn.
 
     Attributes:
         seed: of the draw.
-        fraction: of each class that validates, 0 to 1.
         train: what the network is fitted to.
-        validation: what it is measured on.
-        selection: what a run picks its checkpoint on; none of them are in `train`.
-        selection_fraction: of each class without its `validation`, 0 to 1.
+        validation: what picks the epoch and fits the temperature.
+        test: what takes part in nothing but the report; empty where the validation images are
+            what is reported on, as in the original's recipe.
+        validation_fraction: of each class without its test images, 0 to 1.
+        test_fraction: of each class, 0 to 1.
     """
 
     seed: int
-    fraction: float
     train: tuple[str, ...]
     validation: tuple[str, ...]
-    selection: tuple[str, ...] = ()
-    selection_fraction: float = 0.0
+    test: tuple[str, ...] = ()
+    validation_fraction: float = 0.0
+    test_fraction: float = 0.0
+
+    @property
+    def evaluated(self) -> tuple[str, ...]:
+        """The images that a report is about: the test set or, without one, the validation set."""
+        return self.test or self.validation
+
+    @property
+    def evaluated_name(self) -> str:
+        """Name of the set that a report is about: "test" or "validation"."""
+        return "test" if self.test else "validation"
 
     def without(self, images: set[str]) -> "Split":
-        """Return this split with none of `images` among what is measured on or picked on.
+        """Return this split without `images` in its validation and test sets.
 
         What a network was fitted to stays what it was.
         """
         kept = {
-            part: tuple(image for image in getattr(self, part) if image not in images)
-            for part in ("selection", "validation")
+            name: tuple(image for image in getattr(self, name) if image not in images)
+            for name in ("validation", "test")
         }
         return replace(self, **kept)
 
     @property
     def sizes(self) -> dict[str, int]:
-        """Images of each part."""
-        return {part: len(getattr(self, part)) for part in ("train", "selection", "validation")}
+        """Number of images in each set; without a test set, of the other two."""
+        names = ("train", "validation", "test") if self.test else ("train", "validation")
+        return {name: len(getattr(self, name)) for name in names}
 
     @property
     def fingerprint(self) -> str:
         """A hash of all of this split, hexadecimal."""
-        return hashlib.sha256(json.dumps(self._record()).encode()).hexdigest()[:16]
+        return hashlib.sha256(json.dumps(asdict(self)).encode()).hexdigest()[:16]
 
     def write(self, path: Path) -> None:
         """Write this split to `path` as JSON."""
-        path.write_text(json.dumps(self._record(), indent=0) + "\n", encoding="utf-8")
+        path.write_text(json.dumps(asdict(self), indent=0) + "\n", encoding="utf-8")
 
     @classmethod
     def read(cls, path: Path) -> "Split":
-        """Return the split that `write` put into `path`."""
+        """Return the split that `write` put into `path`, or that version 1.0 did."""
         record = json.loads(path.read_text(encoding="utf-8"))
-        return cls(
-            record["seed"],
-            record["fraction"],
-            tuple(record["train"]),
-            tuple(record["validation"]),
-            tuple(record.get("selection", ())),
-            record.get("selection_fraction", 0.0),
-        )
-
-    def _record(self) -> dict:
-        record = asdict(self)
-        if not self.selection:  # the record, and so the fingerprint, from before there was one
-            del record["selection"], record["selection_fraction"]
-        return record
+        if "fraction" in record:
+            record = _from_version_1(record)
+        names = ("train", "validation", "test")
+        return cls(**record | {name: tuple(record[name]) for name in names})
 
 
-def split(dataset: Dataset, fraction: float, seed: int, selection: float = 0.0) -> Split:
-    """Return a split with `fraction` (0 to 1) of each class, rounded, for validation.
+def _from_version_1(record: dict) -> dict:
+    """Return a record of version 1.0 in today's terms.
 
-    `selection` (0 to 1) of what then is left of each class is set apart to pick a checkpoint on;
-    it does not change what validates. The same images and seed give the same split; each class
-    keeps at least one image in every part; copies of an image are all in one part, for which
-    the shares give way where they must.
+    There, "validation" was what is reported on, and "selection", if any, what picked the epoch.
+    """
+    if not record.get("selection"):
+        return {
+            "seed": record["seed"],
+            "train": record["train"],
+            "validation": record["validation"],
+            "test": (),
+            "validation_fraction": record["fraction"],
+        }
+    return {
+        "seed": record["seed"],
+        "train": record["train"],
+        "validation": record["selection"],
+        "test": record["validation"],
+        "validation_fraction": record["selection_fraction"],
+        "test_fraction": record["fraction"],
+    }
+
+
+def split_dataset(
+    dataset: Dataset, seed: int, *, validation_fraction: float, test_fraction: float = 0.0
+) -> Split:
+    """Split the images of `dataset` at random, class by class.
+
+    `test_fraction` (0 to 1) of each class is the test set, none for 0; `validation_fraction` of
+    the rest is the validation set. The same images and seed give the same split; each class keeps
+    at least one image in every set; copies of an image stay in one set, for which the fractions
+    give way where they must.
 
     Raises:
-        DataError: a class has too few images, copies counted once, to be in every part.
+        DataError: a class has too few images, copies counted once, to be in every set.
     """
-    groups = {image: group for group in duplicates(dataset) for image in group}
-    validation = _draw(dataset.images, fraction, np.random.default_rng(seed), groups)
-    rest = tuple(image for image in dataset.images if image not in validation)
-    selected = set()
-    if selection:
-        selected = _draw(rest, selection, np.random.default_rng([seed, 1]), groups)
-    parts = Split(
+    groups = {image: group for group in find_duplicates(dataset) for image in group}
+    test, generator = set(), np.random.default_rng(seed)
+    if test_fraction:
+        test = _draw(dataset.images, test_fraction, generator, groups)
+        generator = np.random.default_rng([seed, 1])  # as if drawn apart
+    rest = tuple(image for image in dataset.images if image not in test)
+    validation = _draw(rest, validation_fraction, generator, groups)
+    split = Split(
         seed,
-        fraction,
-        tuple(image for image in rest if image not in selected),
-        tuple(image for image in dataset.images if image in validation),
-        tuple(image for image in rest if image in selected),
-        selection,
+        tuple(image for image in rest if image not in validation),
+        tuple(image for image in rest if image in validation),
+        tuple(image for image in dataset.images if image in test),
+        validation_fraction,
+        test_fraction,
     )
-    _check_parts(parts, dataset, groups)
-    return parts
+    _check_classes(split, dataset, groups)
+    return split
 
 
 def _draw(
@@ -152,15 +180,15 @@ def _fitting(
     return fitting
 
 
-def _check_parts(parts: Split, dataset: Dataset, groups: dict[str, tuple[str, ...]]) -> None:
-    sides = [parts.train, parts.validation] + [parts.selection] * bool(parts.selection_fraction)
+def _check_classes(split: Split, dataset: Dataset, groups: dict[str, tuple[str, ...]]) -> None:
+    sets = [split.train, split.validation] + ([split.test] if split.test_fraction else [])
     for name in dataset.class_names:
-        if all(any(class_of(image) == name for image in side) for side in sides):
+        if all(any(class_of(image) == name for image in images) for images in sets):
             continue
         members = dataset.of_class(name)
         copies = sum(image in groups for image in members)
         raise DataError(
-            f"Expected images of {name} for each of {len(sides)} parts, where copies, also those "
+            f"Expected images of {name} for each of {len(sets)} sets, where copies, also those "
             f"in other classes, stay together. Received: {len(members)}, of which {copies} have "
             "copies. Add different ones, or exclude copies."
         )

@@ -66,9 +66,9 @@ class CalibratedModel:
 
 
 def calibrate(
-    model: keras.Model, metadata: Metadata, dataset: Dataset, parts: Split, val_source: Source
+    model: keras.Model, metadata: Metadata, dataset: Dataset, split: Split, val_source: Source
 ) -> CalibratedModel:
-    """Ask what `load_checkpoint` returned about `parts` of `dataset` and fit its temperature.
+    """Ask what `load_checkpoint` returned about `split` of `dataset` and fit its temperature.
 
     The temperature is fitted on what picked the epoch. `val_source` gives inputs of the whole
     network, of the size that it is to have, or of its head.
@@ -87,16 +87,14 @@ def calibrate(
 
     height, width = model.input_shape[1:3]
     print(f"Report: asking the best checkpoint, at {width}×{height} pixels.", flush=True)
-    uncalibrated, val_probabilities = answers(parts.validation), answers(parts.selection)
+    uncalibrated, val_probabilities = answers(split.evaluated), answers(split.validation)
     fitted_on = (
-        (val_probabilities, parts.selection)
-        if parts.selection
-        else (uncalibrated, parts.validation)
+        (val_probabilities, split.validation) if split.test else (uncalibrated, split.evaluated)
     )
     temperature = fit_temperature(fitted_on[0], dataset.labels(fitted_on[1]))
     bake_temperature(model, temperature / metadata.temperature)
     probabilities = apply_temperature(uncalibrated, temperature)
-    right = probabilities.argmax(axis=1) == dataset.labels(parts.validation)
+    right = probabilities.argmax(axis=1) == dataset.labels(split.evaluated)
     return CalibratedModel(
         model,
         replace(metadata, val_accuracy=float(right.mean()), temperature=temperature),
@@ -106,13 +104,13 @@ def calibrate(
     )
 
 
-def save(result: CalibratedModel, models: Path, parts: Split) -> Path:
+def save(result: CalibratedModel, models: Path, split: Split) -> Path:
     """Write the checkpoint, and its split beside it, into `models` and return its path."""
     path = models / CHECKPOINT.format(
         epoch=result.metadata.epoch, val_accuracy=result.metadata.val_accuracy
     )
     save_checkpoint(result.model, path, result.metadata)
-    write_atomically(split_record(path), parts.write)
+    write_atomically(split_record(path), split.write)
     return path
 
 
@@ -120,7 +118,7 @@ def report(
     result: CalibratedModel,
     path: Path,
     dataset: Dataset,
-    parts: Split,
+    split: Split,
     run_info: dict,
     history: Path,
     curves: Path | None = None,
@@ -139,49 +137,49 @@ def report(
 
         labels = dataset.labels(dataset.images)
         label_issues = list_label_issues(
-            features, dataset.images, labels, dataset.class_names, parts.seed
+            features, dataset.images, labels, dataset.class_names, split.seed
         )
     metrics = write_report(
         folder,
         checkpoint=path,
         model=result.model,
         dataset=dataset,
-        images=parts.validation,
+        images=split.evaluated,
         probabilities=result.probabilities,
         uncalibrated=result.uncalibrated,
         temperature=result.metadata.temperature,
         history=history,
         curves=curves,
-        run_info={"picked_on": f"the best of its epochs on {picked_on(parts)}"}
+        run_info={"picked_on": f"the best of its epochs on {picked_on(split)}"}
         | run_info
-        | {"calibrated_on": f"temperature fitted on {picked_on(parts)}"},
+        | {"calibrated_on": f"temperature fitted on {picked_on(split)}"},
         label_issues=label_issues,
     )
     if label_issues:
         write_label_issues(folder / LABEL_ISSUES, label_issues)
 
     print(table(metrics))
-    if parts.selection:
+    if split.test:
         there = evaluate(
-            result.val_probabilities, dataset.labels(parts.selection), dataset.class_names
+            result.val_probabilities, dataset.labels(split.validation), dataset.class_names
         )
         print(
             f"  on the {there['n']} images that picked the epoch: "
             f"accuracy {there['accuracy']:.3f}, loss {there['log_loss']:.3f}"
         )
     accuracy = result.metadata.val_accuracy
-    print(f"Best validation accuracy: {accuracy:.3f} on {len(parts.validation)} images.")
+    print(f"Best validation accuracy: {accuracy:.3f} on {len(split.evaluated)} images.")
     if label_issues:
         print(f"Probably wrong labels: {len(label_issues)}, in {folder / LABEL_ISSUES}.")
     print(f"Report: {folder / 'README.md'}")
     print(f"Use it: python convert_to_tflite.py {path}")
 
 
-def picked_on(parts: Split) -> str:
+def picked_on(split: Split) -> str:
     """Return which images picked the epoch, for a person."""
-    if parts.selection:
-        return f"{len(parts.selection)} images of their own, neither trained nor reported on"
-    return f"the {len(parts.validation)} validation images themselves, which flatters a little"
+    if split.test:
+        return f"{len(split.validation)} images of their own, neither trained nor reported on"
+    return f"the {len(split.evaluated)} validation images themselves, which flatters a little"
 
 
 def earlier_card(checkpoint: Path) -> dict:
@@ -228,30 +226,30 @@ def reevaluate(options: argparse.Namespace) -> None:
             f"Expected folders of the checkpoint's classes, {', '.join(metadata.class_names)}. "
             f"Received: {', '.join(dataset.class_names)}. Name the right folder with --data."
         )
-    parts = whole.without(dataset.excluded)
-    require(dataset, (*parts.validation, *parts.selection))
-    if not parts.validation:
+    split = whole.without(dataset.excluded)
+    require(dataset, (*split.validation, *split.test))
+    if not split.evaluated:
         raise DataError(
-            f"Expected images to report on. Received: all {len(whole.validation)} are excluded. "
+            f"Expected images to report on. Received: all {len(whole.evaluated)} are excluded. "
             f"Take some out of {options.exclude}."
         )
     run_info = {"picked_on": f"the best of its epochs on {picked_on(whole)}"}
     run_info |= earlier_card(options.checkpoint)
     run_info |= {
-        "split": parts.sizes,
+        "split": split.sizes,
         "reported again by": shlex.join(["python", "-m", "training.evaluation", *sys.argv[1:]]),
     }
-    learned = dataset.excluded.intersection(parts.train)
+    learned = dataset.excluded.intersection(split.train)
     if learned:
         run_info["excluded"] = f"after training, in which {len(learned)} of them took part"
     options.folder.mkdir(parents=True, exist_ok=True)
-    result = calibrate(model, metadata, dataset, parts, ImageSource(dataset, size))
+    result = calibrate(model, metadata, dataset, split, ImageSource(dataset, size))
     curves = options.checkpoint.with_suffix("") / CURVES
     report(
         result,
-        save(result, options.folder, parts),
+        save(result, options.folder, split),
         dataset,
-        parts,
+        split,
         run_info,
         history=options.folder / "no.csv",  # that of the last run may be another run's
         curves=curves if curves.exists() else None,

@@ -54,11 +54,11 @@ def shrink(checkpoint: Path, folder: Path, data: Path) -> None:
         DataError: `data` does not hold its validation images.
     """
     model, _ = load_checkpoint(checkpoint)
-    parts = read_split(checkpoint)
+    split = read_split(checkpoint)
     dataset = scan(data)
-    require(dataset, parts.validation)
+    require(dataset, split.evaluated)
     size = model.input_shape[1:3]
-    batches = Batches(ImageSource(dataset, size), parts.validation, BATCH_SIZE)
+    batches = Batches(ImageSource(dataset, size), split.evaluated, BATCH_SIZE)
     before = model.predict(batches, verbose=0).argmax(axis=1)
 
     def write_checked(temporary: Path) -> None:
@@ -66,7 +66,7 @@ def shrink(checkpoint: Path, folder: Path, data: Path) -> None:
         small = keras.models.load_model(temporary, compile=False)
         after = small.predict(batches, verbose=0).argmax(axis=1)
         changed = int((before != after).sum())
-        truth = dataset.labels(parts.validation)
+        truth = dataset.labels(split.evaluated)
         print(
             f"{changed} of {len(truth)} validation images change their label; "
             f"accuracy {(before == truth).mean():.4f} before, {(after == truth).mean():.4f} after."
@@ -77,7 +77,7 @@ def shrink(checkpoint: Path, folder: Path, data: Path) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / checkpoint.name
     write_atomically(path, write_checked)
-    write_atomically(split_record(path), parts.write)
+    write_atomically(split_record(path), split.write)
     report = checkpoint.with_suffix("")
     if report.is_dir() and report != path.with_suffix(""):
         copy_report(report, path.with_suffix(""))

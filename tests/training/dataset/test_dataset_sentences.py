@@ -11,7 +11,7 @@ from training.dataset import scan as module
 from training.dataset.__main__ import main
 from training.dataset.checks import DatasetChecks, check_dataset, format_checks
 from training.dataset.scan import Dataset, require, scan
-from training.dataset.split import Split, split
+from training.dataset.split import Split, split_dataset
 from training.errors import DataError
 
 GET_DATA = (
@@ -121,7 +121,7 @@ def test_a_class_of_copies_is_refused_with_their_number():
     digests = {"a/1": "x", "a/2": "x", **{f"b/{i}": str(i) for i in range(5)}}
     dataset = Dataset(None, ("a", "b"), tuple(digests), (), digests)
     with pytest.raises(DataError) as caught:
-        split(dataset, 0.2, 1)
+        split_dataset(dataset, 1, validation_fraction=0.2)
     assert str(caught.value) == (
         "Expected images of a for each of 2 parts, where copies, also those in other classes, "
         "stay together. Received: 2, of which 2 have copies. "
@@ -133,16 +133,23 @@ def test_a_class_of_copies_is_refused_with_their_number():
 
 
 def test_a_split_without_some_images_trains_on_what_it_did():
-    parts = Split(3, 0.2, ("a/1", "a/2"), ("a/3", "a/4"), ("a/5", "a/6"), 0.1)
-    assert parts.without({"a/1", "a/4", "a/5"}) == Split(
-        3, 0.2, ("a/1", "a/2"), ("a/3",), ("a/6",), 0.1
+    split = Split(
+        3,
+        ("a/1", "a/2"),
+        ("a/5", "a/6"),
+        ("a/3", "a/4"),
+        validation_fraction=0.1,
+        test_fraction=0.2,
     )
-    assert parts.sizes == {"train": 2, "selection": 2, "validation": 2}
+    assert split.without({"a/1", "a/4", "a/5"}) == Split(
+        3, ("a/1", "a/2"), ("a/6",), ("a/3",), validation_fraction=0.1, test_fraction=0.2
+    )
+    assert split.sizes == {"train": 2, "selection": 2, "validation": 2}
 
 
 def test_a_record_has_these_fields_a_line_each(tmp_path):
-    parts = Split(3, 0.2, ("a/1",), ("a/ü",), ("a/3",), 0.1)
-    parts.write(tmp_path / "split.json")
+    split = Split(3, ("a/1",), ("a/3",), ("a/ü",), validation_fraction=0.1, test_fraction=0.2)
+    split.write(tmp_path / "split.json")
     text = (tmp_path / "split.json").read_text(encoding="utf-8")
     assert text.endswith("}\n")
     assert '\n"a/1"\n' in text
@@ -154,7 +161,7 @@ def test_a_record_has_these_fields_a_line_each(tmp_path):
         "selection": ["a/3"],
         "selection_fraction": 0.1,
     }
-    assert len(parts.fingerprint) == 16
+    assert len(split.fingerprint) == 16
 
 
 # The report.

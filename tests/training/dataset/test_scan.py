@@ -12,9 +12,9 @@ from PIL import Image, ImageOps
 
 from training.dataset import scan as module
 from training.dataset.__main__ import main
-from training.dataset.duplicates import duplicates
+from training.dataset.duplicates import find_duplicates
 from training.dataset.scan import Dataset, class_of, require, scan
-from training.dataset.split import Split, split
+from training.dataset.split import Split, split_dataset
 from training.errors import DataError
 
 
@@ -101,35 +101,39 @@ def test_an_unusable_folder_ends_with_one_sentence(folder, prepare, sentence):
 
 def test_the_split_is_stratified_and_complete(folder):
     dataset = scan(folder)
-    parts = split(dataset, 0.2, seed=1)
-    assert sorted(parts.train + parts.validation) == sorted(dataset.images)
-    counts = [[class_of(p) for p in parts.validation].count(n) for n in dataset.class_names]
+    split = split_dataset(dataset, 1, validation_fraction=0.2)
+    assert sorted(split.train + split.evaluated) == sorted(dataset.images)
+    counts = [[class_of(p) for p in split.evaluated].count(n) for n in dataset.class_names]
     assert counts == [5, 2]
 
 
 def test_the_split_follows_its_seed(folder):
     dataset = scan(folder)
-    assert split(dataset, 0.2, seed=1) == split(dataset, 0.2, seed=1)
-    assert split(dataset, 0.2, seed=1) != split(dataset, 0.2, seed=2)
+    assert split_dataset(dataset, 1, validation_fraction=0.2) == split_dataset(
+        dataset, 1, validation_fraction=0.2
+    )
+    assert split_dataset(dataset, 1, validation_fraction=0.2) != split_dataset(
+        dataset, 2, validation_fraction=0.2
+    )
     # not the first fifth of each folder, as the original's
     first_fifth = {p for n in ("aster", "rose") for p in dataset.of_class(n)[: 25 // 5]}
-    assert set(split(dataset, 0.2, seed=1).validation) - first_fifth
+    assert set(split_dataset(dataset, 1, validation_fraction=0.2).evaluated) - first_fifth
 
 
 @pytest.mark.parametrize("fraction", [0.001, 0.999])
 def test_each_class_is_on_both_sides(folder, fraction):
-    parts = split(scan(folder), fraction, seed=1)
-    for side in (parts.train, parts.validation):
+    split = split_dataset(scan(folder), 1, validation_fraction=fraction)
+    for side in (split.train, split.evaluated):
         assert {class_of(p) for p in side} == {"aster", "rose"}
 
 
 def test_a_split_survives_its_record(folder, tmp_path):
-    parts = split(scan(folder), 0.2, seed=1)
-    parts.write(tmp_path / "split.json")
-    assert Split.read(tmp_path / "split.json") == parts
-    assert Split.read(tmp_path / "split.json").fingerprint == parts.fingerprint
-    other = split(scan(folder), 0.2, seed=2)
-    assert other.fingerprint != parts.fingerprint
+    split = split_dataset(scan(folder), 1, validation_fraction=0.2)
+    split.write(tmp_path / "split.json")
+    assert Split.read(tmp_path / "split.json") == split
+    assert Split.read(tmp_path / "split.json").fingerprint == split.fingerprint
+    other = split_dataset(scan(folder), 2, validation_fraction=0.2)
+    assert other.fingerprint != split.fingerprint
 
 
 def test_labels_are_indices_of_class_names(folder):
@@ -139,16 +143,16 @@ def test_labels_are_indices_of_class_names(folder):
 
 
 def test_the_record_of_a_run_from_before_there_was_a_selection_is_read(folder, tmp_path):
-    parts = split(scan(folder), 0.2, seed=1)
-    parts.write(tmp_path / "split.json")
+    split = split_dataset(scan(folder), 1, validation_fraction=0.2)
+    split.write(tmp_path / "split.json")
     assert set(json.loads((tmp_path / "split.json").read_text())) == {
         "seed",
         "fraction",
         "train",
         "validation",
     }
-    assert Split.read(tmp_path / "split.json").selection == ()
-    old = Split(1, 0.2, ("a/1",), ("a/2",))
+    assert Split.read(tmp_path / "split.json").validation == ()
+    old = Split(1, ("a/1",), ("a/2",), validation_fraction=0.2)
     assert old.fingerprint == "c00e554e293e1cc6"  # which interrupted runs have on record
 
 
@@ -159,14 +163,14 @@ def test_an_image_is_known_by_its_bytes_and_its_look(drawn):
     assert dataset.digests[name] == hashlib.sha256((drawn / name).read_bytes()).hexdigest()
     assert len(set(dataset.hashes.values())) == len(dataset.images)
     assert dataset.mismatched == ()
-    assert duplicates(dataset) == []
+    assert find_duplicates(dataset) == []
 
 
 def test_plain_images_look_like_nothing(folder):
     shutil.copy(folder / "rose" / "00.png", folder / "aster" / "rose.png")
     dataset = scan(folder)
     assert dataset.hashes == {}
-    assert duplicates(dataset) == [("aster/rose.png", "rose/00.png")]  # of the same bytes
+    assert find_duplicates(dataset) == [("aster/rose.png", "rose/00.png")]  # of the same bytes
 
 
 def test_a_type_that_the_name_does_not_say_is_reported_and_used(folder):
@@ -286,14 +290,14 @@ GROUPS = [
 
 
 def test_copies_are_found_also_across_classes(copies):
-    assert duplicates(scan(copies)) == GROUPS
+    assert find_duplicates(scan(copies)) == GROUPS
 
 
 def test_copies_are_never_in_two_parts(copies):
     dataset = scan(copies)
     for seed in range(40):
-        parts = split(dataset, 0.2, seed, selection=0.2)
-        sides = [set(parts.train), set(parts.validation), set(parts.selection)]
+        split = split_dataset(dataset, seed, validation_fraction=0.2, test_fraction=0.2)
+        sides = [set(split.train), set(split.evaluated), set(split.validation)]
         assert sorted(p for side in sides for p in side) == sorted(dataset.images)
         for group in GROUPS:
             assert sum(bool(side & set(group)) for side in sides) == 1
@@ -316,26 +320,35 @@ def test_without_copies_the_split_is_the_plain_draw():
     dataset = of(a=[1] * 50, b=[1] * 31)
     rng = np.random.default_rng(7)
     plain = {p for n, k in (("a", 10), ("b", 6)) for p in rng.permutation(dataset.of_class(n))[:k]}
-    assert set(split(dataset, 0.2, seed=7).validation) == plain
+    assert set(split_dataset(dataset, 7, validation_fraction=0.2).evaluated) == plain
 
 
 def test_without_copies_the_selection_is_the_plain_draw_of_the_rest():
     dataset = of(a=[1] * 50, b=[1] * 31)
-    parts = split(dataset, 0.2, seed=7, selection=0.25)
-    rest = set(dataset.images) - set(parts.validation)
+    split = split_dataset(dataset, 7, validation_fraction=0.25, test_fraction=0.2)
+    rest = set(dataset.images) - set(split.evaluated)
     rng = np.random.default_rng([7, 1])
     plain = {
         image
         for name, count in (("a", 10), ("b", 6))
         for image in rng.permutation([p for p in dataset.of_class(name) if p in rest])[:count]
     }
-    assert set(parts.selection) == plain
+    assert set(split.validation) == plain
 
 
 def test_what_is_excluded_later_is_not_measured_on_but_was_trained_on():
-    parts = Split(1, 0.2, ("a/1", "a/2"), ("a/3", "a/4"), ("a/5", "a/6"), 0.5)
-    without = parts.without({"a/1", "a/3", "a/6"})
-    assert without == Split(1, 0.2, ("a/1", "a/2"), ("a/4",), ("a/5",), 0.5)
+    split = Split(
+        1,
+        ("a/1", "a/2"),
+        ("a/5", "a/6"),
+        ("a/3", "a/4"),
+        validation_fraction=0.5,
+        test_fraction=0.2,
+    )
+    without = split.without({"a/1", "a/3", "a/6"})
+    assert without == Split(
+        1, ("a/1", "a/2"), ("a/5",), ("a/4",), validation_fraction=0.5, test_fraction=0.2
+    )
     assert without.sizes == {"train": 2, "selection": 1, "validation": 1}
 
 
@@ -349,38 +362,52 @@ def test_images_of_another_folder_are_refused():
 def test_the_shares_hold_where_copies_fit():
     dataset = of(a=[3, 2, 2, *[1] * 43], b=[4, *[1] * 16])
     for seed in range(20):
-        parts = split(dataset, 0.2, seed, selection=0.1)
-        for side, counts in ((parts.validation, [10, 4]), (parts.selection, [4, 2])):
+        split = split_dataset(dataset, seed, validation_fraction=0.1, test_fraction=0.2)
+        for side, counts in ((split.evaluated, [10, 4]), (split.validation, [4, 2])):
             assert [sum(class_of(p) == name for p in side) for name in "ab"] == counts
 
 
 def test_a_selection_leaves_the_validation_as_it_is():
     dataset = of(a=[1] * 40, b=[2] * 20)
-    without, with_ = split(dataset, 0.25, 3), split(dataset, 0.25, 3, selection=0.4)
-    assert with_.validation == without.validation
-    assert set(with_.train) | set(with_.selection) == set(without.train)
-    assert len(with_.selection) == 24
+    without, with_ = (
+        split_dataset(dataset, 3, validation_fraction=0.25),
+        split_dataset(dataset, 3, validation_fraction=0.4, test_fraction=0.25),
+    )
+    assert with_.evaluated == without.evaluated
+    assert set(with_.train) | set(with_.validation) == set(without.train)
+    assert len(with_.validation) == 24
     assert with_.selection_fraction == 0.4
-    assert split(dataset, 0.25, 3, selection=0.4) == with_
-    assert len({without.fingerprint, with_.fingerprint, split(dataset, 0.25, 4).fingerprint}) == 3
+    assert split_dataset(dataset, 3, validation_fraction=0.4, test_fraction=0.25) == with_
+    assert (
+        len(
+            {
+                without.fingerprint,
+                with_.fingerprint,
+                split_dataset(dataset, 4, validation_fraction=0.25).fingerprint,
+            }
+        )
+        == 3
+    )
 
 
 def test_a_selection_survives_its_record(tmp_path):
-    parts = split(of(a=[1] * 10, b=[1] * 10), 0.2, 1, selection=0.25)
-    parts.write(tmp_path / "split.json")
-    assert Split.read(tmp_path / "split.json") == parts
+    split = split_dataset(
+        of(a=[1] * 10, b=[1] * 10), 1, validation_fraction=0.25, test_fraction=0.2
+    )
+    split.write(tmp_path / "split.json")
+    assert Split.read(tmp_path / "split.json") == split
 
 
 def test_groups_larger_than_the_share_still_leave_one_on_each_side():
     for seed in range(10):
-        parts = split(of(a=[6, 4], b=[1] * 10), 0.1, seed)
-        assert len([p for p in parts.validation if class_of(p) == "a"]) == 4
+        split = split_dataset(of(a=[6, 4], b=[1] * 10), seed, validation_fraction=0.1)
+        assert len([p for p in split.evaluated if class_of(p) == "a"]) == 4
 
 
 @pytest.mark.parametrize(("selection", "sizes"), [(0.0, [10]), (0.2, [5, 5])])
 def test_a_class_of_copies_cannot_be_split(selection, sizes):
     with pytest.raises(DataError, match=f"of {len(sizes) + 1} parts.* 10, of which 10 have"):
-        split(of(a=sizes, b=[1] * 10), 0.2, 1, selection)
+        split_dataset(of(a=sizes, b=[1] * 10), 1, validation_fraction=selection, test_fraction=0.2)
 
 
 def test_the_command_line_reports_and_deletes_nothing(copies, capsys):

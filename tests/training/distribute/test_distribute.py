@@ -614,16 +614,16 @@ def test_the_processes_rows_are_the_batch(images, mixup_alpha):
         )[1]
 
     whole = batch(slice(None))
-    parts = [batch(Workers(k, 3, 3).rows(6)) for k in range(3)]
-    for one, other in zip(whole, zip(*parts, strict=True), strict=True):
+    split = [batch(Workers(k, 3, 3).rows(6)) for k in range(3)]
+    for one, other in zip(whole, zip(*split, strict=True), strict=True):
         assert np.array_equal(one, np.concatenate(other))
 
 
 def test_even_batches_weigh_each_image_the_same(images):
     names = images.dataset.images[:10]
     whole = Batches(images, names, 10)[0]
-    parts = [PaddedBatches(images, names, 4, Workers(k, 2, 2).rows(4)) for k in range(2)]
-    batches = [part[index] for index in range(len(parts[0])) for part in parts]
+    split = [PaddedBatches(images, names, 4, Workers(k, 2, 2).rows(4)) for k in range(2)]
+    batches = [part[index] for index in range(len(split[0])) for part in split]
     inputs, targets, weights = (np.concatenate(values) for values in zip(*batches, strict=True))
     assert np.allclose(weights, [1.2] * 10 + [0] * 2)
     assert np.array_equal(inputs[:10], whole[0])

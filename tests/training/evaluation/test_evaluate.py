@@ -19,7 +19,7 @@ from training.checkpoint import (
     split_record,
 )
 from training.dataset.scan import scan
-from training.dataset.split import Split, split
+from training.dataset.split import Split, split_dataset
 from training.evaluation import evaluate
 from training.evaluation.calibration import apply_temperature, fit_temperature
 from training.features import CachedFeatures
@@ -53,7 +53,7 @@ def made(drawn, tmp_path_factory):
     network.layers[-1].set_weights([kernel.T, fitted.intercept_ - kernel @ mean])
     path = tmp_path_factory.mktemp("models") / "xception_fin_04_0.123.h5"
     save_checkpoint(network, path, Metadata(dataset.class_names, 4, 0.123, temperature=0.5))
-    split(dataset, 0.4, seed=1, selection=0.4).write(split_record(path))
+    split_dataset(dataset, 1, validation_fraction=0.4, test_fraction=0.4).write(split_record(path))
     report = path.with_suffix("")
     report.mkdir()
     (report / "metrics.json").write_text(json.dumps({"run": RUN}))
@@ -75,7 +75,7 @@ def answers(path, drawn, images):
 
 def test_what_is_excluded_is_neither_reported_on_nor_fitted_to(made, drawn, tmp_path, capsys):
     whole = Split.read(split_record(made))
-    out = {whole.validation[0], whole.selection[0], whole.train[0]}
+    out = {whole.evaluated[0], whole.validation[0], whole.train[0]}
     excluded = tmp_path / "wrong.txt"
     excluded.write_text("\n".join(out))
     before = made.read_bytes()
@@ -83,25 +83,25 @@ def test_what_is_excluded_is_neither_reported_on_nor_fitted_to(made, drawn, tmp_
     exit_code, [path] = run(made, tmp_path / "again", drawn, "--exclude", excluded)
 
     assert exit_code == 0
-    parts = Split.read(split_record(path))
-    assert parts.train == whole.train, "what it was fitted to stays what it was"
-    assert parts.validation == whole.validation[1:]
-    assert parts.selection == whole.selection[1:]
-    probabilities, truth = answers(path, drawn, parts.validation)
+    split = Split.read(split_record(path))
+    assert split.train == whole.train, "what it was fitted to stays what it was"
+    assert split.evaluated == whole.evaluated[1:]
+    assert split.validation == whole.validation[1:]
+    probabilities, truth = answers(path, drawn, split.evaluated)
     accuracy = (probabilities.argmax(axis=1) == truth).mean()
     metadata = read_metadata(path)
     assert path.name == f"xception_fin_04_{accuracy:.3f}.h5"
     assert metadata.val_accuracy == pytest.approx(accuracy)
-    assert f"{accuracy:.3f} on {len(parts.validation)} images" in capsys.readouterr().out
+    assert f"{accuracy:.3f} on {len(split.evaluated)} images" in capsys.readouterr().out
     assert made.read_bytes() == before
 
     # The temperature is fitted on the images that picked the epoch, less the one excluded:
     # there no other makes the classes likelier, while with it or on others one would.
-    assert fit_temperature(*answers(path, drawn, parts.selection)) == pytest.approx(1, abs=0.01)
-    for others in (whole.selection, parts.validation, whole.train):
+    assert fit_temperature(*answers(path, drawn, split.validation)) == pytest.approx(1, abs=0.01)
+    for others in (whole.validation, split.evaluated, whole.train):
         assert abs(fit_temperature(*answers(path, drawn, others)) - 1) > 0.05
 
-    old, _ = answers(made, drawn, parts.validation)
+    old, _ = answers(made, drawn, split.evaluated)
     fitted = np.log(np.maximum(old, 1e-30)) * 0.5 / metadata.temperature
     fitted = np.exp(fitted - fitted.max(axis=1, keepdims=True))
     fitted /= fitted.sum(axis=1, keepdims=True)
@@ -116,7 +116,7 @@ def test_what_is_excluded_is_neither_reported_on_nor_fitted_to(made, drawn, tmp_
     assert "- excluded: after training, in which 1 of them took part" in run_info
     assert (report / "learning_curves.png").read_bytes() == b"curves of the run"
     metrics = json.loads((report / "metrics.json").read_text())
-    assert metrics["run"]["split"] == parts.sizes
+    assert metrics["run"]["split"] == split.sizes
     assert metrics["run"]["calibrated_on"].startswith("temperature fitted on 9 images of their")
     assert (metrics["n"], metrics["accuracy"]) == (19, pytest.approx(accuracy))
     rows = np.arange(19)
@@ -146,7 +146,7 @@ def written(monkeypatch):
 @pytest.mark.usefixtures("written")
 def test_what_it_answers_to_the_images_that_picked_the_epoch_is_told(made, drawn, tmp_path, capsys):
     _, [path] = run(made, tmp_path, drawn)
-    probabilities, truth = answers(path, drawn, Split.read(split_record(path)).selection)
+    probabilities, truth = answers(path, drawn, Split.read(split_record(path)).validation)
     accuracy = (probabilities.argmax(axis=1) == truth).mean()
     loss = -np.log(probabilities[np.arange(10), truth]).mean()
     assert (
@@ -161,7 +161,7 @@ def test_without_a_report_of_the_run_the_split_says_what_picked_the_epoch(
     checkpoint.write_bytes(made.read_bytes())
     whole = Split.read(split_record(made))
     whole.write(split_record(checkpoint))
-    (tmp_path / "wrong.txt").write_text(whole.selection[0])
+    (tmp_path / "wrong.txt").write_text(whole.validation[0])
     run(checkpoint, tmp_path / "own", drawn, "--exclude", tmp_path / "wrong.txt")
     own = "images of their own, neither trained nor reported on"
     assert written["card"]["picked_on"] == f"the best of its epochs on 10 {own}"
@@ -175,16 +175,16 @@ def test_without_a_report_of_the_run_the_split_says_what_picked_the_epoch(
     same = "the 20 validation images themselves, which flatters a little"
     assert written["card"]["picked_on"] == f"the best of its epochs on {same}"
     assert written["card"]["calibrated_on"] == f"temperature fitted on {same}"
-    assert fit_temperature(*answers(path, drawn, whole.validation)) == pytest.approx(1, abs=0.01)
+    assert fit_temperature(*answers(path, drawn, whole.evaluated)) == pytest.approx(1, abs=0.01)
 
 
 def test_the_report_is_given_what_was_found_and_probable_wrong_labels(
     made, drawn, tmp_path, written, capsys
 ):
-    dataset, parts = scan(drawn), Split.read(split_record(made))
+    dataset, split = scan(drawn), Split.read(split_record(made))
     network, metadata = load_checkpoint(made)
-    uncalibrated = np.eye(5)[dataset.labels(parts.validation)] * 0.5 + 0.1
-    probabilities = np.eye(5)[dataset.labels(parts.validation)] * 0.9 + 0.02
+    uncalibrated = np.eye(5)[dataset.labels(split.evaluated)] * 0.5 + 0.1
+    probabilities = np.eye(5)[dataset.labels(split.evaluated)] * 0.9 + 0.02
     result = evaluate.CalibratedModel(
         network, metadata, uncalibrated, probabilities, uncalibrated[:10]
     )
@@ -193,7 +193,7 @@ def test_the_report_is_given_what_was_found_and_probable_wrong_labels(
     features[12] = features[40]
     path = tmp_path / "a.h5"
     run_info = {"seed": 1, "calibrated_on": "none"}
-    arguments = result, path, dataset, parts, run_info, tmp_path / "history.csv"
+    arguments = result, path, dataset, split, run_info, tmp_path / "history.csv"
     evaluate.report(*arguments, curves=tmp_path / "curves.png", features=features)
 
     [label_issue] = written.pop("suspects")
@@ -211,7 +211,7 @@ def test_the_report_is_given_what_was_found_and_probable_wrong_labels(
         "checkpoint": path,
         "model": network,
         "dataset": dataset,
-        "images": parts.validation,
+        "images": split.evaluated,
         "probabilities": probabilities,
         "uncalibrated": uncalibrated,
         "temperature": 0.5,
@@ -226,13 +226,13 @@ def test_the_report_is_given_what_was_found_and_probable_wrong_labels(
 
 
 def test_activations_stand_for_their_images(made, drawn, tmp_path):
-    dataset, parts = scan(drawn), Split.read(split_record(made))
+    dataset, split = scan(drawn), Split.read(split_record(made))
     images = ImageSource(dataset, (SIDE, SIDE))
     frozen, _ = model.split_at_block(load_checkpoint(made)[0], None)
     activations = CachedFeatures(images, frozen, "float32", tmp_path)
     activations.compute([(i, 0) for i in range(len(dataset.images))])
     one, other = (
-        evaluate.calibrate(*load_checkpoint(made), dataset, parts, source)
+        evaluate.calibrate(*load_checkpoint(made), dataset, split, source)
         for source in (images, activations)
     )
     assert other.metadata.temperature == pytest.approx(one.metadata.temperature, rel=1e-3)
@@ -251,7 +251,7 @@ def test_once_more_changes_nothing(made, drawn, tmp_path):
     assert read_metadata(second).temperature == pytest.approx(
         read_metadata(first).temperature, rel=1e-3
     )
-    images = Split.read(split_record(first)).validation
+    images = Split.read(split_record(first)).evaluated
     one, _ = answers(first, drawn, images)
     assert np.allclose(one, answers(second, drawn, images)[0], atol=1e-3)
 
@@ -260,13 +260,13 @@ def test_at_another_size(made, drawn, tmp_path):
     exit_code, [path] = run(made, tmp_path, drawn, "--inference-size", "75")
     assert exit_code == 0
     assert load_checkpoint(path)[0].input_shape == (None, 75, 75, 3)
-    probabilities, truth = answers(path, drawn, Split.read(split_record(path)).validation)
+    probabilities, truth = answers(path, drawn, Split.read(split_record(path)).evaluated)
     accuracy = (probabilities.argmax(axis=1) == truth).mean()
     assert read_metadata(path).val_accuracy == pytest.approx(accuracy)
 
 
 def test_what_cannot_be_reported_on_ends_with_one_sentence(made, drawn, tmp_path, capsys):
-    (tmp_path / "all.txt").write_text("\n".join(Split.read(split_record(made)).validation))
+    (tmp_path / "all.txt").write_text("\n".join(Split.read(split_record(made)).evaluated))
     alone = tmp_path / "xception_fin_01_0.500.h5"
     alone.write_bytes(made.read_bytes())
     few, fewer = tmp_path / "few", tmp_path / "fewer"

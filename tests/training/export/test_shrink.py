@@ -13,7 +13,7 @@ from training.checkpoint import (
     split_record,
 )
 from training.dataset.scan import scan
-from training.dataset.split import Split, split
+from training.dataset.split import Split, split_dataset
 from training.evaluation.report import CARD, FIGURES, METRICS
 from training.export import shrink
 
@@ -35,7 +35,7 @@ def checkpoint(tmp_path, drawn):
     model.train_on_batch(np.ones((1, 24, 24, 3)), np.eye(5)[:1])
     path = tmp_path / "xception_fin_04_0.500.h5"
     save_checkpoint(model, path, METADATA)
-    split(scan(drawn), 0.2, seed=1).write(split_record(path))
+    split_dataset(scan(drawn), 1, validation_fraction=0.2).write(split_record(path))
     report = path.with_suffix("")
     report.mkdir()
     (report / METRICS).write_text("{}")
@@ -80,7 +80,7 @@ def test_labels_are_compared_on_the_images_set_apart(checkpoint, drawn, tmp_path
 
     monkeypatch.setattr(shrink, "Batches", Watched)
     assert shrink.main([str(checkpoint), str(tmp_path / "small"), "--data", str(drawn)]) == 0
-    assert compared == [Split.read(split_record(checkpoint)).validation]
+    assert compared == [Split.read(split_record(checkpoint)).evaluated]
 
 
 def test_a_changed_label_is_refused(checkpoint, drawn, tmp_path, monkeypatch, capsys):
@@ -91,7 +91,9 @@ def test_a_changed_label_is_refused(checkpoint, drawn, tmp_path, monkeypatch, ca
 
 
 def test_other_images_are_refused(checkpoint, tmp_path, drawn, capsys):
-    Split(1, 0.2, ("rose/a.jpg",), ("rose/b.jpg",)).write(split_record(checkpoint))
+    Split(1, ("rose/a.jpg",), ("rose/b.jpg",), validation_fraction=0.2).write(
+        split_record(checkpoint)
+    )
     assert shrink.main([str(checkpoint), str(tmp_path / "small"), "--data", str(drawn)]) == 1
     assert "to hold the 1 images of the split" in capsys.readouterr().err
 
