@@ -1,65 +1,89 @@
-"""Errors that a caller may read: one sentence each, without a path or an address of ours."""
+"""Errors whose message is a sentence for people.
+
+    UserError                      printed by training/cli.py, with exit code 1
+    ├── ServingError               returned to callers, without our paths or addresses
+    │   ├── InvalidRequestError    400
+    │   ├── AddressError           400
+    │   ├── NotFoundError          404
+    │   ├── MethodError            405
+    │   ├── TooLargeError          413
+    │   ├── UnsupportedTypeError   415
+    │   ├── ImageError             422
+    │   ├── InternalError          500
+    │   ├── FetchError             502
+    │   │   └── FetchTimeoutError  504
+    │   └── DeadlineError          504
+    ├── ModelError                 a model file, or the runtime for it
+    ├── AllowError                 FETCH_ALLOW (serving/addresses.py)
+    └── DataError, CacheError, DistributeError, DownloadError: training/errors.py
+
+Commands add their own subclasses of `UserError`: an emulator that does not start, for example.
+"""
 
 
-class ServingError(Exception):
-    """Something the caller, the image or its host did; `str(error)` is one sentence.
+class UserError(Exception):
+    """Something the user can fix; `str(error)` says how in one sentence."""
 
-    The class name is the error's type in the service's answer, `status` its HTTP status code.
+
+class ServingError(UserError):
+    """A problem with the request, the image or its host.
+
+    Responses contain the class name as the error's type. `status` is the HTTP status code.
     """
 
     status = 500
 
 
 class InvalidRequestError(ServingError):
-    """The event holds no image and no usable address of one."""
+    """The event contains neither an image nor a usable URL."""
 
     status = 400
 
 
 class AddressError(ServingError):
-    """The address leads to where the service fetches nothing: it may not be asked for."""
+    """The service does not connect to the URL's address."""
 
     status = 400
 
 
 class NotFoundError(ServingError):
-    """There is nothing at this path."""
+    """No page has this path."""
 
     status = 404
 
 
 class MethodError(ServingError):
-    """There is something at this path, for other methods."""
+    """The path needs another HTTP method."""
 
     status = 405
 
 
 class TooLargeError(ServingError):
-    """More bytes or more pixels than the service reads."""
+    """The image has more bytes or pixels than the service accepts."""
 
     status = 413
 
 
 class UnsupportedTypeError(ServingError):
-    """A request's body or an image is of a type that the service does not read."""
+    """The request body or the image has an unsupported type."""
 
     status = 415
 
 
 class ImageError(ServingError):
-    """The image breaks off or is damaged."""
+    """The image is truncated or damaged."""
 
     status = 422
 
 
 class InternalError(ServingError):
-    """A defect of ours; the log has the details."""
+    """An unexpected error of the service; the log has the details."""
 
     status = 500
 
 
 class FetchError(ServingError):
-    """The image's host could not be reached, or answered with an error."""
+    """The image's host could not be reached or answered with an error."""
 
     status = 502
 
@@ -76,10 +100,10 @@ class DeadlineError(ServingError):
     status = 504
 
 
-def error_body(error: ServingError) -> dict:
-    """Return `error` as the service answers it: `{"error": {"type": ..., "message": ...}}`."""
-    return {"error": {"type": type(error).__name__, "message": str(error)}}
-
-
-class ModelError(Exception):
+class ModelError(UserError):
     """A model file is missing or unusable; `str(error)` says what to do."""
+
+
+def error_body(error: ServingError) -> dict:
+    """Return `error` as JSON: {"error": {"type": ..., "message": ...}}."""
+    return {"error": {"type": type(error).__name__, "message": str(error)}}

@@ -19,28 +19,31 @@ import pytest
 from conftest import ROOT, build_tiny
 
 import train
-from serving.errors import ModelError
+from serving.errors import ModelError, UserError
 from serving.model_files import best_model
-from train import FINE_TUNE, ORIGINAL, RECIPES
 from training.backend import keras
 from training.batches import Batches, PaddedBatches
 from training.checkpoint import CHECKPOINT, load_checkpoint, read_metadata, split_record
 from training.dataset.scan import class_of, scan
 from training.dataset.split import Split, split_dataset
 from training.distribute.workers import Workers
-from training.errors import CacheError
+from training.errors import CacheError, DataError
 from training.evaluation import evaluate
+from training.evaluation.run import RunInfo
+from training.fit import UNNAMED_BEST, Run, describe, learning_rate, start_run
 from training.images import ImageSource
 from training.inference import dtype_policy
 from training.model import BASE_LAYER, build_model, split_at_block, weights_digest, with_input_size
-from training.pretrained import load_base_weights
-from training.resume import read_run
+from training.pretrained import load_pretrained
+from training.recipes import FINE_TUNE, ORIGINAL, RECIPES, RunOptions
+from training.resume import TrainingState
 
 # Small images and a base of random weights: quick, and nothing here asks for a good answer.
 SMALL = replace(ORIGINAL, input_size=71, batch_size=8, steps_per_epoch=2, epochs=1, views=2)
 SMALL_FINE_TUNE = {
     "fine_tune_at": 13,
-    "selection_fraction": 0.25,
+    "test_fraction": 0.2,
+    "validation_fraction": 0.25,
     "head": (),
     "head_epochs": 2,
     "label_smoothing": 0.1,
@@ -61,7 +64,8 @@ def run(drawn, random_base, tmp_path, capsys):
         weights = ["--weights", random_base]
         options = train.parse_arguments([str(word) for word in (*places, *weights, *flags)])
         capsys.readouterr()
-        return train.train(replace(SMALL, **recipe), options), capsys.readouterr().out
+        train.train(replace(SMALL, **recipe), RunOptions.read(options))
+        return 0, capsys.readouterr().out
 
     return start
 
@@ -106,8 +110,8 @@ def test_the_defaults_are_the_originals():
         "steps_per_epoch": 100,
     }.items() <= settings.items()
     # What the original did not have is switched off.
-    assert {n: settings[n] for n in ("selection_fraction", "mixup_alpha", "head_epochs")} == {
-        "selection_fraction": 0.0,
+    assert {n: settings[n] for n in ("test_fraction", "mixup_alpha", "head_epochs")} == {
+        "test_fraction": 0.0,
         "mixup_alpha": 0.0,
         "head_epochs": 0,
     }
@@ -118,7 +122,7 @@ def test_the_defaults_are_the_originals():
 @pytest.mark.parametrize("name", RECIPES)
 def test_flags_reach_the_recipe(name, monkeypatch):
     seen = {}
-    monkeypatch.setattr(train, "train", lambda recipe, options: seen.update(asdict(recipe)) or 0)
+    monkeypatch.setattr(train, "train", lambda recipe, *_: seen.update(asdict(recipe)))
     assert train.main(["--recipe", name]) == 0
     assert seen == asdict(RECIPES[name])
     flags = (
@@ -164,8 +168,8 @@ def test_a_head_is_numbers_of_units(text, capsys):
 
 
 def test_the_learning_rate_warms_up_and_decays():
-    assert train.schedule(ORIGINAL, 100) == 0.01
-    rate = train.schedule(replace(FINE_TUNE, epochs=4, learning_rate=0.1, warmup_epochs=0.5), 10)
+    assert learning_rate(ORIGINAL, 100) == 0.01
+    rate = learning_rate(replace(FINE_TUNE, epochs=4, learning_rate=0.1, warmup_epochs=0.5), 10)
     assert [round(float(rate(step)), 4) for step in (0, 1, 5)] == [0.0, 0.02, 0.1]
     later = [float(rate(step)) for step in range(5, 41)]
     assert later == sorted(later, reverse=True)
@@ -218,7 +222,7 @@ def test_a_run_leaves_checkpoint_split_history_and_report(run, tmp_path, drawn):
     assert float(row["val_accuracy"]) == pytest.approx(metadata.val_accuracy, abs=1e-6)
 
     split = Split.read(split_record(checkpoint))
-    assert (len(split.train), len(split.validation), len(split.evaluated)) == (40, 0, 10)
+    assert (len(split.train), len(split.validation), len(split.test)) == (40, 10, 0)
     assert {class_of(p) for p in split.evaluated} == set(metadata.class_names)
     assert all((drawn / p).exists() for p in split.train + split.evaluated)
 
@@ -241,7 +245,7 @@ def test_fine_tuning_picks_on_images_of_their_own(run, tmp_path, drawn, monkeypa
     assert exit_code == 0
     assert "Xception with the weights of" in out
     assert "learning from block 13 on; a softmax layer" in out
-    assert "30 to train, 10 to pick the epoch, 10 to validate" in out
+    assert "  30 train, 10 validation, 10 test images." in out
     [checkpoint] = tmp_path.glob("xception_fin_*.h5")  # what was picked has got its name
     assert not list(tmp_path.glob("xception_fin.picked*"))
     split = Split.read(split_record(checkpoint))
@@ -251,7 +255,7 @@ def test_fine_tuning_picks_on_images_of_their_own(run, tmp_path, drawn, monkeypa
     assert names(picking) == split.validation
     # The name tells the accuracy of what the file answers, asked as anybody would.
     model, metadata = load_checkpoint(checkpoint)
-    assert "asking the best checkpoint, at 80×80 pixels" in out
+    assert "evaluating the best checkpoint at 80×80 pixels" in out
     assert model.input_shape[1:3] == (80, 80)
     images = ImageSource(scan(drawn), (80, 80))
     batches = Batches(images, split.evaluated, 4)
@@ -266,7 +270,7 @@ def test_fine_tuning_picks_on_images_of_their_own(run, tmp_path, drawn, monkeypa
     model = with_input_size(model, (71, 71))
     frozen, _ = split_at_block(model, 13)
     base = build_model((71, 71), (), 5)
-    load_base_weights(base, out.split("the weights of ")[1].split(",")[0], tmp_path)
+    load_pretrained(base, out.split("the weights of ")[1].split(",")[0], tmp_path)
     before, _ = split_at_block(base, 13)
     assert weights_digest(frozen) == weights_digest(before)
     assert weights_digest(split_at_block(model, None)[0]) != weights_digest(
@@ -283,7 +287,8 @@ def test_a_finished_network_can_be_given_another_size(run, tmp_path):
     exit_code, out = run("--resume", **SMALL_FINE_TUNE | {"inference_size": 90})
     assert exit_code == 0
     assert "at 90×90 pixels" in out
-    assert re.search(r"on the 10 images that picked the epoch: accuracy 0\.\d+, loss \d", out)
+    assert re.search(r"Validation accuracy: 0\.\d+ on 10 images, loss \d", out)
+    assert re.search(r"Test accuracy: 0\.\d+ on 10 images\.", out)
     [second] = tmp_path.glob("xception_fin_*.h5")
     assert load_checkpoint(second)[0].input_shape[1:3] == (90, 90)
     assert [path for path in tmp_path.glob("xception_fin_*") if path.is_dir()] == [
@@ -358,8 +363,9 @@ RUN = """
 import json, resource, sys
 import train
 from dataclasses import replace
+from training.recipes import ORIGINAL, RECIPES
 flags, recipe, limits = json.loads(sys.argv[1])
-train.RECIPES["original"] = replace(train.ORIGINAL, **recipe)
+RECIPES["original"] = replace(ORIGINAL, **recipe)
 for name, limit in limits.items():
     resource.setrlimit(getattr(resource, name), (limit, limit))
 sys.exit(train.main(flags))
@@ -389,7 +395,7 @@ def sentence_of(process):
     """Return the one line on standard error that a process ends with, apart from progress."""
     _, error = process.communicate()
     assert process.returncode == 1, error
-    lines = [line for line in error.splitlines() if line and "activations:" not in line]
+    lines = [line for line in error.splitlines() if line and "features:" not in line]
     assert len(lines) == 1, error
     [line] = lines
     return line
@@ -404,9 +410,9 @@ def test_a_full_disk_ends_with_one_sentence_and_what_was_best_stays(start, tmp_p
     sentence = sentence_of(process)
     assert sentence.startswith("train.py: Expected to read")
     assert "File too large" in sentence
-    assert "go on with --resume" in sentence
+    assert "rerun with --resume" in sentence
     assert checkpoint.read_bytes() == before
-    assert read_run(tmp_path / train.STATE)["epochs"] == 1
+    assert TrainingState.load(tmp_path / train.STATE).epochs == 1
     assert not list(tmp_path.glob(".*"))
     process = start(tmp_path, "--resume", "--epochs", "2")
     _, error = process.communicate()
@@ -421,8 +427,8 @@ def test_too_large_a_batch_ends_with_one_sentence(start, tmp_path):
     batch_size = 4_000_000  # 2,048 activations of 4 bytes each: 33 GB
     process = start(tmp_path, recipe={"batch_size": batch_size}, RLIMIT_AS=30 * 2**30)
     sentence = sentence_of(process)
-    assert sentence.startswith(f"train.py: Expected batches of {batch_size} images to fit into")
-    assert "smaller --batch-size" in sentence
+    assert sentence.startswith("train.py: Expected enough memory. Received: no memory left.")
+    assert f"Use a --batch-size below {batch_size}" in sentence
 
 
 def test_killed_at_any_moment_it_resumes_to_the_same_model(start, tmp_path):
@@ -468,7 +474,7 @@ def read_weights(path):
 
 def test_a_new_run_says_that_it_replaces_an_old_one(run):
     assert "--resume" not in run()[1]
-    assert "a run of 1 finished epochs that --resume would go on with" in run()[1]
+    assert "a run of 1 finished epochs, which --resume would continue" in run()[1]
 
 
 @pytest.mark.parametrize(
@@ -481,13 +487,13 @@ def test_a_new_run_says_that_it_replaces_an_old_one(run):
 )
 def test_only_the_same_run_is_resumed(run, flags, recipe, sentence):
     run()
-    with pytest.raises(train.ModelError) as caught:
+    with pytest.raises(UserError) as caught:
         run("--resume", *flags, **recipe)
     assert sentence in str(caught.value)
 
 
 def test_there_is_nothing_to_resume(run):
-    with pytest.raises(train.ModelError, match="Expected an interrupted run .* Received: none"):
+    with pytest.raises(ModelError, match="Expected an interrupted run .* Received: none"):
         run("--resume")
 
 
@@ -496,11 +502,11 @@ def test_ctrl_c_keeps_the_best_checkpoint(start, tmp_path):
     while not (tmp_path / train.STATE).exists() and process.poll() is None:
         time.sleep(0.01)
     process.send_signal(signal.SIGINT)
-    out, error = process.communicate()
+    _, error = process.communicate()
     assert process.returncode == 130, error
     assert "Traceback" not in error
-    assert "Go on after the last finished epoch with --resume" in out
-    assert out.splitlines()[-1] == f"The best epoch so far: {best_model(tmp_path, '.h5')}"
+    assert "Rerun with --resume to continue after the last finished epoch." in error
+    assert error.endswith(f"The best epoch so far: {best_model(tmp_path, '.h5')}.\n")
     assert not list(tmp_path.glob(".*"))
 
 
@@ -509,7 +515,8 @@ def test_ctrl_c_keeps_the_best_checkpoint(start, tmp_path):
 
 TINY_FINE_TUNE = {
     "inference_size": 48,
-    "selection_fraction": 0.25,
+    "test_fraction": 0.2,
+    "validation_fraction": 0.25,
     "seed": 7,
     "rotation_range": 25,
     "width_shift_range": 0.1,
@@ -538,7 +545,7 @@ TINY_FINE_TUNE = {
 def record(drawn, tmp_path_factory):
     """Run train.py on the tiny network; returns what its fits and its report were given.
 
-    `fit` gets nothing done but with `fitting`. `workers` stands for what `distribute.join` finds.
+    `fit` gets nothing done but with `fitting`. `workers` stands for those that it finds.
     """
 
     def start(*flags, models=None, fitting=False, workers=None, **recipe):
@@ -548,6 +555,7 @@ def record(drawn, tmp_path_factory):
         options = train.parse_arguments(words)
         settings = {"input_size": 40, "batch_size": 4, "steps_per_epoch": 2, "epochs": 1}
         recipe = replace(ORIGINAL, **settings | recipe)
+        flags, options = train.distribute.read_flags(options), RunOptions.read(options)
         found = SimpleNamespace(folder=folder, recipe=recipe, options=options, fits=[])
         real_fit, signature = keras.Model.fit, inspect.signature(train.report)
 
@@ -558,17 +566,21 @@ def record(drawn, tmp_path_factory):
                 real_fit(model, x, y, **given)
 
         def report(*arguments):
-            found.report = SimpleNamespace(**signature.bind(*arguments).arguments)
+            given = SimpleNamespace(**signature.bind(*arguments).arguments)
+            given.dataset, given.split = given.run.images.dataset, given.run.split
+            given.val_source = train.report_source(given.run, given.inputs)
+            given.info = train.describe_run(given.run, given.weights, given.seconds)
+            found.report = given
 
         with pytest.MonkeyPatch.context() as patch:
             patch.setattr(train, "build_model", build_tiny)
-            patch.setattr(train, "MIXED_PARAMETERS", 200)  # blocks 5 to 14 and a softmax: 225
+            patch.setattr("training.fit.MIXED_PARAMETERS", 200)  # blocks 5 to 14 and a softmax: 225
             patch.setattr(train, "report", report)
             patch.setattr(keras.Model, "fit", fit)
             patch.setattr(sys, "argv", ["train.py", *words])
             if workers:
-                patch.setattr(train.distribute, "join", lambda options: workers)
-            found.exit_code = train.train(recipe, options)
+                patch.setattr(train.distribute, "initialize", lambda flags: workers)
+            train.train(recipe, options, flags)
         found.callbacks = {type(c).__name__: c for c in found.fits[-1].callbacks}
         return found
 
@@ -591,7 +603,7 @@ def names(batches):
     return tuple(images[index] for index in batches.image_indices)
 
 
-def learning_rate(model, step):
+def rate_at(model, step):
     model.optimizer.iterations.assign(step)
     return float(model.optimizer.learning_rate)
 
@@ -601,7 +613,7 @@ def test_the_head_alone_learns_the_training_images_by_their_features(fine_tuned,
     report = fine_tuned.report
     dataset, split = report.dataset, report.split
     images = ImageSource(dataset, (40, 40))
-    base_model, _ = split_at_block(fine_tuned.callbacks["BestCheckpoint"].whole(), None)
+    base_model, _ = split_at_block(fine_tuned.callbacks["BestCheckpoint"].full_model(), None)
     expected = base_model.predict(images.inputs([(i, 0) for i in range(50)]), verbose=0)
     assert np.allclose(report.features, expected, atol=0.02)  # the cache may be of bfloat16
     train_indices = [dataset.images.index(name) for name in split.train]
@@ -651,7 +663,7 @@ def test_the_epoch_is_picked_on_images_that_are_not_reported_on(fine_tuned):
     assert fit.validation_data.batch_size == 4
     assert len(fit.validation_data[0][0]) == 4
     best = fine_tuned.callbacks["BestCheckpoint"]
-    assert (best.folder, best.pattern) == (fine_tuned.folder, train.UNNAMED_BEST)
+    assert (best.folder, best.pattern) == (fine_tuned.folder, UNNAMED_BEST)
     assert (best.monitor, best.split) == ("val_loss", split)
     assert best.class_names == fine_tuned.report.dataset.class_names
 
@@ -674,16 +686,16 @@ def test_training_is_compiled_by_the_recipe(fine_tuned, frozen):
     assert compiled["loss"]["config"]["label_smoothing"] == 0.1
     assert compiled["weighted_metrics"] == ["accuracy"]
     # Half of 7 batches to warm up, 4 epochs of them in all.
-    assert learning_rate(model, 4) == pytest.approx(0.02)
-    assert learning_rate(model, 16) == pytest.approx(0.01)
-    assert learning_rate(model, 28) == pytest.approx(0, abs=1e-6)
+    assert rate_at(model, 4) == pytest.approx(0.02)
+    assert rate_at(model, 16) == pytest.approx(0.01)
+    assert rate_at(model, 28) == pytest.approx(0, abs=1e-6)
 
     model = frozen.fits[-1].model
     compiled = model.get_compile_config()
     optimizer = compiled["optimizer"]["config"]
     assert (optimizer["momentum"], optimizer["nesterov"]) == (0.75, False)
     assert compiled["loss"]["config"]["label_smoothing"] == 0
-    assert [learning_rate(model, step) for step in (0, 999)] == pytest.approx([0.01, 0.01])
+    assert [rate_at(model, step) for step in (0, 999)] == pytest.approx([0.01, 0.01])
 
 
 def test_keras_is_asked_for_the_epochs_in_order(fine_tuned):
@@ -692,14 +704,13 @@ def test_keras_is_asked_for_the_epochs_in_order(fine_tuned):
     assert fit.shuffle is False
     assert fit.verbose == 2
     callbacks = fine_tuned.callbacks
-    assert list(callbacks) == ["LambdaCallback", "BestCheckpoint", "CSVLogger", "RunState"]
+    assert list(callbacks) == ["LambdaCallback", "BestCheckpoint", "CSVLogger", "SaveState"]
     assert callbacks["CSVLogger"].filename == str(fine_tuned.folder / train.HISTORY)
     assert not callbacks["CSVLogger"].append
-    state = callbacks["RunState"]
+    state = callbacks["SaveState"]
     assert state.path == fine_tuned.folder / train.STATE
     assert state.checkpoint is callbacks["BestCheckpoint"]
-    split = fine_tuned.report.split
-    assert state.settings == train.run_settings(fine_tuned.recipe, fine_tuned.options, split)
+    assert state.settings == fine_tuned.report.run.settings
 
 
 def test_what_learns_is_the_part_above_the_frozen_blocks_and_is_kept(record, fine_tuned):
@@ -707,7 +718,7 @@ def test_what_learns_is_the_part_above_the_frozen_blocks_and_is_kept(record, fin
     trained = run.fits[-1].model
     for one, other in zip(run.weights, fine_tuned.weights, strict=True):
         assert np.array_equal(one, other), "the same seed begins with the same weights"
-    whole = run.callbacks["BestCheckpoint"].whole()
+    whole = run.callbacks["BestCheckpoint"].full_model()
     before = {v.path: v.numpy() for v in whole.variables}
     assert trained.input_shape == (None, 10, 10, 4)
     assert len(trained.trainable_variables) == 2 * (10 + 1)
@@ -716,7 +727,7 @@ def test_what_learns_is_the_part_above_the_frozen_blocks_and_is_kept(record, fin
     assert computing == {dtype_policy()}
     for variable in trained.trainable_variables:
         variable.assign_add(np.ones(variable.shape))
-    assert run.callbacks["BestCheckpoint"].whole() is whole
+    assert run.callbacks["BestCheckpoint"].full_model() is whole
     changed = {v.path for v in whole.variables if not np.array_equal(v.numpy(), before[v.path])}
     learning = {f"block{block}_conv" for block in range(5, 15)}
     assert {path.split("/")[-2] for path in changed} == learning | {whole.layers[-1].name}
@@ -773,25 +784,25 @@ def test_the_report_is_given_the_run(fine_tuned, frozen, drawn):
     assert report.val_source.size == (48, 48)
     assert report.val_source.settings == {}
     assert report.val_source.dataset is report.dataset
-    assert report.best is fine_tuned.callbacks["BestCheckpoint"]
-    assert report.options is fine_tuned.options
-    seconds = report.card["seconds"]
-    assert report.card == {
-        "command": f"python train.py --data {drawn} --models {fine_tuned.folder} "
+    assert report.checkpoint == fine_tuned.callbacks["BestCheckpoint"].path
+    assert report.run.options is fine_tuned.options
+    seconds = report.info.seconds
+    assert report.info == RunInfo(
+        command=f"python train.py --data {drawn} --models {fine_tuned.folder} "
         f"--cache {fine_tuned.folder / 'cache'} --weights none",
-        "recipe": asdict(fine_tuned.recipe),
-        "seed": 7,
-        "weights": "random weights",
-        "split": {"train": 30, "selection": 10, "validation": 10},
-        "seconds": seconds,
-    }
+        recipe=asdict(fine_tuned.recipe),
+        seed=7,
+        weights="random weights",
+        split={"train": 30, "validation": 10, "test": 10},
+        seconds=seconds,
+    )
     assert 0 <= seconds < 600
     assert frozen.report.features.shape == (50, 4)
 
 
 def test_a_resumed_run_goes_on_where_the_other_ended(record, tmp_path, capsys):
     first = record(models=tmp_path, fitting=True, **TINY_FINE_TUNE | {"warmup_epochs": None})
-    facts = read_run(tmp_path / train.STATE)
+    facts = TrainingState.load(tmp_path / train.STATE)
     steps = int(first.fits[-1].model.optimizer.iterations)
     with open(tmp_path / train.HISTORY, "a") as file:
         file.write("4,0,0,0,0\n")  # as if killed before its state was written
@@ -809,7 +820,7 @@ def test_a_resumed_run_goes_on_where_the_other_ended(record, tmp_path, capsys):
     for one, other in zip(run.weights, first.fits[-1].model.get_weights(), strict=True):
         assert np.array_equal(one, other)
     best = run.callbacks["BestCheckpoint"]
-    assert (list(best.best), best.path.name) == (facts["best"], facts["checkpoint"])
+    assert (best.best, best.path.name) == (facts.best, facts.checkpoint)
     assert run.callbacks["CSVLogger"].append
     assert [row["epoch"] for row in history(tmp_path)] == ["0", "1", "2", "3"]
 
@@ -820,14 +831,14 @@ class OneOfTwo(Workers):
     def check_same(self, settings):
         self.compared.append(settings)
 
-    def spread(self, model, seed):
+    def replicate(self, model, seed):
         self.compared.append(seed)
         return model
 
     def broadcast_file(self, path):
         return path
 
-    def part(self):
+    def shutdown(self):
         self.compared.append("parted")
 
 
@@ -849,7 +860,6 @@ def test_each_process_serves_its_rows_and_the_chief_does_the_rest(record, tmp_pa
     assert settings["seed"] == seed == 7
     assert len(settings["images"]) == 16
     assert parted == "parted"
-    assert run.exit_code == 0
     chief = index == 0
     assert (len(run.fits), fit.verbose) == ((2, 2) if chief else (1, 0))
     assert ("BestCheckpoint" in run.callbacks) == chief
@@ -883,20 +893,24 @@ def other_value(value):
 SPLIT = Split(1, ("a/1", "b/1"), ("a/2", "b/2"), validation_fraction=0.2)
 
 
+def settings_of(recipe, options, split=SPLIT):
+    return Run(recipe, options, Workers(), None, split).settings
+
+
 @pytest.mark.parametrize("recipe", RECIPES.values(), ids=RECIPES)
 @pytest.mark.parametrize("name", asdict(ORIGINAL))
 def test_a_run_goes_on_by_the_same_recipe_only(recipe, name):
-    options = train.parse_arguments([])
-    settings = train.run_settings(recipe, options, SPLIT)
+    settings = settings_of(recipe, RunOptions())
     assert json.loads(json.dumps(settings)) == settings  # as it comes back from the file
     other = replace(recipe, **{name: other_value(getattr(recipe, name))})
     free = {"inference_size"} | ({"epochs"} if recipe is ORIGINAL else set())
-    assert (train.run_settings(other, options, SPLIT) == settings) == (name in free)
+    assert (settings_of(other, RunOptions()) == settings) == (name in free)
 
 
 def test_a_run_goes_on_from_the_same_images_weights_and_cache_only():
     def settings(*flags, split=SPLIT):
-        return train.run_settings(ORIGINAL, train.parse_arguments(list(flags)), split)
+        options = RunOptions.read(train.parse_arguments(list(flags)))
+        return settings_of(ORIGINAL, options, split)
 
     assert settings("--models", "others", "--cache", "elsewhere", "--resume") == settings()
     others = [
@@ -910,26 +924,29 @@ def test_a_run_goes_on_from_the_same_images_weights_and_cache_only():
 
 @pytest.fixture
 def found(tmp_path):
-    """Ask `find_run` about a run of five finished epochs; returns what it finds."""
+    """Start a run where one of five finished epochs was; returns the state that it continues."""
 
-    def find(*flags, epochs=5, size=None, settings=None, **facts):
-        recorded = {"seed": 1, "images": "abc"}
-        run = {"settings": recorded, "epochs": 5, "reported": False} | facts
-        state = tmp_path / train.STATE
-        with h5py.File(state, "w") as file:
-            file.attrs["run"] = json.dumps(run)
+    def find(*flags, epochs=5, size=None, recorded=None, **facts):
         recipe = replace(ORIGINAL, epochs=epochs, inference_size=size)
-        return train.find_run(
-            recipe, train.parse_arguments(list(flags)), settings or recorded, state
-        )
+        options = RunOptions.read(train.parse_arguments(["--models", str(tmp_path), *flags]))
+        state = {
+            "settings": settings_of(recipe, options) | (recorded or {}),
+            "epochs": 5,
+            "best": [0.5, 1.0],
+            "checkpoint": None,
+            "reported": False,
+        }
+        with h5py.File(tmp_path / train.STATE, "w") as file:
+            file.attrs["run"] = json.dumps(state | facts)
+        return start_run(recipe, options, Workers(), None, SPLIT).state
 
     return find
 
 
 def test_a_run_is_resumed_where_epochs_or_the_report_are_missing(found):
     assert found() is None  # nobody asked for it
-    assert found("--resume")["epochs"] == 5  # killed before its report
-    assert found("--resume", epochs=6, reported=299)["reported"] == 299
+    assert found("--resume").epochs == 5  # killed before its report
+    assert found("--resume", epochs=6, reported=299).reported == 299
     assert found("--resume", size=320, reported=299)
     for epochs, size, reported in ((5, None, 299), (5, 320, 320), (4, None, False), (4, 320, 299)):
         with pytest.raises(ModelError, match=f"the 5 that are finished.* --epochs {epochs}"):
@@ -937,9 +954,10 @@ def test_a_run_is_resumed_where_epochs_or_the_report_are_missing(found):
 
 
 def test_all_settings_that_differ_are_named(found):
-    with pytest.raises(ModelError) as caught:
-        found("--resume", settings={"seed": 2, "images": "abc", "mixup_alpha": 0.1})
-    assert "(seed 1, mixup None). Received: seed 2, mixup 0.1." in str(caught.value)
+    with pytest.raises(DataError) as caught:
+        found("--resume", recorded={"seed": 1, "mixup_alpha": None})
+    sentence = "(seed 1, mixup_alpha None). Received: seed 69420, mixup_alpha 0.0."
+    assert sentence in str(caught.value)
 
 
 @pytest.mark.parametrize(
@@ -951,7 +969,7 @@ def test_all_settings_that_differ_are_named(found):
     ],
 )
 def test_the_network_is_described(recipe, text):
-    assert train.describe(recipe, "weights").startswith(f"Xception with weights, {text}")
+    assert describe(recipe, "weights").startswith(f"Xception with weights, {text}")
 
 
 def test_places_have_defaults_and_flags():
@@ -972,11 +990,11 @@ def test_places_have_defaults_and_flags():
 @pytest.mark.parametrize(
     ("error", "exit_code", "sentence"),
     [
-        (KeyboardInterrupt(), 130, "\nStopped before the first epoch.\n"),
-        (MemoryError(), 1, "train.py: Expected batches of 4 images to fit into memory. "),
+        (KeyboardInterrupt(), 130, "\ntrain.py: Stopped before the first epoch. "),
+        (MemoryError(), 1, "no memory left. Use a --batch-size below 4, then"),
         (ModelError("No model."), 1, "train.py: No model.\n"),
         (CacheError("No room."), 1, "train.py: No room.\n"),
-        (OSError(28, "", "a.h5"), 1, "Received: No space left on device (a.h5). Free space or"),
+        (OSError(28, "", "a.h5"), 1, "Received: No space left on device (a.h5). Free disk space"),
     ],
 )
 def test_what_ends_a_run_early_is_one_sentence(error, exit_code, sentence, monkeypatch, capsys):
@@ -1001,14 +1019,17 @@ def test_a_defect_is_not_taken_for_lack_of_memory(monkeypatch):
 def test_the_best_epoch_is_calibrated_named_and_reported_on(monkeypatch, tmp_path, renamed):
     """Its parts are stand-ins that note what they get; all of it with files runs above."""
     named = tmp_path / "xception_fin_02_0.800.h5"
-    path = tmp_path / train.UNNAMED_BEST if renamed else named
+    path = tmp_path / UNNAMED_BEST if renamed else named
     report_before = path.with_suffix("") / "README.md"
     report_before.parent.mkdir()
     for file in (path, split_record(path), report_before):
         file.write_text("a")
     noted, calls = {}, []
     calibrated = SimpleNamespace(model=SimpleNamespace(input_shape=(None, 48, 44, 3)))
-    given = SimpleNamespace(models=tmp_path)
+    dataset, split = SimpleNamespace(), SimpleNamespace(sizes={"train": 3})
+    images = SimpleNamespace(dataset=dataset)
+    run = Run(ORIGINAL, RunOptions(models=tmp_path), Workers(), images, split)
+    inputs = SimpleNamespace(val_source="features for validation")
 
     def save(*arguments):
         calls.append(("save", *arguments))
@@ -1017,23 +1038,24 @@ def test_the_best_epoch_is_calibrated_named_and_reported_on(monkeypatch, tmp_pat
 
     monkeypatch.setattr(train, "load_checkpoint", lambda path: (f"model of {path.name}", "facts"))
     monkeypatch.setattr(
-        train,
-        "note_in_run",
+        train.TrainingState,
+        "update",
         lambda state, **facts: noted.update({(state, n): v for n, v in facts.items()}),
     )
     monkeypatch.setattr(
         evaluate, "calibrate", lambda *a: calls.append(("calibrate", *a)) or calibrated
     )
     monkeypatch.setattr(evaluate, "save", save)
-    monkeypatch.setattr(evaluate, "report", lambda *a, **named: calls.append(("report", *a, named)))
-    train.report(given, "dataset", "parts", SimpleNamespace(path=path), "judge", "features", "card")
+    monkeypatch.setattr(evaluate, "report", lambda *a: calls.append(("report", *a)))
+    train.report(run, inputs, path, "features", "weights", 1.0)
 
     state = tmp_path / train.STATE
-    named_arguments = {"history": tmp_path / train.HISTORY, "features": "features"}
+    info = train.describe_run(run, "weights", 1.0)
+    sources = evaluate.ReportSources(info, tmp_path / train.HISTORY, features="features")
     assert calls == [
-        ("calibrate", f"model of {path.name}", "facts", "dataset", "parts", "judge"),
-        ("save", calibrated, tmp_path, "parts"),
-        ("report", calibrated, named, "dataset", "parts", "card", named_arguments),
+        ("calibrate", f"model of {path.name}", "facts", dataset, split, "features for validation"),
+        ("save", calibrated, tmp_path, split),
+        ("report", calibrated, named, dataset, split, sources),
     ]
     assert noted == {(state, "reported"): 48} | (
         {(state, "checkpoint"): named.name} if renamed else {}
@@ -1046,13 +1068,10 @@ def test_the_best_epoch_is_calibrated_named_and_reported_on(monkeypatch, tmp_pat
 
 
 def test_without_a_best_checkpoint_nothing_is_reported():
+    images = SimpleNamespace(dataset=None)
+    run = Run(ORIGINAL, RunOptions(), Workers(), images, SPLIT)
     with pytest.raises(ModelError, match=r"Received: none\. Train anew, without --resume"):
-        train.report(
-            SimpleNamespace(models=Path("models")),
-            *[None] * 2,
-            SimpleNamespace(path=None),
-            *[None] * 3,
-        )
+        train.report(run, None, None, None, "weights", 1.0)
 
 
 # The real network, from the command line

@@ -1,20 +1,17 @@
-"""Keras and TensorFlow, without the screenful of notes that importing them prints.
-
-`from training.backend import keras, tf` stands for importing the two.
-"""
+"""Keras and TensorFlow without their log output: `from training.backend import keras, tf`."""
 
 import os
 import sys
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Generator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cache
 
 
 @contextmanager
-def stderr_held_back() -> Iterator[None]:
-    """Hide what C++ writes to standard error, unless the block fails."""
+def stderr_held_back() -> Generator[None]:
+    """Hide the standard error stream, C++ included, unless the block fails."""
     sys.stderr.flush()
     shown = os.dup(2)
     with tempfile.TemporaryFile() as hidden:
@@ -48,7 +45,7 @@ if keras.backend.backend() == "jax":
 # Keras calls .h5 a legacy format at every save; here it is the format asked for.
 absl_logging.set_verbosity(absl_logging.ERROR)
 
-__all__ = ["accelerator", "is_out_of_memory", "keras", "stderr_held_back", "tf"]
+__all__ = ["accelerator", "keras", "stderr_held_back", "tf"]
 
 
 @dataclass(frozen=True)
@@ -78,11 +75,3 @@ def accelerator() -> Accelerator | None:
         "compute_capability", (8, 0)
     )
     return Accelerator(major + minor / 10)
-
-
-def is_out_of_memory(error: BaseException) -> bool:
-    """Return whether `error` is Python's, TensorFlow's or JAX's way to say so."""
-    return isinstance(error, MemoryError | tf.errors.ResourceExhaustedError) or (
-        type(error).__name__ in ("XlaRuntimeError", "JaxRuntimeError")
-        and "RESOURCE_EXHAUSTED" in str(error)
-    )

@@ -1,9 +1,4 @@
-"""Images, or the activations that stand for them, to batches.
-
-`ImageSource` and `CachedFeatures` give the network's input of an image's view: view 0 is the image
-as it is, every other one is augmented by `ImageDataGenerator`, always in the same way. `Batches`
-and `TrainingBatches` say which images and views come when.
-"""
+"""Batches of images, or of their cached features, for Keras: which image and view comes when."""
 
 from collections.abc import Sequence
 from functools import lru_cache
@@ -19,18 +14,15 @@ ALL_ROWS = slice(None)
 
 
 class Batches(keras.utils.PyDataset):
-    """Images once, in order, as they are, and their classes, one-hot.
+    """Plain images, each once and in order, with their classes one-hot.
 
-    A batch is (float32 (n, ...), float32 (n, classes)); the last one is what is left.
+    A batch is (float32 (n, ...), float32 (n, classes)); the last one may be smaller.
     """
 
     def __init__(
         self, source: Source, names: Sequence[str], batch_size: int, rows: slice = ALL_ROWS
     ):
-        """Serve what `source` gives of the images `names` ("class/file").
-
-        Only `rows` of each batch are made.
-        """
+        """Serve the images `names` ("class/file") of `source`, of each batch only `rows`."""
         super().__init__(workers=WORKERS, max_queue_size=2 * WORKERS + 2)
         self.source, self.batch_size, self.rows = source, batch_size, rows
         dataset = source.dataset
@@ -40,23 +32,22 @@ class Batches(keras.utils.PyDataset):
     def __len__(self) -> int:
         return -(-len(self.image_indices) // self.batch_size)
 
-    def __getitem__(self, index: int) -> tuple[np.ndarray, np.ndarray]:
+    def __getitem__(self, index: int) -> tuple[np.ndarray, ...]:
         start, end = index * self.batch_size, (index + 1) * self.batch_size
         places = range(start, min(end, len(self.image_indices)))[self.rows]
-        return self.source.inputs([(self.image_indices[p], 0) for p in places]), self.targets[
-            places
-        ]
+        inputs = self.source.inputs([(self.image_indices[place], 0) for place in places])
+        return inputs, self.targets[places]
 
 
 class PaddedBatches(Batches):
-    """The same in batches of one size, for devices to share: (inputs, targets, weights).
+    """`Batches` of equal size, for devices to share: (inputs, targets, weights).
 
-    What fills up the last batch weighs nothing. The others weigh so much that all rows weigh 1 on
-    average, as Keras divides the sum of losses by the number of rows: loss and weighted metrics
-    come out as without filling.
+    The rows that pad the last batch have weight 0. The others weigh so much that the mean over all
+    rows is 1, as Keras divides the sum of losses by the number of rows: loss and weighted metrics
+    are those without padding.
     """
 
-    def __getitem__(self, index: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    def __getitem__(self, index: int) -> tuple[np.ndarray, ...]:
         start, count = index * self.batch_size, len(self.image_indices)
         wanted = np.arange(start, start + self.batch_size)[self.rows]
         places = np.minimum(wanted, count - 1)
@@ -66,13 +57,13 @@ class PaddedBatches(Batches):
 
 
 class TrainingBatches(Batches):
-    """The same, shuffled and augmented without end; an epoch is `steps` batches of it.
+    """An endless shuffled and augmented sequence of images; an epoch is `steps` batches of it.
 
-    The n-th image drawn is always the same and always augmented in the same way, whatever
-    came before: an epoch can be repeated, and a run resumed, exactly.
+    The n-th image of the sequence and its view depend on the seed and on n only: an epoch can be
+    repeated, and a run resumed, exactly.
     """
 
-    def __init__(
+    def __init__(  # noqa: PLR0913 - the settings of a recipe, by keyword
         self,
         source: Source,
         names: Sequence[str],
@@ -84,11 +75,11 @@ class TrainingBatches(Batches):
         mixup_alpha: float = 0.0,
         rows: slice = ALL_ROWS,
     ):
-        """Serve `source`, from the first epoch on; `begin_epoch` goes to another.
+        """Serve `source` from the first epoch on; `begin_epoch` goes to another.
 
-        An image comes in its views 1 to `views` by turns; None gives it a new one each time.
-        `mixup_alpha` is the parameter of the beta distribution that inputs and classes are mixed by
-        (Zhang et al. 2018), 0 for none.
+        Each image comes in its views 1 to `views` in turn, for None in a new view each time.
+        Inputs and classes are mixed by shares from a beta distribution with the parameter
+        `mixup_alpha` (Zhang et al. 2018, "mixup"); 0 mixes nothing.
         """
         super().__init__(source, names, batch_size, rows)
         self.steps, self.seed, self.views, self.mixup_alpha = steps, seed, views, mixup_alpha
@@ -100,15 +91,15 @@ class TrainingBatches(Batches):
     def begin_epoch(self, epoch: int, logs: dict | None = None) -> None:
         """Serve the images of `epoch`, counted from 0; for a callback's `on_epoch_begin`.
 
-        Keras' own `on_epoch_end` of data sets cannot count: it is also called once before
-        training, after a look at the first batches.
+        The data set's own `on_epoch_end` cannot count epochs: Keras calls it once more, before
+        training, after reading the first batches.
         """
         self.epoch = epoch
 
-    def __getitem__(self, index: int) -> tuple[np.ndarray, np.ndarray]:
+    def __getitem__(self, index: int) -> tuple[np.ndarray, ...]:
         batch = self.epoch * self.steps + index
         wanted = range(self.batch_size)
-        # Mixing takes rows of the whole batch, whoever gets them.
+        # Any row of the batch may be mixed with any other.
         wanted = wanted if self.mixup_alpha else wanted[self.rows]
         drawn = [self._draw(batch * self.batch_size + row) for row in wanted]
         inputs = self.source.inputs([(self.image_indices[place], view) for place, view in drawn])
@@ -116,7 +107,7 @@ class TrainingBatches(Batches):
         return self._mixed(inputs, targets, batch) if self.mixup_alpha else (inputs, targets)
 
     def _draw(self, position: int) -> tuple[int, int]:
-        """Return which image, and which view of it, comes at `position` of the sequence."""
+        """Return (place among the images, view) at `position` of the sequence."""
         round_, place = divmod(position, len(self.image_indices))
         view = round_ if self.views is None else round_ % self.views
         return int(_order(self.seed, round_, len(self.image_indices))[place]), view + 1
@@ -124,7 +115,7 @@ class TrainingBatches(Batches):
     def _mixed(
         self, inputs: np.ndarray, targets: np.ndarray, batch: int
     ) -> tuple[np.ndarray, np.ndarray]:
-        """Return each row mixed with another one of the batch."""
+        """Return the rows, each mixed with another row of the batch."""
         rng = np.random.default_rng((self.seed, batch, 1))
         shares = rng.beta(self.mixup_alpha, self.mixup_alpha, len(inputs)).astype(np.float32)
         others = rng.permutation(len(inputs))
@@ -138,11 +129,11 @@ class TrainingBatches(Batches):
 
 @lru_cache(maxsize=4)
 def _order(seed: int, round_: int, count: int) -> np.ndarray:
-    """Return in which order `count` images come in a round."""
+    """Return the order of `count` images in a round, int (count,)."""
     return np.random.default_rng((seed, round_)).permutation(count)
 
 
 def image_indices(dataset: Dataset, names: Sequence[str]) -> list[int]:
-    """Return the places of `names` ("class/file") among the images of `dataset`."""
+    """Return the index in `dataset.images` of each of `names` ("class/file")."""
     places = {name: place for place, name in enumerate(dataset.images)}
     return [places[name] for name in names]

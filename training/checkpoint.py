@@ -1,6 +1,6 @@
-"""Checkpoints that say what they are, and the state that a run resumes from.
+"""Checkpoints: Keras' `.h5` files with their class names, accuracy and temperature inside.
 
-A checkpoint is a standard Keras `.h5`. Its root attributes tell what Keras does not know:
+The root attributes of the file hold what Keras does not store:
 `class_names` (JSON list), `input_scaling` (keras-image-helper's name), `val_accuracy`, `epoch`,
 `temperature`.
 """
@@ -28,14 +28,14 @@ CHECKPOINT = "xception_fin_{epoch:02d}_{val_accuracy:.3f}.h5"
 
 @dataclass(frozen=True)
 class Metadata:
-    """What a checkpoint says of itself.
+    """What is stored in a checkpoint beside its weights.
 
     Attributes:
         class_names: in the order of the model's outputs.
         epoch: how many epochs it was trained.
         val_accuracy: accuracy on the validation images, 0 to 1.
-        temperature: what the last layer's weights were divided by after training, so that the
-            scores are as sure as they are right; 1 for nothing.
+        temperature: what the last layer's weights were divided by to calibrate the scores; 1
+            before calibration.
     """
 
     class_names: tuple[str, ...]
@@ -45,7 +45,7 @@ class Metadata:
 
 
 def save_checkpoint(model: keras.Model, path: Path, metadata: Metadata) -> None:
-    """Write `model` and `metadata` to `path` (.h5), whole or not at all."""
+    """Write `model` and `metadata` to `path` (.h5) atomically."""
 
     def write(temporary: Path) -> None:
         model.save(temporary)
@@ -153,10 +153,10 @@ class CheckpointClassifier:
 
 
 class BestCheckpoint(keras.callbacks.Callback):
-    """Keep the model of each epoch that beats all before it on the validation images.
+    """Save the model after each epoch that is better than all before on the validation images.
 
-    Keras' ModelCheckpoint writes in place, where a kill leaves half a file, and has no room for
-    class names.
+    Keras' `ModelCheckpoint` writes in place, where a kill leaves half a file, and stores no class
+    names.
 
     Attributes:
         best: validation accuracy of the best so far, 0 to 1, and its loss.
@@ -167,30 +167,32 @@ class BestCheckpoint(keras.callbacks.Callback):
         self,
         folder: Path,
         pattern: str,
-        whole: Callable[[], keras.Model],
+        full_model: Callable[[], keras.Model],
         class_names: tuple[str, ...],
         split: Split,
         monitor: str = "val_accuracy",
-        run: dict | None = None,
     ):
-        """Name checkpoints in `folder` by `pattern`, which may have the fields `epoch` (from 1)
-        and `val_accuracy`.
+        """Keep the best epoch in `folder`.
 
-        `whole` returns the model to keep, from images to probabilities. `monitor` is what to
-        beat, "val_accuracy" or "val_loss"; where it is equal the other one tells. `run` has the
-        facts of a run that goes on, as `read_run` gives them.
+        `pattern` names its file and may have the fields `epoch` (from 1) and `val_accuracy`.
+        `full_model` returns the model to keep, from images to probabilities. `monitor` is what to
+        beat, "val_accuracy" or "val_loss"; where it is equal the other one decides.
         """
         super().__init__()
-        self.folder, self.pattern, self.whole = folder, pattern, whole
+        self.folder, self.pattern, self.full_model = folder, pattern, full_model
         self.class_names, self.split = class_names, split
         self.monitor = monitor
         self.best, self.path = (0.0, math.inf), None
-        if run and run["checkpoint"] and (folder / run["checkpoint"]).exists():
-            self.best, self.path = tuple(run["best"]), folder / run["checkpoint"]
+
+    def restore(self, best: tuple[float, float], checkpoint: str | None) -> None:
+        """Continue with the `best` epoch of an earlier process and its `checkpoint` (file name)."""
+        if checkpoint and (self.folder / checkpoint).exists():
+            self.best, self.path = best, self.folder / checkpoint
 
     def on_epoch_end(self, epoch: int, logs: dict | None = None) -> None:
         """Write a checkpoint, if this is the best epoch; Keras calls this."""
-        # Rounded, as weights of rows leave an error in the last digits.
+        logs = logs or {}
+        # Rounded: weighted means have errors in the last digits.
         accuracy = round(float(logs["val_accuracy"]), 6)
         loss = float(np.nan_to_num(logs["val_loss"], nan=math.inf))
         if self.path and self._rank(accuracy, loss) <= self._rank(*self.best):
@@ -198,7 +200,7 @@ class BestCheckpoint(keras.callbacks.Callback):
         path = self.folder / self.pattern.format(epoch=epoch + 1, val_accuracy=accuracy)
         if path.name == self.pattern or not _holds_better(path, accuracy):
             metadata = Metadata(self.class_names, epoch + 1, accuracy)
-            save_checkpoint(self.whole(), path, metadata)
+            save_checkpoint(self.full_model(), path, metadata)
             write_atomically(split_record(path), self.split.write)
         self.best, self.path = (accuracy, loss), path
 

@@ -1,13 +1,19 @@
-"""What can be wrong with the data, the disk or the machines; each is one sentence to a person."""
+"""Errors about data, disk and machines; the whole tree is drawn in serving/errors.py."""
+
+from serving.errors import UserError
 
 
-class DataError(Exception):
-    """The folder of images is not usable; `str(error)` says what to do."""
+class DataError(UserError):
+    """The folder of images, or a list of some of them, is not usable."""
 
 
-class CacheError(Exception):
-    """There is no room for the cache; `str(error)` says what to do."""
+class CacheError(UserError):
+    """The disk has no room for the cache of features."""
 
 
-class DistributeError(Exception):
-    """The processes cannot train as one; `str(error)` says what to do."""
+class DistributeError(UserError):
+    """The processes cannot train as one."""
+
+
+class DownloadError(UserError):
+    """The images could not be downloaded."""

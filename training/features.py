@@ -20,13 +20,18 @@ BATCH_SIZE = 32  # of the frozen network
 
 
 class CachedFeatures:
-    """What a frozen network makes of `ImageSource`: computed once, kept on disk."""
+    """The outputs of a frozen network for images, computed once and kept on disk.
+
+    Attributes:
+        dataset: whose images they are.
+        store: where the features are.
+    """
 
     def __init__(self, images: ImageSource, frozen: keras.Model, policy: str, folder: Path):
-        """Keep what `frozen` makes of `images`, computed in the dtype policy `policy`, in a
-        table of `folder`.
+        """Cache the outputs of `frozen` for `images` in a `FeatureStore` below `folder`.
 
-        Pooled activations are kept in float32, the far larger ones with a place in float16.
+        `policy` is the Keras dtype policy to compute in. Pooled features (n, channels) are kept in
+        float32, the far larger feature maps (n, height, width, channels) in float16.
         """
         self.images, self.frozen, self.policy = images, frozen, policy
         self.dataset = images.dataset
@@ -37,30 +42,30 @@ class CachedFeatures:
             "engine": f"{best_engine()} {policy}",
         }
         shape = frozen.output_shape[1:]
-        self.table = FeatureStore(folder, key, shape, "float16" if len(shape) > 1 else "float32")
+        self.store = FeatureStore(folder, key, shape, "float16" if len(shape) > 1 else "float32")
         settings = json.dumps(images.settings, sort_keys=True)
         self._augmentation = hashlib.sha256(settings.encode()).hexdigest()[:8]
 
     def inputs(self, samples: Sequence[Sample]) -> np.ndarray:
-        """Return the activations of `samples`, float32 (picks, ...); `compute` made them."""
-        return self.table.read([self._name(sample) for sample in samples]).astype(np.float32)
+        """Return the features of `samples`, float32 (samples, ...), which `compute` has made."""
+        return self.store.read([self._name(sample) for sample in samples]).astype(np.float32)
 
     def compute(self, samples: Sequence[Sample], batch_size: int = BATCH_SIZE) -> int:
-        """Put what is missing of `samples` into the table, and return how many that were.
+        """Compute the missing features of `samples`, and return how many were missing.
 
         Raises:
             CacheError: the disk has no room for them.
-            OSError: an image cannot be read, or the table not written.
+            OSError: an image cannot be read, or the store cannot be written.
         """
-        self.table.check_room(len(self._missing(samples)))
+        self.store.check_room(len(self._missing(samples)))
         if not self._missing(samples):
             return 0
-        with self.table.writer() as writer:
-            # Asked again: another process may have filled it while this one waited.
+        with self.store.writer() as writer:
+            # Again: another process may have filled the store while this one waited.
             missing = self._missing(samples)
             forward = compile_inference(self.frozen, self.policy, batch_size)
             batches = [missing[i : i + batch_size] for i in range(0, len(missing), batch_size)]
-            with progress(len(missing), "  activations") as bar:
+            with progress(len(missing), "  features") as bar:
                 for batch, inputs in prefetch(batches, self.images.inputs):
                     writer.append([self._name(sample) for sample in batch], forward(inputs))
                     bar.update(len(batch))
@@ -68,7 +73,7 @@ class CachedFeatures:
 
     def _missing(self, samples: Sequence[Sample]) -> list[Sample]:
         named = {self._name(sample): sample for sample in samples}
-        return [named[name] for name in self.table.missing(list(named))]
+        return [named[name] for name in self.store.missing(list(named))]
 
     def _name(self, sample: Sample) -> str:
         index, view = sample

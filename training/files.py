@@ -1,29 +1,121 @@
-"""Fill a folder of images whole or not at all."""
+"""Files and folders that are written as a whole or not at all, and append-only logs."""
 
 import fcntl
 import os
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Generator, Iterable
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from training.errors import DataError
 
-# Begins with a dot, so that nothing takes it for a class; inside the folder it fills, so that
-# renaming never crosses a file system.
+UNFINISHED = ".unfinished_"  # begins the names of files that are being written
+# Inside the folder it fills, so that renaming never crosses a file system; the dot keeps it from
+# being taken for a class.
 STAGING = ".partial"
+BEING_WRITTEN, BEING_REPLACED = ".report_new", ".report_old"
 IMAGE_SUFFIXES = {".avif", ".bmp", ".gif", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp"}
 
 
-@contextmanager
-def fill_folder(out: str | Path) -> Iterator[Path]:
-    """Yield an empty folder, whose files and folders move into `out` when the block ends.
+def write_atomically(path: Path, write: Callable[[Path], object]) -> None:
+    """Call `write` with a temporary path beside `path`, then rename that file to `path`.
 
-    Whatever ends the block early, Ctrl-C too, leaves `out` as it was. What a killed process
-    left behind is cleared away by the next.
+    A process may be killed at any moment: `path` then has its old content or all of the new.
+    """
+    # Keras needs the suffix; the dot keeps a half-written file from being taken for a model.
+    temporary = path.with_name(UNFINISHED + path.name)
+    try:
+        write(temporary)
+        with open(temporary, "rb") as file:
+            os.fsync(file.fileno())
+        temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def remove_unfinished(folder: Path) -> None:
+    """Remove the temporary files that killed processes have left in `folder`."""
+    for path in folder.glob(f"{UNFINISHED}*"):
+        path.unlink()
+
+
+class LineLog:
+    """Lines of text in a file that only grows.
+
+    A process that is killed while it appends leaves complete lines and at most one incomplete
+    line at the end, which is not read, and which the next `append` overwrites.
+    """
+
+    def __init__(self, path: Path):
+        """Use the file `path`, which need not exist; call `read` before `append`."""
+        self.path = path
+        self._size = 0  # bytes of the complete lines
+
+    def read(self) -> list[str]:
+        """Return the complete lines."""
+        content = self.path.read_bytes() if self.path.exists() else b""
+        self._size = content.rfind(b"\n") + 1
+        return content[: self._size].decode().split("\n")[:-1]
+
+    def append(self, lines: Iterable[str]) -> None:
+        """Add `lines` behind those that `read` returned, and wait until they are on the disk."""
+        self.path.touch()
+        with open(self.path, "r+b") as file:
+            file.truncate(self._size)
+            file.seek(self._size)
+            if content := "".join(f"{line}\n" for line in lines).encode():
+                file.write(content)
+                file.flush()
+                os.fsync(file.fileno())
+                self._size += len(content)
+
+
+@contextmanager
+def replace_folder(folder: Path, own_names: Collection[str]) -> Generator[Path]:
+    """Yield a new folder to fill, which replaces `folder` when the block ends.
+
+    If the block fails, `folder` stays unchanged. Files in it other than `own_names`, which a
+    person may have added, are copied into the new one.
+    """
+    new = folder.with_name(f".{folder.name}{BEING_WRITTEN}")
+    old = folder.with_name(f".{folder.name}{BEING_REPLACED}")
+    if old.exists() and not folder.exists():
+        old.rename(folder)  # a process was killed between the two renames below
+    for unfinished in folder.parent.glob(f".*{BEING_WRITTEN}"):
+        shutil.rmtree(unfinished)
+    new.mkdir(parents=True)
+    try:
+        yield new
+        _copy_others(folder, new, own_names)
+        shutil.rmtree(old, ignore_errors=True)
+        if folder.exists():
+            folder.rename(old)
+        new.rename(folder)
+    finally:
+        shutil.rmtree(new, ignore_errors=True)
+    shutil.rmtree(old, ignore_errors=True)
+
+
+def _copy_others(folder: Path, new: Path, own_names: Collection[str]) -> None:
+    for path in folder.iterdir() if folder.exists() else ():
+        if path.name in own_names:
+            continue
+        if path.is_dir():
+            shutil.copytree(path, new / path.name)
+        else:
+            shutil.copy2(path, new / path.name)
+
+
+@contextmanager
+def fill_folder(out: str | Path) -> Generator[Path]:
+    """Yield an empty folder, whose content moves into `out` when the block ends.
+
+    If the block fails, or is interrupted, `out` stays unchanged. What a killed process left behind
+    is removed by the next one.
 
     Raises:
-        DataError: `out` is no folder, holds images already or is being filled by another.
+        DataError: `out` is not a folder, holds images already or is being filled by another
+            process.
         OSError: `out` cannot be written.
     """
     out = Path(out)
@@ -34,7 +126,9 @@ def fill_folder(out: str | Path) -> Iterator[Path]:
         staging.mkdir(parents=True, exist_ok=True)
         with _locked(staging):
             try:
-                ready = _emptied(staging / "ready")
+                ready = staging / "ready"
+                shutil.rmtree(ready, ignore_errors=True)
+                ready.mkdir()
                 yield ready
                 require_empty(out)
                 _move_all(ready, out)
@@ -47,7 +141,7 @@ def fill_folder(out: str | Path) -> Iterator[Path]:
 
 
 def require_empty(out: Path) -> None:
-    """Raise `DataError` if `out` is no folder or has images or filled folders in it."""
+    """Raise `DataError` if `out` is not a folder, or holds images or folders with content."""
     if out.exists() and not out.is_dir():
         raise DataError(f"Expected a folder to fill. Received: {out}, which is a file.")
     for path in sorted(out.iterdir()) if out.exists() else ():
@@ -62,23 +156,17 @@ def require_empty(out: Path) -> None:
 
 
 @contextmanager
-def _locked(staging: Path) -> Iterator[None]:
-    """Keep other processes out of `staging`; the lock goes with the process that holds it."""
+def _locked(staging: Path) -> Generator[None]:
+    """Hold the lock of `staging`, which the system releases when the process ends."""
     with open(staging / "lock", "w") as lock:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             raise DataError(
-                f"Expected {staging.parent} to be left alone. Received: one that another process "
-                "is filling. Wait for that to end."
+                f"Expected no other process to use {staging.parent}. Received: one that is "
+                "filling it. Wait until that has ended."
             ) from None
         yield
-
-
-def _emptied(folder: Path) -> Path:
-    shutil.rmtree(folder, ignore_errors=True)
-    folder.mkdir()
-    return folder
 
 
 def _move_all(source: Path, out: Path) -> None:
@@ -89,32 +177,7 @@ def _move_all(source: Path, out: Path) -> None:
             (source / name).replace(out / name)
     except BaseException:
         for name in names:
-            # Gone from here is the only sure sign: an interrupt may fall between any two lines.
+            # Look in `source`: an interrupt may fall between any two lines.
             if not (source / name).exists():
                 (out / name).replace(source / name)
         raise
-
-
-UNFINISHED = ".unfinished_"
-
-
-def remove_unfinished(folder: Path) -> None:
-    """Remove from `folder` what a process that was killed while writing has left there."""
-    for path in folder.glob(f"{UNFINISHED}*"):
-        path.unlink()
-
-
-def write_atomically(path: Path, write: Callable[[Path], None]) -> None:
-    """Let `write` fill a file beside `path`, then give it that name.
-
-    Killed at any moment, `path` is whole: as it was before, or as it is meant to be.
-    """
-    # Keras wants the ending; the dot keeps a half-written file from being taken for a model.
-    temporary = path.with_name(UNFINISHED + path.name)
-    try:
-        write(temporary)
-        with open(temporary, "rb") as file:
-            os.fsync(file.fileno())
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)

@@ -1,7 +1,4 @@
-"""The forward pass of a frozen network, as fast as the machine does it.
-
-OpenVINO does it on processors, where it is installed; Keras does elsewhere.
-"""
+"""The forward pass of a frozen network on the fastest engine: OpenVINO on CPUs, else Keras."""
 
 from collections.abc import Callable
 from importlib.util import find_spec
@@ -12,7 +9,7 @@ import numpy as np
 from training.backend import accelerator, keras
 from training.model import with_policy
 
-Forward = Callable[[np.ndarray], np.ndarray]
+Inference = Callable[[np.ndarray], np.ndarray]
 
 CPU_INFO = Path("/proc/cpuinfo")
 BFLOAT16_FLAGS = {"avx512_bf16", "amx_bf16"}  # of processors that compute in bfloat16
@@ -28,7 +25,7 @@ def dtype_policy() -> str:
 
 
 def best_engine() -> str:
-    """Return what computes a frozen network fastest here: "openvino", or "keras"."""
+    """Return the engine that is fastest here for a frozen network: "openvino" or "keras"."""
     if accelerator() or keras.backend.backend() != "tensorflow":
         return "keras"
     return "openvino" if find_spec("openvino") else "keras"
@@ -36,24 +33,24 @@ def best_engine() -> str:
 
 def compile_inference(
     model: keras.Model, policy: str, batch_size: int, engine: str | None = None
-) -> Forward:
-    """Return a function from inputs to `model`'s outputs, both float arrays (n, ...).
+) -> Inference:
+    """Return a function from inputs to outputs of `model`, float32 arrays (n, ...).
 
-    `policy` is the Keras dtype policy to compute in, and n at most `batch_size`; `engine` as
-    `best_engine` gives it, by default that.
+    `policy` is the Keras dtype policy to compute in; n is at most `batch_size`; `engine` is
+    "openvino" or "keras" [`best_engine`].
     """
     compiled = ENGINES[engine or best_engine()](model, policy, batch_size)
 
-    def forward(inputs: np.ndarray) -> np.ndarray:
-        # One shape, so that nothing is compiled twice.
+    def infer(inputs: np.ndarray) -> np.ndarray:
+        # Padded to one shape: another one would be compiled anew.
         rows = len(inputs)
         filler = np.zeros((batch_size - rows, *inputs.shape[1:]), inputs.dtype)
         return compiled(np.concatenate([inputs, filler]) if len(filler) else inputs)[:rows]
 
-    return forward
+    return infer
 
 
-def _compile_openvino(model: keras.Model, policy: str, batch_size: int) -> Forward:
+def _compile_openvino(model: keras.Model, policy: str, batch_size: int) -> Inference:
     import openvino
 
     from training.backend import tf
@@ -69,7 +66,7 @@ def _compile_openvino(model: keras.Model, policy: str, batch_size: int) -> Forwa
     return lambda inputs: compiled(inputs)[0]
 
 
-def _compile_keras(model: keras.Model, policy: str, batch_size: int) -> Forward:
+def _compile_keras(model: keras.Model, policy: str, batch_size: int) -> Inference:
     network = model if policy == "float32" else with_policy(model, policy)
     return lambda inputs: keras.ops.convert_to_numpy(network(inputs, training=False))
 

@@ -1,4 +1,4 @@
-"""Xception with a new head, the part of it that learns, and where its weights come from."""
+"""Xception with a new head, and the parts of it that are frozen or learn."""
 
 import hashlib
 
@@ -12,9 +12,10 @@ BASE_LAYER = "xception"
 def build_model(
     input_size: tuple[int, int], head: tuple[int, ...], class_count: int
 ) -> keras.Model:
-    """Return Xception without its top, frozen, and dense layers `head` (ReLU) and a softmax.
+    """Return frozen Xception without its top, with a new head.
 
-    Input: float32 (n, height, width, 3), -1 to 1. Output: float32 (n, class_count), 0 to 1.
+    The head is dense layers of `head` units (ReLU) and a softmax. Input: float32
+    (n, height, width, 3), -1 to 1. Output: float32 (n, class_count), 0 to 1.
     """
     inputs = keras.Input((*input_size, 3))
     base_model = keras.applications.Xception(
@@ -28,9 +29,9 @@ def build_model(
 
 
 def add_head(x, head: tuple[int, ...], class_count: int, dropout: float = 0.0):
-    """Return a softmax (n, class_count) on dense layers `head` (ReLU) on the tensor `x` (n, ...).
+    """Return a softmax (n, class_count) on dense layers (ReLU) on the tensor `x` (n, ...).
 
-    `dropout` is the share, 0 to 1, of the softmax layer's inputs that training leaves out.
+    `head` lists their units; `dropout`, 0 to 1, is the rate before the softmax.
     """
     for units in head:
         x = keras.layers.Dense(units, activation="relu")(x)
@@ -40,9 +41,9 @@ def add_head(x, head: tuple[int, ...], class_count: int, dropout: float = 0.0):
 
 
 def unfreeze(model: keras.Model, fine_tune_at: int) -> None:
-    """Let the base of `model` learn from block `fine_tune_at` (1 to 14) on.
+    """Unfreeze the base of `model` from block `fine_tune_at` (1 to 14) on.
 
-    Batch normalization stays as it is: its statistics are those of far more images.
+    Batch normalization stays frozen: its statistics come from far more images.
     """
     base_model = model.get_layer(BASE_LAYER)
     base_model.trainable = True
@@ -54,10 +55,10 @@ def unfreeze(model: keras.Model, fine_tune_at: int) -> None:
 
 
 def split_at_block(model: keras.Model, fine_tune_at: int | None) -> tuple[keras.Model, keras.Model]:
-    """Return `model` as (the frozen part below, the part above that learns).
+    """Return (frozen lower part, trainable upper part) of `model`.
 
-    Both share `model`'s layers, so what the upper part learns `model` knows. The cut is before
-    block `fine_tune_at` of the base or, for None, after the pooling that follows the base.
+    Both share the layers of `model`, and so their weights. The cut is before block `fine_tune_at`
+    of the base or, for None, after the pooling that follows the base.
     """
     base_model = model.get_layer(BASE_LAYER)
     place = model.layers.index(base_model)
@@ -76,7 +77,7 @@ def split_at_block(model: keras.Model, fine_tune_at: int | None) -> tuple[keras.
 
 
 def block_input(base_model: keras.Model, block: int):
-    """Return what goes into `block` (1 to 14) of Xception."""
+    """Return the input tensor of `block` (1 to 14) of Xception."""
     return next(
         layer.input for layer in base_model.layers if layer.name.startswith(f"block{block}_")
     )
@@ -85,7 +86,7 @@ def block_input(base_model: keras.Model, block: int):
 def with_policy(model: keras.Model, policy: str) -> keras.Model:
     """Return a copy of `model` whose base computes in the Keras dtype policy `policy`.
 
-    Its weights are float32, as `model`'s, and so are its pooling, its head and its outputs.
+    Weights, pooling, head and outputs stay float32.
     """
 
     def cast(layer: keras.layers.Layer) -> keras.layers.Layer:
@@ -100,9 +101,9 @@ def with_policy(model: keras.Model, policy: str) -> keras.Model:
 
 
 def with_input_size(model: keras.Model, size: tuple[int, int]) -> keras.Model:
-    """Return `model` for images of `size` (height, width), in pixels: the same weights.
+    """Return `model` with the input `size` (height, width), in pixels, and the same weights.
 
-    A new model, but for `model` itself where it has that size already.
+    That is `model` itself where it has that size already, else a copy.
     """
     if model.input_shape[1:3] == tuple(size):
         return model
@@ -114,7 +115,7 @@ def with_input_size(model: keras.Model, size: tuple[int, int]) -> keras.Model:
 
 
 def weights_digest(model: keras.Model) -> str:
-    """Return a SHA-256 of all weights of `model`, hexadecimal."""
+    """Return the SHA-256 of all weights of `model`, hexadecimal."""
     digest = hashlib.sha256()
     for values in model.get_weights():
         digest.update(np.ascontiguousarray(values).data)

@@ -1,27 +1,24 @@
-"""Batches read ahead on threads, and a progress bar."""
+"""Reading batches ahead on threads, and a progress bar."""
 
 import os
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from typing import TypeVar
 
-import numpy as np
 from tqdm import tqdm
 
-from training.images import Sample
+WORKERS = os.cpu_count() or 1  # threads; decoding and augmenting release the interpreter lock
+PROGRESS_SECONDS = 30  # between two lines of progress in a log
 
-WORKERS = os.cpu_count() or 1  # decoding and augmenting leave Python, so threads go side by side
-
-
-PROGRESS_SECONDS = 30  # between two lines of progress where they are not on a terminal
+Batch = TypeVar("Batch")
+Inputs = TypeVar("Inputs")
 
 
 def prefetch(
-    batches: Sequence[Sequence[Sample]],
-    read: Callable[[Sequence[Sample]], np.ndarray],
-    workers: int = WORKERS,
-) -> Iterator[tuple[Sequence[Sample], np.ndarray]]:
-    """Yield (batch, read(batch)) of each of `batches`, read ahead on `workers` threads."""
+    batches: Iterable[Batch], read: Callable[[Batch], Inputs], workers: int = WORKERS
+) -> Iterator[tuple[Batch, Inputs]]:
+    """Yield (batch, read(batch)) for each of `batches`, reading ahead on `workers` threads."""
     with ThreadPoolExecutor(workers) as pool:
         reading: deque = deque()
         try:
@@ -39,7 +36,7 @@ def prefetch(
 
 
 def progress(total: int, what: str, unit: str = "images") -> tqdm:
-    """Return a progress bar over `total` of `unit`; nothing where there is nothing to do."""
+    """Return a progress bar titled `what` over `total` of `unit`; it is silent for a total of 0."""
     on_terminal = os.isatty(2)
     return tqdm(
         total=total,

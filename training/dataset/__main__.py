@@ -1,7 +1,7 @@
-"""A folder of images, one sub-folder a class: checked, counted and split.
+"""Show what is wrong with a folder of images: unusable files, wrong suffixes, copies.
 
-python -m training.dataset flowers/                        # what is wrong with the images
-python -m training.dataset flowers/ --exclude doubtful.txt  # without those that it lists
+python -m training.dataset flowers/
+python -m training.dataset flowers/ --exclude doubtful.txt
 """
 
 import argparse
@@ -10,53 +10,43 @@ import sys
 from dataclasses import asdict
 from pathlib import Path
 
+from training.cli import make_parser, run_command
+from training.dataset.checks import check_dataset, format_checks
 from training.dataset.scan import scan
-from training.errors import DataError
 
 LISTED = 10  # findings of each kind; --json has all
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Print what is wrong with the command line's folder and return the exit code."""
-    from training.dataset.checks import check_dataset, format_checks
-
+    """Print the checks of the folder on the command line and return the exit code."""
     options = parse_arguments(arguments)
-    try:
-        dataset = scan(options.folder, options.exclude)
-        checks = check_dataset(dataset)
-    except DataError as error:
-        print(f"dataset: {error}", file=sys.stderr)
-        return 1
-    except OSError as error:
-        print(
-            f"dataset: Expected to read {options.folder}. Received: {error}. "
-            "Correct the rights of the folder.",
-            file=sys.stderr,
-        )
-        return 1
-    except KeyboardInterrupt:
-        print("\ndataset: Stopped.", file=sys.stderr)
-        return 130
-    if options.json:
+    return run_command(
+        lambda: print_checks(options.folder, options.exclude, options.json),
+        "dataset",
+        paths=f"read {options.folder}",
+        advice="Fix the permissions of the folder.",
+    )
+
+
+def print_checks(folder: Path, exclude: Path | None, as_json: bool) -> None:
+    """Print what is wrong with the images in `folder`."""
+    dataset = scan(folder, exclude)
+    checks = check_dataset(dataset)
+    if as_json:
         print(json.dumps(asdict(checks), indent=1))
-        return 0
+        return
     counts = ", ".join(f"{name} {count}" for name, count in dataset.counts.items())
-    print(f"{len(dataset.images)} usable images in {options.folder}: {counts}.")
+    print(f"{len(dataset.images)} usable images in {folder}: {counts}.")
     print("\n".join(format_checks(checks, limit=LISTED)))
-    return 0
 
 
 def parse_arguments(arguments: list[str] | None) -> argparse.Namespace:
     """Return the command line's options."""
-    parser = argparse.ArgumentParser(
-        prog="python -m training.dataset",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+    parser = make_parser(__doc__, "python -m training.dataset")
     add = parser.add_argument
-    add("folder", type=Path, help="one folder a class")
-    add("--exclude", type=Path, metavar="FILE", help="images to leave out, a class/file a line")
-    add("--json", action="store_true", help="all that was found, as JSON")
+    add("folder", type=Path, help="one sub-folder a class")
+    add("--exclude", type=Path, metavar="FILE", help="images to leave out, one class/file a line")
+    add("--json", action="store_true", help="all findings, as JSON")
     return parser.parse_args(arguments)
 
 

@@ -1,25 +1,26 @@
-"""What is wrong with a folder of images, for a person to look at; nothing is deleted."""
+"""Checks of a data set, for a person to read; nothing is deleted."""
 
 from collections import defaultdict
 from collections.abc import Iterator
 from dataclasses import dataclass
+from pathlib import Path
 
 from training.dataset.duplicates import find_duplicates
-from training.dataset.scan import EXCLUDED, Dataset, class_of
+from training.dataset.scan import EXCLUDED, Dataset, class_of, scan
 
 Group = tuple[str, ...]  # "class/file" of images that are copies of each other, sorted
 
 
 @dataclass(frozen=True)
 class DatasetChecks:
-    """What was found; `dataclasses.asdict` makes it JSON.
+    """Findings about a data set; `dataclasses.asdict` makes it JSON.
 
     Attributes:
-        skipped: ("class/file", reason) of what is broken, no image, or excluded.
+        skipped: ("class/file", reason) of files that are broken, no images, or excluded.
         mismatched: ("class/file", "named .png, is JPEG").
-        exact: groups of files of the same bytes.
-        near: groups of images that look alike, among which are files of different bytes.
-        across_classes: those of all groups that are in more than one class.
+        exact: groups of identical files.
+        near: groups of images that look alike but are not all identical files.
+        across_classes: the groups of copies that are in more than one class.
     """
 
     skipped: tuple[tuple[str, str], ...]
@@ -29,8 +30,23 @@ class DatasetChecks:
     across_classes: tuple[Group, ...]
 
 
+def load_dataset(folder: Path, exclude: Path | None = None) -> Dataset:
+    """Return the usable images of `folder`, and print what is wrong with the others.
+
+    Raises:
+        DataError: as `scan`.
+    """
+    print(f"Data: checking the images of {folder} ...", flush=True)
+    dataset = scan(folder, exclude)
+    for line in format_checks(check_dataset(dataset)):
+        print(f"  {line}")
+    counts = ", ".join(f"{name} {count}" for name, count in dataset.counts.items())
+    print(f"  {len(dataset.images)} images: {counts}; {len(dataset.skipped)} files skipped.")
+    return dataset
+
+
 def check_dataset(dataset: Dataset) -> DatasetChecks:
-    """Return what is wrong with the images of `dataset`, as `scan` found them."""
+    """Return the findings about `dataset`: unusable files and copies."""
     groups = find_duplicates(dataset)
     same_bytes = defaultdict(list)
     for image in dataset.images:
@@ -45,7 +61,7 @@ def check_dataset(dataset: Dataset) -> DatasetChecks:
 
 
 def format_checks(checks: DatasetChecks, limit: int = 5) -> list[str]:
-    """Return a report for people: counts, at most `limit` findings of each kind, what to do."""
+    """Return lines for a person: counts, up to `limit` findings of each kind, what to do."""
     report = [
         f"Skipped: {len(checks.skipped)}; named as another type: {len(checks.mismatched)}; "
         f"groups of copies: {len(checks.exact)} exact, {len(checks.near)} near, "
@@ -58,15 +74,15 @@ def format_checks(checks: DatasetChecks, limit: int = 5) -> list[str]:
             report.append(f"  ... and {len(findings) - limit} more")
     if len(report) > 1:
         report.append(
-            "Nothing was deleted. To leave images out, list them in a file, a class/file a line, "
+            "Nothing was deleted. To leave images out, list them in a file, one class/file a line, "
             "and pass --exclude FILE."
         )
-    # Names of old archives may hold bytes that are no text, which could not be printed.
+    # File names of old archives may hold bytes that are not text and cannot be printed.
     return [line.encode(errors="backslashreplace").decode() for line in report]
 
 
 def _sections(checks: DatasetChecks) -> Iterator[tuple[str, list[str]]]:
-    # What a person excluded is known, so it comes last and does not hide what is broken.
+    # Excluded files come last: they must not hide broken ones.
     known_last = sorted(checks.skipped, key=lambda file: file[1].startswith(EXCLUDED))
     yield "Skipped", [f"{file}: {reason}" for file, reason in known_last]
     yield "Named as another type", [f"{file}: {what}" for file, what in checks.mismatched]

@@ -16,7 +16,8 @@ from urllib.parse import urlsplit
 
 import requests
 
-from training.errors import DataError
+from training.cli import make_parser, run_command
+from training.errors import DownloadError
 from training.files import IMAGE_SUFFIXES, fill_folder
 
 OUT = Path("flowers")
@@ -39,41 +40,29 @@ TIMEOUT = 30  # seconds without a byte
 CHUNK = 1 << 20  # bytes
 
 
-class DownloadError(Exception):
-    """The images could not be had; `str(error)` is why, in a few words."""
-
-
 def main(arguments: list[str] | None = None) -> int:
     """Download as the command line says and return the exit code."""
     options = parse_arguments(arguments)
-    try:
-        counts = download(options.out, FLOWER_PHOTOS)
-    except (DataError, DownloadError) as error:
-        print(f"download: {error}", file=sys.stderr)
-        return 1
-    except OSError as error:
-        print(
-            f"download: Expected a folder that can be written. Received: {options.out} "
-            f"({error.strerror}). Make room, or name another with --out.",
-            file=sys.stderr,
-        )
-        return 1
-    except KeyboardInterrupt:
-        print("\ndownload: Stopped; nothing was kept.", file=sys.stderr)
-        return 130
-    data = "" if options.out == OUT else f" --data {options.out}"
-    print(f"{options.out}: {', '.join(f'{name} {count}' for name, count in counts.items())}.")
+    return run_command(
+        lambda: download_and_say(options.out),
+        "download",
+        paths=f"write to {options.out}",
+        advice="Free disk space, fix the permissions, or name another folder with --out.",
+        stopped="Stopped; nothing was kept.",
+    )
+
+
+def download_and_say(out: Path) -> None:
+    """Download into `out`, and print what came and what to do next."""
+    counts = download(out, FLOWER_PHOTOS)
+    data = "" if out == OUT else f" --data {out}"
+    print(f"{out}: {', '.join(f'{name} {count}' for name, count in counts.items())}.")
     print(f"Next: python train.py{data}")
-    return 0
 
 
 def parse_arguments(arguments: list[str] | None) -> argparse.Namespace:
     """Return the command line's options."""
-    parser = argparse.ArgumentParser(
-        prog="python -m training.dataset.download",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+    parser = make_parser(__doc__, "python -m training.dataset.download")
     parser.add_argument("--out", type=Path, default=OUT, help=f"folder to fill [{OUT}]")
     return parser.parse_args(arguments)
 

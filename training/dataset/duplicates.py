@@ -10,10 +10,10 @@ from training.dataset.scan import Dataset
 
 
 def find_duplicates(dataset: Dataset) -> list[tuple[str, ...]]:
-    """Return the groups of images that are copies of each other, each group sorted, and all.
+    """Return the groups of images that are copies of each other, sorted.
 
-    Copies are files of the same bytes and images that look alike (`near_pairs`), as well as
-    copies of copies; they may be of different classes.
+    Copies are identical files, images that look alike (`near_pairs`), and copies of copies; they
+    may be of different classes.
     """
     images = dataset.images
     hashed = [image for image in images if image in dataset.hashes]
@@ -29,7 +29,7 @@ def find_duplicates(dataset: Dataset) -> list[tuple[str, ...]]:
 
 
 def _connected(nodes: Sequence[str], pairs: Iterable[tuple[str, str]]) -> np.ndarray:
-    """Return a number for each of `nodes`, int (nodes,); what `pairs` connect has the same."""
+    """Return a component number for each of `nodes`, int (nodes,); `pairs` connect them."""
     from scipy.sparse import coo_array
     from scipy.sparse.csgraph import connected_components
 

@@ -1,8 +1,4 @@
-"""A folder of images, one sub-folder a class: checked, counted and split.
-
-python -m training.dataset flowers/                        # what is wrong with the images
-python -m training.dataset flowers/ --exclude doubtful.txt  # without those that it lists
-"""
+"""Reads a folder of images, one sub-folder a class, and finds out which files are usable."""
 
 import hashlib
 import re
@@ -20,13 +16,13 @@ from serving.image import FORMATS, open_image
 from training.dataset.perceptual_hash import perceptual_hash, thumbnail
 from training.errors import DataError
 
-MIN_IMAGES = 5  # a class, so that a fifth of it is at least one
+MIN_IMAGES = 5  # in each class, so that a fifth of it is at least one
 HOW_TO_GET_DATA = (
     "Run `make data` for the real flowers or `make sample` for drawn ones, "
     "or name a folder of your own with --data."
 )
-EXCLUDED = "excluded by"  # begins the reason of what `--exclude` leaves out
-SAME_TYPE = {"MPO": "JPEG", "DIB": "BMP"}  # what phones call a JPEG, and Windows a BMP
+EXCLUDED = "excluded by"  # begins the reason why an excluded file is skipped
+SAME_TYPE = {"MPO": "JPEG", "DIB": "BMP"}  # phones' variant of JPEG, Windows' of BMP
 
 
 @dataclass(frozen=True)
@@ -34,14 +30,14 @@ class Dataset:
     """The usable images of a folder.
 
     Attributes:
-        folder: where they are.
+        folder: where the images are.
         class_names: names of its sub-folders, sorted.
         images: "class/file" of every usable image, sorted.
-        skipped: ("class/file", reason) of every file that is not usable, or excluded.
-        digests: the SHA-256 of the file of each of `images`, hexadecimal.
-        hashes: the `perceptual_hash` of each of `images` that has one.
-        mismatched: ("class/file", what is at odds) of those of `images` whose content is of
-            another type than their name says; they are usable all the same.
+        skipped: ("class/file", reason) of every file that is unusable or excluded.
+        digests: SHA-256 of each image file, hexadecimal.
+        hashes: `perceptual_hash` of each image that has one.
+        mismatched: ("class/file", "named .png, is JPEG") of images with a wrong suffix; they are
+            usable.
     """
 
     folder: Path
@@ -54,12 +50,12 @@ class Dataset:
 
     @property
     def excluded(self) -> set[str]:
-        """Those of `skipped` that a person excluded."""
+        """The skipped files that a person excluded."""
         return {file for file, reason in self.skipped if reason.startswith(EXCLUDED)}
 
     @property
     def counts(self) -> dict[str, int]:
-        """Images of each class."""
+        """Number of images of each class."""
         return {name: len(self.of_class(name)) for name in self.class_names}
 
     def of_class(self, name: str) -> list[str]:
@@ -74,11 +70,11 @@ class Dataset:
 
 @dataclass(frozen=True)
 class _File:
-    """What one look at a file found; all but `unusable` is of usable images only."""
+    """What is known about a file: why it is unusable or, of a usable image, the rest."""
 
     unusable: str | None = None
     digest: str = ""
-    thumbnail: Image.Image | None = None  # a small_grey
+    thumbnail: Image.Image | None = None
     mismatch: str | None = None
 
 
@@ -88,14 +84,14 @@ def class_of(image: str) -> str:
 
 
 def scan(folder: str | Path, exclude: Path | None = None) -> Dataset:
-    """Read and decode every file of `folder`'s sub-folders and return what is usable.
+    """Read and decode every file in the sub-folders of `folder`.
 
-    Nothing is deleted or moved; files whose names begin with a dot are not looked at, nor are
-    those that the file `exclude` lists: "class/file", one a line, `#` begins a comment.
+    Nothing is deleted or moved. Files whose names begin with a dot are ignored, files that the
+    text file `exclude` lists ("class/file", one a line, `#` begins a comment) are skipped.
 
     Raises:
-        DataError: no such folder, fewer than two classes, a class with fewer than
-            `MIN_IMAGES` usable images, or `exclude` names what is not there.
+        DataError: there is no such folder, it has fewer than two classes or a class with fewer than
+            `MIN_IMAGES` usable images, or `exclude` names a file that does not exist.
     """
     folder = Path(folder)
     class_names = _class_names(folder)
@@ -126,7 +122,7 @@ def scan(folder: str | Path, exclude: Path | None = None) -> Dataset:
 
 
 def require(dataset: Dataset, images: Sequence[str]) -> None:
-    """Raise `DataError` where `dataset` does not have all `images`."""
+    """Raise `DataError` unless `dataset` has all `images`."""
     missing = set(images) - set(dataset.images)
     if missing:
         raise DataError(
@@ -137,8 +133,9 @@ def require(dataset: Dataset, images: Sequence[str]) -> None:
 
 def _dataset(folder: Path, class_names: tuple[str, ...], found: dict[str, _File]) -> Dataset:
     usable = {name: file for name, file in found.items() if file.unusable is None}
-    # Not by the threads that read: of so many short steps each would wait for the interpreter.
-    hashes = {name: perceptual_hash(file.thumbnail) for name, file in usable.items()}
+    # Not on the threads that read: steps as short as these would wait for the interpreter lock.
+    thumbnails = {name: file.thumbnail for name, file in usable.items() if file.thumbnail}
+    hashes = {name: perceptual_hash(small) for name, small in thumbnails.items()}
     return Dataset(
         folder,
         class_names,
@@ -170,13 +167,13 @@ def _class_names(folder: Path) -> tuple[str, ...]:
 
 
 def _excluded(path: Path, folder: Path, files: set[str]) -> set[str]:
-    """Return those of `files`, "class/file", that the lines of `path` name."""
+    """Return the `files` ("class/file") that the text file `path` lists."""
     try:
         text = path.read_text(encoding="utf-8-sig", errors="surrogateescape")
     except OSError as error:
         raise DataError(
             "Expected a text file that lists images to exclude. "
-            f"Received: {path} ({error.strerror}). Correct its name, or leave --exclude out."
+            f"Received: {path} ({error.strerror}). Correct its name, or omit --exclude."
         ) from None
     excluded = set()
     for number, line in enumerate(text.split("\n"), 1):
@@ -187,13 +184,13 @@ def _excluded(path: Path, folder: Path, files: set[str]) -> set[str]:
         elif readings[-1]:
             raise DataError(
                 f"Expected each line of {path} to name a file of {folder} as class/file. "
-                f"Received: {readings[-1]} in line {number}. Correct the line, or take it out."
+                f"Received: {readings[-1]} in line {number}. Correct or remove the line."
             )
     return excluded
 
 
 def _without_comment(line: str) -> Iterator[str]:
-    """Yield `line` without a comment, then with ever longer ones: names, too, may hold a ` #`."""
+    """Yield `line` without its comment, the shortest comment first: names may contain ` #`."""
     yield line.strip()
     for mark in reversed(list(re.finditer(r"(^|\s)#", line))):
         yield line[: mark.start()].strip()
@@ -219,10 +216,10 @@ def _check_file(path: Path) -> _File:
 
 
 def _mismatch(suffix: str, content: bytes) -> str | None:
-    """Return how `suffix`, ".png" or the like, is at odds with an image's `content`, or None."""
-    if not suffix[1:2].isalpha():  # "rose", or "rose.2": a name without a type
+    """Return how `suffix`, such as ".png", contradicts the `content` of an image, or None."""
+    if not suffix[1:2].isalpha():  # "rose" and "rose.2" are names without a type
         return None
-    with Image.open(BytesIO(content), formats=FORMATS) as image:  # reads no more than the head
+    with Image.open(BytesIO(content), formats=FORMATS) as image:  # reads the header only
         held = SAME_TYPE.get(image.format, image.format)
     named = Image.EXTENSION.get(suffix)
     return None if SAME_TYPE.get(named, named) == held else f"named {suffix}, is {held}"

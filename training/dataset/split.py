@@ -1,4 +1,4 @@
-"""Which images train, validate and test: drawn by class and seed, kept with the checkpoint."""
+"""The split into training, validation and test images, which is stored with a checkpoint."""
 
 import hashlib
 import json
@@ -62,6 +62,10 @@ class Split:
         names = ("train", "validation", "test") if self.test else ("train", "validation")
         return {name: len(getattr(self, name)) for name in names}
 
+    def describe(self) -> str:
+        """Return the number of images in each set, for a person."""
+        return ", ".join(f"{count} {name}" for name, count in self.sizes.items()) + " images"
+
     @property
     def fingerprint(self) -> str:
         """A hash of all of this split, hexadecimal."""
@@ -77,8 +81,9 @@ class Split:
         record = json.loads(path.read_text(encoding="utf-8"))
         if "fraction" in record:
             record = _from_version_1(record)
-        names = ("train", "validation", "test")
-        return cls(**record | {name: tuple(record[name]) for name in names})
+        for name in ("train", "validation", "test"):
+            record[name] = tuple(record[name])
+        return cls(**record)
 
 
 def _from_version_1(record: dict) -> dict:
@@ -142,12 +147,12 @@ def _draw(
     rng: np.random.Generator,
     groups: dict[str, tuple[str, ...]],
 ) -> set[str]:
-    """Return `fraction` of each class of `images`, and with each one its group in `groups`."""
+    """Draw `fraction` of each class of `images`, together with the copies in `groups`."""
     of_class = defaultdict(list)
     for image in images:
         of_class[class_of(image)].append(image)
     drawn: set[str] = set()
-    decided: set[str] = set()  # with a class before, which has copies of it
+    decided: set[str] = set()  # drawn or not, as copies of an image of an earlier class
     for name in sorted(of_class):
         members = of_class[name]
         order = rng.permutation(members).tolist()
@@ -167,7 +172,7 @@ def _fitting(
 ) -> list[tuple[str, ...]]:
     """Return the first groups whose `sizes` fit into `room`.
 
-    Where none fits but one is `needed`, the smallest it is, unless that is the `whole` class.
+    If none fits but one is `needed`, return the smallest, unless that is the `whole` class.
     """
     fitting = []
     for group, size in sizes.items():
@@ -175,7 +180,7 @@ def _fitting(
             fitting.append(group)
             room -= size
     if needed and not fitting:
-        smallest = min(sizes, key=sizes.get, default=None)
+        smallest = min(sizes, key=lambda group: sizes[group], default=None)
         fitting = [smallest] if smallest and sizes[smallest] < whole else []
     return fitting
 

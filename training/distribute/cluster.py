@@ -25,6 +25,23 @@ class Cluster:
     launcher: str | None = None
 
 
+@dataclass(frozen=True)
+class Flags:
+    """What the flags of `add_flags` were set to.
+
+    Attributes:
+        distribute: whether to train over all GPUs.
+        coordinator: "host:port" of process 0, or None.
+        processes: how many there are, or None.
+        process: which one this is, from 0, or None.
+    """
+
+    distribute: bool = False
+    coordinator: str | None = None
+    processes: int | None = None
+    process: int | None = None
+
+
 def add_flags(parser: argparse.ArgumentParser) -> None:
     """Add the flags that say over what to train."""
     group = parser.add_argument_group(
@@ -39,24 +56,29 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
     add("--process", type=int, metavar="K", help="which one this is, from 0")
 
 
-def find_cluster(options: argparse.Namespace, environment: Mapping[str, str]) -> Cluster:
-    """Return what the flags of `add_flags` or, without them, a launcher's variables say.
+def read_flags(options: argparse.Namespace) -> Flags:
+    """Return the flags of `add_flags` in the parsed command line."""
+    return Flags(options.distribute, options.coordinator, options.processes, options.process)
+
+
+def find_cluster(flags: Flags, environment: Mapping[str, str]) -> Cluster:
+    """Return what `flags` or, without them, a launcher's environment variables say.
 
     Raises:
         DistributeError: they contradict themselves, or say only a part.
     """
-    given = (options.coordinator, options.processes, options.process)
-    if not options.distribute and given != (None, None, None):
+    given = (flags.coordinator, flags.processes, flags.process)
+    if not flags.distribute and given != (None, None, None):
         raise DistributeError(
             "Expected --distribute beside --coordinator, --processes and --process. "
             "Received: these alone. Add it."
         )
     if given == (None, None, None):
-        return _launched_cluster(environment) if options.distribute else Cluster()
+        return _launched_cluster(environment) if flags.distribute else Cluster()
     coordinator, count, index = given
     if count == 1 and coordinator is None and index in (None, 0):
         return Cluster()  # even where a launcher started more of them
-    if None in given:
+    if coordinator is None or count is None or index is None:
         raise DistributeError(
             "Expected --coordinator, --processes and --process together. "
             f"Received: {coordinator}, {count} and {index}. Give all three, on each machine."

@@ -1,13 +1,8 @@
-"""Train as one over all GPUs of a machine, and over the processes of several machines.
+"""Runs a distributed script twice: a parent that watches, and a child that trains.
 
-Keras does it on JAX: every process runs the same script, has a copy of the weights, and computes
-its rows of each batch; gradients are averaged over all of them after each step. Process 0, the
-chief, is alone in what it prints, writes, and reads of an earlier run.
-
-Whoever uses it runs twice. The process that a person starts only watches (`launch`), because
-JAX's runtime aborts when another process is lost, without a chance to say so. Its child (`child_main`),
-in which `KERAS_BACKEND` is set before Keras is imported, trains. So this module imports neither
-Keras nor JAX before it has to.
+JAX's runtime aborts when another process is lost, without a chance to say so. So the process that
+a person starts only watches (`launch`). Its child (`child_main`) trains; there `KERAS_BACKEND` is
+set before Keras is imported. This module imports neither Keras nor JAX before it has to.
 """
 
 import argparse
@@ -27,10 +22,15 @@ from contextlib import suppress
 from pathlib import Path
 from typing import IO, NoReturn
 
-from training.distribute.cluster import Cluster, add_flags, find_cluster
+from training.distribute.cluster import Cluster, Flags, add_flags, find_cluster, read_flags
 from training.errors import DistributeError
 
-WORKER = "FLOWERS_WORKER"  # the environment variable that tells the child from its parent
+WORKER = "FLOWERS_WORKER"  # environment variable that the child has and its parent has not
+ROOT = Path(__file__).resolve().parents[2]
+CHILD = (
+    f"import sys; sys.path.insert(0, {str(ROOT)!r}); "
+    f"from {__name__} import child_main; child_main()"
+)
 HEARTBEAT_SECONDS = 20  # a process that is silent for so long counts as lost
 SHOWN_CHARACTERS = 10_000  # of an error; JAX's may print whole weights
 STOP_SECONDS = 30  # from Ctrl-C until a child that does not end is killed
@@ -45,9 +45,9 @@ def is_worker() -> bool:
 
 
 def relaunch() -> None:
-    """Run this script once more, on JAX, and exit as that does, if `--distribute` is asked for.
+    """Run this script again on JAX and exit with its code, if --distribute is given.
 
-    Has to come before Keras is imported. In the process that this starts it does nothing.
+    Must come before Keras is imported. In the child that this starts it does nothing.
     """
     parser = argparse.ArgumentParser(add_help=False)
     add_flags(parser)
@@ -55,21 +55,19 @@ def relaunch() -> None:
     if is_worker() or not options.distribute:
         return
     try:
-        sys.exit(launch(options, sys.argv[1:]))
+        sys.exit(launch(read_flags(options), sys.argv[1:]))
     except DistributeError as error:
         sys.exit(f"{Path(sys.argv[0]).name}: {error}")
 
 
-def launch(options: argparse.Namespace, arguments: list[str]) -> int:
+def launch(flags: Flags, arguments: list[str]) -> int:
     """Run this script with `arguments` in a child, on JAX, and return its exit code.
-
-    `options` holds what the flags of `add_flags` were parsed to.
 
     Raises:
         DistributeError: the flags are wrong, JAX is missing, another process was lost, or the
             child was killed.
     """
-    cluster = find_cluster(options, os.environ)
+    cluster = find_cluster(flags, os.environ)
     if cluster.coordinator and cluster.index == 0:
         _check_free(cluster.coordinator)
     if importlib.util.find_spec("jax") is None:
@@ -108,7 +106,7 @@ def _run_child(arguments: list[str], notes: IO[bytes], scratch: str) -> int:
     shown = os.dup(2)
     try:
         child = subprocess.Popen(
-            [sys.executable, "-P", __file__, str(shown), *arguments],
+            [sys.executable, "-P", "-c", CHILD, str(shown), *arguments],
             stdin=subprocess.PIPE,  # closes when this process ends, whatever ends it
             stderr=notes,
             pass_fds=[shown],
@@ -167,7 +165,7 @@ NOT_MET = "CoordinationService/RegisterTask"
 
 
 def child_main() -> NoReturn:
-    """Run the script of `launch` as if it had been started itself, and end with its exit code."""
+    """Run the script that `launch` was given as `__main__`, and exit with its code."""
     sys.stderr = open(int(sys.argv[1]), "w", buffering=1)  # noqa: SIM115
     sys.argv = sys.argv[2:]
     sys.path.insert(0, str(Path(sys.argv[0]).resolve().parent))
@@ -193,7 +191,7 @@ def child_main() -> NoReturn:
 
 
 def _exit_code(end: SystemExit) -> int:
-    """Do with what `sys.exit` was given as Python does."""
+    """Return the exit code of `end`, and print its message, as Python does."""
     if end.code is None or isinstance(end.code, int):
         return end.code or 0
     print(end.code, file=sys.stderr)
@@ -209,7 +207,3 @@ def _met() -> bool:
     """Return whether this process is one of several that have found each other."""
     jax = sys.modules.get("jax")
     return jax is not None and jax.distributed.is_initialized()
-
-
-if __name__ == "__main__":
-    child_main()

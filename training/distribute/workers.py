@@ -1,12 +1,11 @@
 """The processes that train as one, on Keras' JAX backend."""
 
-import argparse
 import hashlib
 import json
 import os
 import sys
 import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Generator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from training.distribute.cluster import Cluster, find_cluster
+from training.distribute.cluster import Cluster, Flags, find_cluster
 from training.distribute.launcher import HEARTBEAT_SECONDS, is_worker
 from training.errors import DistributeError
 
@@ -38,7 +37,7 @@ class Workers:
 
     @property
     def is_main(self) -> bool:
-        """Whether this is the one that prints and writes."""
+        """Whether this is process 0, which prints and writes."""
         return self.index == 0
 
     def rows(self, batch_size: int) -> slice:
@@ -79,9 +78,9 @@ class Workers:
             )
 
     def broadcast_file(self, path: Path) -> Path:
-        """Return where this process can read what the chief has at `path`, if anything.
+        """Return where this process can read what the main process has at `path`, if anything.
 
-        That is `path` for the chief itself, so that no shared folder is needed.
+        That is `path` for the main process itself, so that no shared folder is needed.
         """
         if self.count == 1:
             return path
@@ -100,7 +99,7 @@ class Workers:
         return copy
 
     def replicate(self, model: Any, seed: int) -> Any:
-        """Return a copy of `model`, not compiled, on all devices, with the chief's weights.
+        """Return a copy of `model`, not compiled, on all devices, with the main process' weights.
 
         From here on all processes draw the same random numbers, from `seed`, and have to do the
         same with the copy: each value given to one of its variables is compared among them.
@@ -114,13 +113,13 @@ class Workers:
         keras.distribution.set_distribution(
             keras.distribution.DataParallel(auto_shard_dataset=False)
         )
-        keras.utils.set_random_seed(seed)  # the chief may have drawn more than the others
+        keras.utils.set_random_seed(seed)  # the main process may have drawn more than the others
         copy = keras.models.clone_model(model)
         copy.set_weights(values)
         return copy
 
     def main_process_callbacks(self, *callbacks: Any) -> list:
-        """Return the Keras `callbacks` that the chief has to itself, for the others none.
+        """Return the Keras `callbacks` that the main process has to itself, for the others none.
 
         Saving a model makes variables, at the end of an epoch; here they stay its own.
         """
@@ -132,9 +131,9 @@ class Workers:
         return list(callbacks)
 
     def shutdown(self) -> None:
-        """Wait until all have come here; then each is by itself, and the chief may take its time.
+        """Wait for all processes, then leave them; the main process may take its time.
 
-        What was on all devices cannot be computed with any more.
+        Models that were on all devices cannot be used any more.
         """
         if not self.distributed:
             return
@@ -146,7 +145,7 @@ class Workers:
 
 
 @contextmanager
-def unsharded() -> Iterator[None]:
+def unsharded() -> Generator[None]:
     """Let this process make variables that the others do not; those stay on its own device."""
     import keras
 
@@ -158,16 +157,16 @@ def unsharded() -> Iterator[None]:
         keras.distribution.set_distribution(distribution)
 
 
-def initialize(options: argparse.Namespace) -> Workers:
-    """Find the other processes, and silence this one unless it is the chief.
+def initialize(flags: Flags) -> Workers:
+    """Find the other processes, and silence this one unless it is the main process.
 
     Has to come before anything is computed. Without --distribute there are no others.
 
     Raises:
         DistributeError: they cannot be found, or have another number of devices.
     """
-    cluster = find_cluster(options, os.environ)
-    if not options.distribute:
+    cluster = find_cluster(flags, os.environ)
+    if not flags.distribute:
         return Workers()
     if not is_worker():
         raise DistributeError(

@@ -7,10 +7,9 @@ python -m training.sample --out drawn/ --per-class 100 --seed 1
 import argparse
 import signal
 import sys
-from collections.abc import Callable
 from pathlib import Path
 
-from training.errors import DataError
+from training.cli import at_least, make_parser, run_command
 from training.sample import LABELS, PER_CLASS, SEED, write_sample
 
 OUT = Path("flowers")
@@ -18,44 +17,31 @@ OUT = Path("flowers")
 
 def main(arguments: list[str] | None = None) -> int:
     """Draw what the command line says and return the exit code."""
-    parser = argparse.ArgumentParser(
-        prog="python -m training.sample",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
+    options = parse_arguments(arguments)
+    return run_command(
+        lambda: draw_sample(options.out, options.per_class, options.seed),
+        "sample",
+        paths=f"write to {options.out}",
+        advice="Free disk space, fix the permissions, or name another folder with --out.",
+        stopped="Stopped; nothing was written.",
     )
+
+
+def draw_sample(out: Path, per_class: int, seed: int) -> None:
+    """Draw into `out`, and print what was drawn and what to do next."""
+    write_sample(out, per_class, seed)
+    names, data = ", ".join(LABELS), "" if out == OUT else f" --data {out}"
+    print(f"Drawn: {per_class} images each of {names}, in {out}. Next: python train.py{data}")
+
+
+def parse_arguments(arguments: list[str] | None) -> argparse.Namespace:
+    """Return the command line's options."""
+    parser = make_parser(__doc__, "python -m training.sample")
     add = parser.add_argument
     add("--out", type=Path, default=OUT, help=f"folder to fill [{OUT}]")
     add("--per-class", type=at_least(1), default=PER_CLASS, help=f"images of each [{PER_CLASS}]")
     add("--seed", type=at_least(0), default=SEED, help=f"the same seed draws the same [{SEED}]")
-    options = parser.parse_args(arguments)
-    out, count = options.out, options.per_class
-    try:
-        write_sample(out, count, options.seed)
-    except DataError as error:
-        print(f"sample: {error}", file=sys.stderr)
-        return 1
-    except OSError as error:
-        sentence = f"Expected a folder that can be written. Received: {out} ({error.strerror})."
-        print(f"sample: {sentence} Name another with --out.", file=sys.stderr)
-        return 1
-    except KeyboardInterrupt:
-        print("\nsample: Stopped; nothing was written.", file=sys.stderr)
-        return 130
-    names, data = ", ".join(LABELS), "" if out == OUT else f" --data {out}"
-    print(f"Drawn: {count} images each of {names}, in {out}. Next: python train.py{data}")
-    return 0
-
-
-def at_least(smallest: int) -> Callable[[str], int]:
-    """Return a parser of whole numbers from `smallest` up, for argparse."""
-
-    def parse(text: str) -> int:
-        if text.isdecimal() and int(text) >= smallest:
-            return int(text)
-        sentence = f"Expected a whole number from {smallest} up. Received: {text}."
-        raise argparse.ArgumentTypeError(sentence)
-
-    return parse
+    return parser.parse_args(arguments)
 
 
 if __name__ == "__main__":

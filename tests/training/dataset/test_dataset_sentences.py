@@ -1,4 +1,4 @@
-"""training.dataset.scan and training.dataset.checks: their sentences and reports, whole, and edges."""
+"""The sentences and reports about a data set, whole, and edge cases."""
 
 import json
 from pathlib import Path
@@ -7,7 +7,6 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from training.dataset import scan as module
 from training.dataset.__main__ import main
 from training.dataset.checks import DatasetChecks, check_dataset, format_checks
 from training.dataset.scan import Dataset, require, scan
@@ -65,12 +64,12 @@ def test_a_list_with_a_wrong_line_is_refused_with_its_number(folder):
     listed = folder / "list.txt"
     assert refusal(folder, listed) == (
         "Expected a text file that lists images to exclude. Received: "
-        f"{listed} (No such file or directory). Correct its name, or leave --exclude out."
+        f"{listed} (No such file or directory). Correct its name, or omit --exclude."
     )
     listed.write_text("# two\n\n0.png # blurred\n")
     assert refusal(folder, listed) == (
         f"Expected each line of {listed} to name a file of {folder} as class/file. "
-        "Received: 0.png in line 3. Correct the line, or take it out."
+        "Received: 0.png in line 3. Correct or remove the line."
     )
 
 
@@ -123,7 +122,7 @@ def test_a_class_of_copies_is_refused_with_their_number():
     with pytest.raises(DataError) as caught:
         split_dataset(dataset, 1, validation_fraction=0.2)
     assert str(caught.value) == (
-        "Expected images of a for each of 2 parts, where copies, also those in other classes, "
+        "Expected images of a for each of 2 sets, where copies, also those in other classes, "
         "stay together. Received: 2, of which 2 have copies. "
         "Add different ones, or exclude copies."
     )
@@ -144,7 +143,7 @@ def test_a_split_without_some_images_trains_on_what_it_did():
     assert split.without({"a/1", "a/4", "a/5"}) == Split(
         3, ("a/1", "a/2"), ("a/6",), ("a/3",), validation_fraction=0.1, test_fraction=0.2
     )
-    assert split.sizes == {"train": 2, "selection": 2, "validation": 2}
+    assert split.sizes == {"train": 2, "validation": 2, "test": 2}
 
 
 def test_a_record_has_these_fields_a_line_each(tmp_path):
@@ -155,11 +154,11 @@ def test_a_record_has_these_fields_a_line_each(tmp_path):
     assert '\n"a/1"\n' in text
     assert json.loads(text) == {
         "seed": 3,
-        "fraction": 0.2,
         "train": ["a/1"],
-        "validation": ["a/ü"],
-        "selection": ["a/3"],
-        "selection_fraction": 0.1,
+        "validation": ["a/3"],
+        "test": ["a/ü"],
+        "validation_fraction": 0.1,
+        "test_fraction": 0.2,
     }
     assert len(split.fingerprint) == 16
 
@@ -190,7 +189,7 @@ def test_a_report_is_this_to_the_last_letter():
         "  a/3 = a/4",
         "Near copies:",
         "  a/5 ~ a/6 ~ a/7",
-        "Nothing was deleted. To leave images out, list them in a file, a class/file a line, "
+        "Nothing was deleted. To leave images out, list them in a file, one class/file a line, "
         "and pass --exclude FILE.",
     ]
 
@@ -220,7 +219,7 @@ def test_the_command_line_prints_this(folder, capsys):
         "Skipped:",
         *(f"  rose/{i:02d}.txt: empty" for i in range(10)),
         "  ... and 1 more",
-        "Nothing was deleted. To leave images out, list them in a file, a class/file a line, "
+        "Nothing was deleted. To leave images out, list them in a file, one class/file a line, "
         "and pass --exclude FILE.",
     ]
 
@@ -231,19 +230,19 @@ def test_the_help_says_what_it_takes(capsys):
     text = " ".join(capsys.readouterr().out.split())
     assert end.value.code == 0
     assert text.startswith(
-        "usage: python -m training.dataset [-h] [--exclude FILE] [--json] folder A folder of "
+        "usage: python -m training.dataset [-h] [--exclude FILE] [--json] folder Show what "
     )
-    assert "python -m training.dataset flowers/ # what is wrong with the images" in text
-    assert "folder one folder a class" in text
-    assert "--exclude FILE images to leave out, a class/file a line" in text
-    assert "--json all that was found, as JSON" in text
+    assert "python -m training.dataset flowers/ --exclude doubtful.txt" in text
+    assert "folder one sub-folder a class" in text
+    assert "--exclude FILE images to leave out, one class/file a line" in text
+    assert "--json all findings, as JSON" in text
 
 
 def test_the_command_line_prints_all_findings_as_json(folder, capsys):
     (folder / "rose" / "x.txt").write_text("")
     assert main([str(folder), "--json"]) == 0
     assert capsys.readouterr().out == (
-        '{\n "left_out": [\n  [\n   "rose/x.txt",\n   "empty"\n  ]\n ],\n "mismatched": [],\n'
+        '{\n "skipped": [\n  [\n   "rose/x.txt",\n   "empty"\n  ]\n ],\n "mismatched": [],\n'
         ' "exact": [],\n "near": [],\n "across_classes": []\n}\n'
     )
 
@@ -252,13 +251,13 @@ def test_a_folder_that_cannot_be_listed_ends_with_one_sentence(folder, capsys, m
     def scan(*_):
         raise PermissionError(13, "Permission denied", "a/b")
 
-    monkeypatch.setattr(module, "scan", scan)
+    monkeypatch.setattr("training.dataset.__main__.scan", scan)
     assert main([str(folder)]) == 1
     captured = capsys.readouterr()
     assert captured.out == ""
     assert captured.err == (
-        f"dataset: Expected to read {folder}. Received: [Errno 13] Permission denied: 'a/b'. "
-        "Correct the rights of the folder.\n"
+        f"dataset: Expected to read {folder}. Received: Permission denied (a/b). "
+        "Fix the permissions of the folder.\n"
     )
 
 

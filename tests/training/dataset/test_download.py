@@ -263,8 +263,8 @@ def test_a_full_disk_is_one_sentence(flowers, monkeypatch, capsys):
     monkeypatch.setattr(download, "take", full)
     assert main(["--out", str(flowers)]) == 1
     assert capsys.readouterr().err == (
-        f"download: Expected a folder that can be written. Received: {flowers} "
-        "(No space left on device). Make room, or name another with --out.\n"
+        f"download: Expected to write to {flowers}. Received: No space left on device. "
+        "Free disk space, fix the permissions, or name another folder with --out.\n"
     )
     assert os.listdir(flowers) == ["README.md"]
 

@@ -1,4 +1,4 @@
-"""training.dataset.download and training.files, step by step: reasons, progress, folders, sentences."""
+"""training.dataset.download and training.files, step by step."""
 
 import io
 import logging
@@ -290,8 +290,8 @@ def test_a_folder_that_another_process_fills_is_left_alone(tmp_path):
     with fill_folder(tmp_path), pytest.raises(DataError) as caught, fill_folder(tmp_path):
         pytest.fail("both were let in")
     assert str(caught.value) == (
-        f"Expected {tmp_path} to be left alone. Received: one that another process "
-        "is filling. Wait for that to end."
+        f"Expected no other process to use {tmp_path}. Received: one that is filling it. "
+        "Wait until that has ended."
     )
 
 

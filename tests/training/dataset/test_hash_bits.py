@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 from PIL import Image, ImageOps
 
-from training.dataset import perceptual_hash
+from training.dataset import perceptual_hash as module
 from training.dataset.perceptual_hash import (
     BITS,
     MAX_DISTANCE,
@@ -49,20 +49,20 @@ def test_an_image_with_a_contrast_of_two_levels_has_a_hash(spread, hashed):
 
 def test_signs_are_the_bits_from_the_highest():
     values = [1, 1 << 127, (1 << 100) - 1]
-    assert perceptual_hash._signs(values).dtype == np.float32
-    assert np.array_equal(perceptual_hash._signs(values), signs(*values))
+    assert module._signs(values).dtype == np.float32
+    assert np.array_equal(module._signs(values), signs(*values))
 
 
 def test_mirrored_twice_is_as_it_was(waves):
-    once = perceptual_hash._mirrored(signs(perceptual_hash(waves)))
+    once = module._mirrored(signs(perceptual_hash(waves)))
     assert once.shape == (1, BITS)
     assert once.dtype == np.float32
-    assert np.array_equal(perceptual_hash._mirrored(once), signs(perceptual_hash(waves)))
+    assert np.array_equal(module._mirrored(once), signs(perceptual_hash(waves)))
 
 
 def test_mirrored_signs_are_those_of_the_mirrored_image_to_a_few(waves):
     expected = signs(perceptual_hash(ImageOps.mirror(waves)))
-    mirrored = perceptual_hash._mirrored(signs(perceptual_hash(waves)))
+    mirrored = module._mirrored(signs(perceptual_hash(waves)))
     for half in (slice(0, 64), slice(64, 128)):
         assert (mirrored[0, half] != expected[0, half]).sum() <= 6
 
@@ -70,7 +70,7 @@ def test_mirrored_signs_are_those_of_the_mirrored_image_to_a_few(waves):
 def test_mirrored_odd_columns_of_the_cosine_change_and_edges_change_sides():
     one = -np.ones((1, BITS), np.float32)
     one[0, 0], one[0, 1], one[0, 64 + 2] = 1, 1, 1
-    coarse, edges = perceptual_hash._mirrored(one).reshape(2, 8, 8)
+    coarse, edges = module._mirrored(one).reshape(2, 8, 8)
     assert coarse[0].tolist() == [1, -1, -1, 1, -1, 1, -1, 1]
     assert (coarse[1:] == [-1, 1] * 4).all()
     assert edges[0].tolist() == [1, 1, 1, 1, 1, -1, 1, 1]
@@ -79,14 +79,12 @@ def test_mirrored_odd_columns_of_the_cosine_change_and_edges_change_sides():
 
 @pytest.mark.parametrize("block", [1, 3, 4, 256])
 def test_pairs_are_found_across_blocks_of_any_size_and_each_once(block, monkeypatch):
-    monkeypatch.setattr(perceptual_hash, "BLOCK", block)
+    monkeypatch.setattr(module, "BLOCK", block)
     rng = np.random.default_rng(0)
     hashes = [int.from_bytes(rng.bytes(16), "big") for _ in range(8)]
     hashes[6] = hashes[1] ^ (2**MAX_DISTANCE - 1)
     hashes[7] = hashes[5] ^ (2 ** (MAX_DISTANCE + 1) - 1)  # one too far
-    hashes[3] = int(
-        "".join("01"[int(bit > 0)] for bit in perceptual_hash._mirrored(signs(hashes[2]))[0]), 2
-    )
+    hashes[3] = int("".join("01"[int(bit > 0)] for bit in module._mirrored(signs(hashes[2]))[0]), 2)
     assert sorted(near_pairs(hashes)) == [(1, 6), (2, 3)]
 
 

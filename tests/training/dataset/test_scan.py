@@ -10,7 +10,6 @@ import pytest
 from conftest import ROOT
 from PIL import Image, ImageOps
 
-from training.dataset import scan as module
 from training.dataset.__main__ import main
 from training.dataset.duplicates import find_duplicates
 from training.dataset.scan import Dataset, class_of, require, scan
@@ -142,18 +141,38 @@ def test_labels_are_indices_of_class_names(folder):
     assert np.bincount(labels).tolist() == [25, 10]
 
 
-def test_the_record_of_a_run_from_before_there_was_a_selection_is_read(folder, tmp_path):
-    split = split_dataset(scan(folder), 1, validation_fraction=0.2)
-    split.write(tmp_path / "split.json")
-    assert set(json.loads((tmp_path / "split.json").read_text())) == {
-        "seed",
-        "fraction",
-        "train",
-        "validation",
-    }
-    assert Split.read(tmp_path / "split.json").validation == ()
-    old = Split(1, ("a/1",), ("a/2",), validation_fraction=0.2)
-    assert old.fingerprint == "c00e554e293e1cc6"  # which interrupted runs have on record
+OLD_RECORDS = {  # as version 1.0 wrote them, and what they mean
+    "without a test set": (
+        {"seed": 1, "fraction": 0.2, "train": ["a/1"], "validation": ["a/2"]},
+        Split(1, ("a/1",), ("a/2",), (), 0.2, 0.0),
+    ),
+    "with one": (
+        {
+            "seed": 1,
+            "fraction": 0.2,
+            "train": ["a/1"],
+            "validation": ["a/2"],
+            "selection": ["a/3"],
+            "selection_fraction": 0.125,
+        },
+        Split(1, ("a/1",), ("a/3",), ("a/2",), 0.125, 0.2),
+    ),
+}
+
+
+@pytest.mark.parametrize("kind", OLD_RECORDS)
+def test_the_record_of_version_1_is_read(tmp_path, kind):
+    record, split = OLD_RECORDS[kind]
+    (tmp_path / "split.json").write_text(json.dumps(record))
+    assert Split.read(tmp_path / "split.json") == split
+
+
+def test_the_record_of_the_shipped_checkpoint_is_read():
+    split = Split.read(ROOT / "models" / "xception_fin_15_0.966.split.json")
+    assert split.sizes == {"train": 2422, "validation": 328, "test": 669}
+    assert (split.validation_fraction, split.test_fraction) == (0.125, 0.2)
+    assert split.evaluated == split.test
+    assert not {*split.train} & {*split.validation, *split.test}
 
 
 def test_an_image_is_known_by_its_bytes_and_its_look(drawn):
@@ -323,7 +342,7 @@ def test_without_copies_the_split_is_the_plain_draw():
     assert set(split_dataset(dataset, 7, validation_fraction=0.2).evaluated) == plain
 
 
-def test_without_copies_the_selection_is_the_plain_draw_of_the_rest():
+def test_without_copies_the_validation_set_is_the_plain_draw_of_the_rest():
     dataset = of(a=[1] * 50, b=[1] * 31)
     split = split_dataset(dataset, 7, validation_fraction=0.25, test_fraction=0.2)
     rest = set(dataset.images) - set(split.evaluated)
@@ -349,7 +368,7 @@ def test_what_is_excluded_later_is_not_measured_on_but_was_trained_on():
     assert without == Split(
         1, ("a/1", "a/2"), ("a/5",), ("a/4",), validation_fraction=0.5, test_fraction=0.2
     )
-    assert without.sizes == {"train": 2, "selection": 1, "validation": 1}
+    assert without.sizes == {"train": 2, "validation": 1, "test": 1}
 
 
 def test_images_of_another_folder_are_refused():
@@ -367,7 +386,7 @@ def test_the_shares_hold_where_copies_fit():
             assert [sum(class_of(p) == name for p in side) for name in "ab"] == counts
 
 
-def test_a_selection_leaves_the_validation_as_it_is():
+def test_the_share_that_validates_leaves_the_test_set_unchanged():
     dataset = of(a=[1] * 40, b=[2] * 20)
     without, with_ = (
         split_dataset(dataset, 3, validation_fraction=0.25),
@@ -376,7 +395,7 @@ def test_a_selection_leaves_the_validation_as_it_is():
     assert with_.evaluated == without.evaluated
     assert set(with_.train) | set(with_.validation) == set(without.train)
     assert len(with_.validation) == 24
-    assert with_.selection_fraction == 0.4
+    assert with_.validation_fraction == 0.4
     assert split_dataset(dataset, 3, validation_fraction=0.4, test_fraction=0.25) == with_
     assert (
         len(
@@ -390,7 +409,7 @@ def test_a_selection_leaves_the_validation_as_it_is():
     )
 
 
-def test_a_selection_survives_its_record(tmp_path):
+def test_a_test_set_survives_its_record(tmp_path):
     split = split_dataset(
         of(a=[1] * 10, b=[1] * 10), 1, validation_fraction=0.25, test_fraction=0.2
     )
@@ -404,10 +423,12 @@ def test_groups_larger_than_the_share_still_leave_one_on_each_side():
         assert len([p for p in split.evaluated if class_of(p) == "a"]) == 4
 
 
-@pytest.mark.parametrize(("selection", "sizes"), [(0.0, [10]), (0.2, [5, 5])])
-def test_a_class_of_copies_cannot_be_split(selection, sizes):
-    with pytest.raises(DataError, match=f"of {len(sizes) + 1} parts.* 10, of which 10 have"):
-        split_dataset(of(a=sizes, b=[1] * 10), 1, validation_fraction=selection, test_fraction=0.2)
+@pytest.mark.parametrize(("test_fraction", "sizes"), [(0.0, [10]), (0.2, [5, 5])])
+def test_a_class_of_copies_cannot_be_split(test_fraction, sizes):
+    with pytest.raises(DataError, match=f"of {len(sizes) + 1} sets.* 10, of which 10 have"):
+        split_dataset(
+            of(a=sizes, b=[1] * 10), 1, validation_fraction=0.2, test_fraction=test_fraction
+        )
 
 
 def test_the_command_line_reports_and_deletes_nothing(copies, capsys):
@@ -452,7 +473,7 @@ def test_the_command_line_ends_with_one_sentence(tmp_path, capsys, monkeypatch):
     def unreadable(*_):
         raise PermissionError(13, "Permission denied")
 
-    monkeypatch.setattr(module, "scan", unreadable)
+    monkeypatch.setattr("training.dataset.__main__.scan", unreadable)
     assert main([str(tmp_path)]) == 1
     assert "Permission denied" in capsys.readouterr().err
 

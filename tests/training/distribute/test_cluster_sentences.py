@@ -1,4 +1,4 @@
-"""training.distribute.launcher without processes: flags, launchers, sentences, and a pretended JAX."""
+"""training.distribute without processes: flags, launchers, sentences, a simulated JAX."""
 
 import argparse
 import io
@@ -71,7 +71,7 @@ def test_the_help_says_what_they_are_for():
 
 
 @pytest.mark.parametrize(
-    ("flags", "cluster"),
+    ("flags", "expected"),
     [
         ([], Cluster()),
         (["--distribute"], Cluster()),
@@ -82,8 +82,8 @@ def test_the_help_says_what_they_are_for():
         (["--distribute", *together("one:1", "1", "0")], Cluster("one:1", 1, 0)),
     ],
 )
-def test_flags_that_fit_together(flags, cluster):
-    assert cluster.find_cluster(options(*flags), {}) == cluster
+def test_flags_that_fit_together(flags, expected):
+    assert cluster.find_cluster(options(*flags), {}) == expected
 
 
 BESIDE = (
@@ -128,7 +128,7 @@ def test_flags_that_do_not_fit_together_are_told(flags, sentence):
 
 
 @pytest.mark.parametrize(
-    ("environment", "cluster"),
+    ("environment", "expected"),
     [
         ({"OMPI_COMM_WORLD_SIZE": "1"}, Cluster()),
         ({"SLURM_STEP_NODELIST": "a"}, Cluster()),
@@ -139,8 +139,8 @@ def test_flags_that_do_not_fit_together_are_told(flags, sentence):
         ),
     ],
 )
-def test_a_launcher_of_one_process_is_none(environment, cluster):
-    assert cluster.find_cluster(options("--distribute"), environment) == cluster
+def test_a_launcher_of_one_process_is_none(environment, expected):
+    assert cluster.find_cluster(options("--distribute"), environment) == expected
     assert cluster.find_cluster(options(), environment) == Cluster()
 
 
@@ -279,7 +279,7 @@ def test_the_child_is_started_this_way(monkeypatch, tmp_path):
         os.fstat(shown)
     environment = started.pop("env")
     assert started == {
-        "command": [sys.executable, "-P", launcher.__file__, str(shown), "train.py", "--a"],
+        "command": [sys.executable, "-P", "-c", launcher.CHILD, str(shown), "train.py", "--a"],
         "stdin": subprocess.PIPE,
         "stderr": notes,
         "process_group": 0,
@@ -474,7 +474,7 @@ def test_one_process_alone_has_nobody_to_agree_with(tmp_path):
     assert alone.check_same({"a": 1}) is None
     assert alone.broadcast_file(tmp_path / "a") == tmp_path / "a"
     assert alone.shutdown() is None
-    assert alone.spread("model", 0) == "model"
+    assert alone.replicate("model", 0) == "model"
     assert Workers(1, 2, 2).main_process_callbacks("callback") == []
     assert not Workers(1, 2, 2).is_main
 
@@ -681,7 +681,7 @@ def test_a_spread_model_is_a_copy_with_the_chiefs_weights(broadcast, distributio
     drawn = []
     for _ in range(2):
         broadcast.from_chief = [main_process_callbacks]
-        copy = Workers(1, 2, 2, True).spread(model, 3)
+        copy = Workers(1, 2, 2, True).replicate(model, 3)
         drawn.append(np.random.random())
     assert copy is not model
     for one, other, mine in zip(

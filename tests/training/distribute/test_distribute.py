@@ -43,6 +43,8 @@ if __name__ == "__main__":
 
 import train
 from training.backend import keras
+from training.batches import TrainingBatches
+from training.recipes import ORIGINAL, RECIPES
 
 def build(size, head, classes):
     inputs = keras.Input((*size, 3))
@@ -52,12 +54,12 @@ def build(size, head, classes):
     return keras.Model(inputs, keras.layers.Dense(classes, activation="softmax")(x))
 
 train.build_model = build
-train.RECIPES["original"] = replace(
-    train.ORIGINAL, input_size=71, batch_size=8, steps_per_epoch=2, epochs=2, learning_rate=0.1,
+RECIPES["original"] = replace(
+    ORIGINAL, input_size=71, batch_size=8, steps_per_epoch=2, epochs=2, learning_rate=0.1,
     head_epochs=1,
 )
 if "HOLD" in os.environ:
-    train.TrainingBatches.begin_epoch = lambda batches, epoch, logs=None: epoch and time.sleep(1000)
+    TrainingBatches.begin_epoch = lambda batches, epoch, logs=None: epoch and time.sleep(1000)
 if __name__ == "__main__":
     sys.exit(train.main())
 """
@@ -498,7 +500,7 @@ def joined(monkeypatch):
             monkeypatch.setattr(jax, name, lambda value=value: value)
         return workers.initialize(options("--distribute", *flags))
 
-    return join
+    return initialize
 
 
 def test_the_chief_says_what_is_trained_on_and_the_others_are_silent(joined, capsys):
@@ -542,12 +544,12 @@ def test_without_jax_it_says_how_to_install_it(monkeypatch):
 
 
 def test_without_distribute_one_process_has_it_all():
-    workers = workers.initialize(options())
-    assert workers == Workers()
-    assert workers.is_main
-    assert workers.rows(7) == slice(0, 7)
-    assert workers.replicate("a model", 0) == "a model"
-    assert workers.main_process_callbacks("a callback") == ["a callback"]
+    alone = workers.initialize(options())
+    assert alone == Workers()
+    assert alone.is_main
+    assert alone.rows(7) == slice(0, 7)
+    assert alone.replicate("a model", 0) == "a model"
+    assert alone.main_process_callbacks("a callback") == ["a callback"]
 
 
 def test_only_the_chief_has_callbacks_to_itself():

@@ -145,7 +145,7 @@ def test_edges_are_smooth(monkeypatch):
 
 
 def test_one_to_six_flowers_stand_apart_and_near_the_middle():
-    counts, found = set(), []
+    counts, middles = set(), []
     for seed in range(100):
         poses = arrange(np.random.default_rng(seed), (960, 720))
         counts.add(len(poses))
@@ -158,9 +158,9 @@ def test_one_to_six_flowers_stand_apart_and_near_the_middle():
             assert 0.1 * 720 < pose.y < 0.9 * 720
             assert 50 < pose.radius < 360
             assert 0.6 < pose.tilt <= 1
-            found.append((pose.x / 960, pose.y / 720, pose.angle / tau, pose.tilt))
+            middles.append((pose.x / 960, pose.y / 720))
     assert {1, 2, 3} < counts <= {1, 2, 3, 4, 5, 6}
-    assert (np.std(found, axis=0) > (0.1, 0.1, 0.2, 0.05)).all()
+    assert np.std(middles, axis=0).min() > 0.1
 
 
 def colours(image):
@@ -335,15 +335,22 @@ def test_a_file_or_a_place_that_cannot_be_written_is_one_sentence(tmp_path, caps
     assert main(["--out", str(file)]) == 1
     assert "which is a file" in capsys.readouterr().err
     assert main(["--out", str(file / "below")]) == 1
-    assert "Expected a folder that can be written. Received:" in capsys.readouterr().err
+    assert "Expected to write to" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("wrong", [["--per-class", "0"], ["--per-class", "x"], ["--seed", "-1"]])
-def test_numbers_out_of_range_are_refused(tmp_path, capsys, wrong):
+@pytest.mark.parametrize(
+    ("flag", "value", "sentence"),
+    [
+        ("--per-class", "0", "expected 1 or more. Received: 0"),
+        ("--per-class", "x", "invalid int value: 'x'"),
+        ("--seed", "-1", "expected 0 or more. Received: -1"),
+    ],
+)
+def test_numbers_out_of_range_are_refused(tmp_path, capsys, flag, value, sentence):
     with pytest.raises(SystemExit) as stopped:
-        main(["--out", str(tmp_path / "out"), *wrong])
+        main(["--out", str(tmp_path / "out"), flag, value])
     assert stopped.value.code == 2
-    assert "Expected a whole number from" in capsys.readouterr().err
+    assert f"argument {flag}: {sentence}" in capsys.readouterr().err
     assert not (tmp_path / "out").exists()
 
 
@@ -417,7 +424,7 @@ def test_a_terminated_process_leaves_nothing(tmp_path):
 
 def test_what_a_killed_process_left_is_cleared_away_by_the_next(tmp_path):
     process = start(tmp_path, 500)
-    with pytest.raises(DataError, match="another process is filling"):
+    with pytest.raises(DataError, match="one that is filling it"):
         write_sample(tmp_path, per_class=1, seed=0)
     os.kill(process.pid, signal.SIGKILL)
     process.communicate(timeout=30)

@@ -1,0 +1,374 @@
+"""Inputs, compiling and epochs: how a network is trained. experiments.compare trains by it, too."""
+
+import sys
+import tempfile
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+
+import numpy as np
+
+from serving.errors import ModelError
+from training.backend import keras
+from training.batches import Batches, PaddedBatches, TrainingBatches, image_indices
+from training.checkpoint import CHECKPOINT, BestCheckpoint
+from training.dataset.split import Split
+from training.distribute import Workers
+from training.features import CachedFeatures
+from training.files import remove_unfinished
+from training.images import ImageSource, Source
+from training.inference import dtype_policy
+from training.model import split_at_block, with_policy
+from training.pretrained import load_pretrained
+from training.recipes import Recipe, RunOptions
+from training.resume import (
+    SaveState,
+    TrainingState,
+    require_same_settings,
+    restore_weights,
+    trim_history,
+)
+
+UNNAMED_BEST = "xception_fin.picked.h5"  # the best epoch, until its test accuracy is known
+STATE = "xception_fin.resume.weights.h5"
+HISTORY = "xception_fin.history.csv"
+TENSORBOARD = "tensorboard"
+MIXED_PARAMETERS = 5_000_000  # a network of fewer, such as a head alone, learns in float32
+HEAD_LEARNING_RATE = 1e-3  # of Adam, while the head is trained alone
+SHIPPED = Path(__file__).parent.parent / "models"  # its base stands in for Keras' download
+
+
+@dataclass(frozen=True)
+class Run:
+    """A training run: its recipe, its images, and how far an earlier process came.
+
+    Attributes:
+        recipe: what is done.
+        options: where to read and write.
+        workers: the processes that share it.
+        images: the data set, augmented by the recipe.
+        split: which images train and which validate.
+        state: what --resume continues, None for a new run.
+        state_file: where this process can read the weights that belong to `state`.
+    """
+
+    recipe: Recipe
+    options: RunOptions
+    workers: Workers
+    images: ImageSource
+    split: Split
+    state: TrainingState | None = None
+    state_file: Path | None = None
+
+    @property
+    def settings(self) -> dict:
+        """What two parts of one run must have in common (JSON)."""
+        recipe = asdict(self.recipe)
+        del recipe["inference_size"]  # nothing of it before the report
+        if self.recipe.warmup_epochs is None:  # else the learning rate depends on it
+            del recipe["epochs"]
+        recipe = {n: list(v) if isinstance(v, tuple) else v for n, v in recipe.items()}
+        return recipe | {
+            "weights": self.options.weights,
+            "images": self.split.fingerprint,
+            "cache": self.options.cache is not None,
+        }
+
+    @property
+    def checkpoint_pattern(self) -> str:
+        """Name of the best epoch's file; with a test set its accuracy comes after training."""
+        return UNNAMED_BEST if self.split.test else CHECKPOINT
+
+
+def start_run(
+    recipe: Recipe, options: RunOptions, workers: Workers, images: ImageSource, split: Split
+) -> Run:
+    """Return the run to train, with the state of the one that --resume continues.
+
+    Raises:
+        ModelError: there is nothing to resume, or it has finished.
+        DataError: it had other settings.
+        DistributeError: the processes have different settings.
+    """
+    workers.rows(recipe.batch_size)  # raises where the devices cannot share a batch
+    if workers.is_main:
+        options.models.mkdir(parents=True, exist_ok=True)
+        remove_unfinished(options.models)
+    run = Run(recipe, options, workers, images, split)
+    workers.check_same(run.settings | {"precision": dtype_policy()})
+    state_file = workers.broadcast_file(options.models / STATE)
+    state = TrainingState.load(state_file)
+    if options.resume:
+        _check_resumable(run, state)
+        return replace(run, state=state, state_file=state_file)
+    if state:
+        print(
+            f"{options.models} holds a run of {state.epochs} finished epochs, which --resume would "
+            "continue; this new run replaces it when its first epoch ends."
+        )
+    return run
+
+
+def _check_resumable(run: Run, state: TrainingState | None) -> None:
+    recipe = run.recipe
+    if state is None:
+        raise ModelError(
+            f"Expected an interrupted run in {run.options.models}. Received: none. "
+            "Leave --resume out to start one."
+        )
+    require_same_settings(
+        state.settings,
+        run.settings,
+        "the interrupted run",
+        "Resume with the same flags and images, or leave --resume out.",
+    )
+    reported = state.epochs == recipe.epochs and state.reported == recipe.final_size
+    if state.epochs > recipe.epochs or reported:
+        raise ModelError(
+            f"Expected more epochs than the {state.epochs} that are finished. "
+            f"Received: --epochs {recipe.epochs}. Raise it to train on, or give the finished "
+            "network another --inference-size."
+        )
+
+
+def prepare_model(run: Run, model: keras.Model) -> tuple[str, np.ndarray | None]:
+    """Load pretrained weights into the base of `model`, and train its head alone if asked to.
+
+    Returns where the weights came from, and the base's features of all images, float32
+    (images, 2048), or None where nothing wants them: with a frozen base and no cache.
+    """
+    if not run.workers.is_main:  # they get the main process' weights when training starts
+        return "the main process' weights", None
+    recipe, options = run.recipe, run.options
+    weights = load_pretrained(model, options.weights, SHIPPED)
+    print(f"Model: {describe(recipe, weights)}.", flush=True)
+    if not options.cache and not recipe.head_epochs:
+        return weights, None
+    print("Features: running the frozen base once per image.", flush=True)
+    features = compute_features(run.images, model, options.cache)
+    if recipe.head_epochs and not run.state:
+        print(f"Head: {recipe.head_epochs} epochs alone.", flush=True)
+        fit_head(run, model, features)
+    return weights, features
+
+
+def describe(recipe: Recipe, weights: str) -> str:
+    """Return what the network is, for a person."""
+    learning = {None: "frozen", 1: "all of it learning"}.get(
+        recipe.fine_tune_at, f"learning from block {recipe.fine_tune_at} on"
+    )
+    head = f"dense layers {recipe.head} and a softmax" if recipe.head else "a softmax layer"
+    return f"Xception with {weights}, {learning}; {head}"
+
+
+def compute_features(images: ImageSource, model: keras.Model, cache: Path | None) -> np.ndarray:
+    """Return the pooled features of all `images`, float32 (images, 2048); kept in `cache`."""
+    samples = [(index, 0) for index in range(len(images.dataset.images))]
+    base, _ = split_at_block(model, None)
+    with tempfile.TemporaryDirectory() as folder:
+        features = CachedFeatures(images, base, dtype_policy(), cache or Path(folder))
+        features.compute(samples)
+        return features.inputs(samples)
+
+
+def fit_head(run: Run, model: keras.Model, features: np.ndarray) -> None:
+    """Train the head of `model` alone, from the frozen base's `features` of all images.
+
+    The first gradients of a random head would destroy what the base has learned.
+    """
+    dataset, recipe = run.images.dataset, run.recipe
+    _, head = split_at_block(model, None)
+    head.compile(
+        keras.optimizers.Adam(HEAD_LEARNING_RATE),
+        loss=keras.losses.CategoricalCrossentropy(label_smoothing=recipe.label_smoothing),
+    )
+    labels = dataset.labels(run.split.train)
+    head.fit(
+        features[image_indices(dataset, run.split.train)],
+        keras.utils.to_categorical(labels, len(dataset.class_names)),
+        batch_size=recipe.batch_size,
+        epochs=recipe.head_epochs,
+        verbose=0,
+    )
+
+
+@dataclass(frozen=True)
+class Inputs:
+    """What is trained, and on what.
+
+    Attributes:
+        trainable_part: the part of the network that learns; it shares its layers.
+        source: inputs of that part for training.
+        val_source: inputs of that part for validation.
+    """
+
+    trainable_part: keras.Model
+    source: Source
+    val_source: Source
+
+
+def choose_inputs(run: Run, model: keras.Model) -> Inputs:
+    """Return all of `model` and images or, with a cache, what learns and its cached inputs.
+
+    All cached inputs that training needs are computed on return.
+    """
+    recipe, images, split = run.recipe, run.images, run.split
+    cache, dataset = run.options.cache, images.dataset
+    if cache is None or recipe.fine_tune_at == 1:
+        return Inputs(model, images, images)
+    frozen, trainable_part = split_at_block(model, recipe.fine_tune_at)
+    source = val_source = CachedFeatures(images, frozen, dtype_policy(), cache)
+    if recipe.fine_tune_at is None:
+        # In float32 the head gives the probabilities of the checkpoint, to the fifth decimal.
+        val_source = CachedFeatures(images, frozen, "float32", cache)
+    print(f"Cache: {recipe.views} augmented views of each image, in {cache}.", flush=True)
+    train = image_indices(dataset, split.train)
+    source.compute([(i, view + 1) for view in range(recipe.views) for i in train])
+    val_source.compute([(i, 0) for i in image_indices(dataset, (*split.validation, *split.test))])
+    return Inputs(trainable_part, source, val_source)
+
+
+def make_training_model(run: Run, part: keras.Model) -> keras.Model:
+    """Return `part`, or a copy of it in mixed precision or on all devices, to be trained."""
+    if part.count_params() > MIXED_PARAMETERS and dtype_policy() != "float32":
+        part = with_policy(part, dtype_policy())
+    return run.workers.replicate(part, run.recipe.seed)
+
+
+def fit(run: Run, inputs: Inputs, training_model: keras.Model, best: BestCheckpoint) -> None:
+    """Train `training_model` epoch by epoch, or continue; `best` keeps the best epoch.
+
+    Raises:
+        KeyboardInterrupt: with a sentence on how to continue.
+    """
+    recipe, options, workers = run.recipe, run.options, run.workers
+    training = training_batches(run, inputs.source)
+    batches = PaddedBatches if workers.distributed else Batches
+    validation = batches(
+        inputs.val_source,
+        run.split.validation,
+        recipe.batch_size,
+        workers.rows(recipe.batch_size),
+    )
+    rate = learning_rate(recipe, training.steps)
+    compile_model(training_model, rate, recipe.momentum, recipe.nesterov, recipe.label_smoothing)
+    first_epoch = run.state.epochs if run.state else 0
+    if run.state and run.state_file:
+        best.restore(run.state.best, run.state.checkpoint)
+        restore_weights(training_model, run.state_file)
+        print(f"Resume: after {first_epoch} finished epochs of the interrupted run.")
+    if workers.is_main:
+        trim_history(options.models / HISTORY, first_epoch)
+    if first_epoch < recipe.epochs:
+        print(
+            f"Fit: epochs {first_epoch + 1} to {recipe.epochs} of {training.steps} batches of "
+            f"{recipe.batch_size}; history in {options.models / HISTORY}.",
+            flush=True,
+        )
+    callbacks = keep_epochs(
+        best, options.models / HISTORY, options.models / STATE, run.settings, run.state
+    )
+    if options.tensorboard:
+        callbacks.insert(2, keras.callbacks.TensorBoard(options.models / TENSORBOARD))
+    verbose = (1 if sys.stdout.isatty() else 2) if workers.is_main else 0
+    try:
+        fit_epochs(
+            training_model,
+            training,
+            validation,
+            epochs=(first_epoch, recipe.epochs),
+            verbose=verbose,
+            callbacks=workers.main_process_callbacks(*callbacks),
+        )
+        workers.shutdown()
+    except KeyboardInterrupt:
+        kept = f" The best epoch so far: {best.path}." if best.path else ""
+        raise KeyboardInterrupt(
+            f"Stopped. Rerun with --resume to continue after the last finished epoch.{kept}"
+        ) from None
+
+
+def training_batches(run: Run, source: Source) -> TrainingBatches:
+    """Return the shuffled, augmented batches that `run` trains on."""
+    recipe = run.recipe
+    return TrainingBatches(
+        source,
+        run.split.train,
+        recipe.batch_size,
+        steps=recipe.steps_per_epoch or max(1, len(run.split.train) // recipe.batch_size),
+        seed=recipe.seed,
+        views=None if source is run.images else recipe.views,
+        mixup_alpha=recipe.mixup_alpha,
+        rows=run.workers.rows(recipe.batch_size),
+    )
+
+
+def learning_rate(
+    recipe: Recipe, steps: int
+) -> float | keras.optimizers.schedules.LearningRateSchedule:
+    """Return the learning rate: a constant, or a warm-up and a cosine decay to nearly zero.
+
+    `steps` is the number of batches an epoch.
+    """
+    if recipe.warmup_epochs is None:
+        return recipe.learning_rate
+    warmup = round(recipe.warmup_epochs * steps)
+    return keras.optimizers.schedules.CosineDecay(
+        initial_learning_rate=0.0,
+        warmup_target=recipe.learning_rate,
+        warmup_steps=warmup,
+        decay_steps=max(1, recipe.epochs * steps - warmup),
+    )
+
+
+def compile_model(
+    model: keras.Model,
+    rate: float | keras.optimizers.schedules.LearningRateSchedule,
+    momentum: float,
+    nesterov: bool = False,
+    label_smoothing: float = 0.0,
+) -> None:
+    """Compile `model` for stochastic gradient descent at the learning rate `rate`."""
+    model.compile(
+        optimizer=keras.optimizers.SGD(rate, momentum=momentum, nesterov=nesterov),
+        loss=keras.losses.CategoricalCrossentropy(label_smoothing=label_smoothing),
+        weighted_metrics=["accuracy"],
+    )
+
+
+def keep_epochs(
+    best: BestCheckpoint, history: Path, state_file: Path, settings: dict, state: object
+) -> list[keras.callbacks.Callback]:
+    """Return the callbacks after which an epoch is not lost: checkpoint, history, state.
+
+    `state` is what the run continues, None for a new one.
+    """
+    return [
+        best,
+        keras.callbacks.CSVLogger(history, append=bool(state)),
+        SaveState(state_file, settings, best),
+    ]
+
+
+def fit_epochs(
+    model: keras.Model,
+    training: TrainingBatches,
+    validation: Batches,
+    *,
+    epochs: tuple[int, int],
+    verbose: int | str = 0,
+    callbacks: Sequence[keras.callbacks.Callback] = (),
+) -> keras.callbacks.History:
+    """Fit the compiled `model` from the first of `epochs` (from 0) up to the last (exclusive)."""
+    return model.fit(
+        training,
+        validation_data=validation,
+        epochs=epochs[1],
+        initial_epoch=epochs[0],
+        shuffle=False,  # the batches are shuffled already; Keras would reorder them
+        verbose=verbose,
+        callbacks=[
+            keras.callbacks.LambdaCallback(on_epoch_begin=training.begin_epoch),
+            *callbacks,
+        ],
+    )

@@ -1,0 +1,192 @@
+"""What a training run does: the original's recipe, fine-tuning, and the flags that change them."""
+
+import argparse
+from collections.abc import Callable
+from dataclasses import dataclass, fields, replace
+from pathlib import Path
+
+from training.cli import fraction, positive
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """The settings of a training run; the defaults are the original's, flags override some."""
+
+    # data
+    input_size: int = 299  # pixels, height and width
+    inference_size: int | None = None  # of the finished network; None: input_size
+    batch_size: int = 32
+    test_fraction: float = 0.0  # of all images; 0: the report is about the validation images
+    validation_fraction: float = 0.2  # of the others; they pick the epoch
+    seed: int = 69420
+    # ImageDataGenerator's augmentation, of the training images only
+    rotation_range: int = 40  # degrees
+    width_shift_range: float = 0.4  # of the width
+    height_shift_range: float = 0.4
+    shear_range: float = 0.2  # degrees
+    zoom_range: float | tuple[float, float] = 0.3  # 1 ± it, or from and to; below 1: closer
+    horizontal_flip: bool = True
+    fill_mode: str = "nearest"
+    views: int = 4  # cached augmented views of each image; without the cache always new ones
+    mixup_alpha: float = 0.0  # parameter of the beta distribution that images are mixed by; 0: not
+    # network: Xception, global average pooling, dense layers (ReLU), softmax
+    fine_tune_at: int | None = None  # block, 1 to 14, from which the base learns; None: frozen
+    head: tuple[int, ...] = (512, 128, 32)
+    head_epochs: int = 0  # for which the head is trained alone, before
+    # optimizer: stochastic gradient descent
+    learning_rate: float = 0.01
+    momentum: float = 0.75
+    nesterov: bool = False
+    label_smoothing: float = 0.0
+    # schedule
+    epochs: int = 30
+    steps_per_epoch: int | None = 100  # None: each training image once
+    warmup_epochs: float | None = None  # before a cosine decay; None: a constant learning rate
+    monitor: str = "val_accuracy"  # the epoch that is best by it is kept
+
+    @property
+    def image_size(self) -> tuple[int, int]:
+        """(height, width) in pixels of the training images."""
+        return (self.input_size, self.input_size)
+
+    @property
+    def final_size(self) -> int:
+        """Height and width in pixels of the finished network's input."""
+        return self.inference_size or self.input_size
+
+    @property
+    def augmentation(self) -> dict:
+        """Arguments of Keras' `ImageDataGenerator`."""
+        return {
+            "rotation_range": self.rotation_range,
+            "width_shift_range": self.width_shift_range,
+            "height_shift_range": self.height_shift_range,
+            "shear_range": self.shear_range,
+            "zoom_range": self.zoom_range,
+            "horizontal_flip": self.horizontal_flip,
+            "fill_mode": self.fill_mode,
+        }
+
+
+ORIGINAL = Recipe()
+FINE_TUNE = Recipe(
+    # Close crops show flowers larger than whole images do; larger images make up for some of
+    # it (Touvron et al. 2019, "Fixing the train-test resolution discrepancy").
+    inference_size=363,
+    test_fraction=0.2,
+    validation_fraction=0.125,
+    rotation_range=25,
+    width_shift_range=0.1,
+    height_shift_range=0.1,
+    shear_range=0.1,
+    zoom_range=(0.5, 1.0),
+    views=9,
+    mixup_alpha=0.2,
+    fine_tune_at=5,
+    head=(),
+    head_epochs=15,
+    learning_rate=8e-3,
+    momentum=0.9,
+    nesterov=True,
+    label_smoothing=0.1,
+    epochs=18,
+    steps_per_epoch=None,
+    warmup_epochs=0.5,
+    monitor="val_loss",  # few images validate, so their accuracies differ by chance
+)
+RECIPES = {"original": ORIGINAL, "fine-tune": FINE_TUNE}
+
+CACHE = Path(".cache", "activations")
+
+
+@dataclass(frozen=True)
+class RunOptions:
+    """What a run works on and where it writes; none of it changes what is learned.
+
+    Attributes:
+        data: folder of images, one sub-folder a class.
+        exclude: file that lists images to leave out, or None.
+        weights: "imagenet", "none" or a weights file.
+        models: where checkpoints and reports are written.
+        cache: where features are kept; None to compute everything anew in each epoch.
+        resume: whether to continue the run in `models`.
+        tensorboard: whether to write logs for TensorBoard.
+    """
+
+    data: Path = Path("flowers")
+    exclude: Path | None = None
+    weights: str = "imagenet"
+    models: Path = Path("models")
+    cache: Path | None = CACHE
+    resume: bool = False
+    tensorboard: bool = False
+
+    @classmethod
+    def read(cls, options: argparse.Namespace) -> "RunOptions":
+        """Return the parsed command line's."""
+        return cls(**{field.name: getattr(options, field.name) for field in fields(cls)})
+
+
+def read_recipe(options: argparse.Namespace) -> Recipe:
+    """Return the recipe that the parsed command line names, with its flags applied."""
+    names = {field.name for field in fields(Recipe)}
+    flags = {n: v for n, v in vars(options).items() if n in names and v is not None}
+    return replace(RECIPES[options.recipe], **flags)
+
+
+def add_recipe_flags(parser: argparse.ArgumentParser) -> None:
+    """Add --recipe, and a flag for each of the settings that people change."""
+    parser.add_argument(
+        "--recipe", choices=RECIPES, default="original", help="which settings [%(default)s]"
+    )
+    group = parser.add_argument_group("settings of the recipe", "[original / fine-tune]")
+
+    def add(name: str, kind: Callable[[str], object], text: str = "", *old_names: str) -> None:
+        values = " / ".join(str(getattr(recipe, name)) for recipe in RECIPES.values())
+        group.add_argument(
+            f"--{name.replace('_', '-')}", type=kind, help=f"{text} [{values}]".lstrip()
+        )
+        for old in old_names:
+            group.add_argument(old, dest=name, type=kind, help=argparse.SUPPRESS)
+
+    add("head", layers, "dense layers below the softmax, such as 512,128,32, or none")
+    add("inference_size", positive(int), "pixels, of the finished network; None: as trained")
+    add("epochs", positive(int))
+    add("batch_size", positive(int))
+    add("learning_rate", positive(float))
+    add("momentum", fraction, "0 to 1")
+    add("label_smoothing", fraction, "0 to 1")
+    add("mixup_alpha", fraction, "0 to 1; 0 mixes no images", "--mixup")
+    add("steps_per_epoch", positive(int), "batches an epoch; None: all training images")
+    add("views", positive(int), "augmented views of each image in the cache")
+    add("zoom_range", zoom, "0.3: from 0.7 to 1.3; 0.5,1: from and to; below 1 is closer")
+    add("fine_tune_at", block, "block, 1 to 14, from which the base learns", "--first-block")
+    add("seed", int, "of split, order and weights")
+
+
+def layers(text: str) -> tuple[int, ...]:
+    """Return `text`, numbers of units separated by commas, as the dense layers of a head."""
+    units = [] if text == "none" else text.split(",")
+    if not all(unit.strip().isdecimal() and int(unit) for unit in units):
+        raise argparse.ArgumentTypeError(f"expected numbers above 0, or none. Received: {text}")
+    return tuple(map(int, units))
+
+
+def zoom(text: str) -> float | tuple[float, ...]:
+    """Return `text` as the `zoom_range` of `ImageDataGenerator`."""
+    if "," not in text:
+        return fraction(text)
+    bounds = tuple(map(positive(float), text.split(",")))
+    if len(bounds) != 2 or bounds[0] > bounds[1]:
+        raise argparse.ArgumentTypeError(
+            f"expected one number, or a lower and an upper one. Received: {text}"
+        )
+    return bounds
+
+
+def block(text: str) -> int:
+    """Return `text` as the number of a block of Xception, 1 to 14."""
+    value = int(text)
+    if not 1 <= value <= 14:
+        raise argparse.ArgumentTypeError(f"expected a block from 1 to 14. Received: {text}")
+    return value
