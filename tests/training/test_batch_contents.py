@@ -10,9 +10,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from training import batches
+from training import features
 from training.backend import keras
-from training.batches import Batches, PaddedBatches, TrainingBatches, indices
+from training.batches import Batches, PaddedBatches, TrainingBatches, image_indices
 from training.dataset.scan import Dataset, scan
 from training.features import CachedFeatures
 from training.images import ImageSource, InMemoryImages, read_pixels
@@ -40,7 +40,7 @@ def classes(targets):
 
 
 def test_places_are_those_among_all_images():
-    assert indices(Picks.dataset, ["b/0", "a/1", "b/0"]) == [5, 1, 5]
+    assert image_indices(Picks.dataset, ["b/0", "a/1", "b/0"]) == [5, 1, 5]
 
 
 # In order.
@@ -194,7 +194,7 @@ def test_the_cache_is_told_all_that_activations_depend_on(folder, network, tmp_p
     settings = {"zoom_range": 0.1, "rotation_range": 40}
     images = ImageSource(scan(folder), SIZE, settings)
     activations = CachedFeatures(images, frozen, "float32", tmp_path)
-    key = json.loads((activations.table.folder / "key.json").read_text())
+    key = json.loads((activations.store.folder / "key.json").read_text())
     assert key == {
         "weights": weights_digest(frozen),
         "input_size": [8, 10],
@@ -207,7 +207,7 @@ def test_the_cache_is_told_all_that_activations_depend_on(folder, network, tmp_p
     digest = activations.dataset.digests["a/3.png"]
     settings = '{"rotation_range": 40, "zoom_range": 0.1}'
     augmentation = hashlib.sha256(settings.encode()).hexdigest()[:8]
-    names = (activations.table.folder / "index.txt").read_text().split()
+    names = (activations.store.folder / "index.txt").read_text().split()
     assert names == [digest, f"{digest}/{augmentation}/2"]
     found = activations.inputs([(3, 2), (3, 0)])
     assert found.dtype == np.float32
@@ -219,7 +219,7 @@ def test_missing_activations_are_computed_in_batches_each_once(
     folder, network, tmp_path, monkeypatch
 ):
     compiled, asked = [], []
-    compile_inference = batches.compile_inference
+    compile_inference = features.compile_inference
 
     def note(*arguments):
         compiled.append(arguments[1:])
@@ -230,7 +230,7 @@ def test_missing_activations_are_computed_in_batches_each_once(
     images = ImageSource(scan(folder), SIZE)
     activations = CachedFeatures(images, network(True), "float32", tmp_path)
     checked = []
-    monkeypatch.setattr(activations.table, "check_room", checked.append)
+    monkeypatch.setattr(activations.store, "check_room", checked.append)
     samples = [(index, 0) for index in range(7)]
     assert activations.compute([*samples, *samples], batch_size=3) == 7
     assert activations.compute(samples) == 0
@@ -290,7 +290,7 @@ def test_what_is_no_longer_wanted_is_not_read():
 @pytest.mark.parametrize("terminal", [True, False])
 def test_progress_is_shown_rarely_where_there_is_no_terminal(monkeypatch, terminal):
     monkeypatch.setattr(os, "isatty", lambda descriptor: descriptor == 2 and terminal)
-    monkeypatch.setattr(batches, "tqdm", lambda **options: options)
+    monkeypatch.setattr("training.prefetch.tqdm", lambda **options: options)
     shown = {
         "total": 10,
         "desc": "  activations",

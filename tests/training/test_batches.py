@@ -12,7 +12,7 @@ from scipy import ndimage
 
 from serving.image import open_image
 from serving.preprocess import preprocess, scale
-from training import batches, feature_store
+from training import feature_store
 from training.backend import keras
 from training.batches import Batches, TrainingBatches
 from training.dataset.scan import scan
@@ -265,7 +265,8 @@ def test_remembered_images_are_the_same_and_decoded_once(dataset, monkeypatch):
     expected = ImageSource(dataset, SIZE, {"rotation_range": 40}).inputs(samples)
     decoded = []
     monkeypatch.setattr(
-        generators, "read_pixels", lambda *given: decoded.append(given[0]) or read_pixels(*given)
+        "training.images.read_pixels",
+        lambda *given: decoded.append(given[0]) or read_pixels(*given),
     )
     remembered = InMemoryImages(dataset, SIZE, {"rotation_range": 40})
     assert np.array_equal(remembered.inputs(samples), expected)
@@ -326,7 +327,7 @@ def test_activations_are_the_networks_and_computed_once(dataset, frozen, tmp_pat
     def nothing(*_):
         raise AssertionError("computed again")
 
-    monkeypatch.setattr(batches, "compile_inference", nothing)
+    monkeypatch.setattr("training.features.compile_inference", nothing)
     again = CachedFeatures(images, frozen, "float32", tmp_path)
     assert again.compute(samples) == 0
     assert np.array_equal(again.inputs(samples), activations.inputs(samples))
@@ -339,7 +340,7 @@ def no_network(monkeypatch):
     def compile_zeros(model, policy, batch_size):
         return lambda inputs: np.zeros((len(inputs), *model.output_shape[1:]))
 
-    monkeypatch.setattr(batches, "compile_inference", compile_zeros)
+    monkeypatch.setattr("training.features.compile_inference", compile_zeros)
 
 
 @pytest.mark.usefixtures("no_network")
@@ -365,7 +366,7 @@ def test_what_changed_is_computed_again(dataset, frozen, tmp_path, monkeypatch):
         ("INPUT_SCALING", "pixels / 255"),
     ):
         with monkeypatch.context() as changed:
-            changed.setattr(batches, name, other)
+            changed.setattr(f"training.features.{name}", other)
             assert computed() == 2
     assert computed() == 0
 
@@ -376,15 +377,15 @@ def test_what_another_process_has_computed_meanwhile_is_not_computed_again(
 ):
     images = ImageSource(dataset, SIZE)
     mine, other = (CachedFeatures(images, frozen, "float32", tmp_path) for _ in range(2))
-    filling = mine.table.filling
+    writer = mine.store.writer
 
     @contextmanager
-    def filling_after_the_other():
+    def write_after_the_other():
         assert other.compute([(0, 0), (1, 0)]) == 2
-        with filling() as mine_filling:
-            yield mine_filling
+        with writer() as mine_writer:
+            yield mine_writer
 
-    monkeypatch.setattr(mine.table, "filling", filling_after_the_other)
+    monkeypatch.setattr(mine.store, "writer", write_after_the_other)
     assert mine.compute([(1, 0), (2, 0)]) == 1
     [index] = tmp_path.glob("*/index.txt")
     names = index.read_text().split()
@@ -404,7 +405,7 @@ def test_pooled_activations_are_kept_exactly_and_larger_ones_at_half_the_size(
 ):
     places = keras.Model(frozen.input, frozen.layers[1].output)
     kept = [
-        CachedFeatures(ImageSource(dataset, SIZE), model, "float32", tmp_path).table.dtype
+        CachedFeatures(ImageSource(dataset, SIZE), model, "float32", tmp_path).store.dtype
         for model in (frozen, places)
     ]
     assert kept == [np.float32, np.float16]

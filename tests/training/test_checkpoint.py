@@ -4,6 +4,7 @@ import json
 import math
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import h5py
@@ -26,7 +27,7 @@ from training.checkpoint import (
 )
 from training.dataset.split import Split
 from training.files import remove_unfinished, write_atomically
-from training.resume import RunState, note_in_run, read_run, restore_run, trim_history
+from training.resume import SaveState, TrainingState, restore_weights, trim_history
 
 SPLIT = Split(1, ("a/1", "b/1"), ("a/2", "b/2"), validation_fraction=0.2)
 PATTERN = "xception_fin_{epoch:02d}_{val_accuracy:.3f}.h5"
@@ -117,7 +118,7 @@ def test_what_is_written_is_on_the_disk_before_it_gets_its_name(tmp_path, monkey
         # Linux' name of an open file.
         synced.append((Path(f"/proc/self/fd/{number}").read_text(), path.read_text()))
 
-    monkeypatch.setattr(checkpoint.os, "fsync", fsync)
+    monkeypatch.setattr("training.files.os.fsync", fsync)
     write_atomically(path, lambda new: new.write_text("new"))
     assert synced == [("new", "old")]
     assert path.read_text() == "new"
@@ -140,7 +141,7 @@ def test_a_checkpoint_that_cannot_be_finished_leaves_the_one_before(model, tmp_p
 
 
 def test_what_a_killed_process_left_is_removed(tmp_path):
-    code = "import os, sys; from pathlib import Path; from training import checkpoint as c; "
+    code = "import os, sys; from pathlib import Path; from training import files as c; "
     code += "c.write_atomically(Path(sys.argv[1]), lambda p: (p.write_text('half'), os._exit(9)))"
     command = [sys.executable, "-c", code, tmp_path / "a_1_0.500.h5"]
     assert subprocess.run(command, cwd=ROOT).returncode == 9
@@ -151,8 +152,8 @@ def test_what_a_killed_process_left_is_removed(tmp_path):
     assert not left.exists()
 
 
-def best_checkpoint(model, folder, run=None):
-    return BestCheckpoint(folder, PATTERN, lambda: model, ("a", "b"), SPLIT, run=run)
+def best_checkpoint(model, folder):
+    return BestCheckpoint(folder, PATTERN, lambda: model, ("a", "b"), SPLIT)
 
 
 def test_only_better_epochs_are_kept(model, tmp_path):
@@ -207,19 +208,19 @@ def test_the_lowest_loss_can_pick_too(model, tmp_path):
 
 def test_facts_of_a_run_can_be_changed(model, tmp_path):
     path = tmp_path / "a.weights.h5"
-    note_in_run(path, reported=True)  # there is no run
+    TrainingState.update(path, reported=299)  # there is no run
     assert not path.exists()
     best = best_checkpoint(model, tmp_path)
     best.on_epoch_end(0, {"val_accuracy": 0.5, "val_loss": 1.0})
-    state = RunState(path, {"seed": 1}, best)
+    state = SaveState(path, {"seed": 1}, best)
     state.set_model(model)
     state.on_epoch_end(0)
-    before, content = read_run(path), path.read_bytes()
+    before, content = TrainingState.load(path), path.read_bytes()
     with path.open("rb") as reader:
-        note_in_run(path, checkpoint="other.h5", reported=True)
+        TrainingState.update(path, checkpoint="other.h5", reported=299)
         assert reader.read() == content  # a kill would have left the file as it was
-    assert read_run(path) == before | {"checkpoint": "other.h5", "reported": True}
-    restore_run(model, path)
+    assert TrainingState.load(path) == replace(before, checkpoint="other.h5", reported=299)
+    restore_weights(model, path)
 
 
 def test_a_checkpoint_is_removed_with_its_split(model, tmp_path):
@@ -232,16 +233,16 @@ def test_a_checkpoint_is_removed_with_its_split(model, tmp_path):
 
 def test_a_resumed_run_remembers_its_best(model, tmp_path):
     best_checkpoint(model, tmp_path).on_epoch_end(1, {"val_accuracy": 0.8, "val_loss": 1.0})
-    run = {"best": [0.8, 1.0], "checkpoint": "xception_fin_02_0.800.h5"}
-    best = best_checkpoint(model, tmp_path, run)
+    best = best_checkpoint(model, tmp_path)
+    best.restore((0.8, 1.0), "xception_fin_02_0.800.h5")
     best.on_epoch_end(2, {"val_accuracy": 0.7, "val_loss": 1.0})
     assert best.path.name == "xception_fin_02_0.800.h5"
     assert len(list(tmp_path.glob("*.h5"))) == 1
 
 
 def test_a_resumed_run_whose_best_was_removed_keeps_the_next_one(model, tmp_path):
-    run = {"best": [0.8, 1.0], "checkpoint": "xception_fin_02_0.800.h5"}
-    best = best_checkpoint(model, tmp_path, run)
+    best = best_checkpoint(model, tmp_path)
+    best.restore((0.8, 1.0), "xception_fin_02_0.800.h5")
     assert best.path is None
     best.on_epoch_end(2, {"val_accuracy": 0.7, "val_loss": 1.0})
     assert best.path.name == "xception_fin_03_0.700.h5"
@@ -262,31 +263,27 @@ def test_a_run_goes_on_exactly(model, tmp_path):
     train(model, 3)
     best = best_checkpoint(model, tmp_path)
     best.on_epoch_end(4, {"val_accuracy": 0.5, "val_loss": 1.0})
-    state = RunState(tmp_path / "a.weights.h5", {"seed": 1}, best)
+    state = SaveState(tmp_path / "a.weights.h5", {"seed": 1}, best)
     state.set_model(model)
     state.on_epoch_end(4)
 
     resumed = keras.models.clone_model(model)
     resumed.compile(keras.optimizers.SGD(0.1, momentum=0.9), loss="categorical_crossentropy")
-    restore_run(resumed, tmp_path / "a.weights.h5")
+    restore_weights(resumed, tmp_path / "a.weights.h5")
     for each in (model, resumed):
         train(each, 2)  # with the momentum of before
     for one, other in zip(model.get_weights(), resumed.get_weights(), strict=True):
         assert np.array_equal(one, other)
-    assert read_run(tmp_path / "a.weights.h5") == {
-        "settings": {"seed": 1},
-        "epochs": 5,
-        "best": [0.5, 1.0],
-        "checkpoint": "xception_fin_05_0.500.h5",
-        "reported": False,
-    }
+    assert TrainingState.load(tmp_path / "a.weights.h5") == TrainingState(
+        {"seed": 1}, 5, (0.5, 1.0), "xception_fin_05_0.500.h5", reported=False
+    )
 
 
 def test_the_state_of_no_run(tmp_path):
-    assert read_run(tmp_path / "none.weights.h5") is None
+    assert TrainingState.load(tmp_path / "none.weights.h5") is None
     (tmp_path / "a.weights.h5").write_text("hello")
     with pytest.raises(ModelError, match="^Expected the state of a training run"):
-        read_run(tmp_path / "a.weights.h5")
+        TrainingState.load(tmp_path / "a.weights.h5")
 
 
 def test_the_history_loses_what_will_be_repeated(tmp_path):

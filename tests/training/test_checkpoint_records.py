@@ -28,7 +28,7 @@ from training.checkpoint import (
 )
 from training.dataset.split import Split
 from training.files import remove_unfinished, write_atomically
-from training.resume import RunState, note_in_run, read_run, restore_run, trim_history
+from training.resume import SaveState, TrainingState, restore_weights, trim_history
 
 SPLIT = Split(1, ("a/1", "b/1"), ("a/2", "b/2"), validation_fraction=0.2)
 
@@ -204,10 +204,8 @@ class Saved:
         path.touch()
 
 
-def best_of(
-    folder, monitor="val_accuracy", pattern="p_{epoch:02d}_{val_accuracy:.3f}.h5", run=None
-):
-    return BestCheckpoint(folder, pattern, lambda: "model", ("a", "b"), SPLIT, monitor, run)
+def best_of(folder, monitor="val_accuracy", pattern="p_{epoch:02d}_{val_accuracy:.3f}.h5"):
+    return BestCheckpoint(folder, pattern, lambda: "model", ("a", "b"), SPLIT, monitor)
 
 
 def end(best, epoch, accuracy, loss):
@@ -275,16 +273,18 @@ def test_another_runs_checkpoint_of_this_name_stays_where_it_is_better(tmp_path,
     assert len(saved.saved) == 2
 
 
-@pytest.mark.parametrize("run", [None, {"checkpoint": None}, {"checkpoint": "gone.h5"}])
-def test_without_an_earlier_checkpoint_a_run_begins_at_nothing(tmp_path, run):
-    best = best_of(tmp_path, run=run)
+@pytest.mark.parametrize("checkpoint", [None, "gone.h5"])
+def test_without_an_earlier_checkpoint_a_run_begins_at_nothing(tmp_path, checkpoint):
+    best = best_of(tmp_path)
+    best.restore((0.8, 1.0), checkpoint)
     assert (best.best, best.path) == ((0.0, math.inf), None)
 
 
 def test_an_earlier_checkpoint_is_to_be_beaten(tmp_path, monkeypatch):
     saved = Saved(monkeypatch)
     (tmp_path / "old.h5").touch()
-    best = best_of(tmp_path, run={"checkpoint": "old.h5", "best": [0.8, 1.0]})
+    best = best_of(tmp_path)
+    best.restore((0.8, 1.0), "old.h5")
     assert (best.best, best.path) == ((0.8, 1.0), tmp_path / "old.h5")
     end(best, 0, 0.8, 1.0)
     assert saved.saved == []
@@ -292,52 +292,55 @@ def test_an_earlier_checkpoint_is_to_be_beaten(tmp_path, monkeypatch):
 
 # The state of a run.
 
+STATE = {
+    "settings": {"seed": 1},
+    "epochs": 2,
+    "best": [0.5, 1.0],
+    "checkpoint": "a.h5",
+    "reported": False,
+}
+
 
 def test_before_the_first_checkpoint_a_state_says_none(model, tmp_path):
     path = tmp_path / "a.weights.h5"
     model.optimizer.build(model.trainable_variables)
-    state = RunState(path, {"seed": 1}, best_of(tmp_path))
+    state = SaveState(path, {"seed": 1}, best_of(tmp_path))
     state.set_model(model)
     state.on_epoch_end(0)
-    assert read_run(path) == {
-        "settings": {"seed": 1},
-        "epochs": 1,
-        "best": [0.0, math.inf],
-        "checkpoint": None,
-        "reported": False,
-    }
-    note_in_run(path, reported=96)
-    assert read_run(path)["reported"] == 96
-    assert read_run(path)["epochs"] == 1
+    assert TrainingState.load(path) == TrainingState({"seed": 1}, 1, (0.0, math.inf), None, False)
+    TrainingState.update(path, reported=96)
+    assert TrainingState.load(path).reported == 96
+    assert TrainingState.load(path).epochs == 1
     assert [entry.name for entry in tmp_path.iterdir()] == [path.name]
     model.layers[-1].set_weights([np.zeros((4, 2)), np.zeros(2)])
     fresh = keras.models.clone_model(model)
     fresh.compile(keras.optimizers.SGD(0.1, momentum=0.9), loss="categorical_crossentropy")
-    restore_run(fresh, path)
+    restore_weights(fresh, path)
     assert not np.array_equal(fresh.layers[-1].get_weights()[0], np.zeros((4, 2)))
 
 
 def test_a_file_that_is_no_state_is_told(tmp_path):
     path = tmp_path / "a.weights.h5"
     sentence = (
-        f"Expected the state of a training run. Received: {path}, which is none. "
+        f"Expected the state of a training run. Received: {path}, which is something else. "
         "Delete it and train anew."
     )
     path.write_text("hello")
-    assert refusal(read_run, path) == sentence
-    for run in (None, "{"):
+    assert refusal(TrainingState.load, path) == sentence
+    for run in (None, "{", "[]", json.dumps({"epochs": 1}), json.dumps(STATE | {"more": 1})):
         with h5py.File(path, "w") as file:
             if run:
                 file.attrs["run"] = run
-        assert refusal(read_run, path) == sentence
+        assert refusal(TrainingState.load, path) == sentence
 
 
 def test_a_run_is_noted_as_json(tmp_path):
     path = tmp_path / "a.weights.h5"
     with h5py.File(path, "w") as file:
-        file.attrs["run"] = json.dumps({"a": 1, "b": 2})
+        file.attrs["run"] = json.dumps(STATE)
         file["values"] = [1, 2, 3]
-    note_in_run(path, b=3, c=None)
+    TrainingState.update(path, epochs=3, checkpoint=None)
     with h5py.File(path) as file:
-        assert json.loads(file.attrs["run"]) == {"a": 1, "b": 3, "c": None}
+        changed = STATE | {"epochs": 3, "checkpoint": None}
+        assert json.loads(file.attrs["run"]) == changed
         assert file["values"][()].tolist() == [1, 2, 3]

@@ -131,8 +131,8 @@ def test_a_gigabyte_is_left_free_for_others(tmp_path, monkeypatch):
     with pytest.raises(CacheError) as caught:
         opened.check_room(301)
     assert str(caught.value) == (
-        f"Expected 1.6 GB of free disk for activations in {tmp_path}. Received: 1.6 GB. "
-        "Free some, name another folder with --cache, or train without one with --no-cache."
+        f"Expected 1.6 GB of free disk space for features in {tmp_path}. Received: 1.6 GB. "
+        "Free some, name another folder with --cache, or train without a cache: --no-cache."
     )
     monkeypatch.setattr(feature_store.shutil, "disk_usage", lambda _: SimpleNamespace(free=0))
     assert opened.check_room(0) is None
