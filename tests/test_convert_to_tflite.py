@@ -11,13 +11,15 @@ import pytest
 from PIL import Image
 
 import convert_to_tflite
-from convert_to_tflite import TOLERANCES, Tolerance
 from serving.errors import ModelError
 from serving.runtimes import RUNTIMES
 from training.checkpoint import split_record
 from training.dataset.scan import Dataset, scan
 from training.dataset.split import split_dataset
-from training.export.tflite_process import served_probabilities
+from training.export import compare as module
+from training.export import tflite
+from training.export.compare import TOLERANCES, Tolerance
+from training.export.tflite_process import predict_once
 
 
 @pytest.fixture
@@ -139,7 +141,7 @@ def test_each_kind_is_as_large_as_its_numbers(trained_like):
     model, _ = load_checkpoint(trained_like)
     images = [lambda seed=seed: noise(seed) for seed in range(4)]
     for quantize, size in {"none": 4, "float16": 2, "dynamic": 1, "int8": 1}.items():
-        content = convert_to_tflite.to_tflite(model, quantize, images)
+        content = tflite.make_tflite(model, ("a", "b"), quantize, images)
         # A few kilobytes are not weights.
         assert size <= len(content) / model.count_params() < size + 0.8
 
@@ -154,9 +156,9 @@ SCORES = np.tile(np.float32([0.6, 0.4]), (20, 1))
 def compare(monkeypatch, received, quantize="none", expected=SCORES):
     """Compare what the file answers, `received`, with what Keras does."""
     model = SimpleNamespace(predict=lambda inputs, **_: expected)
-    monkeypatch.setattr(convert_to_tflite, "ask", lambda path, inputs, *_: received)
+    monkeypatch.setattr(module, "predict", lambda path, inputs, *_: received)
     readers = [lambda seed=seed: noise(seed, (4, 4, 3)) for seed in range(len(received))]
-    convert_to_tflite.compare(model, Path("a.tflite"), readers, quantize, None)
+    module.compare(model, Path("a.tflite"), readers, quantize, None)
 
 
 def test_one_score_of_one_image_beyond_the_tolerance_is_refused(monkeypatch, capsys):
@@ -190,7 +192,7 @@ def thousand(checkpoint, small_tflite, monkeypatch):
     """Evaluate answers to 1,000 red images: a function of how many of them each has wrong."""
     shutil.copy(small_tflite, checkpoint.parent)
     images = tuple(f"red/{number:03}.png" for number in range(1000))
-    monkeypatch.setattr(convert_to_tflite, "scan", lambda data: Dataset(data, ("red",), images, ()))
+    monkeypatch.setattr(module, "scan", lambda data: Dataset(data, ("red",), images, ()))
     split_record(checkpoint).write_text(
         '{"seed": 1, "fraction": 0.1, "train": [], "validation": ["red/000.png", "red/999.png"]}'
     )
@@ -199,7 +201,7 @@ def thousand(checkpoint, small_tflite, monkeypatch):
         """Both are slices of the 1,000 that are answered with blue, of keras and of the file."""
         answers = np.zeros((2, 1000), dtype=int)
         answers[0, expected] = answers[1, received] = 2
-        monkeypatch.setattr(convert_to_tflite, "top1_predictions", lambda *_: tuple(answers))
+        monkeypatch.setattr(module, "top1_predictions", lambda *_: tuple(answers))
         return convert(checkpoint, "--evaluate", "--data", "thousand")
 
     return evaluate
@@ -229,7 +231,7 @@ def test_evaluation_says_what_each_has_right_and_where_they_agree(thousand, caps
         "images",
         "checkpoint",
         ".tflite",
-        "same first answer",
+        "top-1 agreement",
     ]
     assert re.findall(r"(\S+) \(", everything) == ["0.990", "0.993", "0.993"]
     assert everything.split()[:2] == ["all", "1000"]
@@ -257,7 +259,7 @@ def test_it_calibrates_on_training_and_compares_on_validation_images(checkpoint,
 
     split = split_dataset(scan(drawn), 3, validation_fraction=0.2)
     split.write(split_record(checkpoint))
-    calibrating, compared = convert_to_tflite.choose_images(checkpoint, drawn, (32, 48))
+    calibrating, compared = module.choose_images(checkpoint, drawn, (32, 48))
     for readers, images in ((calibrating, split.train), (compared, split.evaluated)):
         expected = [read_pixels(drawn / p, (32, 48)) for p in images]
         assert np.array_equal(np.stack([read() for read in readers]), np.stack(expected))
@@ -269,13 +271,13 @@ def test_what_is_no_longer_there_is_left_out(checkpoint, drawn, tmp_path):
     split.write(split_record(checkpoint))
     for part in (split.train, split.evaluated):
         (folder / part[0]).unlink()
-    chosen = convert_to_tflite.choose_images(checkpoint, folder, (32, 48))
+    chosen = module.choose_images(checkpoint, folder, (32, 48))
     assert [len(readers) for readers in chosen] == [39, 9]
 
 
 @pytest.mark.parametrize(("images", "count"), [(50, 10), (53, 10), (10, 10), (3, 10)])
 def test_images_are_chosen_evenly_over_the_classes(images, count):
-    chosen = convert_to_tflite.spread(list(range(images)), count)
+    chosen = module.take_evenly(list(range(images)), count)
     assert len(chosen) == min(count, images)
     assert chosen[0] == 0
     steps = np.diff(chosen)
@@ -292,7 +294,7 @@ def test_images_that_excite_a_layer_too_much_do_not_calibrate():
     model.set_weights([np.ones((1, 1, 3, 2), "float32"), np.zeros(2, "float32")])
     strength = np.array([0.1, 5.0, 0.11, 0.09, 3.0, 0.1, 0.12, 7.0], dtype="float32")
     images = np.ones((8, 4, 4, 3), "float32") * strength[:, None, None, None]
-    kept = convert_to_tflite.drop_outliers(model, images)
+    kept = tflite.drop_outliers(model, images)
     assert sorted(kept[:, 0, 0, 0]) == sorted(strength[[0, 2, 3, 5]])
 
 
@@ -309,7 +311,7 @@ def test_one_image_that_excites_a_layer_most_of_all_does_not_hide_the_others():
     little = [(0.1, 0.1), (0.1, 0.1), (0.1, 0.1), (0.1, 0.2), (0.1, 0.2)]
     images = np.zeros((8, 4, 4, 3), "float32")
     images[..., :2] = np.array(much + little)[:, None, None]
-    kept = convert_to_tflite.drop_outliers(model, images)
+    kept = tflite.drop_outliers(model, images)
     assert len(kept) == 4
     assert kept[..., 0].max() == pytest.approx(0.1)
 
@@ -341,4 +343,4 @@ def test_the_same_checkpoint_gives_the_same_file(checkpoint):
 def test_a_model_that_its_runtime_cannot_load_is_told(tmp_path):
     (tmp_path / "a.tflite").write_bytes(b"hello")
     with pytest.raises(ModelError, match="class names inside"):
-        served_probabilities(tmp_path / "a.tflite", np.zeros((1, 8, 8, 3), "float32"), None)
+        predict_once(tmp_path / "a.tflite", np.zeros((1, 8, 8, 3), "float32"), None)

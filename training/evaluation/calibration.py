@@ -1,7 +1,7 @@
-"""Make a model's confidence mean what it says: 0.9 should be right nine times out of ten.
+"""Temperature scaling: after it, predictions of confidence 0.9 are right nine times out of ten.
 
-Temperature scaling (Guo et al. 2017, "On Calibration of Modern Neural Networks") divides the
-logits by one number T. It changes how sure the model is and never which class it answers.
+The logits are divided by one number T (Guo et al. 2017, "On Calibration of Modern Neural
+Networks"), which changes the confidence of a prediction but never its class.
 """
 
 from dataclasses import dataclass
@@ -11,19 +11,19 @@ import numpy as np
 from serving.errors import ModelError
 from training.backend import keras
 
-TEMPERATURES = (0.05, 20.0)  # beyond, answers are as good as certain or uniform
+TEMPERATURES = (0.05, 20.0)  # beyond these, predictions are practically certain or uniform
 BINS = 15  # Guo et al.'s
 TARGET = 0.03  # the expected calibration error that a model should not exceed
 
 
 @dataclass(frozen=True)
 class Bins:
-    """Answers by their confidence, in bins of equal width from 0 to 1; all arrays (bins,).
+    """Predictions by confidence, in bins of equal width from 0 to 1; all arrays are (bins,).
 
     Attributes:
-        count: answers in each bin.
-        confidence: their mean confidence, NaN where there are none.
-        accuracy: the share of them that is right, NaN where there are none.
+        count: number of predictions.
+        confidence: their mean confidence; NaN in empty bins.
+        accuracy: the share of correct ones; NaN in empty bins.
     """
 
     count: np.ndarray
@@ -31,24 +31,24 @@ class Bins:
     accuracy: np.ndarray
 
 
-def fit_temperature(probabilities: np.ndarray, truth: np.ndarray) -> float:
-    """Return the temperature, within `TEMPERATURES`, that makes `truth` most likely.
+def fit_temperature(probabilities: np.ndarray, true_classes: np.ndarray) -> float:
+    """Return the temperature, within `TEMPERATURES`, that makes `true_classes` most likely.
 
-    `probabilities` is (n, classes), 0 to 1, and `truth` int (n,). A model's probabilities do:
-    their logarithms are its logits but for a constant of each image.
+    `probabilities` is (n, classes), 0 to 1, and `true_classes` (n,), int. Logits are not needed:
+    the logarithms of probabilities are the logits up to a constant for each image.
 
-    Where every answer is right, more confidence is always more likely and T would run to its
-    bound. Then the fit also counts one image more, spread evenly over the wrong classes of
-    all of them; so does Platt (1999, "Probabilistic Outputs for Support Vector Machines").
-    Without any image the temperature is 1.
+    If every prediction is correct, more confidence is always more likely, and T would run to its
+    bound. In this case one more image is counted, spread evenly over the wrong classes of all
+    images, as by Platt (1999, "Probabilistic Outputs for Support Vector Machines"). Without images
+    the temperature is 1.
     """
     from scipy.optimize import minimize_scalar
 
     count, classes = probabilities.shape
     if not count:
         return 1.0
-    targets = np.eye(classes)[truth]
-    if (probabilities.argmax(axis=1) == truth).all():
+    targets = np.eye(classes)[true_classes]
+    if (probabilities.argmax(axis=1) == true_classes).all():
         doubt = 1 / (count + 2)
         targets = targets * (1 - doubt) + (1 - targets) * doubt / max(classes - 1, 1)
     logits = _logits(probabilities)
@@ -61,15 +61,15 @@ def fit_temperature(probabilities: np.ndarray, truth: np.ndarray) -> float:
 
 
 def apply_temperature(probabilities: np.ndarray, temperature: float) -> np.ndarray:
-    """Return `probabilities` (n, classes), 0 to 1, as they are at `temperature`."""
+    """Return `probabilities` (n, classes), 0 to 1, with their logits divided by `temperature`."""
     return np.exp(_log_softmax(_logits(probabilities) / temperature)).astype(probabilities.dtype)
 
 
 def bake_temperature(model: keras.Model, temperature: float) -> None:
-    """Divide the logits of `model` by `temperature` (above 0), in place and without a new layer.
+    """Divide the logits of `model` by `temperature` (above 0), in place.
 
-    A Dense layer's logits are linear in its kernel and bias, so dividing these does it, and
-    whatever is exported from the model answers calibrated.
+    Logits are linear in kernel and bias of the last layer, so these are divided: whatever is
+    exported from the model is calibrated, too.
 
     Raises:
         ModelError: the model does not end in a Dense softmax layer.
@@ -93,13 +93,13 @@ def require_dense_softmax(model: keras.Model) -> keras.layers.Dense:
     )
 
 
-def bin_answers(probabilities: np.ndarray, truth: np.ndarray, bins: int = BINS) -> Bins:
-    """Return the answers of `probabilities` (n, classes) to `truth` (n,) by their confidence.
+def bin_predictions(probabilities: np.ndarray, true_classes: np.ndarray, bins: int = BINS) -> Bins:
+    """Bin the predictions `probabilities` (n, classes) for `true_classes` (n,) by confidence.
 
-    A bin holds what is above its lower and at most its upper edge.
+    A bin excludes its lower edge and includes its upper one.
     """
     confidence = probabilities.max(axis=1)
-    right = probabilities.argmax(axis=1) == truth
+    right = probabilities.argmax(axis=1) == true_classes
     index = np.clip(np.ceil(confidence * bins).astype(int) - 1, 0, bins - 1)
     count = np.bincount(index, minlength=bins)
     with np.errstate(invalid="ignore"):
@@ -111,23 +111,23 @@ def bin_answers(probabilities: np.ndarray, truth: np.ndarray, bins: int = BINS) 
 
 
 def expected_calibration_error(
-    probabilities: np.ndarray, truth: np.ndarray, bins: int = BINS
+    probabilities: np.ndarray, true_classes: np.ndarray, bins: int = BINS
 ) -> float:
-    """Return how far confidence is from accuracy, 0 to 1; 0 without images.
+    """Return the expected calibration error, 0 to 1; 0 without images.
 
-    The mean over all images of |accuracy - confidence| of their bin: Guo et al. 2017,
-    equation 3. It is above 0 by chance alone, the more so the fewer the images.
+    It is the mean over all images of |accuracy - confidence| of their bin (Guo et al. 2017,
+    equation 3). It is above 0 by chance alone, the more so the fewer the images.
     """
-    binned = bin_answers(probabilities, truth, bins)
+    binned = bin_predictions(probabilities, true_classes, bins)
     gaps = np.nan_to_num(np.abs(binned.accuracy - binned.confidence))
-    return float((binned.count * gaps).sum() / max(len(truth), 1))
+    return float((binned.count * gaps).sum() / max(len(true_classes), 1))
 
 
 def error_by_chance(probabilities: np.ndarray, draws: int = 200, seed: int = 0) -> float:
-    """Return what the error of a perfectly calibrated model stays under, 19 times out of 20.
+    """Return the calibration error that a perfectly calibrated model exceeds once in 20 times.
 
-    Its classes are drawn from `probabilities` (n, classes) themselves. An
-    `expected_calibration_error` below it does not tell the model from a calibrated one.
+    The true classes are drawn from `probabilities` (n, classes) themselves. A model with a lower
+    `expected_calibration_error` cannot be told from a calibrated one.
     """
     rng = np.random.default_rng(seed)
     edges = probabilities.cumsum(axis=1)[:, :-1]
@@ -139,7 +139,7 @@ def error_by_chance(probabilities: np.ndarray, draws: int = 200, seed: int = 0) 
 
 
 def _logits(probabilities: np.ndarray) -> np.ndarray:
-    # A softmax in float32 answers 0 where the truth is only too small for it.
+    # A float32 softmax gives 0 for probabilities that are too small for it.
     return np.log(np.maximum(probabilities.astype(np.float64), np.finfo(np.float32).tiny))
 
 

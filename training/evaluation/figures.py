@@ -1,4 +1,4 @@
-"""The figures of a report, each a matplotlib Figure, drawn without pyplot and its global state."""
+"""The figures of a report, drawn without pyplot and its global state."""
 
 import csv
 import re
@@ -14,16 +14,18 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
+from matplotlib.layout_engine import ConstrainedLayoutEngine
 from matplotlib.patches import Patch
+from matplotlib.ticker import MaxNLocator
 from PIL import Image, ImageOps
 
-from training.evaluation.calibration import Bins, bin_answers, expected_calibration_error
+from training.evaluation.calibration import Bins, bin_predictions, expected_calibration_error
 from training.evaluation.metrics import shown, wilson
 
-MAX_BYTES = 300_000  # of a PNG, so that a page of them opens at once
+MAX_BYTES = 300_000  # of a PNG, so that a page of figures loads quickly
 DPI = 110
-COLOURS = 256  # of a palette, where all of them take too many bytes
-ENOUGH = 10  # images, for a bar of the reliability diagram to be worth looking at
+COLOURS = 256  # of a palette, where full colour takes too many bytes
+ENOUGH = 10  # images in a bin of the reliability diagram; bars of fewer are pale
 
 INK, GREY, PALE = "#222222", "#8a8a8a", "#e6e6e6"
 BLUE, ORANGE, RED, GREEN = "#2f6db3", "#d9822b", "#c0392b", "#2e8b57"
@@ -52,8 +54,8 @@ class Tile(NamedTuple):
 
     Attributes:
         image: RGB, of any size.
-        lines: of the caption, each with its colour.
-        heat: what `grad_cam` gives for the image, float (rows, columns), or None.
+        lines: (text, colour) of each line of the caption.
+        heat: its map by `grad_cam`, float (rows, columns), 0 to 1, or None.
     """
 
     image: Image.Image
@@ -62,14 +64,14 @@ class Tile(NamedTuple):
 
 
 def styled(function: Callable) -> Callable:
-    """Run `function` in `STYLE`, whatever the caller's matplotlib is set to."""
+    """Return `function` run with `STYLE`, whatever the caller's Matplotlib settings."""
 
     @wraps(function)
     def in_style(*positional: object, **named: object) -> object:
         with matplotlib.rc_context(), warnings.catch_warnings():
             matplotlib.rcdefaults()
-            matplotlib.rcParams.update(STYLE)
-            # A class name in a script that the font lacks shows as boxes; no reason to complain.
+            matplotlib.rcParams.update(STYLE)  # ty: ignore[no-matching-overload]
+            # The font lacks some scripts; class names in them show as boxes.
             warnings.filterwarnings("ignore", message="Glyph .* missing from")
             return function(*positional, **named)
 
@@ -78,12 +80,12 @@ def styled(function: Callable) -> Callable:
 
 @styled
 def save(figure: Figure, path: Path, max_bytes: int = MAX_BYTES) -> None:
-    """Write `figure` to `path` as a PNG of at most `max_bytes`; many photographs cost colours."""
+    """Write `figure` to `path` as a PNG of at most `max_bytes`, with fewer colours if needed."""
     for dpi in (DPI, 90, 75, 60, 50, 40):
         image = _rendered(figure, dpi)
         png = _png(image)
         if len(png) > max_bytes:
-            # The octree is the fastest of Pillow's, and dithered the closest on photographs.
+            # Of Pillow's methods the octree is fastest and, dithered, closest on photographs.
             palette = image.quantize(COLOURS, Image.Quantize.FASTOCTREE)
             png = _png(image.quantize(palette=palette))
         if len(png) <= max_bytes:
@@ -108,9 +110,9 @@ def _png(image: Image.Image) -> bytes:
 
 
 def read_history(path: Path) -> dict[str, np.ndarray]:
-    """Return the columns of the CSV at `path`, float (epochs,), NaN where a field is no number.
+    """Return the columns of the CSV at `path`, float (epochs,); NaN where a field is not a number.
 
-    {} where there is no file, or no epoch in it.
+    Without a file, or without epochs in it, return {}.
     """
     if not path.exists():
         return {}
@@ -129,9 +131,9 @@ def _number(text: str | None) -> float:
 
 @styled
 def learning_curves(history: dict[str, np.ndarray], kept_epoch: int | None) -> Figure:
-    """Draw accuracy and loss by epoch; mark `kept_epoch`, counted from 1, the checkpoint's."""
+    """Draw accuracy and loss by epoch; mark `kept_epoch`, the checkpoint's, counted from 1."""
     if not any(history.get(name) is not None for name in ("accuracy", "loss", "val_accuracy")):
-        return note("Learning curves", "This run left no history of its epochs.")
+        return note("Learning curves", "There is no history of this run's epochs.")
     figure = Figure(figsize=(9, 4), layout="constrained")
     panels = figure.subplots(1, 2)
     for axes, name in zip(panels, ("accuracy", "loss"), strict=True):
@@ -150,7 +152,7 @@ def _curves(axes: Axes, history: dict[str, np.ndarray], name: str, kept_epoch: i
     ):
         values = history.get(column)
         if values is not None:
-            # By position: a history may count its epochs from 0 or, in stages, several times.
+            # By position: a history may count epochs from 0, or start again in each stage.
             epochs = np.arange(1, len(values) + 1)
             marker = "o" if len(values) <= 40 else None
             axes.plot(epochs, values, color=colour, label=label, lw=1.8, marker=marker, ms=3.5)
@@ -158,7 +160,7 @@ def _curves(axes: Axes, history: dict[str, np.ndarray], name: str, kept_epoch: i
         axes.axvline(kept_epoch, color=ORANGE, lw=1.2, ls="--", label=f"kept: epoch {kept_epoch}")
     axes.set_title(name.capitalize())
     axes.set_xlabel("epoch")
-    axes.xaxis.get_major_locator().set_params(integer=True)
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     axes.grid(axis="y")
     if name == "accuracy":
         axes.set_ylim(top=min(1.005, axes.get_ylim()[1]))
@@ -176,7 +178,7 @@ def _legend_of(panels: Sequence[Axes]) -> tuple[list, list]:
 
 @styled
 def confusion_matrix(counts: np.ndarray, class_names: Sequence[str]) -> Figure:
-    """Draw `counts`, int (classes, classes): rows truth, columns answer, coloured by row."""
+    """Draw `counts`, int (classes, classes): rows are true, columns predicted classes."""
     size = len(class_names)
     side = np.clip(2.6 + 0.62 * size, 4.6, 11)
     figure = Figure(figsize=(side + 0.9, side), layout="constrained")
@@ -198,11 +200,11 @@ def confusion_matrix(counts: np.ndarray, class_names: Sequence[str]) -> Figure:
     axes.set_yticks(range(size), names, fontsize=small)
     axes.tick_params(length=0)
     axes.spines[:].set_visible(False)
-    axes.set_xlabel("answer")
-    axes.set_ylabel("truth")
+    axes.set_xlabel("predicted class")
+    axes.set_ylabel("true class")
     right, total = int(np.trace(counts)), int(counts.sum())
     figure.suptitle(
-        f"{right} of {total} right\n{_worst(counts, names)}",
+        f"{right} of {total} correct\n{_worst(counts, names)}",
         x=0.02,
         ha="left",
         fontsize=11,
@@ -212,7 +214,7 @@ def confusion_matrix(counts: np.ndarray, class_names: Sequence[str]) -> Figure:
 
 
 def _cell_colours(shares: np.ndarray) -> np.ndarray:
-    """Return RGB, 0 to 1: what is right in blue, mistakes in orange and on a scale of their own."""
+    """Return RGB, 0 to 1: correct cells in blue, mistakes in orange on their own scale."""
     right = matplotlib.colormaps["Blues"](shares * 0.9)[..., :3]
     mistakes = shares * (1 - np.eye(len(shares)))
     wrong = matplotlib.colormaps["Oranges"](mistakes / max(mistakes.max() * 1.6, 0.2))[..., :3]
@@ -238,8 +240,9 @@ def _worst(counts: np.ndarray, names: Sequence[str]) -> str:
     mistakes = counts - np.diag(np.diag(counts))
     if not mistakes.any():
         return "no mistakes"
-    row, column = np.unravel_index(mistakes.argmax(), mistakes.shape)
-    return f"most often wrong: {names[row]} taken for {names[column]} ({mistakes[row, column]})"
+    row, column = divmod(int(mistakes.argmax()), len(names))
+    count = mistakes[row, column]
+    return f"most frequent mistake: {names[row]} predicted as {names[column]} ({count})"
 
 
 # Reliability
@@ -247,21 +250,24 @@ def _worst(counts: np.ndarray, names: Sequence[str]) -> str:
 
 @styled
 def reliability(
-    uncalibrated: np.ndarray, probabilities: np.ndarray, truth: np.ndarray, temperature: float
+    uncalibrated: np.ndarray,
+    probabilities: np.ndarray,
+    true_classes: np.ndarray,
+    temperature: float,
 ) -> Figure:
-    """Draw accuracy by confidence before and after `temperature`, and how many answers where."""
+    """Draw the reliability diagram before and after `temperature`, and the number of images."""
     figure = Figure(figsize=(9, 5), layout="constrained")
     panels = figure.subplots(2, 2, sharex=True, height_ratios=(3.2, 1))
-    for column, (title, answers) in enumerate(
+    for column, (title, predictions) in enumerate(
         (("Before", uncalibrated), (f"After, T = {temperature:.2f}", probabilities))
     ):
         top, bottom = panels[:, column]
-        top.set_title(f"{title}: ECE {expected_calibration_error(answers, truth):.3f}")
-        _reliability(top, bottom, bin_answers(answers, truth))
+        top.set_title(f"{title}: ECE {expected_calibration_error(predictions, true_classes):.3f}")
+        _reliability(top, bottom, bin_predictions(predictions, true_classes))
     panels[0, 0].set_ylabel("accuracy")
     panels[1, 0].set_ylabel("images")
     handles = [Patch(color=BLUE, alpha=0.85), Patch(color=BLUE, alpha=0.35)]
-    labels = ["accuracy", f"of under {ENOUGH} images"]
+    labels = ["accuracy", f"of fewer than {ENOUGH} images"]
     for handle, label in zip(*panels[0, 0].get_legend_handles_labels(), strict=True):
         handles.append(handle)
         labels.append(label)
@@ -277,9 +283,8 @@ def _reliability(top: Axes, bottom: Axes, binned: Bins) -> None:
     low, high = np.transpose(
         [wilson(round(a * n), int(n)) for a, n in zip(accuracy, counts, strict=True)]
     )
-    bar = {"width": width * 0.9}
     colours = [(BLUE, 0.85 if count >= ENOUGH else 0.35) for count in counts]
-    top.bar(centres, accuracy, color=colours, **bar)
+    top.bar(centres, accuracy, width * 0.9, color=colours)
     top.vlines(centres, low, high, color=INK, lw=1, label="Wilson 95 % interval")
     edges = (centres - width * 0.45, centres + width * 0.45)
     confidence = binned.confidence[filled]
@@ -287,7 +292,7 @@ def _reliability(top: Axes, bottom: Axes, binned: Bins) -> None:
     top.plot([0, 1], [0, 1], color=GREY, lw=1, ls="--", label="calibrated")
     top.set(xlim=(0, 1), ylim=(0, 1.02))
     top.grid(axis="y")
-    bottom.bar(centres, counts, color=GREY, **bar)
+    bottom.bar(centres, counts, width * 0.9, color=GREY)
     for x, count in zip(centres, counts, strict=True):
         bottom.text(x, count, str(count), ha="center", va="bottom", fontsize=8)
     bottom.margins(y=0.3)
@@ -299,7 +304,7 @@ def _reliability(top: Axes, bottom: Axes, binned: Bins) -> None:
 
 @styled
 def per_class(metrics: dict) -> Figure:
-    """Draw precision, recall and F1 of each class with their intervals, best F1 on top."""
+    """Draw precision, recall and F1 of each class with intervals, the best F1 on top."""
     rows = sorted(metrics["per_class"].items(), key=lambda item: item[1]["f1"])
     figure = Figure(figsize=(9.5, 1.7 + 0.34 * max(len(rows), 3)), layout="constrained")
     panels = figure.subplots(1, 3, sharey=True, sharex=True)
@@ -336,14 +341,14 @@ def per_class(metrics: dict) -> Figure:
 
 @styled
 def gallery(title: str, tiles: Sequence[Tile], columns: int = 4) -> Figure:
-    """Draw `tiles` in rows of `columns`, those with heat as the image beside its overlay."""
+    """Draw `tiles` in rows of `columns`; with heat, the image and its overlay side by side."""
     columns = min(columns, len(tiles))
     rows = -(-len(tiles) // columns)
     wide = 2 if any(tile.heat is not None for tile in tiles) else 1
     captions = 0.17 * max(len(tile.lines) for tile in tiles) + 0.1
     width, height = columns * (1.45 * wide + 0.2), 0.5 + rows * (1.45 + captions)
-    figure = Figure(figsize=(max(width, 4.5), height), layout="constrained")
-    figure.get_layout_engine().set(w_pad=0.04, h_pad=0.03, wspace=0.02, hspace=0.02)
+    layout = ConstrainedLayoutEngine(w_pad=0.04, h_pad=0.03, wspace=0.02, hspace=0.02)
+    figure = Figure(figsize=(max(width, 4.5), height), layout=layout)
     figure.suptitle(title, x=0.005, ha="left", fontsize=11, fontweight="bold")
     panels = figure.subplots(rows, columns, squeeze=False).ravel()
     for axes in panels:
@@ -357,7 +362,7 @@ def _draw_tile(axes: Axes, tile: Tile, side: int = 224) -> None:
     if tile.heat is None:
         pixels = np.asarray(ImageOps.fit(tile.image, (side, side)))
     else:
-        # Squeezed, not cut: as the network sees it, so that the heat lies where it belongs.
+        # Squeezed like the network's input, not cropped, so that the heat is in place.
         squeezed = np.asarray(tile.image.resize((side, side)))
         pixels = np.concatenate([squeezed, overlay(squeezed, tile.heat)], axis=1)
     axes.imshow(pixels)
@@ -376,9 +381,9 @@ def _draw_tile(axes: Axes, tile: Tile, side: int = 224) -> None:
 
 
 def overlay(pixels: np.ndarray, heat: np.ndarray) -> np.ndarray:
-    """Return `pixels`, uint8 (height, width, 3), under `heat`, float (rows, columns), 0 to 1.
+    """Blend `heat`, float (rows, columns), 0 to 1, over `pixels`, uint8 (height, width, 3).
 
-    What is hot turns red; what is cold keeps a grey of its own brightness.
+    Hot regions turn red, cold ones grey of the same brightness.
     """
     size = (pixels.shape[1], pixels.shape[0])
     smooth = Image.fromarray(heat.astype(np.float32)).resize(size, Image.Resampling.BICUBIC)
@@ -391,7 +396,7 @@ def overlay(pixels: np.ndarray, heat: np.ndarray) -> np.ndarray:
 
 @styled
 def note(title: str, text: str) -> Figure:
-    """Draw a sentence where there is nothing to show."""
+    """Draw a sentence in place of a figure."""
     figure = Figure(figsize=(6, 1.4))
     figure.text(0.03, 0.8, title, va="top", fontsize=11, fontweight="bold")
     figure.text(0.03, 0.5, text, va="top", fontsize=10)

@@ -1,4 +1,4 @@
-"""Where in an image a model looks: Grad-CAM.
+"""Grad-CAM: where in an image the model sees a class.
 
 Selvaraju et al. 2017, "Grad-CAM: Visual Explanations from Deep Networks via Gradient-based
 Localization".
@@ -16,17 +16,17 @@ BACKENDS = ("tensorflow", "jax")
 
 
 def is_possible() -> bool:
-    """Return whether Keras runs on a backend that `grad_cam` has gradients from."""
+    """Return whether `grad_cam` supports the Keras backend that is running."""
     return keras.backend.backend() in BACKENDS
 
 
 def grad_cam(model: keras.Model, inputs: np.ndarray, classes: np.ndarray) -> np.ndarray:
     """Return how much each region speaks for a class: float32 (n, rows, columns), 0 to 1.
 
-    `inputs` are float32 (n, height, width, 3), -1 to 1, and `classes` (n,) int says for each
-    which class is asked about. Rows and columns are the last convolution's, 10×10 of Xception's
-    299×299 pixels. 1 is each image's most telling region; all is 0 where none speaks for the
-    class.
+    `inputs` is float32 (n, height, width, 3), -1 to 1, and `classes` (n,), int, the class to
+    explain in each. Rows and columns are those of the last convolution: 10×10 for Xception at
+    299×299 pixels. The most important region of an image has the value 1; if no region speaks for
+    the class, all are 0.
 
     Raises:
         ModelError: the model does not end in a Dense softmax layer.
@@ -43,18 +43,18 @@ def grad_cam(model: keras.Model, inputs: np.ndarray, classes: np.ndarray) -> np.
 
 
 def _halves(model: keras.Model) -> tuple[keras.Model, Callable]:
-    """Return `model` up to its base's last activation, and the classes' scores from there."""
+    """Return `model` up to the base's last activation, and the scores from there on."""
     dense = require_dense_softmax(model)
     names = [layer.name for layer in model.layers]
-    # The base's own `output` belongs to its inner graph; the next layer's input to this one.
+    # The `output` of the base belongs to its inner graph, the next layer's input to this one.
     seam = model.layers[names.index(BASE_LAYER) + 1].input
     extract = keras.Model(model.input, seam)
     to_dense = keras.Model(seam, dense.input)
 
     def score(features: object, classes: np.ndarray) -> object:
-        """The sum of the asked-about logits; images do not touch each other's gradients."""
+        """Return the sum of the logits of `classes`; images have separate gradients."""
         x = to_dense(features, training=False)
-        # Logits, as in the paper: where softmax is sure of a class its gradient is all but gone.
+        # Logits, as in the paper: the gradient of a confident softmax nearly vanishes.
         logits = keras.ops.matmul(x, dense.kernel)
         if dense.use_bias:
             logits = logits + dense.bias

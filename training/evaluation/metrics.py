@@ -1,7 +1,7 @@
-"""How good a model's answers are, each number with its interval.
+"""Metrics of a classifier's predictions, each with its interval.
 
-Every interval is for 95 % and covers one thing only: that other images of the same kind would
-have been drawn. Another seed, or images of another kind, may well lie outside.
+The intervals are 95 % intervals and cover the choice of images only: not another seed, and not
+images of another kind.
 """
 
 from collections.abc import Sequence
@@ -23,36 +23,39 @@ METHODS = {
 }
 
 
-def evaluate(probabilities: np.ndarray, truth: np.ndarray, class_names: Sequence[str]) -> dict:
-    """Return what is to be said of `probabilities` (n, classes), 0 to 1, for `truth` (n,) int.
+def evaluate(
+    probabilities: np.ndarray, true_classes: np.ndarray, class_names: Sequence[str]
+) -> dict:
+    """Evaluate `probabilities` (n, classes), 0 to 1, against `true_classes` (n,), int.
 
-    All of it goes into JSON. Keys: `n`, `accuracy`, `accuracy_interval` [low, high], `log_loss`
-    (nats), `expected_calibration_error`, `expected_calibration_error_by_chance`, `macro_f1`,
-    `macro_f1_interval`, `per_class` ({name: `precision`, `recall`, `f1`, each with its
-    `_interval`, `support`, `answered`}), `confusion_matrix` (rows: truth, columns: answer),
-    `class_names` and `methods`. Where nothing is known of a number, such as the recall of a
-    class without images, it is 0 and its interval [0, 1].
+    Returns a dictionary that fits JSON. Keys: `n`, `accuracy`, `accuracy_interval` [low, high],
+    `log_loss` (nats), `expected_calibration_error`, `expected_calibration_error_by_chance`,
+    `macro_f1`, `macro_f1_interval`, `per_class` ({name: `precision`, `recall`, `f1`, each with its
+    `_interval`, `support`, `predicted`}), `confusion_matrix` (rows: true class, columns: predicted
+    class), `class_names` and `methods`. A number that is not defined, such as the recall of a
+    class without images, is 0 with the interval [0, 1].
 
     Raises:
         ValueError: there are no images.
     """
-    if not len(truth):
+    if not len(true_classes):
         raise ValueError("Expected images to evaluate. Received: none.")
     from sklearn.metrics import confusion_matrix, log_loss
 
     labels = np.arange(len(class_names))
-    answers = probabilities.argmax(axis=1)
-    counts = confusion_matrix(truth, answers, labels=labels)
-    per_class = _per_class(counts, truth, answers, class_names)
+    predicted_classes = probabilities.argmax(axis=1)
+    hits = predicted_classes == true_classes
+    counts = confusion_matrix(true_classes, predicted_classes, labels=labels)
+    per_class = _per_class(counts, true_classes, predicted_classes, class_names)
     # In float64 and summing to 1, as scikit-learn wants it.
     exact = probabilities.astype(np.float64)
     exact /= exact.sum(axis=1, keepdims=True)
     return {
-        "n": len(truth),
-        "accuracy": float((answers == truth).mean()),
-        "accuracy_interval": wilson(int((answers == truth).sum()), len(truth)),
-        "log_loss": float(log_loss(truth, exact, labels=labels)),
-        "expected_calibration_error": expected_calibration_error(probabilities, truth),
+        "n": len(true_classes),
+        "accuracy": float(hits.mean()),
+        "accuracy_interval": wilson(int(hits.sum()), len(hits)),
+        "log_loss": float(log_loss(true_classes, exact, labels=labels)),
+        "expected_calibration_error": expected_calibration_error(probabilities, true_classes),
         "expected_calibration_error_by_chance": error_by_chance(probabilities),
         "macro_f1": float(np.mean([row["f1"] for row in per_class.values()])),
         "macro_f1_interval": bootstrap_macro_f1(counts),
@@ -64,36 +67,39 @@ def evaluate(probabilities: np.ndarray, truth: np.ndarray, class_names: Sequence
 
 
 def _per_class(
-    counts: np.ndarray, truth: np.ndarray, answers: np.ndarray, class_names: Sequence[str]
+    counts: np.ndarray,
+    true_classes: np.ndarray,
+    predicted_classes: np.ndarray,
+    class_names: Sequence[str],
 ) -> dict[str, dict]:
     from sklearn.metrics import precision_recall_fscore_support
 
     columns = precision_recall_fscore_support(
-        truth, answers, labels=np.arange(len(class_names)), zero_division=0
+        true_classes, predicted_classes, labels=np.arange(len(class_names)), zero_division=0
     )
     rows = {}
     for index, name in enumerate(class_names):
         precision, recall, f1, _ = (float(column[index]) for column in columns)
-        hits, answered = int(counts[index, index]), int(counts[:, index].sum())
-        support = int(counts[index].sum())  # scikit-learn's is a float where nothing is right
+        support = int(counts[index].sum())  # scikit-learn's is a float if no prediction is correct
+        hits, predicted = int(counts[index, index]), int(counts[:, index].sum())
         rows[name] = {
             "precision": precision,
-            "precision_interval": wilson(hits, answered),
+            "precision_interval": wilson(hits, predicted),
             "recall": recall,
             "recall_interval": wilson(hits, support),
             "f1": f1,
-            "f1_interval": f1_interval(hits, support + answered - hits),
+            "f1_interval": f1_interval(hits, support + predicted - hits),
             "support": support,
-            "answered": answered,
+            "predicted": predicted,
         }
     return rows
 
 
 def wilson(hits: int, count: int) -> list[float]:
-    """Return Wilson's 95 % interval [low, high] for a share of `hits` among `count`.
+    """Return Wilson's 95 % interval [low, high] for `hits` of `count`.
 
-    Unlike the one of the normal distribution it stays within 0 to 1 and has a width when all or
-    none are hits. [0, 1] when `count` is 0.
+    Unlike the normal approximation it stays within 0 to 1 and has a width when all or none are
+    hits. It is [0, 1] when `count` is 0.
     """
     from scipy.stats import binomtest
 
@@ -104,19 +110,20 @@ def wilson(hits: int, count: int) -> list[float]:
 
 
 def f1_interval(hits: int, union: int) -> list[float]:
-    """Return a 95 % interval [low, high] of F1; `union` images are or are taken for the class.
+    """Return the 95 % interval [low, high] of F1.
 
-    F1 is 2q / (1 + q) of their share q of `hits`, which is a binomial's; so Wilson's interval of
-    q carries over. A bootstrap would give a class without mistakes an interval without width.
+    `union` counts the images that belong to the class or were predicted as it. F1 is
+    2q / (1 + q) for the share q of `hits` among them, a binomial proportion, so Wilson's interval
+    of q carries over. A bootstrap would give a class without mistakes an interval without width.
     """
     return [2 * share / (1 + share) for share in wilson(hits, union)]
 
 
 def bootstrap_macro_f1(counts: np.ndarray) -> list[float]:
-    """Return a bootstrap's 95 % interval [low, high] of the mean F1 of the classes.
+    """Return the bootstrap 95 % interval [low, high] of the mean F1 of the classes.
 
-    `counts` is the confusion matrix, int (classes, classes): drawing images anew draws its
-    cells anew. The interval has no width where there are no mistakes to draw.
+    `counts` is the confusion matrix, int (classes, classes): resampling images resamples its
+    cells. Without mistakes the interval has no width.
     """
     total = counts.sum()
     draws = np.random.default_rng(SEED).multinomial(total, counts.ravel() / total, RESAMPLES)
@@ -129,7 +136,7 @@ def bootstrap_macro_f1(counts: np.ndarray) -> list[float]:
 
 
 def table(metrics: dict) -> str:
-    """Return `metrics`, as `evaluate` gives them, as aligned text: a class a line, then all."""
+    """Return the `metrics` of `evaluate` as aligned text: one class a line, then the total."""
     width = max(len("class"), *(len(shown(name)) for name in metrics["class_names"]))
     head = "".join(f"  {title:<19}" for title in ("precision", "recall", "F1"))
     lines = [f"  {'class':<{width}}{head}  images"]
@@ -138,17 +145,17 @@ def table(metrics: dict) -> str:
             f"  {with_interval(row[key], row[key + '_interval']):<19}"
             for key in ("precision", "recall", "f1")
         )
-        lines.append(f"  {shown(name):<{width}}{cells}  {row['support']:>8}")
+        lines.append(f"  {shown(name):<{width}}{cells}  {row['support']:>6}")
     accuracy = with_interval(metrics["accuracy"], metrics["accuracy_interval"])
     lines.append(
         f"  accuracy {accuracy} on {metrics['n']} images, "
-        f"ECE {metrics['expected_calibration_error']:.3f}; in brackets Wilson's 95 % intervals"
+        f"ECE {metrics['expected_calibration_error']:.3f}; Wilson's 95 % intervals in brackets"
     )
     return "\n".join(lines)
 
 
 def shown(name: str, limit: int = MAX_NAME) -> str:
-    """Return `name` in one line and not too long for a table or a figure."""
+    """Return `name` on one line of at most `limit` characters."""
     name = " ".join(name.split())
     return name if len(name) <= limit else name[: limit - 1] + "…"
 

@@ -1,11 +1,10 @@
-"""Make a checkpoint small enough to ship, and see that it still says the same.
+"""Make a checkpoint small enough to ship, with the same predicted classes.
 
     python -m training.export.shrink models/xception_fin_28_0.900.h5 small/ --data flowers/
 
-Writes small/xception_fin_28_0.900.h5, its split and its report beside it. The weights stay float32
-but lose the last bits of their mantissas, so that HDF5's shuffle and gzip nearly halve them; what
-only training needs (the optimizer's variables) is left out. Refuses where a validation image
-changes its label.
+Writes small/xception_fin_28_0.900.h5, its split and its report. The weights stay float32 but lose
+the last bits of their mantissas, so that HDF5's shuffle and gzip nearly halve them; the optimizer's
+variables are omitted. Nothing is written if the predicted class of an evaluated image changes.
 """
 
 import argparse
@@ -21,9 +20,9 @@ from serving.errors import ModelError
 from training.backend import keras
 from training.batches import Batches
 from training.checkpoint import load_checkpoint, read_split, split_record
+from training.cli import make_parser, run_command
 from training.dataset.scan import require, scan
-from training.errors import DataError
-from training.evaluation.report import CARD
+from training.evaluation.model_card import CARD
 from training.files import write_atomically
 from training.images import ImageSource
 
@@ -31,27 +30,29 @@ from training.images import ImageSource
 KEPT_BITS = 13
 ONLY_FOR_TRAINING = "optimizer_weights"
 BATCH_SIZE = 32
-PHOTOGRAPHS = ("mistakes.png", "gradcam.png", "suspects.png")  # figures that show images
-NOT_PUBLISHED = "(The figure shows photographs of others; whoever trains gets it.)"
+PHOTOGRAPHS = ("mistakes.png", "gradcam.png", "label_issues.png")  # figures of photographs
+NOT_PUBLISHED = (
+    "(This figure shows other people's photographs and is not published; training draws it.)"
+)
 
 
 def main(arguments: list[str] | None = None) -> int:
     """Shrink as the command line says and return the exit code."""
     options = parse_arguments(arguments)
-    try:
-        shrink(options.checkpoint, options.folder, options.data)
-    except (ModelError, DataError) as error:
-        print(f"shrink: {error}", file=sys.stderr)
-        return 1
-    return 0
+    return run_command(
+        lambda: shrink(options.checkpoint, options.folder, options.data),
+        "shrink",
+        paths=f"read {options.data} and write to {options.folder}",
+    )
 
 
 def shrink(checkpoint: Path, folder: Path, data: Path) -> None:
     """Write the small copy of `checkpoint` into `folder`.
 
     Raises:
-        ModelError: `checkpoint` is none, has no split beside it, or loses a label.
-        DataError: `data` does not hold its validation images.
+        ModelError: `checkpoint` is something else, has no split beside it, or a predicted class
+            changes.
+        DataError: `data` does not hold its evaluated images.
     """
     model, _ = load_checkpoint(checkpoint)
     split = read_split(checkpoint)
@@ -66,13 +67,16 @@ def shrink(checkpoint: Path, folder: Path, data: Path) -> None:
         small = keras.models.load_model(temporary, compile=False)
         after = small.predict(batches, verbose=0).argmax(axis=1)
         changed = int((before != after).sum())
-        truth = dataset.labels(split.evaluated)
+        true_classes = dataset.labels(split.evaluated)
         print(
-            f"{changed} of {len(truth)} validation images change their label; "
-            f"accuracy {(before == truth).mean():.4f} before, {(after == truth).mean():.4f} after."
+            f"Predicted class changed: {changed} of {len(true_classes)} images; accuracy "
+            f"{(before == true_classes).mean():.4f} before, "
+            f"{(after == true_classes).mean():.4f} after."
         )
         if changed:
-            raise ModelError("Expected no label to change. Received: the above. Nothing written.")
+            raise ModelError(
+                f"Expected no predicted class to change. Received: {changed}. Nothing was written."
+            )
 
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / checkpoint.name
@@ -143,12 +147,12 @@ def rounded(values: np.ndarray) -> np.ndarray:
 
 def parse_arguments(arguments: list[str] | None) -> argparse.Namespace:
     """Return the command line's options."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = make_parser(__doc__, "python -m training.export.shrink")
     parser.add_argument("checkpoint", type=Path, help="a .h5 file of train.py")
-    parser.add_argument("folder", type=Path, help="where to write the small one")
-    parser.add_argument("--data", type=Path, default=Path("flowers"), help="[flowers/]")
+    parser.add_argument("folder", type=Path, help="where to write the smaller checkpoint")
+    parser.add_argument(
+        "--data", type=Path, default=Path("flowers"), help="one folder a class [flowers/]"
+    )
     return parser.parse_args(arguments)
 
 

@@ -1,23 +1,67 @@
-"""From a Keras model to the bytes of a .tflite file, its class names inside."""
+"""Makes a .tflite file of a Keras model: quantization, and class names inside."""
 
 import contextlib
 import io
 import zipfile
+from collections.abc import Callable, Sequence
+
+import numpy as np
 
 from serving.classifier import LABELS_FILE
-from training.backend import stderr_held_back, tf
+from serving.preprocess import scale
+from training.backend import keras, stderr_held_back, tf
+
+ImageLoader = Callable[[], np.ndarray]  # returns an image: uint8 (height, width, 3), 0 to 255
 
 
-def convert_quietly(converter: "tf.lite.TFLiteConverter") -> bytes:
-    """Return the flatbuffer that `converter` makes, without the few hundred lines it prints."""
+def make_tflite(
+    model: keras.Model,
+    class_names: tuple[str, ...],
+    quantize: str = "none",
+    calibration_images: Sequence[ImageLoader] = (),
+) -> bytes:
+    """Return a .tflite file of `model` with `class_names` inside.
+
+    `quantize` is "none" (float32), "float16", "dynamic" or "int8"; int8 takes the range of each
+    activation from `calibration_images`. Inputs and outputs stay float32.
+    """
+    converter = tf.lite.TFLiteConverter.from_keras_model(model)
+    if quantize != "none":
+        converter.optimizations = [tf.lite.Optimize.DEFAULT]
+    if quantize == "float16":
+        converter.target_spec.supported_types = [tf.float16]
+    if quantize == "int8":
+        inputs = drop_outliers(model, np.stack([scale(load()) for load in calibration_images]))
+        converter.target_spec.supported_ops = [tf.lite.OpsSet.TFLITE_BUILTINS_INT8]
+        converter.representative_dataset = lambda: ([row[np.newaxis]] for row in inputs)
+    # The converter prints a few hundred lines.
     with stderr_held_back(), contextlib.redirect_stdout(io.StringIO()):
-        return converter.convert()
+        flatbuffer = converter.convert()
+    return flatbuffer + labels_archive(class_names)
+
+
+def drop_outliers(model: keras.Model, inputs: np.ndarray) -> np.ndarray:
+    """Return the half of `inputs` with the least extreme activations in `model`.
+
+    `inputs` is float32 (n, height, width, 3), -1 to 1. TFLite stretches the 256 steps of each
+    activation over the extremes of all images, and a few images excite a layer of Xception 19
+    times as much as the others: calibrated on 200 images without this selection, int8 agreed with
+    Keras on 58 % of 50 images.
+    """
+    base_model = next((layer for layer in model.layers if isinstance(layer, keras.Model)), model)
+    outputs = [layer.output for layer in base_model.layers[1:]]
+    peaks = [keras.ops.max(keras.ops.abs(x), axis=range(1, x.ndim)) for x in outputs]
+    peaks_model = keras.Model(base_model.inputs, keras.ops.stack(peaks, axis=1))
+    peaks = peaks_model.predict(inputs, batch_size=16, verbose=0)
+    typical = np.maximum(np.median(peaks, axis=0), np.finfo(np.float32).tiny)
+    order = np.argsort((peaks / typical).max(axis=1))
+    return inputs[order[: -(-len(inputs) // 2)]]
 
 
 def labels_archive(class_names: tuple[str, ...]) -> bytes:
     """Return the zip archive with the class names that is appended to the flatbuffer.
 
-    It is TFLite Metadata's way of an associated file: runtimes ignore it, zipfile finds it.
+    This is how TFLite Metadata attaches files: runtimes ignore it, zipfile finds it.
     """
     buffer = io.BytesIO()
     with zipfile.ZipFile(buffer, "w") as archive:

@@ -9,7 +9,7 @@ from training.evaluation.calibration import (
     TEMPERATURES,
     apply_temperature,
     bake_temperature,
-    bin_answers,
+    bin_predictions,
     error_by_chance,
     expected_calibration_error,
     fit_temperature,
@@ -154,11 +154,11 @@ def test_the_calibration_error_of_hand_made_answers():
 
 
 def test_a_bin_holds_its_upper_edge_and_certainty_is_in_the_last():
-    binned = bin_answers(np.array([[0.5, 0.5], [1, 0]]), np.array([0, 0]), bins=2)
+    binned = bin_predictions(np.array([[0.5, 0.5], [1, 0]]), np.array([0, 0]), bins=2)
     assert binned.count.tolist() == [1, 1]
     assert binned.confidence.tolist() == [0.5, 1]
     assert binned.accuracy.tolist() == [1, 1]
-    assert len(bin_answers(np.ones((1, 1)), np.zeros(1, dtype=int)).count) == 15  # Guo et al.'s
+    assert len(bin_predictions(np.ones((1, 1)), np.zeros(1, dtype=int)).count) == 15  # Guo et al.'s
 
 
 def test_chance_explains_the_error_of_a_calibrated_model_only(logits):

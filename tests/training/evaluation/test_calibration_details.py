@@ -9,7 +9,7 @@ from training.evaluation.calibration import (
     TEMPERATURES,
     apply_temperature,
     bake_temperature,
-    bin_answers,
+    bin_predictions,
     error_by_chance,
     expected_calibration_error,
     fit_temperature,
@@ -84,7 +84,7 @@ def test_a_temperature_keeps_the_type_and_divides_the_logits(probabilities):
 
 def test_there_are_fifteen_bins_and_empty_ones_know_nothing():
     answers = np.array([[0.9, 0.1], [0.1, 0.9], [0.5, 0.5]])
-    binned = bin_answers(answers, np.array([0, 0, 0]))
+    binned = bin_predictions(answers, np.array([0, 0, 0]))
     assert binned.count.shape == binned.confidence.shape == binned.accuracy.shape == (15,)
     assert binned.count[13] == 2
     assert binned.confidence[13] == pytest.approx(0.9)
@@ -95,7 +95,7 @@ def test_there_are_fifteen_bins_and_empty_ones_know_nothing():
 
 
 def test_a_confidence_of_nothing_is_in_the_first_bin():
-    binned = bin_answers(np.zeros((1, 2)), np.array([0]), bins=3)
+    binned = bin_predictions(np.zeros((1, 2)), np.array([0]), bins=3)
     assert binned.count.tolist() == [1, 0, 0]
     assert binned.confidence[0] == 0
 

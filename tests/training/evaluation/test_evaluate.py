@@ -1,7 +1,7 @@
 """training.evaluation.evaluate: a checkpoint is reported on once more, without training."""
 
 import json
-from dataclasses import replace
+from dataclasses import fields, replace
 
 import numpy as np
 import pytest
@@ -21,7 +21,9 @@ from training.checkpoint import (
 from training.dataset.scan import scan
 from training.dataset.split import Split, split_dataset
 from training.evaluation import evaluate
+from training.evaluation.__main__ import main
 from training.evaluation.calibration import apply_temperature, fit_temperature
+from training.evaluation.run import RunInfo
 from training.features import CachedFeatures
 from training.images import ImageSource
 
@@ -62,7 +64,7 @@ def made(drawn, tmp_path_factory):
 
 
 def run(made, folder, drawn, *flags):
-    exit_code = evaluate.main([str(made), str(folder), "--data", str(drawn), *map(str, flags)])
+    exit_code = main([str(made), str(folder), "--data", str(drawn), *map(str, flags)])
     return exit_code, list(folder.glob("*.h5"))
 
 
@@ -111,13 +113,13 @@ def test_what_is_excluded_is_neither_reported_on_nor_fitted_to(made, drawn, tmp_
     run_info = (report / "README.md").read_text()
     assert "    python train.py --epochs 4" in run_info
     assert "The best of ours." in run_info
-    assert "- reported again by: python -m training.evaluation" in run_info
+    assert "- report written again by: python -m training.evaluation" in run_info
     assert "3 excluded by" in run_info
-    assert "- excluded: after training, in which 1 of them took part" in run_info
+    assert "- excluded images: after training, which 1 of them took part in" in run_info
     assert (report / "learning_curves.png").read_bytes() == b"curves of the run"
     metrics = json.loads((report / "metrics.json").read_text())
     assert metrics["run"]["split"] == split.sizes
-    assert metrics["run"]["calibrated_on"].startswith("temperature fitted on 9 images of their")
+    assert metrics["run"]["calibrated_on"].startswith("The temperature was fitted on 9 validation")
     assert (metrics["n"], metrics["accuracy"]) == (19, pytest.approx(accuracy))
     rows = np.arange(19)
     assert metrics["log_loss"] == pytest.approx(-np.log(probabilities[rows, truth]).mean(), 1e-3)
@@ -132,12 +134,11 @@ def written(monkeypatch):
     """Fills with what `write_report` is given, which then draws nothing."""
     given = {}
 
-    def write(folder, **report):
+    def write(folder, run):
         folder.mkdir(exist_ok=True)
-        given.update(report, folder=folder)
-        dataset = report["dataset"]
-        truth = dataset.labels(report["images"])
-        return evaluate.evaluate(report["probabilities"], truth, dataset.class_names)
+        given.update({field.name: getattr(run, field.name) for field in fields(run)})
+        given["folder"] = folder
+        return evaluate.evaluate(run.probabilities, run.true_classes, run.dataset.class_names)
 
     monkeypatch.setattr(evaluate, "write_report", write)
     return given
@@ -150,7 +151,7 @@ def test_what_it_answers_to_the_images_that_picked_the_epoch_is_told(made, drawn
     accuracy = (probabilities.argmax(axis=1) == truth).mean()
     loss = -np.log(probabilities[np.arange(10), truth]).mean()
     assert (
-        f"  on the 10 images that picked the epoch: accuracy {accuracy:.3f}, loss {loss:.3f}\n"
+        f"Validation accuracy: {accuracy:.3f} on 10 images, loss {loss:.3f}.\n"
     ) in capsys.readouterr().out
 
 
@@ -163,18 +164,20 @@ def test_without_a_report_of_the_run_the_split_says_what_picked_the_epoch(
     whole.write(split_record(checkpoint))
     (tmp_path / "wrong.txt").write_text(whole.validation[0])
     run(checkpoint, tmp_path / "own", drawn, "--exclude", tmp_path / "wrong.txt")
-    own = "images of their own, neither trained nor reported on"
-    assert written["card"]["picked_on"] == f"the best of its epochs on 10 {own}"
-    assert written["card"]["calibrated_on"] == f"temperature fitted on 9 {own}"
-    assert "excluded" not in written["card"], "it was none of those trained on"
+    own = "validation images, which are in neither the training nor the test set"
+    assert written["info"].picked_on == f"The best epoch was picked on 10 {own}"
+    assert written["info"].calibrated_on == f"The temperature was fitted on 9 {own}"
+    assert written["info"].excluded is None, "it was none of those trained on"
     assert written["curves"] is None
-    assert not written["history"].exists()
+    assert written["history"] is None
+    assert written["set_name"] == "test"
 
-    replace(whole, selection=()).write(split_record(checkpoint))
+    replace(whole, validation=whole.test, test=()).write(split_record(checkpoint))
     _, [path] = run(checkpoint, tmp_path / "same", drawn)
-    same = "the 20 validation images themselves, which flatters a little"
-    assert written["card"]["picked_on"] == f"the best of its epochs on {same}"
-    assert written["card"]["calibrated_on"] == f"temperature fitted on {same}"
+    same = "the 20 validation images that this report is about"
+    assert written["info"].picked_on == f"The best epoch was picked on {same}"
+    assert written["info"].calibrated_on == f"The temperature was fitted on {same}"
+    assert written["set_name"] == "validation"
     assert fit_temperature(*answers(path, drawn, whole.evaluated)) == pytest.approx(1, abs=0.01)
 
 
@@ -192,20 +195,21 @@ def test_the_report_is_given_what_was_found_and_probable_wrong_labels(
     features += np.eye(5)[dataset.labels(dataset.images)] * 3
     features[12] = features[40]
     path = tmp_path / "a.h5"
-    run_info = {"seed": 1, "calibrated_on": "none"}
-    arguments = result, path, dataset, split, run_info, tmp_path / "history.csv"
-    evaluate.report(*arguments, curves=tmp_path / "curves.png", features=features)
+    arguments = result, path, dataset, split
+    history, curves = tmp_path / "history.csv", tmp_path / "curves.png"
+    info = RunInfo(seed=1, calibrated_on="none")
+    evaluate.report(*arguments, evaluate.ReportSources(info, history, curves, features))
 
-    [label_issue] = written.pop("suspects")
+    [label_issue] = written.pop("label_issues")
     assert label_issue.image == dataset.images[12]
     assert label_issue.image in (tmp_path / "a" / evaluate.LABEL_ISSUES).read_text()
     assert "Probably wrong labels: 1, in" in capsys.readouterr().out
-    own = "10 images of their own, neither trained nor reported on"
-    assert written.pop("card") == {
-        "picked_on": f"the best of its epochs on {own}",
-        "seed": 1,
-        "calibrated_on": f"temperature fitted on {own}",
-    }
+    own = "10 validation images, which are in neither the training nor the test set"
+    assert written.pop("info") == RunInfo(
+        seed=1,
+        picked_on=f"The best epoch was picked on {own}",
+        calibrated_on=f"The temperature was fitted on {own}",
+    )
     expected = {
         "folder": tmp_path / "a",
         "checkpoint": path,
@@ -215,14 +219,15 @@ def test_the_report_is_given_what_was_found_and_probable_wrong_labels(
         "probabilities": probabilities,
         "uncalibrated": uncalibrated,
         "temperature": 0.5,
-        "history": tmp_path / "history.csv",
-        "curves": tmp_path / "curves.png",
+        "history": history,
+        "curves": curves,
+        "set_name": "test",
     }
     assert written.keys() == expected.keys()
     assert all(written[name] is value or written[name] == value for name, value in expected.items())
 
-    evaluate.report(*arguments)
-    assert (written["suspects"], written["curves"]) == ([], None)
+    evaluate.report(*arguments, evaluate.ReportSources(info))
+    assert (written["label_issues"], written["curves"]) == ([], None)
 
 
 def test_activations_stand_for_their_images(made, drawn, tmp_path):
@@ -237,7 +242,7 @@ def test_activations_stand_for_their_images(made, drawn, tmp_path):
     )
     assert other.metadata.temperature == pytest.approx(one.metadata.temperature, rel=1e-3)
     assert other.metadata.val_accuracy == one.metadata.val_accuracy
-    for name in ("uncalibrated", "probabilities", "picking"):
+    for name in ("uncalibrated", "probabilities", "val_probabilities"):
         assert np.allclose(getattr(other, name), getattr(one, name), atol=1e-4)
     inputs = images.inputs([(i, 0) for i in range(5)])
     assert np.allclose(other.model(inputs), one.model(inputs), atol=1e-4)
@@ -272,7 +277,7 @@ def test_what_cannot_be_reported_on_ends_with_one_sentence(made, drawn, tmp_path
     few, fewer = tmp_path / "few", tmp_path / "fewer"
     whole = Split.read(split_record(made))
     without = {}
-    for part in ("validation", "selection"):
+    for part in ("test", "validation"):
         without[part] = tmp_path / part
         for name in set(scan(drawn).images) - set(getattr(whole, part)):
             (without[part] / name).parent.mkdir(parents=True, exist_ok=True)
@@ -283,16 +288,16 @@ def test_what_cannot_be_reported_on_ends_with_one_sentence(made, drawn, tmp_path
             for image in sorted((drawn / name).iterdir())[:5]:
                 (folder / name / image.name).write_bytes(image.read_bytes())
     for checkpoint, data, flags, sentence in (
-        (made, drawn, ["--exclude", str(tmp_path / "all.txt")], "Take some out of"),
+        (made, drawn, ["--exclude", str(tmp_path / "all.txt")], "Remove some from"),
         (made, few, [], "Name the right one with --data."),
-        (made, without["validation"], [], "Received: a folder without 20 of them."),
-        (made, without["selection"], [], "Received: a folder without 10 of them."),
+        (made, without["test"], [], "Received: a folder without 20 of them."),
+        (made, without["validation"], [], "Received: a folder without 10 of them."),
         (made, fewer, [], "Received: rose, tulip. Name the right folder with --data."),
         (alone, drawn, [], "Expected xception_fin_01_0.500.split.json beside the checkpoint."),
         (tmp_path / "no.h5", drawn, [], "no.h5"),
     ):
         command = [str(checkpoint), str(tmp_path / "new"), "--data", str(data), *flags]
-        assert evaluate.main(command) == 1
+        assert main(command) == 1
         error = capsys.readouterr().err
         assert sentence in error
         assert error.count("\n") == 1
@@ -305,10 +310,10 @@ def test_stopped_by_hand_it_says_so_in_one_line(made, drawn, tmp_path, monkeypat
 
     monkeypatch.setattr(evaluate, "calibrate", stop)
     assert run(made, tmp_path, drawn)[0] == 130
-    assert capsys.readouterr().err == "\nevaluate: Stopped.\n"
+    assert capsys.readouterr().err == "\nevaluation: Stopped.\n"
 
 
 def test_a_size_is_one_that_the_network_takes(made, tmp_path, capsys):
     with pytest.raises(SystemExit):
-        evaluate.main([str(made), str(tmp_path), "--inference-size", "70"])
+        main([str(made), str(tmp_path), "--inference-size", "70"])
     assert "expected 71 or more. Received: 70" in capsys.readouterr().err

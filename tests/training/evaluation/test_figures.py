@@ -7,7 +7,7 @@ import pytest
 from PIL import Image
 
 from training.evaluation import figures
-from training.evaluation.calibration import bin_answers
+from training.evaluation.calibration import bin_predictions
 from training.evaluation.figures import Tile
 from training.evaluation.metrics import evaluate, wilson
 
@@ -25,7 +25,7 @@ def tick_labels(axis):
 def test_the_confusion_matrix_has_truth_in_rows_and_answers_in_columns():
     figure = figures.confusion_matrix(np.array([[5, 1, 0], [2, 7, 0], [0, 4, 3]]), NAMES)
     [axes] = figure.axes
-    assert (axes.get_xlabel(), axes.get_ylabel()) == ("answer", "truth")
+    assert (axes.get_xlabel(), axes.get_ylabel()) == ("predicted class", "true class")
     assert tick_labels(axes.xaxis) == tick_labels(axes.yaxis) == list(NAMES)
     # (column, row), of what is not 0
     assert texts(axes) == {
@@ -36,7 +36,10 @@ def test_the_confusion_matrix_has_truth_in_rows_and_answers_in_columns():
         (1, 2): "4",
         (2, 2): "3",
     }
-    assert figure.get_suptitle() == "15 of 22 right\nmost often wrong: cedar taken for birch (4)"
+    assert (
+        figure.get_suptitle()
+        == "15 of 22 correct\nmost frequent mistake: cedar predicted as birch (4)"
+    )
 
 
 def test_the_confusion_matrix_is_coloured_by_the_share_of_its_row():
@@ -50,7 +53,7 @@ def test_the_confusion_matrix_is_coloured_by_the_share_of_its_row():
     assert (green[2, 1], cells[0, 0].sum()) < (green[0, 1], cells[2, 2].sum())  # more is darker
     assert (cells[[0, 1, 2], [2, 0, 0]] == cells[0, 2, 0]).all()  # no mistakes: grey
     figure = figures.confusion_matrix(np.diag([1, 2, 3]), NAMES)
-    assert figure.get_suptitle() == "6 of 6 right\nno mistakes"
+    assert figure.get_suptitle() == "6 of 6 correct\nno mistakes"
 
 
 @pytest.fixture
@@ -74,7 +77,7 @@ def test_the_reliability_diagram_is_of_what_is_before_and_after(answers):
         "After, T = 1.50: ECE 0.225",  # 0.75 - 21 / 40
     ]
     for top, bottom, probabilities in zip(tops, figure.axes[2:], (before, after), strict=True):
-        binned = bin_answers(probabilities, truth)
+        binned = bin_predictions(probabilities, truth)
         filled = np.flatnonzero(binned.count)
         centres, accuracy = (filled + 0.5) / 15, binned.accuracy[filled]
         assert np.array(bars(top)) == pytest.approx(np.transpose([centres, accuracy]))
@@ -95,7 +98,7 @@ def test_the_reliability_diagram_is_of_what_is_before_and_after(answers):
     labels = [text.get_text() for text in figure.legends[0].get_texts()]
     assert labels == [
         "accuracy",
-        "of under 10 images",
+        "of fewer than 10 images",
         "Wilson 95 % interval",
         "mean confidence",
         "calibrated",

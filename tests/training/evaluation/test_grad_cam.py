@@ -3,6 +3,7 @@
 import os
 import subprocess
 import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -107,7 +108,7 @@ def test_jax_shows_the_same(images, tmp_path):
         "np.array([0, 1]));"
         f"np.save(r'{tmp_path / 'heat.npy'}', heat)"
     )
-    path = os.pathsep.join([str(ROOT), str(ROOT / "tests")])
+    path = os.pathsep.join(map(str, [ROOT, ROOT / "tests", Path(__file__).parent]))
     subprocess.run(
         [sys.executable, "-c", script],
         env=os.environ | {"KERAS_BACKEND": "jax", "PYTHONPATH": path, "JAX_PLATFORMS": "cpu"},

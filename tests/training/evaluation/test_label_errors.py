@@ -132,7 +132,7 @@ def test_the_list_can_be_excluded_as_it_is(tmp_path):
             Image.new("RGB", (4, 4)).save(folder / name / f"{i} #1.png")
     path = tmp_path / "suspects.txt"
     write_label_issues(path, [LabelIssue("rose/3 #1.png", "rose", "tulip", 0.984)])
-    assert "rose/3 #1.png  # looks like tulip, 0.98 sure\n" in path.read_text()
+    assert "rose/3 #1.png  # looks like tulip, 0.98 confident\n" in path.read_text()
     assert scan(folder, path).skipped == (("rose/3 #1.png", f"excluded by {path}"),)
     write_label_issues(path, [])
     assert scan(folder, path).skipped == ()

@@ -1,4 +1,4 @@
-"""training.evaluation.metrics: every number and every column against ones worked out another way."""
+"""training.evaluation.metrics: every number, computed in another way."""
 
 import numpy as np
 import pytest
@@ -67,7 +67,7 @@ def test_each_class_has_its_own_numbers_and_intervals(metrics):
             "f1": pytest.approx(2 * hits / (support + answered)),
             "f1_interval": f1_interval(hits, support + answered - hits),
             "support": support,
-            "answered": answered,
+            "predicted": answered,
         }
 
 
@@ -122,7 +122,7 @@ def test_the_table_reads_as_follows(metrics):
         "  birch  0.905 (0.711–0.973)  0.950 (0.764–0.991)  0.927 (0.800–0.976)        20",
         "  cedar  1.000 (0.722–1.000)  1.000 (0.722–1.000)  1.000 (0.839–1.000)        10",
         "  accuracy 0.925 (0.801–0.974) on 40 images, ECE 0.125; "
-        "in brackets Wilson's 95 % intervals",
+        "Wilson's 95 % intervals in brackets",
     ]
 
 

@@ -84,7 +84,7 @@ def test_what_is_counted_by_hand(metrics):
     assert ash["recall_interval"] == pytest.approx(wilson(8, 10))
     assert ash["f1"] == pytest.approx(16 / 19)
     assert ash["f1_interval"] == pytest.approx(f1_interval(8, 8 + 2 + 1))
-    assert (ash["support"], ash["answered"]) == (10, 9)
+    assert (ash["support"], ash["predicted"]) == (10, 9)
     assert metrics["macro_f1"] == pytest.approx((16 / 19 + 38 / 41 + 1) / 3)
     assert metrics["macro_f1_interval"] == bootstrap_macro_f1(np.array(metrics["confusion_matrix"]))
     expected = -(37 * np.log(0.8) + 3 * np.log(0.1)) / 40

@@ -18,24 +18,27 @@ from training.evaluation import figures
 from training.evaluation.calibration import apply_temperature, bake_temperature
 from training.evaluation.figures import MAX_BYTES, Tile, gallery, overlay, read_history, save
 from training.evaluation.metrics import evaluate, wilson
-from training.evaluation.report import CARD, CURVES, FIGURES, METRICS, write_report
+from training.evaluation.model_card import CARD, CURVES, FIGURES, METRICS
+from training.evaluation.report import write_report
+from training.evaluation.run import EvaluationRun, RunInfo
 from training.model import BASE_LAYER
 
 SIDE = 32
 TEMPERATURE = 1.5
-GALLERIES = ("mistakes.png", "gradcam.png", "suspects.png")
-ALWAYS = [name for name in FIGURES if name != "suspects.png"]
-CARD_OF_RUN = {
-    "command": "python train.py --epochs 3",
-    "recipe": {"learning_rate": 0.01, "head": (512, 128)},
-    "seed": 69420,
-    "split": {"train": 40, "selection": 0, "validation": 10},
-    "picked_on": "the best of its epochs on the validation images",
-    "weights": "ImageNet",
-    "seconds": 600,
-    "hygiene": ["two near duplicates left out"],
-    "git": "abc123",
-}
+GALLERIES = ("mistakes.png", "gradcam.png", "label_issues.png")
+ALWAYS = [name for name in FIGURES if name != "label_issues.png"]
+INFO = RunInfo(
+    command="python train.py --epochs 3",
+    recipe={"learning_rate": 0.01, "head": (512, 128)},
+    seed=69420,
+    weights="ImageNet",
+    split={"train": 40, "validation": 10},
+    seconds=600,
+    picked_on="the best epoch was picked on the validation images",
+    calibrated_on="The temperature was fitted on them, too.",
+    reevaluated_by="python -m training.evaluation a.h5 again/",
+    excluded="after training",
+)
 
 
 def tiny_model(classes):
@@ -74,8 +77,8 @@ def run(drawn, tmp_path_factory):
         "uncalibrated": uncalibrated,
         "temperature": TEMPERATURE,
         "history": history,
-        "card": CARD_OF_RUN,
-        "suspects": [
+        "info": INFO,
+        "label_issues": [
             SimpleNamespace(image=p, label="rose", suggested="tulip", confidence=0.9)
             for p in dataset.images[:14]
         ],
@@ -86,7 +89,7 @@ def run(drawn, tmp_path_factory):
 def written(run, tmp_path_factory):
     """A report of everything: its folder, and what `write_report` returned."""
     folder = tmp_path_factory.mktemp("models") / "xception_fin_02_0.650"
-    return folder, write_report(folder, **run)
+    return folder, write_report(folder, EvaluationRun(**run))
 
 
 @pytest.fixture(scope="module")
@@ -125,7 +128,7 @@ def near(pixels, colour, distance=30):
         CURVES: (figures.BLUE, figures.ORANGE, figures.GREY),
         "mistakes.png": (figures.RED,),
         "gradcam.png": (figures.RED,),
-        "suspects.png": (figures.ORANGE,),
+        "label_issues.png": (figures.ORANGE,),
     }.items(),
 )
 def test_a_figure_is_a_png_of_a_screen_in_its_own_colours(written, name, colours):
@@ -159,7 +162,7 @@ def test_the_metrics_are_those_of_the_probabilities(run, written):
         key: before[key] for key in ("log_loss", "expected_calibration_error")
     }
     assert metrics["class_counts"] == dict.fromkeys(run["dataset"].class_names, 10)
-    assert metrics["suspects"] == 14
+    assert metrics["label_issues"] == 14
     assert metrics["checkpoint"] == "xception_fin_02_0.650.h5"
     assert metrics["run"]["seed"] == 69420
     assert metrics["versions"]["keras"] == keras.__version__
@@ -172,8 +175,9 @@ def test_the_model_card_says_what_a_reader_asks(run, written):
     assert f"{metrics['accuracy']:.3f} ({low:.3f} to {high:.3f}), n = {metrics['n']}" in run_info
     assert "Wilson" in run_info
     share, low, high = (f"{100 * value:.1f} %" for value in (metrics["accuracy"], low, high))
-    assert f"On 50 images that it was not trained on it is right in **{share} ({low} to" in run_info
-    assert f"is off by {metrics['expected_calibration_error']:.3f} on average" in run_info
+    assert f"Its validation accuracy is **{share} ({low} to" in run_info
+    assert "** on 50 images, with an expected calibration error of " in run_info
+    assert f"error of {metrics['expected_calibration_error']:.3f}." in run_info
 
     def cell(row, key):
         return (
@@ -187,29 +191,31 @@ def test_the_model_card_says_what_a_reader_asks(run, written):
     assert f"- macro F1 {cell(metrics, 'macro_f1')}, the interval by bootstrap" in run_info
     assert f"- log loss {metrics['log_loss']:.3f} nats; {before['log_loss']:.3f} before" in run_info
     assert f"calibration error {metrics['expected_calibration_error']:.3f} (15 bins)" in run_info
-    assert f"; {before['expected_calibration_error']:.3f} before the temperature" in run_info
+    assert f"; {before['expected_calibration_error']:.3f} before calibration by" in run_info
     by_chance = metrics["expected_calibration_error_by_chance"]
-    assert f"stays under {by_chance:.3f}, 19 times out of 20" in run_info
+    assert f"stays below {by_chance:.3f} in 19 of 20 cases" in run_info
     for text in (
         "    python train.py --epochs 3",
         "- seed: 69420",
         "- starting weights: ImageNet",
         "- time: 10.0 minutes",
-        "- git: abc123",
+        "- report written again by: python -m training.evaluation a.h5 again/",
+        "- excluded images: after training",
         "| learning_rate | 0.01 |",
-        "train 40, selection 0, validation 10",
-        "- two near duplicates left out",
-        "The best of its epochs on the validation images. Where an image",
+        "Split: train 40, validation 10.",
+        "The best epoch was picked on the validation images.",
+        "The temperature was fitted on them, too.",
+        "also picked the epoch and calibrated the model, so the numbers are slightly better",
         f"tensorflow {metrics['versions']['tensorflow']}",
-        "temperature T = 1.500, which is inside the model's last layer",
-        f"Of the {len(run['dataset'].images)}, a cross-validated model suspects 14.",
-        "and nothing else",
+        "temperature T = 1.500, which is part of the last layer's weights",
+        f"A cross-validated model doubts 14 of {len(run['dataset'].images)} labels.",
+        "Any other image gets one of them, too",
     ):
         assert text in run_info
 
 
 def card_of(folder, run, **changed):
-    write_report(folder, **run | changed)
+    write_report(folder, EvaluationRun(**run | changed))
     return (folder / CARD).read_text()
 
 
@@ -219,7 +225,7 @@ def test_the_model_card_says_of_which_class_least_is_known(faultless, tmp_path, 
     assert faultless["images"][25].startswith("rose/")
     run_info = card_of(tmp_path, faultless, probabilities=half_right)
     low, high = wilson(5, 10)
-    assert f"- Least is known of rose: 10 images, recall {low:.2f} to {high:.2f}." in run_info
+    assert f"- Least is known about rose: 10 images, recall {low:.2f} to {high:.2f}." in run_info
 
 
 @pytest.mark.parametrize(("error", "said"), [(0.031, "**above**"), (0.029, "within")])
@@ -229,14 +235,17 @@ def test_the_model_card_says_whether_confidence_is_as_right_as_asked_for(
     right = np.eye(5)[faultless["dataset"].labels(faultless["images"])]
     probabilities = right * (1 - error * 5 / 4) + error / 4
     run_info = card_of(tmp_path, faultless, probabilities=probabilities, uncalibrated=probabilities)
-    assert f"expected calibration error {error:.3f} (15 bins), {said} the 0.03" in run_info
+    assert (
+        f"expected calibration error {error:.3f} (15 bins), {said} the project's target of 0.03"
+        in run_info
+    )
 
 
 def test_the_model_card_counts_what_is_reported_on(run, tmp_path, only_text):
     some = slice(8, 25)  # of the images, which are ten of each class
     chosen = {key: run[key][some] for key in ("images", "probabilities", "uncalibrated")}
     lines = card_of(tmp_path, run, **chosen).splitlines()
-    head = lines.index("| class | images | reported on |")
+    head = lines.index("| class | images | validation images |")
     assert lines[head + 2 : head + 8] == [
         "| daisy | 10 | 2 |",
         "| dandelion | 10 | 10 |",
@@ -251,7 +260,7 @@ def test_the_model_card_counts_what_is_reported_on(run, tmp_path, only_text):
     ("seconds", "said"), [(89.4, "89 seconds"), (90, "1.5 minutes"), (None, None)]
 )
 def test_the_model_card_says_how_long_it_took(run, tmp_path, only_text, seconds, said):
-    run_info = card_of(tmp_path, run, run_info={"seconds": seconds})
+    run_info = card_of(tmp_path, run, info=RunInfo(seconds=seconds))
     assert f"- time: {said}" in run_info if said else "- time" not in run_info
 
 
@@ -266,10 +275,10 @@ def test_the_model_card_tells_what_was_excluded_from_what_is_broken(run, drawn, 
         "probabilities": run["probabilities"][:-3],
         "uncalibrated": run["uncalibrated"][:-3],
     }
-    write_report(tmp_path / "report", **shown)
+    write_report(tmp_path / "report", EvaluationRun(**shown))
     run_info = (tmp_path / "report" / CARD).read_text()
     assert "; 1 unusable files skipped, 3 excluded by" in run_info
-    assert "- What was excluded is in none of these numbers" in run_info
+    assert "- Excluded images are in none of these numbers" in run_info
 
 
 def test_the_model_card_shows_each_figure_that_is_there(written):
@@ -323,7 +332,9 @@ def given(run, monkeypatch, tmp_path):
         SimpleNamespace(image=p, label="rose", suggested="tulip", confidence=0.5 + 0.03 * i)
         for i, p in enumerate(run["dataset"].images[:14])
     ]
-    calls["metrics"] = write_report(tmp_path / "report", **run | {"suspects": label_issues})
+    calls["metrics"] = write_report(
+        tmp_path / "report", EvaluationRun(**run | {"label_issues": label_issues})
+    )
     calls["drawn"] = {path.name: path.read_text() for path in tmp_path.glob("report/*.png")}
     return calls
 
@@ -347,7 +358,7 @@ def verdict(run, index):
     said = f"{answer} {100 * scores.max():.0f} %"
     if answer == truth:
         return ((said, figures.GREEN),)
-    return ((said, figures.RED), (f"truth: {truth}", figures.INK))
+    return ((said, figures.RED), (f"true class: {truth}", figures.INK))
 
 
 def test_each_figure_is_of_what_its_name_says(run, given):
@@ -369,8 +380,8 @@ def test_each_figure_is_of_what_its_name_says(run, given):
         "reliability.png": "reliability",
         CURVES: "learning_curves",
         "mistakes.png": "The most confident mistakes",
-        "gradcam.png": "What speaks for the answer, red the most",
-        "suspects.png": "Labels that are probably wrong",
+        "gradcam.png": "Where the predicted class is seen",
+        "label_issues.png": "Labels that are probably wrong",
     }
 
 
@@ -387,7 +398,7 @@ def test_the_most_confident_mistakes_are_shown_with_answer_and_truth(run, given)
 
 def test_grad_cam_is_asked_about_the_answer_and_shown_on_its_image(run, given):
     model, inputs, classes = given["grad_cam"]
-    _, tiles = given["What speaks for the answer, red the most"]
+    _, tiles = given["Where the predicted class is seen"]
     chosen = [position(run, tile.image) for tile in tiles]
     assert model is run["model"]
     for index, pixels in zip(chosen, inputs, strict=True):
@@ -399,7 +410,7 @@ def test_grad_cam_is_asked_about_the_answer_and_shown_on_its_image(run, given):
 
 
 def test_grad_cam_explains_a_typical_right_answer_of_each_class_then_mistakes(run, given):
-    _, tiles = given["What speaks for the answer, red the most"]
+    _, tiles = given["Where the predicted class is seen"]
     chosen = [position(run, tile.image) for tile in tiles]
     truth, confidence = run["dataset"].labels(run["images"]), run["probabilities"].max(axis=1)
     right = run["probabilities"].argmax(axis=1) == truth
@@ -421,7 +432,7 @@ def test_the_surest_suspects_are_shown_with_what_they_look_like(run, given):
 
 def test_curves_that_an_earlier_report_has_drawn_are_taken_over(run, given, tmp_path):
     (tmp_path / "curves.png").write_bytes(b"drawn before")
-    write_report(tmp_path / "again", **run | {"curves": tmp_path / "curves.png"})
+    write_report(tmp_path / "again", EvaluationRun(**run | {"curves": tmp_path / "curves.png"}))
     assert (tmp_path / "again" / CURVES).read_bytes() == b"drawn before"
     assert f"]({CURVES})" in (tmp_path / "again" / CARD).read_text()
 
@@ -429,8 +440,8 @@ def test_curves_that_an_earlier_report_has_drawn_are_taken_over(run, given, tmp_
 def test_without_mistakes_history_suspects_or_card(faultless, tmp_path):
     folder = tmp_path / "report"
     history = tmp_path / "history.csv"
-    bare = faultless | {"history": history, "suspects": [], "card": {}}
-    metrics = write_report(folder, **bare)
+    bare = faultless | {"history": history, "label_issues": [], "info": RunInfo()}
+    metrics = write_report(folder, EvaluationRun(**bare))
     assert metrics["accuracy"] == 1
     assert metrics["accuracy_interval"][0] < 1
     assert {path.name for path in folder.glob("*.png")} == set(ALWAYS)
@@ -441,7 +452,7 @@ def test_without_mistakes_history_suspects_or_card(faultless, tmp_path):
 
 def test_a_report_that_fails_leaves_the_old_one_whole(run, tmp_path, only_text, monkeypatch):
     folder = tmp_path / "report"
-    write_report(folder, **run)
+    write_report(folder, EvaluationRun(**run))
     before = {path.name: path.read_bytes() for path in folder.iterdir()}
 
     def fail(*_):
@@ -449,7 +460,7 @@ def test_a_report_that_fails_leaves_the_old_one_whole(run, tmp_path, only_text, 
 
     monkeypatch.setattr(training.evaluation.report, "model_card", fail)
     with pytest.raises(OSError, match="no space left"):
-        write_report(folder, **run | {"card": {"seed": 1}})
+        write_report(folder, EvaluationRun(**run | {"info": RunInfo(seed=1)}))
     assert {path.name: path.read_bytes() for path in folder.iterdir()} == before
     assert [path.name for path in tmp_path.iterdir()] == ["report"]
 
@@ -457,12 +468,12 @@ def test_a_report_that_fails_leaves_the_old_one_whole(run, tmp_path, only_text, 
 def test_a_new_report_replaces_its_own_files_and_keeps_those_of_others(run, tmp_path, only_text):
     folder = tmp_path / "report"
     folder.mkdir()
-    (folder / "suspects.png").write_text("old")
+    (folder / "label_issues.png").write_text("old")
     (folder / "probable_wrong_labels.txt").write_text("rose/1.jpg")
     (folder / "more").mkdir()
     (folder / "more" / "notes.txt").write_text("mine")
-    write_report(folder, **run)
-    assert not (folder / "suspects.png").exists()
+    write_report(folder, EvaluationRun(**run))
+    assert not (folder / "label_issues.png").exists()
     assert (folder / "probable_wrong_labels.txt").read_text() == "rose/1.jpg"
     assert (folder / "more" / "notes.txt").read_text() == "mine"
     assert (folder / CARD).exists()
@@ -472,7 +483,7 @@ def test_what_a_killed_run_left_is_put_right(run, tmp_path, only_text):
     (tmp_path / ".report.report_old").mkdir()
     (tmp_path / ".report.report_old" / "notes.txt").write_text("mine")
     (tmp_path / ".another.report_new").mkdir()
-    write_report(tmp_path / "report", **run)
+    write_report(tmp_path / "report", EvaluationRun(**run))
     assert [path.name for path in tmp_path.iterdir()] == ["report"]
     assert (tmp_path / "report" / "notes.txt").read_text() == "mine"
 
@@ -480,10 +491,10 @@ def test_what_a_killed_run_left_is_put_right(run, tmp_path, only_text):
 def test_a_backend_without_gradients_has_no_grad_cam_and_says_so(run, tmp_path, monkeypatch):
     monkeypatch.setattr(training.evaluation.report, "is_possible", lambda: False)
     monkeypatch.setattr(keras.backend, "backend", lambda: "torch")
-    write_report(tmp_path / "report", **run)
+    write_report(tmp_path / "report", EvaluationRun(**run))
     assert not (tmp_path / "report" / "gradcam.png").exists()
     run_info = (tmp_path / "report" / CARD).read_text()
-    assert "Grad-CAM is left out: not made on Keras' torch backend." in run_info
+    assert "no Grad-CAM figure: Keras' torch backend is not supported." in run_info
     assert "gradcam.png" not in run_info
 
 
@@ -499,8 +510,7 @@ def test_any_number_of_classes_with_any_names(classes, tmp_path, recwarn):
     images = tuple(f"{name}/{number}.png" for name in names for number in range(2))
     rng = np.random.default_rng(0)
     probabilities = rng.dirichlet(np.ones(classes), len(images)).astype("float32")
-    metrics = write_report(
-        tmp_path / "report",
+    run = EvaluationRun(
         checkpoint=tmp_path / "mine.h5",
         model=tiny_model(classes),
         dataset=Dataset(tmp_path / "data", names, images, ()),
@@ -509,9 +519,8 @@ def test_any_number_of_classes_with_any_names(classes, tmp_path, recwarn):
         uncalibrated=probabilities,
         temperature=1.0,
         history=tmp_path / "none.csv",
-        run_info={},
-        label_issues=[],
     )
+    metrics = write_report(tmp_path / "report", run)
     assert list(metrics["per_class"]) == list(names)
     for name in ALWAYS:
         assert (tmp_path / "report" / name).stat().st_size <= MAX_BYTES

@@ -49,7 +49,7 @@ def checkpoint(tmp_path, drawn):
 def test_it_is_smaller_and_plain_keras_opens_it(checkpoint, drawn, tmp_path, capsys):
     small = tmp_path / "small" / checkpoint.name
     assert shrink.main([str(checkpoint), str(small.parent), "--data", str(drawn)]) == 0
-    assert "0 of 10 validation images change their label" in capsys.readouterr().out
+    assert "Predicted class changed: 0 of 10 images" in capsys.readouterr().out
     assert small.stat().st_size < 0.4 * checkpoint.stat().st_size
     assert read_metadata(small) == METADATA
     assert Split.read(split_record(small)) == Split.read(split_record(checkpoint))
@@ -86,7 +86,7 @@ def test_labels_are_compared_on_the_images_set_apart(checkpoint, drawn, tmp_path
 def test_a_changed_label_is_refused(checkpoint, drawn, tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(shrink, "rounded", lambda values: values * -1)
     assert shrink.main([str(checkpoint), str(tmp_path / "small"), "--data", str(drawn)]) == 1
-    assert "Expected no label to change" in capsys.readouterr().err
+    assert "Expected no predicted class to change" in capsys.readouterr().err
     assert not list((tmp_path / "small").iterdir())
 
 

@@ -1,0 +1,221 @@
+"""Compares a .tflite file with its checkpoint, on the runtime that will serve it."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from importlib.metadata import version
+from pathlib import Path
+
+import numpy as np
+
+from serving.classifier import read_labels
+from serving.errors import ModelError
+from serving.preprocess import resize, scale
+from serving.runtimes import RUNTIMES, find_runtime
+from training.backend import keras
+from training.checkpoint import load_checkpoint, split_record
+from training.dataset.scan import Dataset, class_of, scan
+from training.dataset.split import Split
+from training.errors import DataError
+from training.evaluation.metrics import percent, wilson, with_interval
+from training.export.tflite import ImageLoader
+from training.export.tflite_process import TFLiteProcess, predict_once
+from training.images import ImageSource, read_pixels
+from training.inference import compile_inference
+from training.prefetch import prefetch, progress
+from training.sample import LABELS, draw
+
+COMPARISON_IMAGES = 50
+# int8 takes the range of every activation from half of these; see `drop_outliers`.
+CALIBRATION_IMAGES = 100
+# By how much a file of any kind may be worse on all images.
+MAX_ACCURACY_DROP = 0.005  # 0 to 1
+MIN_AGREEMENT = 0.98  # top-1 agreement with the checkpoint, 0 to 1
+BATCH_SIZE = 32
+
+
+@dataclass(frozen=True)
+class Tolerance:
+    """How far a kind of .tflite file may be from Keras.
+
+    Attributes:
+        difference: largest difference of any score, 0 to 1.
+        agreement: smallest top-1 agreement, 0 to 1.
+    """
+
+    difference: float
+    agreement: float
+
+
+# They detect defects, with room for chance among `COMPARISON_IMAGES`; --evaluate measures.
+TOLERANCES = {
+    "none": Tolerance(0.001, 1.0),
+    "float16": Tolerance(0.02, 0.98),
+    "dynamic": Tolerance(0.25, 0.96),
+    "int8": Tolerance(0.3, 0.96),
+}
+
+
+def choose_images(
+    checkpoint: Path, data: Path, size: tuple[int, int]
+) -> tuple[list[ImageLoader], list[ImageLoader]]:
+    """Return (images to calibrate on, images to compare on), evenly over the classes.
+
+    Training images calibrate, evaluated images are compared. Without a data set in `data` there
+    are none to calibrate on, and drawn ones are compared.
+    """
+    try:
+        images = scan(data).images
+    except DataError:
+        print(f"  {data} holds no data set: comparing on drawn images.", flush=True)
+        return [], drawn_images(size)
+    train = evaluated = images
+    if split_record(checkpoint).exists():
+        split = Split.read(split_record(checkpoint))
+        present = set(images)
+        train = [image for image in split.train if image in present] or images
+        evaluated = [image for image in split.evaluated if image in present] or images
+
+    def loaders(chosen: Sequence[str], count: int) -> list[ImageLoader]:
+        chosen = take_evenly(chosen, count)
+        return [lambda path=data / image: read_pixels(path, size) for image in chosen]
+
+    return loaders(train, CALIBRATION_IMAGES), loaders(evaluated, COMPARISON_IMAGES)
+
+
+def take_evenly(images: Sequence[str], count: int) -> list[str]:
+    """Return up to `count` of `images`, which are sorted by class, evenly over the classes."""
+    step = max(len(images) / count, 1)
+    return [images[int(i * step)] for i in range(min(count, len(images)))]
+
+
+def drawn_images(size: tuple[int, int]) -> list[ImageLoader]:
+    """Return loaders of ten drawn images a class, the same ones every time."""
+    rng = np.random.default_rng(0)
+    drawn = [draw(label, rng) for label in LABELS for _ in range(COMPARISON_IMAGES // len(LABELS))]
+    return [lambda image=image: resize(image, size) for image in drawn]
+
+
+def compare(
+    model: keras.Model,
+    path: Path,
+    images: Sequence[ImageLoader],
+    quantize: str,
+    runtime: str | None,
+) -> None:
+    """Print how far the .tflite file at `path` is from `model` on `images`.
+
+    Raises:
+        ModelError: further than `TOLERANCES` allows, or the runtime cannot load it.
+    """
+    print(f"Compare: with Keras, on {len(images)} images.", flush=True)
+    inputs = np.stack([scale(load()) for load in images])
+    received = predict(path, inputs, quantize, runtime)
+    expected = model.predict(inputs, batch_size=16, verbose=0)
+    difference = float(np.abs(expected - received).max())
+    agreement = float((expected.argmax(axis=1) == received.argmax(axis=1)).mean())
+    allowed = TOLERANCES[quantize]
+    print(
+        f"  largest difference of a score: {difference:.6f} (allowed: {allowed.difference})\n"
+        f"  top-1 agreement: {agreement:.0%} (expected: {allowed.agreement:.0%} or more)"
+    )
+    if not difference <= allowed.difference or agreement < allowed.agreement:
+        raise ModelError(
+            f"Expected scores within {allowed.difference} of Keras' and a top-1 agreement of "
+            f"{allowed.agreement:.0%}. Received: {difference:.6f} and {agreement:.0%}. "
+            "Nothing was written; try another --quantize."
+        )
+
+
+def predict(path: Path, inputs: np.ndarray, quantize: str, runtime: str | None) -> np.ndarray:
+    """Return the predictions of the serving runtime, float32 (n, classes).
+
+    Raises:
+        ModelError: it cannot load this kind; the sentence says which runtime can.
+    """
+    try:
+        return predict_once(path, inputs, runtime)
+    except ModelError as error:
+        tried = runtime or find_runtime()[0]
+        able = [name for name in RUNTIMES if name != tried and can_load(path, inputs, name)]
+        if not able:
+            raise
+        raise ModelError(
+            f"Expected a kind that {tried} {version(tried)} can load. Received: --quantize "
+            f"{quantize}, which needs {' or '.join(able)}: add --runtime {able[0]}, "
+            f"and build the container image with --build-arg RUNTIME={able[0]}."
+        ) from error
+
+
+def can_load(path: Path, inputs: np.ndarray, runtime: str) -> bool:
+    """Return whether `runtime` is installed and runs the model at `path`."""
+    try:
+        predict_once(path, inputs[:1], runtime)
+    except ModelError:
+        return False
+    return True
+
+
+def evaluate(checkpoint: Path, data: Path, runtime: str | None) -> None:
+    """Print the accuracy of the `.tflite` file of `checkpoint` on `data`, beside the checkpoint's.
+
+    Raises:
+        ModelError: one of the two cannot be read, or the file is worse than
+            `MAX_ACCURACY_DROP` and `MIN_AGREEMENT` allow.
+        DataError: `data` has no images of the model's classes.
+    """
+    path, runtime = checkpoint.with_suffix(".tflite"), find_runtime(runtime)[0]
+    labels = read_labels(path)
+    model, _ = load_checkpoint(checkpoint)
+    dataset = scan(data)
+    if not set(dataset.class_names) <= set(labels):
+        raise DataError(
+            f"Expected images of {', '.join(labels)}. Received: {', '.join(dataset.class_names)} "
+            f"in {data}. Name the folder that the model was trained on with --data."
+        )
+    print(f"Evaluate: {path} on {runtime} {version(runtime)}, and its checkpoint in float32.")
+    expected, received = top1_predictions(model, path, dataset, runtime)
+    true_classes = np.array([labels.index(class_of(image)) for image in dataset.images])
+    correct, correct_tflite = expected == true_classes, received == true_classes
+    agreeing = expected == received
+    print("  images            checkpoint           .tflite              top-1 agreement")
+    for name, rows in _sets(checkpoint, dataset).items():
+        hits = (correct[rows], correct_tflite[rows], agreeing[rows])
+        cells = [with_interval(h.mean(), wilson(int(h.sum()), len(h))) for h in hits]
+        print(f"  {name:<12}{rows.sum():>6}  {'  '.join(cells)}")
+    _require_close(correct.mean() - correct_tflite.mean(), agreeing.mean())
+
+
+def _sets(checkpoint: Path, dataset: Dataset) -> dict[str, np.ndarray]:
+    """Return which images belong to each set that is reported, bool (images,)."""
+    sets = {"all": np.ones(len(dataset.images), bool)}
+    if split_record(checkpoint).exists():
+        split = Split.read(split_record(checkpoint))
+        evaluated = set(split.evaluated)
+        sets[split.evaluated_name] = np.array([image in evaluated for image in dataset.images])
+    return sets
+
+
+def _require_close(drop: float, agreement: float) -> None:
+    if drop > MAX_ACCURACY_DROP or agreement < MIN_AGREEMENT:
+        raise ModelError(
+            f"Expected an accuracy drop of at most {percent(MAX_ACCURACY_DROP, 1)}, and a top-1 "
+            f"agreement of {percent(MIN_AGREEMENT)} or more. Received: {percent(drop, 1)} "
+            f"and {percent(agreement, 1)}. Convert it again with another --quantize."
+        )
+
+
+def top1_predictions(
+    model: keras.Model, path: Path, dataset: Dataset, runtime: str
+) -> tuple[np.ndarray, np.ndarray]:
+    """Return the predicted classes of `model` and of its .tflite file, each int (images,)."""
+    infer = compile_inference(model, "float32", BATCH_SIZE)
+    samples = [(index, 0) for index in range(len(dataset.images))]
+    batches = [samples[i : i + BATCH_SIZE] for i in range(0, len(samples), BATCH_SIZE)]
+    images = ImageSource(dataset, model.input_shape[1:3])
+    expected, received = [], []
+    with TFLiteProcess(path, runtime) as process, progress(len(samples), "  images") as bar:
+        for batch, inputs in prefetch(batches, images.inputs):
+            expected.append(infer(inputs).argmax(axis=1))
+            received.append(process.predict(inputs).argmax(axis=1))
+            bar.update(len(batch))
+    return np.concatenate(expected), np.concatenate(received)
