@@ -1,13 +1,14 @@
-# The Lambda image: the packages of one runtime, one model, serving/ and lambda_function.py.
+# The container image for Lambda: one runtime's packages, one model, serving/, lambda_function.py.
 #
 #   docker build -t flowers .                                      Python 3.11, tflite-runtime
 #   docker build -t flowers --build-arg RUNTIME=ai-edge-litert .   Python 3.13, ai-edge-litert
 #   docker build -t flowers --build-arg RUNTIME=openvino .         Python 3.13, OpenVINO
-#   docker build -t flowers --build-arg MODELS=models/demo .       the best model of another folder
+#   docker build -t flowers --build-arg MODELS=models/demo .       the best model in another folder
 #
-# To push it to AWS add --provenance=false --platform linux/amd64: Lambda takes one architecture.
+# To push it to AWS, add --provenance=false --platform linux/amd64: Lambda accepts no multi-platform
+# images.
 
-# A stage below, and the Pipfile category that is installed.
+# Names both a stage below and a Pipfile category.
 ARG RUNTIME=tflite-runtime
 
 FROM public.ecr.aws/lambda/python:3.11 AS tflite-runtime
@@ -19,13 +20,12 @@ ARG RUNTIME
 WORKDIR /build
 
 COPY Pipfile Pipfile.lock ./
-# pipenv only reads the lock here; its version is the lock's own.
+# pipenv only reads the lock here, which also pins pipenv's version.
 RUN version=$(python3 -c "import json; print(json.load(open('Pipfile.lock'))['develop']['pipenv']['version'])") \
     && python3 -m pip install --no-cache-dir --root-user-action=ignore \
         --target /opt/pipenv "pipenv$version"
-# The lock has all that is needed: pip need not look for more. Packages' own tests and type stubs
-# stay out, and what NumPy has for building others. Byte code is never checked against its source:
-# a read-only file system stays untouched.
+# The lock lists all dependencies, hence --no-deps. Tests, type stubs and NumPy's build tools are
+# removed. Byte code is never checked against its source, because Lambda's file system is read-only.
 RUN PYTHONPATH=/opt/pipenv python3 -m pipenv requirements \
         --categories "$RUNTIME" --hash --exclude-index > requirements.txt \
     && python3 -m pip install --no-cache-dir --root-user-action=ignore --no-compile \
@@ -34,7 +34,7 @@ RUN PYTHONPATH=/opt/pipenv python3 -m pipenv requirements \
     && find packages -name "*.pyi" -delete \
     && rm -rf packages/numpy/f2py packages/numpy/distutils \
     && python3 -m compileall -q --invalidation-mode unchecked-hash packages
-# Nearly half of OpenVINO is for other processors and other kinds of model files.
+# Nearly half of OpenVINO supports other processors and other model formats.
 RUN cd packages && rm -rf openvino/tools openvino/include openvino/libs/cache.json \
         openvino/libs/*_gpu_* openvino/libs/*_npu_* openvino/libs/*_onnx_* \
         openvino/libs/*_pytorch_* openvino/libs/*_paddle_* openvino/libs/*_gguf_* \
@@ -44,13 +44,13 @@ COPY lambda_function.py code/
 COPY serving code/serving
 RUN python3 -m compileall -q --invalidation-mode unchecked-hash code
 
-# The pattern may match nothing, and COPY wants something: so that the sentence below is reached.
+# COPY fails if nothing matches, so Pipfile comes along: best_model then says what to do.
 ARG MODELS=models
 COPY Pipfile ${MODELS}/*.tflite found/${MODELS}/
-# Lambda's user is nobody in particular, so everybody may read.
+# Lambda runs the image as an unknown user, so all users may read.
 RUN cd found && mkdir ../models && PYTHONPATH=../code python3 -c "import shutil, sys; \
         sys.excepthook = lambda kind, error, _: print(f'{kind.__name__}: {error}', file=sys.stderr); \
-        from serving.models import best_model; \
+        from serving.model_files import best_model; \
         shutil.copy(best_model('${MODELS}', '.tflite'), '../models')" \
     && chmod -R a+rX ../code ../models
 
@@ -58,7 +58,7 @@ FROM ${RUNTIME}
 COPY --from=build /build/packages ${LAMBDA_TASK_ROOT}/
 COPY --from=build /build/models ${LAMBDA_TASK_ROOT}/models/
 COPY --from=build /build/code ${LAMBDA_TASK_ROOT}/
-# A model that this runtime cannot run fails here, not at the first request.
+# A model that this runtime cannot run fails the build, not the first request.
 RUN python3 -c "import base64, io, sys; \
         sys.excepthook = lambda kind, error, _: print(f'{kind.__name__}: {error}', file=sys.stderr); \
         from PIL import Image; from lambda_function import lambda_handler; \

@@ -1,10 +1,11 @@
-"""Ask the running container about an image, and say whether it was right.
+"""Send an image to the running container and check the predicted class.
 
-python docker_test.py                                    # a rose from Wikimedia; expects "rose"
-python docker_test.py --file tulip.jpg --expect tulip    # a file, sent along
-python docker_test.py --url https://example.com/a.jpg    # any label will do
+    python docker_test.py                                    # Wikimedia's rose; expects "rose"
+    python docker_test.py --file tulip.jpg --expect tulip    # send a file
+    python docker_test.py --url https://example.com/a.jpg    # accept any label
 
-Exit code 0: it answered scores, and the expected label first. 1: anything else, with one sentence.
+The exit code is 0 if the expected label has the highest score. Otherwise it is 1, and one sentence
+says why.
 """
 
 import argparse
@@ -17,6 +18,7 @@ import time
 import urllib.error
 import urllib.request
 from pathlib import Path
+from typing import TypeGuard
 
 ENDPOINT = "http://localhost:8080/2015-03-31/functions/function/invocations"
 IMAGE = "https://upload.wikimedia.org/wikipedia/commons/5/51/Small_Red_Rose.JPG"
@@ -26,24 +28,24 @@ WAIT = 30.0  # seconds for the container to come up
 RETRY = 0.2  # seconds between two tries
 ANSWER_TIMEOUT = 60.0  # seconds for one answer
 MAX_PAYLOAD = 6 * 1024 * 1024  # bytes; Lambda takes no larger event
-# A proxy of the environment is not meant for a container on this machine.
+# Containers on this machine are not behind the proxy that the environment may name.
 OPENER = urllib.request.build_opener(urllib.request.ProxyHandler({}))
 
 
 class CheckError(Exception):
-    """The service is not there or not right; `str(error)` is one sentence for the user."""
+    """The service does not answer as expected; `str(error)` is one sentence."""
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Ask, print the scores and return the exit code."""
+    """Send the image, print its scores and return the exit code."""
     options = parse_arguments(arguments)
     image = str(options.file or options.url or IMAGE)
     expected = options.expect or (IMAGE_LABEL if image == IMAGE else None)
     try:
         event = file_event(options.file) if options.file else {"url": image}
-        scores = parse_scores(ask(options.endpoint, event, options.wait))
-        show(image, scores)
-        check(scores, expected)
+        scores = parse_scores(invoke(options.endpoint, event, options.wait))
+        print_scores(image, scores)
+        check_label(scores, expected)
     except CheckError as error:
         print(f"docker_test.py: {error}", file=sys.stderr)
         return 1
@@ -51,13 +53,13 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 def file_event(path: Path) -> dict[str, str]:
-    """Return the event that carries the file at `path`.
+    """Return the event that contains the file at `path`.
 
     Raises:
-        CheckError: it cannot be read, or is more than Lambda takes.
+        CheckError: it cannot be read, or exceeds Lambda's payload limit.
     """
     try:
-        # One byte more than could ever fit, so that a huge file is not read to its end.
+        # One byte more than could fit, so a huge file is not read completely.
         with path.open("rb") as file:
             data = file.read(MAX_PAYLOAD + 1)
     except OSError as error:
@@ -75,11 +77,11 @@ def file_event(path: Path) -> dict[str, str]:
     return event
 
 
-def ask(endpoint: str, event: dict[str, str], wait: float) -> bytes:
-    """Return the body of the answer to `event`, once there is a service at `endpoint`.
+def invoke(endpoint: str, event: dict[str, str], wait: float) -> bytes:
+    """Return the response body for `event` once a service listens.
 
     Raises:
-        CheckError: there is none after `wait` seconds, or it does not answer in time.
+        CheckError: none listens after `wait` seconds, or it does not answer in time.
     """
     deadline = time.monotonic() + wait
     tries = 0
@@ -87,18 +89,18 @@ def ask(endpoint: str, event: dict[str, str], wait: float) -> bytes:
         try:
             return post(endpoint, event)
         except (ConnectionError, http.client.BadStatusLine, http.client.IncompleteRead) as error:
-            # Refused, or taken by Docker before anything listens behind it, then dropped.
+            # Refused, or accepted by Docker and dropped because the service is not up yet.
             reason = error
         except (OSError, ValueError, http.client.HTTPException) as error:
             raise CheckError(
-                f"Expected an answer of {endpoint}. Received: {sentence_part(error)}. "
+                f"Expected an answer from {endpoint}. Received: {sentence_part(error)}. "
                 "Check --endpoint, and the container's log."
             ) from None
         if time.monotonic() >= deadline:
             raise CheckError(
                 f"Expected a service at {endpoint} within {wait:g} seconds. "
                 f"Received: {sentence_part(reason)}. "
-                "Start it with `make run`, or name another --endpoint."
+                "Start it with `make run`, or pass another --endpoint."
             )
         if tries == 0:
             print(f"Waiting for {endpoint} ...", file=sys.stderr, flush=True)
@@ -107,10 +109,10 @@ def ask(endpoint: str, event: dict[str, str], wait: float) -> bytes:
 
 
 def post(endpoint: str, event: dict[str, str]) -> bytes:
-    """Return the body of the answer to `event`, whatever its status.
+    """Return the response body for `event`, whatever its status.
 
     Raises:
-        OSError, ValueError or http.client.HTTPException: there is no whole answer.
+        OSError, ValueError or http.client.HTTPException: the response is missing or incomplete.
     """
     headers = {"Content-Type": "application/json"}
     request = urllib.request.Request(endpoint, json.dumps(event).encode(), headers)
@@ -125,7 +127,7 @@ def post(endpoint: str, event: dict[str, str]) -> bytes:
 
 
 def sentence_part(error: Exception) -> str:
-    """Return what went wrong as it may stand within a sentence."""
+    """Return the reason in `error`, to be used inside a sentence."""
     if isinstance(error, TimeoutError):
         return f"none within {ANSWER_TIMEOUT:g} seconds"
     text = getattr(error, "strerror", None) or str(error) or type(error).__name__
@@ -133,10 +135,10 @@ def sentence_part(error: Exception) -> str:
 
 
 def parse_scores(body: bytes) -> dict[str, float]:
-    """Return the {label: score} that the service answered.
+    """Return the {label: score} in a response body.
 
     Raises:
-        CheckError: it answered an error or something else.
+        CheckError: it is an error or something else.
     """
     text = body.decode(errors="replace")
     try:
@@ -144,7 +146,7 @@ def parse_scores(body: bytes) -> dict[str, float]:
     except ValueError:
         answer = None
     if isinstance(answer, dict):
-        # Our handler's errors, and those of Lambda itself: a crash, no memory, no time.
+        # Errors of our handler, then of Lambda: a crash, no memory left, a timeout.
         error = answer.get("error")
         if isinstance(error, dict) and "message" in error:
             raise CheckError(f"Expected scores. Received: {error.get('type')}: {error['message']}")
@@ -162,7 +164,7 @@ def parse_scores(body: bytes) -> dict[str, float]:
     return answer
 
 
-def is_scores(answer: object) -> bool:
+def is_scores(answer: object) -> TypeGuard[dict[str, float]]:
     """Return whether `answer` is {label: score} with at least one label."""
     return (
         isinstance(answer, dict)
@@ -171,24 +173,24 @@ def is_scores(answer: object) -> bool:
     )
 
 
-def show(image: str, scores: dict[str, float]) -> None:
-    """Print the label of `image` and all `scores`, the highest first."""
+def print_scores(image: str, scores: dict[str, float]) -> None:
+    """Print the label of `image` and all `scores`, highest first."""
     width = max(map(len, scores))
     print(f"{image}: {best_label(scores)}")
     for label, score in sorted(scores.items(), key=lambda item: -item[1]):
         print(f"  {label:{width}} {score:.5f}", flush=True)
 
 
-def check(scores: dict[str, float], expected: str | None) -> None:
-    """Compare the first answer with `expected`; None expects nothing.
+def check_label(scores: dict[str, float], expected: str | None) -> None:
+    """Compare the label with `expected`; None accepts any.
 
     Raises:
-        CheckError: it is another label.
+        CheckError: the label is another one.
     """
     label = best_label(scores)
     if expected in (None, label):
         return
-    known = "" if expected in scores else f", and no such class among {', '.join(scores)}"
+    known = "" if expected in scores else f", and the classes are {', '.join(scores)}"
     raise CheckError(f"Expected the label {expected}. Received: {label}{known}.")
 
 
@@ -198,7 +200,7 @@ def best_label(scores: dict[str, float]) -> str:
 
 
 def http_address(text: str) -> str:
-    """Return `text` if it is an http or https address; argparse reports if it is not."""
+    """Return `text` if it is an http or https URL; for argparse."""
     if not text.lower().startswith(("http://", "https://")):
         raise argparse.ArgumentTypeError(
             f"expected an address that begins with http:// or https://, received: {text}"
@@ -216,18 +218,18 @@ def parse_arguments(arguments: list[str] | None) -> argparse.Namespace:
     image.add_argument(
         "--url", type=http_address, metavar="IMAGE_URL", help="image to fetch [Wikimedia's rose]"
     )
-    image.add_argument("--file", type=Path, metavar="PATH", help="image to send along")
+    image.add_argument("--file", type=Path, metavar="PATH", help="image file to send instead")
     parser.add_argument(
         "--expect",
         metavar="LABEL",
-        help=f"the label that is right [{IMAGE_LABEL} for Wikimedia's rose, else any]",
+        help=f"correct label [{IMAGE_LABEL} for Wikimedia's rose, otherwise any]",
     )
     parser.add_argument(
         "--wait",
         type=float,
         default=WAIT,
         metavar="SECONDS",
-        help="for the container to come up [%(default)g]",
+        help="how long to wait for the container [%(default)g]",
     )
     return parser.parse_args(arguments)
 

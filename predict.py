@@ -1,69 +1,83 @@
-"""Classify images: files, folders of them, or URLs.
+"""Classify images: files, folders or URLs.
 
-python predict.py rose.jpg https://example.com/tulip.jpg
-python predict.py --json holiday/ > scores.jsonl
-python predict.py --model models/xception_fin_05_0.893.h5 rose.jpg
+    python predict.py rose.jpg https://example.com/tulip.jpg
+    python predict.py --json holiday/ > scores.jsonl
+    python predict.py --model models/xception_fin_05_0.893.h5 rose.jpg
 
-URLs are those of public hosts; FETCH_ALLOW=localhost,192.168.0.0/16 in the environment adds some.
+URLs must be of public hosts. FETCH_ALLOW=localhost,192.168.0.0/16 in the environment allows more.
 """
 
 import argparse
 import json
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Protocol
 
 from PIL import Image
 
-from serving.addresses import AllowError
 from serving.classifier import Classifier
-from serving.errors import ImageError, ModelError, ServingError, error_body
+from serving.errors import ImageError, ServingError, error_body
 from serving.fetch import fetch, prepare
 from serving.image import open_image
 from serving.model_files import best_model, thread_count
+from training.cli import make_parser, run_command
 
 MODELS = Path("models")
 
 
 class AnyClassifier(Protocol):
-    """What `.tflite` and `.h5` files have in common once they are loaded."""
+    """What a loaded `.tflite` and a loaded `.h5` file have in common."""
 
     input_size: tuple[int, int]
 
     def classify(self, image: Image.Image) -> dict[str, float]:
-        """Return {label: score} of an upright RGB image."""
+        """Return {label: score} for an upright RGB image."""
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Print the scores of each image; return 0, or 1 if one of them could not be read."""
-    options = parse_arguments(arguments)
-    try:
-        classifier = load_classifier(options.model or best_model(MODELS, ".tflite", ".h5"))
-        if any(map(is_url, options.images)):
-            prepare()
-    except (ModelError, AllowError) as error:
-        print(f"predict.py: {error}", file=sys.stderr)
-        return 1
-    show = show_json if options.json else show_text
+    """Classify images as the command line says and return the exit code."""
+    flags = parse_arguments(arguments)
+    return run_command(
+        lambda: predict(flags.images, flags.model, print_json if flags.json else print_text),
+        "predict.py",
+        paths="read the images and print their scores",
+        advice="Check the paths and their permissions.",
+    )
+
+
+def predict(
+    images: list[str], model: Path | None, print_answer: Callable[[str, dict], None]
+) -> int:
+    """Print the scores of each image and return the exit code.
+
+    It is 1 if an image could not be read.
+
+    Raises:
+        ModelError: there is no model, or it cannot be loaded.
+        AllowError: FETCH_ALLOW is malformed and there are URLs.
+    """
+    classifier = load_classifier(model or best_model(MODELS, ".tflite", ".h5"))
+    if any(map(is_url, images)):
+        prepare()
     exit_code = 0
-    for image in expand(options.images):
+    for image in expand(images):
         try:
-            show(image, classifier.classify(read_image(image, classifier.input_size)))
+            print_answer(image, classifier.classify(read_image(image, classifier.input_size)))
         except ServingError as error:
-            show(image, error_body(error))
+            print_answer(image, error_body(error))
             exit_code = 1
     return exit_code
 
 
 def load_classifier(path: Path) -> AnyClassifier:
-    """Return the classifier in `path`, a `.tflite` or a `.h5` file.
+    """Return the classifier in `path`, a `.tflite` or `.h5` file.
 
     Raises:
-        ModelError: the file is missing or not one of ours.
+        ModelError: the file is missing or was not made by this project.
     """
     if path.suffix == ".h5":
-        # Only here, since importing TensorFlow takes seconds.
+        # Imported only here, because TensorFlow takes seconds.
         from training.checkpoint import CheckpointClassifier
 
         return CheckpointClassifier(path)
@@ -71,7 +85,7 @@ def load_classifier(path: Path) -> AnyClassifier:
 
 
 def expand(images: list[str]) -> Iterator[str]:
-    """Yield `images`, with the files inside in place of each folder."""
+    """Yield `images`, with each folder replaced by its visible files."""
     for image in images:
         folder = Path(image)
         if not is_url(image) and folder.is_dir():
@@ -87,10 +101,12 @@ def is_url(image: str) -> bool:
 
 
 def read_image(image: str, size: tuple[int, int]) -> Image.Image:
-    """Return the upright RGB image at the path or URL `image`, for inputs of `size`.
+    """Return the upright RGB image at a path or URL.
+
+    `size` is the (height, width) that it will be resized to.
 
     Raises:
-        ServingError: it cannot be had, or is no image.
+        ServingError: it cannot be read or fetched, or is not an image.
     """
     try:
         return open_image(fetch(image) if is_url(image) else Path(image), size)
@@ -101,37 +117,37 @@ def read_image(image: str, size: tuple[int, int]) -> Image.Image:
         ) from error
 
 
-def show_text(image: str, answer: dict) -> None:
-    """Print `answer`, best class first, or to standard error why there is none."""
+def print_text(image: str, answer: dict) -> None:
+    """Print scores, best class first, or an error to standard error."""
     if "error" in answer:
         print(f"{image}: {answer['error']['message']}", file=sys.stderr, flush=True)
         return
     width = max(map(len, answer))
-    print(f"{image}: {max(answer, key=answer.get)}")
+    print(f"{image}: {best_label(answer)}")
     for label, score in sorted(answer.items(), key=lambda item: -item[1]):
         print(f"  {label:{width}} {score:.5f}", flush=True)
 
 
-def show_json(image: str, answer: dict) -> None:
-    """Print one line of JSON: image, label and scores, or image and error."""
+def print_json(image: str, answer: dict) -> None:
+    """Print a line of JSON: image, label and scores, or error."""
     if "error" not in answer:
-        answer = {"label": max(answer, key=answer.get), "scores": answer}
+        answer = {"label": best_label(answer), "scores": answer}
     print(json.dumps({"image": image} | answer, ensure_ascii=False), flush=True)
 
 
+def best_label(scores: dict[str, float]) -> str:
+    """Return the label with the highest score."""
+    return max(scores, key=scores.__getitem__)
+
+
 def parse_arguments(arguments: list[str] | None) -> argparse.Namespace:
-    """Return the command line's options."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    """Return the command line's flags."""
+    parser = make_parser(__doc__)
     parser.add_argument("images", nargs="+", metavar="IMAGE_OR_URL", help="file, folder or URL")
     parser.add_argument("--model", type=Path, help=".tflite or .h5 file [the best in models/]")
-    parser.add_argument("--json", action="store_true", help="one JSON object a line")
+    parser.add_argument("--json", action="store_true", help="print one JSON object per line")
     return parser.parse_args(arguments)
 
 
 if __name__ == "__main__":
-    try:
-        sys.exit(main())
-    except KeyboardInterrupt:
-        sys.exit(130)
+    sys.exit(main())

@@ -1,1 +1,1 @@
-"""What goes into the image: from an event to named scores, without TensorFlow."""
+"""The service inside the container image, without TensorFlow."""

@@ -1,23 +1,23 @@
-"""Which network addresses the service goes to, whatever name led there."""
+"""Decides which network addresses the service may connect to."""
 
 import re
 from collections.abc import Iterable
 from dataclasses import dataclass
 from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network, ip_address, ip_network
 
-from serving.errors import AddressError
+from serving.errors import AddressError, UserError
 
 VARIABLE = "FETCH_ALLOW"
 PORTS = (80, 443)
 
-# IPv6 addresses of the Internet are given out of this block only (RFC 4291, section 2.4). What it
-# leaves out: loopback and unspecified, IPv4-compatible and IPv4-mapped (RFC 4291), IPv4-translated
-# (RFC 2765), NAT64 (RFC 6052, RFC 8215), discard-only (RFC 6666), segment routing (RFC 9602),
-# unique local (RFC 4193), link-local, site-local (RFC 3879), multicast, and all that is reserved.
+# IPv6 addresses of the Internet come from this block only (RFC 4291, section 2.4). It excludes
+# loopback and unspecified, IPv4-compatible and IPv4-mapped (RFC 4291), IPv4-translated (RFC 2765),
+# NAT64 (RFC 6052, RFC 8215), discard-only (RFC 6666), segment routing (RFC 9602), unique local
+# (RFC 4193), link-local, site-local (RFC 3879), multicast, and all reserved blocks.
 GLOBAL_UNICAST = ip_network("2000::/3")
 
-# The rest is listed and not left to ipaddress, whose flags differ between versions of Python and
-# let 6to4 and AS112 pass. Sources: IANA's special-purpose address registries for IPv4 and IPv6.
+# Listed here because the flags of ipaddress differ between versions of Python and let 6to4 and
+# AS112 pass. Sources: IANA's special-purpose address registries for IPv4 and IPv6.
 SPECIAL_PURPOSE = tuple(
     ip_network(network)
     for network in (
@@ -25,7 +25,7 @@ SPECIAL_PURPOSE = tuple(
         "10.0.0.0/8",  # private use: RFC 1918
         "100.64.0.0/10",  # behind a carrier's NAT: RFC 6598
         "127.0.0.0/8",  # loopback: RFC 1122
-        "168.63.129.16/32",  # a public address by its number, on Azure the host's own services
+        "168.63.129.16/32",  # looks public; on Azure it is the host's own services
         "169.254.0.0/16",  # link-local, and clouds' metadata: RFC 3927
         "172.16.0.0/12",  # private use: RFC 1918
         "192.0.0.0/24",  # protocol assignments: RFC 6890
@@ -51,30 +51,30 @@ SPECIAL_PURPOSE = tuple(
     )
 )
 
-# The second quarter of an ISATAP interface identifier, before an IPv4 address; the first bit that
-# varies says whether that is unique: RFC 5214, section 6.1. Any prefix may stand before it.
+# The second quarter of an ISATAP interface identifier, before an IPv4 address: RFC 5214, section
+# 6.1. One bit says whether the IPv4 address is unique. Any prefix may precede the identifier.
 ISATAP = (0x0000_5EFE, 0x0200_5EFE)
 
 _LABEL = r"[a-z0-9_]([a-z0-9_-]*[a-z0-9_])?"
-# The last label has a letter, so that no unusual spelling of an IPv4 address passes for a name.
+# The last label needs a letter, so unusual spellings of IPv4 addresses are not host names.
 _HOST = re.compile(rf"({_LABEL}\.)*(?=[0-9_-]*[a-z]){_LABEL}")
 _HEXADECIMAL = re.compile(r"0x[0-9a-f]*")
 
 
-class AllowError(ValueError):
-    """FETCH_ALLOW cannot be read, so nothing is fetched; `str(error)` says what to do."""
+class AllowError(UserError):
+    """FETCH_ALLOW is malformed, so nothing is fetched; `str(error)` says what to do."""
 
 
 @dataclass(frozen=True)
 class Allowed:
-    """What the service may be led to besides public addresses: `hosts` in lower case."""
+    """Hosts (in lower case) and networks allowed besides public addresses."""
 
     hosts: frozenset[str] = frozenset()
     networks: tuple[IPv4Network | IPv6Network, ...] = ()
 
 
 def parse_allowed(text: str) -> Allowed:
-    """Return the host names and networks that `text` lists, separated by commas.
+    """Return the host names and networks listed in `text`, separated by commas.
 
     Raises:
         AllowError: an entry is neither.
@@ -90,11 +90,11 @@ def parse_allowed(text: str) -> Allowed:
 
 
 def check_addresses(host: str, port: int, addresses: Iterable[str], allowed: Allowed) -> None:
-    """Refuse to go to any of `addresses`, all that `host` stands for, if one is off limits.
+    """Refuse `host` unless all of its `addresses` are public or allowed.
 
     Raises:
-        AddressError: one is neither public nor allowed, or `port` is not one of `PORTS` and the
-            host or the address is not allowed.
+        AddressError: one is neither public nor allowed, or `port` is not one of `PORTS` and
+            neither the host nor the address is allowed.
     """
     if _bare(host) in allowed.hosts:
         return
@@ -103,7 +103,7 @@ def check_addresses(host: str, port: int, addresses: Iterable[str], allowed: All
             continue
         if port not in PORTS:
             raise AddressError(
-                "Expected a url at port 80 or 443, as http and https have them. "
+                "Expected a url at port 80 or 443, the ports of http and https. "
                 "Received: another port. Use a host on the public Internet."
             )
         if not is_public(address):
@@ -114,20 +114,20 @@ def check_addresses(host: str, port: int, addresses: Iterable[str], allowed: All
 
 
 def is_public(address: str | IPv4Address | IPv6Address) -> bool:
-    """Return whether `address` is a host's on the public Internet: global, unicast, not special.
+    """Return whether `address` belongs to the public Internet: global, unicast, not special.
 
-    A prefix that a network itself translates to IPv4 with cannot be told from others (RFC 6052,
-    section 3.1): there it has to be the network that lets nobody through.
+    A network may translate a prefix of its own to IPv4 (RFC 6052, section 3.1). Such prefixes
+    look like any other, so that network has to block the service.
 
     Raises:
-        ValueError: it is no IP address.
+        ValueError: it is not an IP address.
     """
     parsed = ip_address(address)
     if parsed.version == 6 and (
         parsed not in GLOBAL_UNICAST or parsed.scope_id or _embedded(parsed) in ISATAP
     ):
         return False
-    # The flags come second: they may know what a later version of the registries added.
+    # The flags, too: they may include later additions to the registries.
     return parsed.is_global and not (
         any(parsed in network for network in SPECIAL_PURPOSE)
         or parsed.is_multicast

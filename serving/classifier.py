@@ -1,4 +1,4 @@
-"""A .tflite file to named scores, on whichever runtime is installed."""
+"""Runs a .tflite model and returns a score for each class."""
 
 import zipfile
 from importlib.metadata import version
@@ -9,14 +9,14 @@ from PIL import Image
 
 from serving.errors import ModelError
 from serving.preprocess import preprocess
-from serving.runtimes import RUNTIMES, _load_openvino, _load_tflite, find_runtime
+from serving.runtimes import RUNTIMES, find_runtime, load_network
 
-LABELS_FILE = "labels.txt"  # the zip entry that TFLite Metadata keeps class names in
+LABELS_FILE = "labels.txt"  # TFLite Metadata's zip entry for class names
 DECIMALS = 5
 
 
 def named_scores(labels: tuple[str, ...], probabilities: np.ndarray) -> dict[str, float]:
-    """Return {label: score} of `probabilities` (classes,), 0 to 1, rounded to five decimals."""
+    """Return {label: score} for `probabilities` (classes,), rounded to five decimals."""
     return {
         label: round(float(score), DECIMALS)
         for label, score in zip(labels, probabilities, strict=True)
@@ -28,22 +28,21 @@ class Classifier:
 
     Attributes:
         labels: class names, in the order of the model's outputs.
-        input_size: (height, width) that the model wants, in pixels.
-        runtime: name of the package that runs it.
+        input_size: (height, width) in pixels.
+        runtime: package that runs the model.
     """
 
     def __init__(self, path: str | Path, threads: int = 1, runtime: str | None = None):
-        """Load `path`, to be run on `threads` threads of `runtime` (default: what is installed).
+        """Load `path` into `runtime` (default: the first one installed), with `threads` threads.
 
         Raises:
-            ModelError: no such file, no model that the runtime can load, or no class names.
+            ModelError: the file is missing, has no class names, or the runtime cannot load it.
         """
         path = Path(path)
         self.runtime, module = find_runtime(runtime)
         self.labels = read_labels(path)
-        load = _load_openvino if self.runtime == "openvino" else _load_tflite
         try:
-            self._network = load(module, path, threads)
+            self._network = load_network(module, path, threads)
         except (RuntimeError, ValueError) as error:
             raise ModelError(self._cannot_load(path, error)) from error
         _, height, width, _ = self._network.input_shape
@@ -65,22 +64,22 @@ class Classifier:
         )
 
     def probabilities(self, inputs: np.ndarray) -> np.ndarray:
-        """Return the model's answer, float32 (classes,), 0 to 1.
+        """Return the probability of each class, float32 (classes,), 0 to 1.
 
-        `inputs` is one image as `preprocess` makes it: float32 (1, height, width, 3), -1 to 1.
+        `inputs` is one image from `preprocess`: float32 (1, height, width, 3), -1 to 1.
         """
         return self._network.run(inputs)
 
     def classify(self, image: Image.Image) -> dict[str, float]:
-        """Return {label: score} of an upright RGB image, scores 0 to 1 with five decimals."""
+        """Return {label: score} for an upright RGB image, with five decimals."""
         return named_scores(self.labels, self.probabilities(preprocess(image, self.input_size)))
 
 
 def read_labels(path: Path) -> tuple[str, ...]:
-    """Return the class names that travel inside the .tflite file at `path`.
+    """Return the class names stored in the .tflite file at `path`.
 
     Raises:
-        ModelError: there is no such file, or it holds no class names.
+        ModelError: the file is missing or has no class names.
     """
     try:
         with zipfile.ZipFile(path) as archive:

@@ -1,4 +1,4 @@
-"""What is asked for: images, by address or by content, and how much of the answer."""
+"""Parses direct invocations into requests."""
 
 import base64
 import binascii
@@ -17,7 +17,7 @@ EXPECTED = (
 
 @dataclass(frozen=True)
 class Source:
-    """An image by its address or by the bytes of its file; just one of them is there."""
+    """An image by its URL or by the bytes of its file."""
 
     url: str | None = None
     image: bytes | None = None
@@ -25,12 +25,12 @@ class Source:
 
 @dataclass(frozen=True)
 class Request:
-    """What is asked for.
+    """Images to classify.
 
     Attributes:
-        sources: one for each image, in order, or what is wrong with it.
-        is_batch: whether a list is to be answered, which one image may be as well.
-        top: only so many of the best classes; None for all, in the order of the classes.
+        sources: of each image, in order, or the error in it.
+        is_batch: whether to return a list, even of one image.
+        top: how many of the best classes to return; None for all, in the order of the model.
     """
 
     sources: tuple[Source | InvalidRequestError, ...]
@@ -39,11 +39,12 @@ class Request:
 
 
 def parse(event: object) -> Request:
-    """Return what `event` asks for.
+    """Return the request in `event`.
 
     Raises:
         InvalidRequestError: it is not a JSON object with exactly one of `url`, `image`, `urls`
-            and `images`, `top` is no number from 1, or the list has none or over `MAX_IMAGES`.
+            and `images`, `top` is not a whole number from 1, or the list is empty or has more
+            than `MAX_IMAGES` entries.
     """
     if not isinstance(event, dict):
         raise InvalidRequestError(f"{EXPECTED} Received: {_kind(event)}.")
@@ -59,10 +60,10 @@ def parse(event: object) -> Request:
 
 
 def parse_top(value: object) -> int | None:
-    """Return how many classes to answer; None stands for all.
+    """Return how many classes to return; None for all.
 
     Raises:
-        InvalidRequestError: `value` is no whole number from 1.
+        InvalidRequestError: `value` is not a whole number from 1.
     """
     if value is None:
         return None
@@ -84,7 +85,7 @@ def _sources(key: str, values: object) -> list[Source | InvalidRequestError]:
     for value in values:
         try:
             found.append(_source(SEVERAL[key], value))
-        except InvalidRequestError as error:  # costs the others nothing
+        except InvalidRequestError as error:  # the others are still classified
             found.append(error)
     return found
 
@@ -97,7 +98,7 @@ def _source(key: str, value: object) -> Source:
 
 
 def _decode(text: str) -> bytes:
-    if text.lstrip().startswith("data:"):  # as browsers read files
+    if text.lstrip().startswith("data:"):  # as FileReader.readAsDataURL in browsers
         text = text.partition(",")[2]
     try:
         return base64.b64decode("".join(text.split()), validate=True)
@@ -106,6 +107,6 @@ def _decode(text: str) -> bytes:
 
 
 def _kind(value: object) -> str:
-    names = {dict: "an object", list: "a list", str: "a string", bool: "a boolean"}
-    names |= {int: "a number", float: "a number", type(None): "null"}
+    names: dict[type, str] = {dict: "an object", list: "a list", str: "a string"}
+    names |= {bool: "a boolean", int: "a number", float: "a number", type(None): "null"}
     return names.get(type(value), "something else")

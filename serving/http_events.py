@@ -1,20 +1,25 @@
-"""HTTP as Lambda sees it: the events of API Gateway, Function URLs and load balancers.
+"""Reads HTTP requests from Lambda events and writes their responses.
 
-API Gateway's REST and HTTP APIs come in payload format 1.0 or 2.0, Function URLs in 2.0, and an
-Application Load Balancer in a form of its own that is close to 1.0.
+API Gateway's REST APIs use payload format 1.0, its HTTP APIs 1.0 or 2.0, Function URLs 2.0.
+Application Load Balancers have a format of their own, close to 1.0.
 """
 
 import base64
 import binascii
 import json
+import os
 from dataclasses import dataclass
 from http import HTTPStatus
+from pathlib import Path
 
 from serving import events
-from serving.errors import InvalidRequestError, UnsupportedTypeError
+from serving.errors import InvalidRequestError, MethodError, NotFoundError, UnsupportedTypeError
 from serving.events import Request, Source
+from serving.service import Result, Service
 
-# `curl -d` says that it sends a form.
+PAGES = ("health", "openapi.json")  # routes to GET; images may be posted to any other
+OPENAPI = Path(__file__).with_name("openapi.json")
+# `curl -d` sends application/x-www-form-urlencoded.
 JSON_TYPES = ("", "application/json", "text/plain", "application/x-www-form-urlencoded")
 IMAGE_TYPES = ("application/octet-stream", "binary/octet-stream")  # and image/*
 
@@ -24,14 +29,14 @@ class HttpRequest:
     """An HTTP request.
 
     Attributes:
-        payload_format: "1.0", "2.0" or "alb", in which the answer has to be, too.
+        payload_format: "1.0", "2.0" or "alb"; the response needs the same.
         method: in upper case.
-        path: without the query; behind a stage or a prefix of the gateway's.
+        path: without the query; may begin with a stage or a prefix of the gateway.
         query: {name: value}, the last value of each.
         headers: {name in lower case: value}.
-        body: as the gateway gives it.
-        is_base64: whether `body` is bytes in base64, and else text.
-        multi_value: whether the load balancer wants lists of header values.
+        body: text, or base64 if `is_base64`.
+        is_base64: whether the gateway encoded the body.
+        multi_value: whether the load balancer expects lists of header values.
     """
 
     payload_format: str
@@ -45,12 +50,17 @@ class HttpRequest:
 
     @property
     def route(self) -> str:
-        """The last part of the path, such as "health"; "" at the root."""
+        """The last part of the path; "" at the root."""
         return self.path.rstrip("/").rpartition("/")[2]
+
+    @property
+    def allowed_method(self) -> str:
+        """The method to use at this path."""
+        return "GET" if self.route in PAGES else "POST"
 
 
 def read_event(event: object) -> HttpRequest | None:
-    """Return the HTTP request in `event`, None where it is a direct invocation."""
+    """Return the HTTP request in `event`, or None for a direct invocation."""
     if not isinstance(event, dict) or not isinstance(event.get("requestContext"), dict):
         return None
     context = event["requestContext"]
@@ -60,13 +70,13 @@ def read_event(event: object) -> HttpRequest | None:
     else:
         payload_format = "alb" if "elb" in context else "1.0"
         method, path = event.get("httpMethod"), event.get("path")
-    headers = _table(event.get("headers")) | _table(event.get("multiValueHeaders"))
+    headers = _strings(event.get("headers")) | _strings(event.get("multiValueHeaders"))
     return HttpRequest(
         payload_format=payload_format,
         method=_text(method).upper(),
         path=_text(path),
-        query=_table(event.get("queryStringParameters"))
-        | _table(event.get("multiValueQueryStringParameters")),
+        query=_strings(event.get("queryStringParameters"))
+        | _strings(event.get("multiValueQueryStringParameters")),
         headers={name.lower(): value for name, value in headers.items()},
         body=_text(event.get("body")),
         is_base64=event.get("isBase64Encoded") is True,
@@ -74,11 +84,38 @@ def read_event(event: object) -> HttpRequest | None:
     )
 
 
-def parse_body(request: HttpRequest) -> Request:
-    """Return what the body of `request` asks for: JSON as of a direct invocation, or an image.
+def find_page(request: HttpRequest, service: Service) -> Result | None:
+    """Return the requested page, or None if `request` posts images.
 
     Raises:
-        InvalidRequestError: the body is not what its type says, or asks for nothing.
+        NotFoundError: there is no page at its path.
+        MethodError: its path needs another method.
+    """
+    method = "GET" if request.method == "HEAD" else request.method
+    if method == "OPTIONS":
+        return Result({})
+    if method == "GET" and request.route not in ("", *PAGES):
+        raise NotFoundError(
+            "Expected GET /health, GET /openapi.json or POST /. "
+            "Received: another path. See /openapi.json."
+        )
+    if method != request.allowed_method:
+        raise MethodError(
+            f"Expected {request.allowed_method} at this path. "
+            "Received: another method. See /openapi.json."
+        )
+    if request.route == "health":
+        return Result(service.health())
+    if request.route == "openapi.json":
+        return Result(json.loads(OPENAPI.read_text(encoding="utf-8")))
+    return None
+
+
+def parse_body(request: HttpRequest) -> Request:
+    """Parse a body: JSON, as in direct invocations, or one image.
+
+    Raises:
+        InvalidRequestError: the body does not match its type, or names no image.
         UnsupportedTypeError: it is neither JSON nor an image.
     """
     kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
@@ -90,17 +127,25 @@ def parse_body(request: HttpRequest) -> Request:
             "Expected a body of the type application/json or image/*. Received: another one. "
             "Name its type in the header Content-Type."
         )
-    asked = events.parse(_json(request))
-    return Request(asked.sources, asked.is_batch, asked.top if top is None else top)
+    parsed = events.parse(_json(request))
+    return Request(parsed.sources, parsed.is_batch, parsed.top if top is None else top)
+
+
+def write_response(request: HttpRequest, result: Result) -> dict:
+    """Return the response with the status, headers and body of `result`."""
+    headers = cors()
+    if request.method == "OPTIONS":
+        return answer(request, 204, None, headers)
+    if isinstance(result.error, MethodError):
+        headers["Allow"] = f"{request.allowed_method}, OPTIONS"
+    status = result.error.status if result.error else 200
+    return answer(request, status, result.body, headers)
 
 
 def answer(
-    request: HttpRequest,
-    status: int,
-    payload: object = None,
-    headers: dict[str, str] | None = None,
+    request: HttpRequest, status: int, payload: object = None, headers: dict | None = None
 ) -> dict:
-    """Return the gateway's form of an answer: `payload` as JSON, or nothing where it is None."""
+    """Return a response in the gateway's format; `payload` becomes JSON unless None."""
     named = {"X-Content-Type-Options": "nosniff", "Cache-Control": "no-store"} | (headers or {})
     body = ""
     if payload is not None:
@@ -110,8 +155,21 @@ def answer(
     if request.payload_format == "alb":
         response["statusDescription"] = f"{status} {HTTPStatus(status).phrase}"
     if request.multi_value:
-        response["multiValueHeaders"] = {n: [value] for n, value in response.pop("headers").items()}
+        response["multiValueHeaders"] = {name: [value] for name, value in named.items()}
+        del response["headers"]
     return response
+
+
+def cors() -> dict[str, str]:
+    """Return the CORS headers for all origins, or for CORS_ORIGIN."""
+    origin = os.environ.get("CORS_ORIGIN") or "*"
+    headers = {
+        "Access-Control-Allow-Origin": origin,
+        "Access-Control-Allow-Methods": "GET, POST, OPTIONS",
+        "Access-Control-Allow-Headers": "Content-Type",
+        "Access-Control-Max-Age": "86400",  # seconds: browsers repeat the preflight once a day
+    }
+    return headers if origin == "*" else headers | {"Vary": "Origin"}
 
 
 def _image(request: HttpRequest) -> bytes:
@@ -141,7 +199,7 @@ def _bytes(request: HttpRequest) -> bytes:
 
 
 def _number(text: str | None) -> int | str | None:
-    """Return `text` as the number that it writes, as it is where it writes none."""
+    """Return `text` as an int if it is decimal, else unchanged."""
     digits = text and len(text) < 10 and text.isascii() and text.isdecimal()
     return int(text) if digits else text
 
@@ -150,8 +208,8 @@ def _text(value: object) -> str:
     return value if isinstance(value, str) else ""
 
 
-def _table(value: object) -> dict[str, str]:
-    """Return the pairs of strings in `value`; of a list of values the last one."""
+def _strings(value: object) -> dict[str, str]:
+    """Return the pairs of strings, with the last of several values."""
     if not isinstance(value, dict):
         return {}
     last = {n: v[-1] if isinstance(v, list) and v else v for n, v in value.items()}

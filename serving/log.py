@@ -1,6 +1,6 @@
-"""One JSON line a request, for CloudWatch or any other reader of standard output.
+"""Logs one JSON line for each request to standard output, for CloudWatch.
 
-Never the image, and never a URL's query string, where passwords and signatures stand.
+Lines never contain an image or a URL's query string, which may have passwords or signatures.
 """
 
 import json
@@ -8,8 +8,10 @@ import os
 import re
 import time
 import traceback
+from dataclasses import dataclass
+from urllib.parse import urlsplit
 
-# Of each request, as CloudWatch metrics; METRICS_NAMESPACE switches them on, since they cost.
+# The fields that become CloudWatch metrics. METRICS_NAMESPACE turns them on, because they cost.
 METRICS = {
     "ms": "Milliseconds",
     "fetch_ms": "Milliseconds",
@@ -20,30 +22,89 @@ METRICS = {
 _QUERY = re.compile(r"\?\S*")
 
 
-def write(level: str, message: str, **facts: object) -> None:
-    """Print `facts`, fit for JSON, as one line."""
-    print(json.dumps({"level": level, "message": message, **facts}), flush=True)
+@dataclass
+class ImageLog:
+    """What the log says about one image; None is left out."""
+
+    source: str | None = None  # "url" or "image"
+    url: str | None = None  # as `loggable` returns it
+    bytes: int | None = None
+    format: str | None = None
+    width: int | None = None  # pixels, as stored
+    height: int | None = None
+    decode_ms: float | None = None  # to decode and preprocess
+    infer_ms: float | None = None
+    error: str | None = None  # class name
+
+    def to_json(self) -> dict:
+        """Return the fields that are set."""
+        return {name: value for name, value in vars(self).items() if value is not None}
 
 
-def write_request(**facts: object) -> None:
-    """Print the line of a request; with its `METRICS` in CloudWatch's embedded metric format."""
+@dataclass
+class RequestLog:
+    """The line of one request; None is left out, except for `request_id`."""
+
+    request_id: str | None
+    cold_start: bool  # the first request of this process
+    event: str = "direct"  # or "http" and the payload format
+    ms: float = 0.0
+    method: str | None = None
+    status: int | None = None
+    error: str | None = None  # class name, unless a list is returned
+    images: list[ImageLog] | None = None
+    fetch_ms: float | None = None
+
+    def to_json(self) -> dict:
+        """Return the fields that are set, and totals over the images."""
+        line = vars(self) | {"errors": int(self.error is not None)}
+        if self.images is not None:
+            line["images"] = [image.to_json() for image in self.images]
+            line["errors"] = sum(image.error is not None for image in self.images)
+            for name in ("decode_ms", "infer_ms"):
+                line[name] = round(sum(getattr(image, name) or 0 for image in self.images), 1)
+        return {name: v for name, v in line.items() if v is not None or name == "request_id"}
+
+
+def write(level: str, message: str, **fields: object) -> None:
+    """Print one line of JSON."""
+    print(json.dumps({"level": level, "message": message, **fields}), flush=True)
+
+
+def write_request(request: RequestLog) -> None:
+    """Print the line of a request, with CloudWatch metrics if turned on."""
+    line = request.to_json()
     if namespace := os.environ.get("METRICS_NAMESPACE"):
-        metrics = [{"Name": name, "Unit": unit} for name, unit in METRICS.items() if name in facts]
-        facts["_aws"] = {
+        metrics = [{"Name": name, "Unit": unit} for name, unit in METRICS.items() if name in line]
+        line["_aws"] = {
             "Timestamp": int(time.time() * 1000),
-            "CloudWatchMetrics": [
-                {"Namespace": namespace, "Dimensions": [[]], "Metrics": metrics},
-            ],
+            "CloudWatchMetrics": [{"Namespace": namespace, "Dimensions": [[]], "Metrics": metrics}],
         }
-    write("INFO", "request", **facts)
+    write("INFO", "request", **line)
 
 
 def log_exception(request_id: str | None, error: Exception) -> None:
-    """Print the line of an `error` that is a defect of ours."""
+    """Print the line of an unexpected `error`, with its traceback."""
     trace = "".join(traceback.format_exception(error))
     write("ERROR", "defect", request_id=request_id, exception=without_query(trace))
 
 
 def without_query(text: str) -> str:
-    """Return `text` without what follows a question mark up to the next space."""
+    """Return `text` with dots in place of URLs' query strings."""
     return _QUERY.sub("?...", text)
+
+
+def loggable(url: str) -> str:
+    """Return `url` without user info, query and fragment, or "unreadable"."""
+    try:
+        parts = urlsplit(url)
+    except ValueError:
+        return "unreadable"
+    if parts.scheme not in ("http", "https") or not parts.netloc:
+        return "unreadable"
+    return f"{parts.scheme}://{parts.netloc.rpartition('@')[2]}{parts.path}"[:200]
+
+
+def milliseconds(started: float) -> float:
+    """Return the milliseconds since `started` (of time.monotonic), with one decimal."""
+    return round((time.monotonic() - started) * 1000, 1)

@@ -1,4 +1,4 @@
-"""Which model file to use, and how many threads it may have."""
+"""Picks the model file to use and the number of threads."""
 
 import os
 import re
@@ -6,16 +6,16 @@ from pathlib import Path
 
 from serving.errors import ModelError
 
-# What train.py names its checkpoints after: epoch and validation accuracy.
+# The end of the names that train.py gives: epoch and validation accuracy.
 _ACCURACY = re.compile(r"_\d+_([01]\.\d{3})$")
-MEGABYTES_PER_VCPU = 1769  # AWS Lambda gives one vCPU for so much memory
+MEGABYTES_PER_VCPU = 1769  # AWS Lambda allocates one vCPU for this much memory
 
 
 def best_model(folder: str | Path, *suffixes: str) -> Path:
-    """Return the model file of `folder` with the highest validation accuracy in its name.
+    """Return the model file whose name has the highest validation accuracy.
 
-    `suffixes` (".tflite", ".h5") says which files count; the first wins where accuracies are
-    equal, then the newer file.
+    Considers the files in `folder` with one of `suffixes` (".tflite", ".h5"). Among equal
+    accuracies, an earlier suffix wins, then a newer file.
 
     Raises:
         ModelError: there is none.
@@ -41,9 +41,9 @@ def _maker(suffixes: tuple[str, ...]) -> str:
 
 
 def thread_count() -> int:
-    """Return the threads worth using: in Lambda by its memory, elsewhere the usable processors.
+    """Return the threads to use: the usable processors, or by memory on Lambda.
 
-    Lambda shows two processors at any memory size but gives time on them by memory.
+    Lambda shows at least two processors at any memory size, but allocates CPU time by memory.
     """
     memory = os.environ.get("AWS_LAMBDA_FUNCTION_MEMORY_SIZE")
     if memory:

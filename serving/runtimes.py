@@ -1,4 +1,4 @@
-"""The runtimes that run a .tflite file; whichever is installed serves."""
+"""The packages that can run a .tflite file."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -10,7 +10,7 @@ import numpy as np
 
 from serving.errors import ModelError
 
-# The package's name and the module that runs models, the preferred one first.
+# {package: module that runs models}, in order of preference.
 RUNTIMES = {
     "tflite-runtime": "tflite_runtime.interpreter",
     "ai-edge-litert": "ai_edge_litert.interpreter",
@@ -24,8 +24,8 @@ class Network:
 
     Attributes:
         input_shape: (1, height, width, 3).
-        outputs: how many scores it answers.
-        run: from float32 inputs of that shape to a float32 array (outputs,).
+        outputs: number of scores.
+        run: from float32 inputs of `input_shape` to float32 (outputs,).
     """
 
     input_shape: tuple[int, ...]
@@ -34,10 +34,10 @@ class Network:
 
 
 def find_runtime(runtime: str | None = None) -> tuple[str, ModuleType]:
-    """Return (package name, module) of `runtime`, or of the first one installed.
+    """Return (package, module) of `runtime`, or of the first one installed.
 
     Raises:
-        ModelError: it is not installed.
+        ModelError: none is installed.
     """
     for name in [runtime] if runtime else RUNTIMES:
         try:
@@ -48,6 +48,12 @@ def find_runtime(runtime: str | None = None) -> tuple[str, ModuleType]:
         f"Expected {runtime or ' or '.join(RUNTIMES)} to be installed. "
         "Received: no such package. Run `make setup`, or use another runtime."
     )
+
+
+def load_network(module: ModuleType, path: Path, threads: int) -> Network:
+    """Load a model; RuntimeError or ValueError if the runtime cannot."""
+    load = _load_openvino if module.__name__ == "openvino" else _load_tflite
+    return load(module, path, threads)
 
 
 def _load_tflite(interpreter_module: ModuleType, path: Path, threads: int) -> Network:
@@ -68,9 +74,9 @@ def _load_openvino(openvino: ModuleType, path: Path, threads: int) -> Network:
     settings = {
         "INFERENCE_NUM_THREADS": threads,
         "PERFORMANCE_HINT": "LATENCY",  # all threads on one image
-        # Or it computes in bfloat16 where the processor can, and answers differently there.
+        # Otherwise it computes in bfloat16 on processors that can, with other scores.
         "INFERENCE_PRECISION_HINT": "f32",
-        # Or two services of one thread share the first core and leave the second idle.
+        # Otherwise two services with one thread each share the first core; the second idles.
         "ENABLE_CPU_PINNING": False,
     }
     core = openvino.Core()
@@ -80,7 +86,7 @@ def _load_openvino(openvino: ModuleType, path: Path, threads: int) -> Network:
         model.reshape([1, *geometry])
         compiled = core.compile_model(model, "CPU", settings)
     except RuntimeError as error:
-        # The lines before the last name its own source files.
+        # All lines but the last name OpenVINO's source files.
         raise RuntimeError(str(error).strip().splitlines()[-1]) from error
     outputs = compiled.output().shape[-1]
     return Network(tuple(compiled.input().shape), outputs, lambda inputs: compiled(inputs)[0][0])

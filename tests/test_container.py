@@ -1,4 +1,4 @@
-"""The Lambda image for real: built from the project's Dockerfile, run as Lambda does, and asked.
+"""The container image: built from the Dockerfile, run as on Lambda, and sent events.
 
 Needs a Docker daemon (tests/container/daemon.sh starts one) and the package index.
 """
@@ -23,12 +23,12 @@ from packaging.markers import Marker
 from packaging.utils import canonicalize_name
 from PIL import Image
 
-from benchmarks.serving import added
+from benchmarks.serving import size_above_base
 from tests.container.base_images import UnavailableError, build_options, ensure_base_images
 
 PYTHONS = {"tflite-runtime": "3.11", "ai-edge-litert": "3.13", "openvino": "3.13"}
 IN_THE_CONTEXT = ("Dockerfile", ".dockerignore", "Pipfile", "Pipfile.lock", "lambda_function.py")
-# Lambda's: nothing can be written outside /tmp, and an ordinary user.
+# As on Lambda, with a file system that is read-only except for /tmp, and an ordinary user.
 AS_LAMBDA = ("--read-only", "--tmpfs", "/tmp", "--user", "993:990")  # noqa: S108
 IMAGES_PORT = 8000
 BUILDKIT = {"DOCKER_BUILDKIT": "1"}
@@ -52,7 +52,7 @@ print(json.dumps({package.metadata["Name"]: package.version for package in found
 
 @dataclass(frozen=True)
 class Service:
-    """A running container of the image for `runtime`."""
+    """A running container of the container image for `runtime`."""
 
     runtime: str
     image: str
@@ -61,7 +61,7 @@ class Service:
 
 
 def run(*command, check=True, **options):
-    """Return the finished process of `command`, with what it printed on either stream."""
+    """Run `command` and return its process, with both streams in `stdout`."""
     process = subprocess.run(
         [str(word) for word in command],
         stdout=subprocess.PIPE,
@@ -75,7 +75,7 @@ def run(*command, check=True, **options):
 
 @pytest.fixture(scope="session")
 def docker():
-    """The Docker client, with base images in its daemon."""
+    """The Docker client, with the base images in its daemon."""
     if not shutil.which("docker") or run("docker", "version", check=False).returncode:
         pytest.skip("no Docker daemon answers; tests/container/daemon.sh starts one")
     try:
@@ -95,14 +95,14 @@ def images(tmp_path_factory):
 
 @pytest.fixture(scope="session")
 def project(tmp_path_factory, small_tflite):
-    """The project with two small models, and with much that does not belong into an image."""
+    """The project with two small models, and many files that the image must not contain."""
     folder = tmp_path_factory.mktemp("project")
     for name in IN_THE_CONTEXT:
         shutil.copy(ROOT / name, folder)
     shutil.copytree(ROOT / "serving", folder / "serving")
     (folder / "serving" / "__pycache__").mkdir(exist_ok=True)
     (folder / "serving" / "__pycache__" / "a.cpython-311.pyc").touch()
-    # What a clone under a strict umask looks like.
+    # As cloned under a strict umask.
     (folder / "lambda_function.py").chmod(0o600)
     (folder / "serving").chmod(0o700)
     for name in ("models", "models/demo", "flowers/rose", ".venv/lib", "training", ".git"):
@@ -127,7 +127,7 @@ def build(folder, *arguments, client="docker", check=True, environment=None):
 
 @pytest.fixture
 def tag():
-    """A name for an image, which is removed after the test."""
+    """A name for a container image, which is removed after the test."""
     name = f"flowers-test:{uuid.uuid4().hex[:12]}"
     yield name
     run("docker", "image", "rm", "--force", name, check=False)
@@ -135,10 +135,10 @@ def tag():
 
 @pytest.fixture(scope="module", params=PYTHONS)
 def service(request, docker, project):
-    """The container of one runtime's image, run as Lambda runs it."""
+    """The container of one runtime's image, run as on Lambda."""
     name = f"flowers-test-{uuid.uuid4().hex[:12]}"
     build(project, "--tag", name, "--build-arg", f"RUNTIME={request.param}")
-    # Its own addresses, where the images are.
+    # The images are served inside the container.
     endpoint = start(docker, name, name, "--env", "FETCH_ALLOW=127.0.0.1")
     yield Service(request.param, name, name, endpoint)
     run(docker, "rm", "--force", name, check=False)
@@ -146,7 +146,7 @@ def service(request, docker, project):
 
 
 def start(docker, image, container, *options):
-    """Start `container` of `image` as Lambda does, and return where it takes events."""
+    """Start `container` of `image` as on Lambda, and return the URL for events."""
     command = (docker, "run", "--detach", "--name", container, *AS_LAMBDA, *options)
     run(*command, "-p", "127.0.0.1::8080", image)
     address = run(docker, "port", container, "8080").stdout.split()[0]
@@ -155,7 +155,7 @@ def start(docker, image, container, *options):
 
 @pytest.fixture(scope="module")
 def images_url(service, images):
-    """A web server with the images, within reach of the container: inside of it."""
+    """A web server with the images, inside the container so that it can reach them."""
     inside = ("docker", "exec", "--interactive", service.container)
     for path in images.iterdir():
         with path.open("rb") as file:
@@ -171,19 +171,19 @@ def images_url(service, images):
 
 
 def docker_test(service, *arguments):
-    """Return the finished process of docker_test.py on `service`."""
+    """Run docker_test.py on `service` and return its process."""
     command = (sys.executable, ROOT / "docker_test.py", "--endpoint", service.endpoint)
     return run(*command, *arguments, check=False)
 
 
 def invoke(service, event):
-    """Return the text that the service answers to `event`."""
+    """Return the text of the service's answer to `event`."""
     with urllib.request.urlopen(service.endpoint, json.dumps(event).encode(), timeout=60) as answer:
         return answer.read().decode()
 
 
 def in_the_image(service, code):
-    """Return the JSON that `code` prints in a container of the image."""
+    """Return the JSON that `code` prints inside a container of the image."""
     name = ("docker", "run", "--rm", *AS_LAMBDA, "--entrypoint", "python3", service.image)
     return json.loads(run(*name, "-c", code).stdout)
 
@@ -223,8 +223,8 @@ def test_by_default_it_goes_to_public_addresses_only(docker, service, images):
     name = f"{service.container}-closed"
     try:
         closed = Service(service.runtime, service.image, name, start(docker, service.image, name))
-        docker_test(closed, "--file", images / "red.png")  # waits until it is there
-        # Lambda's own interface, clouds' metadata, and this machine by other names.
+        docker_test(closed, "--file", images / "red.png")  # waits until it is up
+        # Lambda's runtime API, the clouds' metadata, and this machine under other names.
         hosts = ("127.0.0.1:9001", "localhost", "169.254.169.254", "[::1]:8080", "2130706433")
         for host in hosts:
             answer = json.loads(invoke(closed, {"url": f"http://{host}/"}))
@@ -244,7 +244,7 @@ def test_killed_it_is_started_anew(service, images):
     )
     run("docker", "exec", service.container, "python3", "-c", kill)
     event = {"image": base64.b64encode((images / "red.png").read_bytes()).decode()}
-    with contextlib.suppress(urllib.error.HTTPError):  # the emulator may first have to notice
+    with contextlib.suppress(urllib.error.HTTPError):  # the emulator may not have noticed yet
         invoke(service, event)
     answer = json.loads(invoke(service, event))
     assert max(answer, key=answer.get) == "red"
@@ -274,9 +274,9 @@ def test_the_image_holds_what_it_needs_and_nothing_else(service):
 
 
 def test_the_image_is_small(service):
-    """With a float32 model, 88 MB, the default one stays below 180."""
+    """With a float32 model of 88 MB, the default image stays below 180 MB."""
     most = {"tflite-runtime": 92e6, "ai-edge-litert": 150e6, "openvino": 186e6}
-    assert 50e6 < added(service.image) < most[service.runtime]
+    assert 50e6 < size_above_base(service.image) < most[service.runtime]
 
 
 def test_byte_code_is_there(service):
@@ -312,7 +312,7 @@ def test_only_what_the_dockerfile_copies_is_sent_to_the_daemon(docker, project, 
             listed = run("tar", "--list", stdin=export.stdout).stdout.splitlines()
     finally:
         run(docker, "rm", container)
-    # Docker itself puts empty mount points and its own files there.
+    # Docker adds empty mount points and files of its own.
     own = ("dev/", "etc/", "proc/", "sys/", ".dockerenv")
     sent = {name for name in listed if not name.startswith(own) and not name.endswith("/")}
     assert sent - {name for name in sent if name.startswith("serving/")} == {
@@ -333,7 +333,7 @@ def test_another_folder_of_models(docker, project, tag):
 
 
 def failed_build(project, tmp_path, *arguments, model=None):
-    """Return what building `project` prints that has only `model`: {name: bytes}."""
+    """Return the output of building `project` with only `model`: {name: bytes}."""
     folder = tmp_path / "project"
     shutil.copytree(project, folder)
     for path in folder.rglob("*.tflite"):
@@ -365,7 +365,7 @@ def test_a_file_that_is_no_model_fails_the_build(docker, project, tmp_path):
 def buildkit_client(folder):
     """Return a Docker client that builds with BuildKit, or None."""
     (folder / "Dockerfile").write_text("FROM scratch\nCOPY Dockerfile /\n")
-    # A client without buildx may hide another one that has BuildKit built in.
+    # A client without buildx may hide another one that includes BuildKit.
     for client in ("docker", "/usr/bin/docker"):
         if shutil.which(client):
             trial = build(folder, client=client, check=False, environment=BUILDKIT)

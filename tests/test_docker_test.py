@@ -42,7 +42,7 @@ class Service:
                 self.end_headers()
                 self.wfile.write(data)
 
-            def log_message(self, *_):
+            def log_message(self, format, *args):
                 pass
 
         self.server = ThreadingHTTPServer(("127.0.0.1", port), Handler)
@@ -136,8 +136,8 @@ def test_events_are_sent_as_json():
 def test_by_default_it_asks_where_make_run_serves():
     command = [sys.executable, ROOT / "docker_test.py", "--help"]
     wide = os.environ | {"COLUMNS": "200"}
-    told = subprocess.run(command, env=wide, capture_output=True, text=True, check=True).stdout
-    assert f"[http://localhost:8080{PATH}]" in told
+    shown = subprocess.run(command, env=wide, capture_output=True, text=True, check=True).stdout
+    assert f"[http://localhost:8080{PATH}]" in shown
 
 
 def test_another_label_than_expected_fails():
@@ -145,11 +145,11 @@ def test_another_label_than_expected_fails():
     assert process.stdout.endswith(SHOWN)
     assert sentence(process).endswith("Expected the label daisy. Received: rose.")
     process, _ = ask(SCORES, "--expect", "dasiy")
-    assert sentence(process).endswith("rose, and no such class among daisy, rose, tulip.")
+    assert sentence(process).endswith("rose, and the classes are daisy, rose, tulip.")
 
 
 @pytest.mark.parametrize(
-    ("body", "told"),
+    ("body", "received"),
     [
         (
             {"error": {"type": "FetchError", "message": "Expected a host. Received: none."}},
@@ -173,14 +173,14 @@ def test_another_label_than_expected_fails():
         (b"x" * 1000, f"Received: {'x' * 200}. Check --endpoint."),
     ],
 )
-def test_anything_but_scores_fails(body, told):
+def test_anything_but_scores_fails(body, received):
     process, _ = ask(body)
-    assert told in sentence(process)
+    assert received in sentence(process)
     assert "line 1" not in process.stderr
     assert process.stdout == ""
 
 
-def test_an_error_status_is_told():
+def test_the_body_of_an_error_status_is_shown():
     process, _ = ask(b"no such page", status=404)
     assert "Received: no such page." in sentence(process)
 
@@ -226,8 +226,8 @@ def test_a_service_that_never_answers_is_given_up():
     with Service(SCORES, slow=3) as service:
         command = [sys.executable, "-c", code, "--endpoint", service.endpoint]
         process = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
-    told = sentence(process)
-    assert f"Expected an answer of {service.endpoint}. Received: none within 0.3 seconds." in told
+    line = sentence(process)
+    assert f"Expected an answer from {service.endpoint}. Received: none within 0.3 seconds." in line
 
 
 def test_nobody_there():
@@ -241,12 +241,12 @@ def test_nobody_there():
 
 @pytest.mark.parametrize("host", ["a..b", "localhost:port", "local host"])
 def test_an_address_that_leads_nowhere_is_not_waited_for(host):
-    told = sentence(run("--endpoint", f"http://{host}{PATH}"))
-    assert f"Expected an answer of http://{host}{PATH}. Received: " in told
-    assert told.endswith("Check --endpoint, and the container's log.")
+    line = sentence(run("--endpoint", f"http://{host}{PATH}"))
+    assert f"Expected an answer from http://{host}{PATH}. Received: " in line
+    assert line.endswith("Check --endpoint, and the container's log.")
 
 
-def test_proxies_of_the_environment_are_not_asked(monkeypatch):
+def test_proxies_of_the_environment_are_not_used(monkeypatch):
     monkeypatch.setenv("http_proxy", "http://127.0.0.1:9")
     process, _ = ask(SCORES)
     assert process.returncode == 0
@@ -266,8 +266,8 @@ def test_a_file_that_is_too_large_for_lambda(tmp_path):
     assert len(json.dumps(events[0][1])) <= 6 * 1024**2
 
     (tmp_path / "a.jpg").write_bytes(bytes(too_large))
-    told = sentence(run("--file", tmp_path / "a.jpg", "--wait", 0))
-    assert re.search(r"Expected at most 4\.7 MB.* Received: \S+a\.jpg with 4\.7 MB\.", told)
+    line = sentence(run("--file", tmp_path / "a.jpg", "--wait", 0))
+    assert re.search(r"Expected at most 4\.7 MB.* Received: \S+a\.jpg with 4\.7 MB\.", line)
 
 
 @pytest.mark.parametrize(

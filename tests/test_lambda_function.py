@@ -161,7 +161,7 @@ def test_without_a_name_the_best_tflite_beside_it_is_served(small_tflite, tmp_pa
 import json, sys
 sys.path.insert(0, {str(function)!r})
 import lambda_function
-print(json.dumps([lambda_function.__file__, lambda_function.service.name]))
+print(json.dumps([lambda_function.__file__, lambda_function.handler.service.name]))
 """
     file, name = start(code, elsewhere, MODEL_PATH="")
     assert (file, name) == (str(function / "lambda_function.py"), "xception_fin_02_0.875")

@@ -113,8 +113,14 @@ def test_ctrl_c_ends_it_without_a_word(small_tflite, http_server):
     asked, ended = threading.Event(), threading.Event()
     url = http_server({"/slow": lambda _: asked.set() or (ended.wait(30) and (200, {}, b""))})
     command = [sys.executable, ROOT / "predict.py", f"{url}/slow", "--model", small_tflite]
-    streams = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
-    with subprocess.Popen(command, cwd=ROOT, env=environment(), **streams) as process:
+    with subprocess.Popen(
+        command,
+        cwd=ROOT,
+        env=environment(),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    ) as process:
         assert asked.wait(60)
         process.send_signal(signal.SIGINT)
         out, error = process.communicate(timeout=30)
@@ -168,4 +174,4 @@ def test_a_folders_images_come_in_order_and_without_what_is_hidden(small_tflite,
     lines = [json.loads(line) for line in answer.stdout.splitlines()]
     in_order = ["a.png", "b.png", "c.d/1.png", "c.d/2.png", "c.d.png", "e.png", "rosé.png"]
     assert [line["image"] for line in lines] == [str(tmp_path / name) for name in in_order]
-    assert "rosé.png" in answer.stdout  # as it is, not in escapes
+    assert "rosé.png" in answer.stdout  # not in escapes

@@ -1,39 +1,43 @@
-"""A Function URL on this machine: plain HTTP in front of a running container.
+"""Serve HTTP in front of a running container, like a Function URL.
 
     python -m tools.function_url    # http://localhost:9000 in front of `make run`
     curl --data-binary @rose.jpg -H "Content-Type: image/jpeg" http://localhost:9000
 
-On AWS a Function URL or an API Gateway turns HTTP into events and answers into HTTP; this does
-the same, in payload format 2.0. One request at a time, as the emulator in the container does.
+On AWS, a Function URL or an API Gateway converts HTTP requests to events, and answers to HTTP
+responses. This does the same, in payload format 2.0. Like the emulator in the container, it
+handles one request at a time.
 """
 
-import argparse
 import base64
 import contextlib
 import json
 import sys
 import threading
 import time
-import urllib.error
 import urllib.request
 import uuid
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from typing import cast
 from urllib.parse import parse_qs, urlsplit
 
 from tools.emulator import INVOCATIONS
+from training.cli import make_parser, run_command
 
 ENDPOINT = f"http://localhost:8080{INVOCATIONS}"
 PORT = 9000
 MAX_PAYLOAD = 6 * 1024 * 1024  # bytes of an event: Lambda's limit
 TIMEOUT = 60.0  # seconds for an answer
 Invoke = Callable[[dict], dict]  # from an event to the function's answer
-# What a proxy of the environment could make of a container on this machine is not wanted.
+# Containers on this machine are not behind the proxy that the environment may name.
 OPENER = urllib.request.build_opener(urllib.request.ProxyHandler({}))
 
 
 def to_event(method: str, target: str, headers: dict[str, str], body: bytes, peer: str) -> dict:
-    """Return the event that AWS makes of an HTTP request for `target` (path and query)."""
+    """Return AWS's event for an HTTP request from the address `peer`.
+
+    `target` is the path with the query.
+    """
     parts = urlsplit(target)
     query = {name: ",".join(v) for name, v in parse_qs(parts.query, True).items()}
     return {
@@ -56,14 +60,14 @@ def to_event(method: str, target: str, headers: dict[str, str], body: bytes, pee
             "stage": "$default",
             "timeEpoch": int(time.time() * 1000),
         },
-        # AWS encodes what is no text; that it always may is allowed for.
+        # AWS encodes binary bodies only, but an event may have any body encoded.
         **({"body": base64.b64encode(body).decode()} if body else {}),
         "isBase64Encoded": bool(body),
     }
 
 
 def invoker(endpoint: str) -> Invoke:
-    """Return a function that posts events to the emulator at `endpoint`."""
+    """Return a function that posts an event to the emulator at `endpoint`."""
 
     def invoke(event: dict) -> dict:
         request = urllib.request.Request(endpoint, json.dumps(event).encode())
@@ -73,52 +77,64 @@ def invoker(endpoint: str) -> Invoke:
     return invoke
 
 
+class FunctionServer(ThreadingHTTPServer):
+    """Serves HTTP on 127.0.0.1 through a function, one request at a time."""
+
+    def __init__(self, invoke: Invoke, port: int):
+        """Listen on `port` and call `invoke` with each event."""
+        super().__init__(("127.0.0.1", port), _Handler)
+        self._invoke, self._lock = invoke, threading.Lock()
+
+    def answer(self, event: dict) -> dict:
+        """Return the function's answer to `event`, or AWS's answer if that fails."""
+        if len(json.dumps(event)) > MAX_PAYLOAD:
+            return {"statusCode": 413, "body": '{"message":"Request Too Long"}'}
+        try:
+            with self._lock:
+                answer = self._invoke(event)
+            if isinstance(answer.get("statusCode"), int):
+                return answer
+        except (OSError, ValueError, AttributeError):
+            pass  # the function crashed, or its answer is not HTTP
+        return {"statusCode": 502, "body": "Internal Server Error"}
+
+
+class _Handler(BaseHTTPRequestHandler):
+    protocol_version = "HTTP/1.1"
+
+    def _handle(self) -> None:
+        body = self.rfile.read(int(self.headers.get("Content-Length") or 0))
+        headers, peer = dict(self.headers), self.client_address[0]
+        event = to_event(self.command, self.path, headers, body, peer)
+        self._write(cast(FunctionServer, self.server).answer(event))
+
+    def _write(self, answer: dict) -> None:
+        body = answer.get("body") or ""
+        data = base64.b64decode(body) if answer.get("isBase64Encoded") else body.encode()
+        self.send_response(answer["statusCode"])
+        for name, value in (answer.get("headers") or {}).items():
+            self.send_header(name, value)
+        if answer["statusCode"] != 204:
+            self.send_header("Content-Length", str(len(data)))
+        self.end_headers()
+        self.wfile.write(data)
+
+    def __getattr__(self, name: str) -> Callable[[], None]:
+        if name.startswith("do_"):  # any method: the function decides
+            return self._handle
+        raise AttributeError(name)
+
+    def log_message(self, format: str, *args: object) -> None:
+        pass
+
+
 @contextlib.contextmanager
-def serving(invoke: Invoke, port: int = 0) -> Iterator[ThreadingHTTPServer]:
-    """Serve HTTP on 127.0.0.1:`port` (0: a free one) through `invoke` while the context lasts."""
-    one_at_a_time = threading.Lock()
+def serving(invoke: Invoke, port: int = 0) -> Generator[FunctionServer]:
+    """Serve HTTP on 127.0.0.1 through `invoke` while the context lasts.
 
-    class Handler(BaseHTTPRequestHandler):
-        protocol_version = "HTTP/1.1"
-
-        def _answer(self) -> None:
-            body = self.rfile.read(int(self.headers.get("Content-Length") or 0))
-            event = to_event(
-                self.command, self.path, dict(self.headers), body, self.client_address[0]
-            )
-            try:
-                if len(json.dumps(event)) > MAX_PAYLOAD:
-                    answer = {"statusCode": 413, "body": '{"message":"Request Too Long"}'}
-                else:
-                    with one_at_a_time:
-                        answer = invoke(event)
-                    if not isinstance(answer.get("statusCode"), int):
-                        raise ValueError("no HTTP answer")
-            except (OSError, ValueError, AttributeError):
-                # What AWS says where the function crashed or its answer is no HTTP.
-                answer = {"statusCode": 502, "body": "Internal Server Error"}
-            self._write(answer)
-
-        def _write(self, answer: dict) -> None:
-            body = answer.get("body") or ""
-            data = base64.b64decode(body) if answer.get("isBase64Encoded") else body.encode()
-            self.send_response(answer["statusCode"])
-            for name, value in (answer.get("headers") or {}).items():
-                self.send_header(name, value)
-            if answer["statusCode"] != 204:
-                self.send_header("Content-Length", str(len(data)))
-            self.end_headers()
-            self.wfile.write(data)
-
-        def __getattr__(self, name: str) -> Callable[[], None]:
-            if name.startswith("do_"):  # whatever the method is, the function answers it
-                return self._answer
-            raise AttributeError(name)
-
-        def log_message(self, *_: object) -> None:
-            pass
-
-    server = ThreadingHTTPServer(("127.0.0.1", port), Handler)
+    Port 0 stands for a free one.
+    """
+    server = FunctionServer(invoke, port)
     thread = threading.Thread(target=server.serve_forever, args=(0.05,), daemon=True)
     thread.start()
     try:
@@ -129,27 +145,24 @@ def serving(invoke: Invoke, port: int = 0) -> Iterator[ThreadingHTTPServer]:
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Serve until Ctrl-C; return the exit code."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    """Serve until Ctrl-C and return the exit code."""
+    parser = make_parser(__doc__, "python -m tools.function_url")
     parser.add_argument("--endpoint", default=ENDPOINT, help="[%(default)s]")
     parser.add_argument("--port", type=int, default=PORT, help="to listen on [%(default)s]")
-    options = parser.parse_args(arguments)
-    try:
-        with serving(invoker(options.endpoint), options.port):
-            print(f"http://localhost:{options.port} in front of {options.endpoint}; Ctrl-C ends.")
-            threading.Event().wait()
-    except OSError as error:
-        print(
-            f"tools.function_url: Expected port {options.port} to be free. "
-            f"Received: {error.strerror}. Choose another with --port.",
-            file=sys.stderr,
-        )
-        return 1
-    except KeyboardInterrupt:
-        return 130
-    return 0
+    flags = parser.parse_args(arguments)
+    return run_command(
+        lambda: serve(flags.endpoint, flags.port),
+        "tools.function_url",
+        paths=f"listen on port {flags.port}",
+        advice="Choose another with --port.",
+    )
+
+
+def serve(endpoint: str, port: int) -> None:
+    """Serve HTTP in front of the emulator at `endpoint` until Ctrl-C."""
+    with serving(invoker(endpoint), port):
+        print(f"http://localhost:{port} in front of {endpoint}; press Ctrl-C to stop.")
+        threading.Event().wait()
 
 
 if __name__ == "__main__":

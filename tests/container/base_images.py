@@ -1,9 +1,10 @@
-"""AWS's Lambda images of Python or, where they cannot be pulled, stand-ins under the same tags.
+"""Provide AWS's base images for Python, or stand-ins for them.
 
-    python -m tests.container.base_images    # from the project's root: make sure of both
+    python -m tests.container.base_images    # from the project's root
 
-A stand-in is Debian with the same Python version, entry point and emulator; its label `STAND_IN`
-tells it from the real image. It needs root, debootstrap and a Docker daemon.
+An image that cannot be pulled is replaced by Debian with the same Python version, entry point and
+emulator, under the same tag and with the label `STAND_IN`. Building one needs root, debootstrap
+and a Docker daemon.
 """
 
 import ast
@@ -19,42 +20,45 @@ import tempfile
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
+from serving.errors import UserError
+from training.cli import run_command
+
 ROOT = Path(__file__).parent.parent.parent
 SOURCES = Path(__file__).parent / "stand_in"
 REPOSITORY = "public.ecr.aws/lambda/python"
-# Python versions of the images, and the Debian releases that have them.
+# {Python version: Debian release that has it}
 RELEASES = {"3.11": "bookworm", "3.13": "trixie"}
 PACKAGES = "python3,python3-pip,ca-certificates"
-# The runtime interface client and what it needs, at the versions of the lock.
+# The runtime interface client and its dependencies, at the versions of the lock.
 CLIENT = ("awslambdaric", "simplejson", "snapshot-restore-py")
-STAND_IN = "stand-in-for-the-aws-image"  # the label; its value says what it was made from
+STAND_IN = "stand-in-for-the-aws-image"  # the label; its value is a hash of the sources
 PULL_TIMEOUT = 300  # seconds
 CA_BUNDLES = ("/etc/ssl/certs/ca-certificates.crt", "/etc/pki/tls/certs/ca-bundle.crt")
-# Proxies by the names that `docker build` takes without being told.
+# The variables that `docker build` accepts without an ARG.
 PROXIES = ("http_proxy", "https_proxy", "no_proxy", "HTTP_PROXY", "HTTPS_PROXY", "NO_PROXY")
 
 
-class UnavailableError(Exception):
-    """A base image can neither be pulled nor be stood in for; `str(error)` says why."""
+class UnavailableError(UserError):
+    """A base image can neither be pulled nor replaced; `str(error)` says why."""
 
 
 def ensure_base_images() -> list[str]:
-    """Make sure that the daemon has every base image and return their tags.
+    """Give the daemon every base image, and return their tags.
 
     Raises:
-        UnavailableError: one is missing and cannot be made.
+        UnavailableError: one is missing and cannot be built.
     """
     with ThreadPoolExecutor() as pool:
         return list(pool.map(ensure_base_image, RELEASES))
 
 
 def ensure_base_image(python: str) -> str:
-    """Make sure that the daemon has the image of `python` ("3.11") and return its tag.
+    """Give the daemon the base image for `python` ("3.11").
 
-    A real image is left as it is, a stand-in is renewed when what it is made from has changed.
+    Returns its tag. A real image stays; a stand-in is rebuilt when its sources have changed.
 
     Raises:
-        UnavailableError: it is missing and cannot be made.
+        UnavailableError: it is missing and cannot be built.
     """
     tag = f"{REPOSITORY}:{python}"
     labels = image_labels(tag)
@@ -67,7 +71,7 @@ def ensure_base_image(python: str) -> str:
 
 
 def image_labels(tag: str) -> dict[str, str] | None:
-    """Return the labels of the image `tag`, or None if the daemon has no such image."""
+    """Return the labels of the image `tag`, None if it is missing."""
     process = subprocess.run(
         ["docker", "image", "inspect", "--format", "{{json .Config.Labels}}", tag],
         capture_output=True,
@@ -86,10 +90,12 @@ def can_pull(tag: str) -> bool:
 
 
 def build_stand_in(tag: str, release: str, folder: Path, labels: dict[str, str]) -> None:
-    """Build the stand-in `tag` on Debian's `release`, unless `labels` say that it is up to date.
+    """Build the stand-in `tag` on a Debian release.
+
+    Does nothing if `labels` show that it is up to date.
 
     Raises:
-        UnavailableError: something it needs is missing, or a step failed.
+        UnavailableError: a requirement is missing, or a step failed.
     """
     context = folder / "context"
     write_context(context)
@@ -105,13 +111,13 @@ def build_stand_in(tag: str, release: str, folder: Path, labels: dict[str, str])
 
 
 def build_options() -> list[str]:
-    """Return what `docker build` needs to reach the network as this machine does."""
+    """Return the flags that give `docker build` this machine's network and proxies."""
     proxies = [f"--build-arg={name}" for name in PROXIES if name in os.environ]
     return ["--network", "host", *proxies]
 
 
 def write_context(context: Path) -> None:
-    """Put what the stand-in's Dockerfile copies into `context`.
+    """Put the files that the stand-in's Dockerfile copies into `context`.
 
     Raises:
         UnavailableError: the emulator cannot be fetched.
@@ -139,23 +145,23 @@ def emulator() -> Path:
     try:
         return emulator_binary()
     except Exception as error:
-        raise UnavailableError(f"the Lambda emulator cannot be fetched: {error}") from error
+        raise UnavailableError(f"The Lambda emulator cannot be fetched: {error}") from error
 
 
 def ca_bundle() -> str | None:
-    """Return the certificate bundle that this machine trusts, if it has one."""
+    """Return the path of this machine's certificate bundle, if it has one."""
     found = (ssl.get_default_verify_paths().cafile, *CA_BUNDLES)
     return next((path for path in found if path and Path(path).is_file()), None)
 
 
 def pip_configuration() -> configparser.RawConfigParser:
-    """Return what pip on this machine is told about package indexes, without local folders."""
+    """Return this machine's pip settings for package indexes, without local folders."""
     listed = subprocess.run(
         [sys.executable, "-m", "pip", "config", "list"], capture_output=True, text=True
     )
     configuration = configparser.RawConfigParser()
     configuration.add_section("global")
-    # pip lists the environment's settings (`:env:`) where they override those of its files.
+    # Sorted so that the environment's settings (`:env:`) override those in files.
     for line in sorted(listed.stdout.splitlines(), reverse=True):
         name, _, value = line.partition("=")
         option = name.rpartition(".")[2]
@@ -178,7 +184,7 @@ def client_requirements() -> str:
 
 
 def digest(folder: Path) -> str:
-    """Return a hash of the names and contents of all files under `folder`."""
+    """Return a hash of all names and contents under `folder`."""
     total = hashlib.sha256()
     for path in sorted(path for path in folder.rglob("*") if path.is_file()):
         total.update(str(path.relative_to(folder)).encode() + b"\0" + path.read_bytes())
@@ -186,15 +192,15 @@ def digest(folder: Path) -> str:
 
 
 def import_debian(release: str, tag: str, folder: Path) -> None:
-    """Import a minimal Debian `release` with Python as the image `tag`; `folder` is scratch.
+    """Import a minimal Debian release with Python as the image `tag`.
 
     Raises:
         UnavailableError: root or debootstrap is missing, or it fails.
     """
     if os.geteuid() != 0:
-        raise UnavailableError("AWS's image cannot be pulled, and a stand-in needs root")
+        raise UnavailableError("AWS's image cannot be pulled, and a stand-in needs root.")
     if not shutil.which("debootstrap"):
-        raise UnavailableError("AWS's image cannot be pulled, and a stand-in needs debootstrap")
+        raise UnavailableError("AWS's image cannot be pulled, and a stand-in needs debootstrap.")
     options = ("--variant=minbase", f"--include={PACKAGES}")
     command = ["debootstrap", *options, release, str(folder), *debian_mirror()]
     call(command, env=os.environ | apt_proxy())
@@ -205,18 +211,18 @@ def import_debian(release: str, tag: str, folder: Path) -> None:
 
 
 def debian_mirror() -> list[str]:
-    """Return the archive that apt on this machine uses, or none: debootstrap knows the usual."""
+    """Return apt's archive on this machine, or none to use debootstrap's default."""
     if not shutil.which("apt-get"):
         return []
     query = ["apt-get", "indextargets", "--format", "$(REPO_URI)", "Created-By: Packages"]
     query += ["Origin: Debian", "Component: main"]
     listed = subprocess.run(query, capture_output=True, text=True).stdout.split()
-    # Security and update archives come after the main one and lack most packages.
+    # The main archive comes first; security and update archives lack most packages.
     return [uri for uri in listed if uri.startswith("http") and "security" not in uri][:1]
 
 
 def apt_proxy() -> dict[str, str]:
-    """Return apt's proxy as the environment variable that debootstrap's downloads follow."""
+    """Return apt's proxy as an environment variable for debootstrap."""
     if not shutil.which("apt-config"):
         return {}
     command = ["apt-config", "dump", "--format", "%v", "Acquire::http::Proxy"]
@@ -228,7 +234,7 @@ def call(command: list[str], **options: object) -> None:
     """Run `command`.
 
     Raises:
-        UnavailableError: it failed; with the end of what it printed.
+        UnavailableError: it failed; the message has its last lines.
     """
     process = subprocess.run(
         command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, **options
@@ -239,7 +245,10 @@ def call(command: list[str], **options: object) -> None:
 
 
 if __name__ == "__main__":
-    try:
-        print("\n".join(ensure_base_images()))
-    except UnavailableError as error:
-        sys.exit(f"Expected AWS's Lambda images. Received: none, because {error}.")
+    sys.exit(
+        run_command(
+            lambda: print("\n".join(ensure_base_images())),
+            "tests.container.base_images",
+            paths="read the sources and run docker",
+        )
+    )

@@ -1,13 +1,13 @@
 #!/usr/bin/env bash
-# Makes a Docker daemon answer: leaves a running one alone, else starts one, installing Debian's
-# docker.io where there is no dockerd. Needs root for both.
+# Starts a Docker daemon unless one is running. Installs Debian's docker.io if there is no dockerd.
+# Both need root.
 #
-#   tests/container/daemon.sh          what it started keeps running, its process id in $STATE/pid
-#   tests/container/daemon.sh stop     stops the daemon that it started, and no other
+#   tests/container/daemon.sh          the daemon keeps running, its process ID in $STATE/pid
+#   tests/container/daemon.sh stop     stops the daemon that this script started
 set -euo pipefail
 
 STATE=${DOCKER_STATE:-${XDG_CACHE_HOME:-${HOME:-/root}/.cache}/flower-classifier-docker}
-PATIENCE=60 # seconds that a daemon may take to start
+PATIENCE=60 # seconds to wait for a daemon
 
 fail() {
   echo "$1" >&2
@@ -18,7 +18,7 @@ answers() {
   docker info >/dev/null 2>&1
 }
 
-started_pid() { # the id of the daemon started here, if it still runs
+started_pid() { # the process ID of the daemon started here, if it still runs
   local pid
   pid=$(cat "$STATE/pid" 2>/dev/null) || return 1
   [ "$(cat "/proc/$pid/comm" 2>/dev/null)" = dockerd ] && echo "$pid"
@@ -31,7 +31,7 @@ install_docker() {
   local log=$STATE/install.log
   {
     apt-get update && apt_install docker.io &&
-      # Newer Debians keep the client in a package of its own.
+      # Newer Debian releases have a separate package for the client.
       { command -v docker || apt_install docker-cli; }
   } >"$log" 2>&1 </dev/null ||
     fail "Expected apt-get to install docker.io. Received: $(tail -n 1 "$log"). See $log."
@@ -42,10 +42,10 @@ apt_install() {
 }
 
 start_daemon() {
-  # What the package's own service has just started is as good as ours.
+  # Installing the package may have started its service.
   answers && return
   echo "Starting dockerd ..."
-  # Left by a daemon that was killed; its number may be another process' by now.
+  # A killed daemon leaves this file, with an ID that another process may have by now.
   rm -f "$STATE/pid"
   setsid dockerd --data-root "$STATE/data" --pidfile "$STATE/pid" \
     >"$STATE/dockerd.log" 2>&1 </dev/null &

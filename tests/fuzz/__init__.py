@@ -1,1 +1,1 @@
-"""Fuzzers: commands that make, without end, what nobody meant to send."""
+"""Fuzzers: commands that send malformed events and images to the service."""

@@ -1,13 +1,12 @@
-"""Events that nobody meant to send: every answer is one that JSON can hold, and in time.
+"""Fuzz the service with malformed events.
 
     python -m tests.fuzz.events --runs 100000    # minutes; stops at the first failure and shows it
 
-Hypothesis makes the events, direct ones and HTTP, near enough to right ones to get far, and
-shrinks what fails. Addresses lead to this machine only, where the service refuses to go, so that
-nothing is asked of anybody else.
+Each event needs an answer, as JSON and in time. Hypothesis generates direct invocations and HTTP
+events, many of them nearly valid, and shrinks failing ones. URLs lead to this machine only, which
+the service refuses to connect to, so no other host is contacted.
 """
 
-import argparse
 import base64
 import contextlib
 import io
@@ -17,17 +16,20 @@ import sys
 import time
 from pathlib import Path
 
+import hypothesis
 from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 
 from serving.classifier import Classifier
-from serving.errors import ModelError
+from serving.errors import UserError
+from serving.handler import Handler
 from serving.model_files import best_model, thread_count
 from serving.service import Service
+from training.cli import make_parser, run_command
 
-SECONDS = 15.0  # that no event may take: a fetch has ten
-GROWTH = 100_000  # kB of memory that no run may gain after its first tenth
-# A one-pixel GIF, of which mutations are made; the smallest file that is an image.
+SECONDS = 15.0  # limit for an event; a fetch may take ten
+GROWTH = 100_000  # kB by which memory may grow after the first tenth
+# A one-pixel GIF, the smallest image file, to be mutated.
 IMAGE = base64.b64decode("R0lGODlhAQABAIAAAP8AAAAAACwAAAAAAQABAAACAkQBADs=")
 
 anything = st.recursive(
@@ -38,8 +40,8 @@ anything = st.recursive(
 
 
 @st.composite
-def images(draw: st.DrawFn) -> bytes:
-    """The image, whole or with some bytes changed, cut off or added."""
+def image_files(draw: st.DrawFn) -> bytes:
+    """Draw `IMAGE`, unchanged or with some bytes changed, cut off or added."""
     data = bytearray(IMAGE)
     for place, value in draw(
         st.lists(st.tuples(st.integers(0, len(data) - 1), st.integers(0, 255)), max_size=4)
@@ -72,12 +74,12 @@ urls = st.one_of(
     ),
     st.text().map(lambda text: text.replace("://", ":")),
 )
-images = st.one_of(images().map(lambda data: base64.b64encode(data).decode()), st.text())
+images = st.one_of(image_files().map(lambda data: base64.b64encode(data).decode()), st.text())
 tops = st.one_of(st.none(), st.integers(-1, 9), st.text(max_size=3), anything)
 
 
 def maybe(strategy: st.SearchStrategy) -> st.SearchStrategy:
-    """Mostly `strategy`, and sometimes anything at all."""
+    """Return mostly `strategy`, and sometimes anything."""
     return st.one_of(strategy, strategy, strategy, anything)
 
 
@@ -103,7 +105,7 @@ types = st.sampled_from(
 bodies = st.one_of(
     direct.map(json.dumps),
     direct.map(lambda event: base64.b64encode(json.dumps(event).encode()).decode()),
-    images().map(lambda data: base64.b64encode(data).decode()),
+    image_files().map(lambda data: base64.b64encode(data).decode()),
     st.text(),
 )
 methods = st.sampled_from(["POST", "POST", "GET", "HEAD", "OPTIONS", "PUT", "get", ""])
@@ -144,12 +146,12 @@ http = st.one_of(
 events = st.one_of(direct, http)
 
 
-def check(service: Service, event: object) -> None:
-    """Ask `service`; the answer is JSON, of the right form, in time, and leaks nothing."""
+def check(handler: Handler, event: object) -> None:
+    """Assert that `event` is answered in time, with valid JSON, without leaks."""
     log = io.StringIO()
     started = time.monotonic()
     with contextlib.redirect_stdout(log):
-        answer = service.handle(event)
+        answer = handler.handle(event)
     assert time.monotonic() - started < SECONDS, "too slow"
     json.dumps(answer, allow_nan=False)
     lines = [json.loads(line) for line in log.getvalue().splitlines()]
@@ -167,8 +169,8 @@ def check(service: Service, event: object) -> None:
         assert secret not in json.dumps([answer, lines]), secret
 
 
-def run(service: Service, examples: int, seed: int | None = None) -> None:
-    """Check `examples` events; raises what a failing one raises, after showing the smallest."""
+def run(handler: Handler, examples: int, seed: int | None = None) -> None:
+    """Check `examples` events; show the smallest that fails and raise its error."""
 
     @settings(
         max_examples=examples,
@@ -180,45 +182,47 @@ def run(service: Service, examples: int, seed: int | None = None) -> None:
     )
     @given(events)
     def every_event(event: object) -> None:
-        check(service, event)
+        check(handler, event)
 
-    if seed is not None:
-        from hypothesis import seed as seeded
-
-        every_event = seeded(seed)(every_event)
-    every_event()
+    (every_event if seed is None else hypothesis.seed(seed)(every_event))()
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Fuzz as the command line says; return the exit code."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    """Fuzz as the command line says and return the exit code."""
+    parser = make_parser(__doc__, "python -m tests.fuzz.events")
     parser.add_argument("--runs", type=int, default=100_000, help="events [%(default)s]")
     parser.add_argument("--seed", type=int, default=0, help="of the first part [%(default)s]")
-    parser.add_argument("--model", type=Path, help="a .tflite file [the best of models/]")
-    options = parser.parse_args(arguments)
-    try:
-        path = options.model or best_model("models", ".tflite")
-        service = Service(Classifier(path, thread_count()), path.stem)
-    except ModelError as error:
-        print(f"tests.fuzz.events: {error}", file=sys.stderr)
-        return 1
+    parser.add_argument("--model", type=Path, help="a .tflite file [the best in models/]")
+    flags = parser.parse_args(arguments)
+    return run_command(
+        lambda: fuzz(flags.model or best_model("models", ".tflite"), flags.runs, flags.seed),
+        "tests.fuzz.events",
+    )
+
+
+def fuzz(model: Path, runs: int, seed: int) -> None:
+    """Check `runs` events on a .tflite file in ten parts.
+
+    Raises:
+        ModelError: the model cannot be loaded.
+        UserError: memory grew.
+    """
+    handler = Handler(Service(Classifier(model, thread_count()), model.stem))
     parts = 10
     started, used = time.monotonic(), []
     for part in range(parts):
-        run(service, max(1, options.runs // parts), options.seed + part)
+        run(handler, max(1, runs // parts), seed + part)
         used.append(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)
-        seconds = time.monotonic() - started
         print(
-            f"{part + 1} of {parts} parts: {(part + 1) * options.runs // parts} events in "
-            f"{seconds:.0f} s, {used[-1] / 1000:.0f} MB at most.",
+            f"{part + 1} of {parts} parts: {(part + 1) * runs // parts} events in "
+            f"{time.monotonic() - started:.0f} s, {used[-1] / 1000:.0f} MB at most.",
             flush=True,
         )
     if used[-1] - used[0] > GROWTH:
-        print("fuzz: Expected memory not to grow. Received: the above.", file=sys.stderr)
-        return 1
-    return 0
+        raise UserError(
+            f"Expected memory not to grow. Received: {(used[-1] - used[0]) / 1000:.0f} MB more "
+            "than after the first part. Look for a leak."
+        )
 
 
 if __name__ == "__main__":

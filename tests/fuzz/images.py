@@ -1,16 +1,16 @@
-"""Image files that nobody meant to send: each opens as RGB or is refused, in time, in silence.
+"""Fuzz the decoding of images with malformed files.
 
     python -m tests.fuzz.images                              # 100,000 files: minutes
     python -m tests.fuzz.images --runs 1000 --seed 7         # the same thousand each time
-    python -m tests.fuzz.images --coverage --seconds 3600    # goes where it finds new code
-    python -m tests.fuzz.images .cache/fuzz/fc3ff98e.bin     # a file that failed, once more
+    python -m tests.fuzz.images --coverage --seconds 3600    # guided by code coverage
+    python -m tests.fuzz.images .cache/fuzz/fc3ff98e.bin     # repeat a file that failed
 
-Mutates the corpus that make_corpus draws; checksums are made right again, so that mutations
-get behind them. The first file that fails is kept in --found, and so is the one in work when a
-decoder takes the whole process down.
+Each file must open as RGB or be refused, in time and without output on the standard error stream.
+The files are mutations of the corpus of make_corpus; PNG checksums are corrected to get past them.
+The first file that fails is kept in --found, and so is the current one if the process crashes.
 
-Decoders are C, whose code --coverage, by atheris, does not see: it finds the ways through
-Pillow's Python and through ours, and is ten times as slow.
+--coverage uses atheris, which sees Pillow's Python code and ours, not the decoders in C, and is
+ten times slower.
 """
 
 import argparse
@@ -30,64 +30,67 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
+from serving.errors import UserError
 from tests.fuzz.make_corpus import FOLDER
+from training.cli import make_parser, run_command
 
-SIZES = (None, (10, 6), (299, 299))  # that images are opened for
-SECONDS = 5.0  # of the processor that no file may take
-HANGING = 120  # seconds for a hundred files, until a process whose decoder hangs ends itself
-GROWTH = 100_000_000  # bytes of memory that no run may gain after its first fifth; 40 come and go
-HEAD = 12  # bytes that say which format a file has
+SIZES = (None, (10, 6), (299, 299))  # (height, width) for open_image
+SECONDS = 5.0  # limit of CPU time for a file
+HANGING = 120  # seconds for a hundred files, after which a hanging process ends
+GROWTH = 100_000_000  # bytes by which memory may grow after the first fifth; 40 MB are usual
+HEAD = 12  # bytes that determine a file's format
 LONGEST = 100_000  # bytes of a mutated file
 SENTENCE = re.compile(r"Expected [^.]+\. Received: [^.]+\. [A-Z].+\.")
-# Where counts, sizes and signs change: bounds of bytes, of 16 and of 32 bits.
+# Limits of 8, 16 and 32 bits, where counts, sizes and signs change.
 EDGES = (0, 1, 2, 0x7F, 0x80, 0xFF, 0x100, 0x7FFF, 0x8000, 0xFFFF, 0x10000)
 EDGES += (0x7FFFFFFF, 0x80000000, 0xFFFFFFFE, 0xFFFFFFFF)
 
 
-class FuzzError(Exception):
-    """A file was not treated as it should; `str(failure)` says how."""
+class FuzzError(UserError):
+    """A file was neither opened nor refused correctly; `str(error)` says how."""
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Fuzz as the command line says; return the exit code."""
-    options = parse_arguments(arguments)
-    try:
-        if options.files:
-            for path in options.files:
-                outcome, taken = check(path.read_bytes())
-                print(f"{path}: {outcome} in {taken:.2f} s")
-        elif options.coverage:
-            follow_coverage(options.runs, options.seconds, options.seed, options.found)
+    """Fuzz as the command line says and return the exit code."""
+    flags = parse_arguments(arguments)
+    limits = (flags.runs, flags.seconds, flags.seed, flags.found)
+
+    def command() -> None:
+        if flags.files:
+            check_files(flags.files)
+        elif flags.coverage:
+            follow_coverage(*limits)
         else:
-            print(run(options.runs, options.seconds, options.seed, options.found))
-    except (FuzzError, OSError) as error:
-        print(f"tests.fuzz.images: {error}", file=sys.stderr)
-        return 1
-    return 0
+            print(run(*limits))
+
+    return run_command(command, "tests.fuzz.images")
 
 
 def parse_arguments(arguments: list[str] | None) -> argparse.Namespace:
-    """Return the command line's options."""
-    parser = argparse.ArgumentParser(
-        prog="python -m tests.fuzz.images",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+    """Return the command line's flags."""
+    parser = make_parser(__doc__, "python -m tests.fuzz.images")
     add = parser.add_argument
-    add("files", type=Path, nargs="*", help="to check instead of mutated ones")
-    add("--runs", type=int, default=100_000, help="files [%(default)s]")
-    add("--seconds", type=float, default=86_400, help="at most [%(default)s]")
+    add("files", type=Path, nargs="*", help="files to check instead of mutated ones")
+    add("--runs", type=int, default=100_000, help="number of files [%(default)s]")
+    add("--seconds", type=float, default=86_400, help="time limit [%(default)s]")
     add("--seed", type=int, default=0, help="of the mutations [%(default)s]")
     add("--coverage", action="store_true", help="let atheris choose what to mutate")
-    add("--found", type=Path, default=Path(".cache/fuzz"), help="a folder [%(default)s]")
+    add("--found", type=Path, default=Path(".cache/fuzz"), help="folder for failures [%(default)s]")
     return parser.parse_args(arguments)
 
 
+def check_files(paths: list[Path]) -> None:
+    """Check each file and print a line about it."""
+    for path in paths:
+        outcome, seconds = check(path.read_bytes())
+        print(f"{path}: {outcome} in {seconds:.2f} s")
+
+
 def run(runs: int, seconds: float, seed: int, found: Path) -> str:
-    """Check `runs` mutated files, for `seconds` at most, and return a line on them.
+    """Check `runs` mutated files, for at most `seconds`, and return a summary.
 
     Raises:
-        FuzzError: one failed, and is in `found` now, or memory grew.
+        FuzzError: a file failed, and is now in `found`, or memory grew.
     """
     corpus = read_corpus()
     rng = random.Random(seed)  # noqa: S311
@@ -116,12 +119,15 @@ def run(runs: int, seconds: float, seed: int, found: Path) -> str:
 
 
 def check(data: bytes, size: tuple[int, int] | None = None) -> tuple[str, float]:
-    """Open `data` for `size` (height, width); return "RGB" or the error's type, and the seconds.
+    """Open `data` for `size` (height, width).
+
+    Returns:
+        "RGB" or the error's type, and the seconds of CPU time.
 
     Raises:
-        FuzzError: something else than that, too late or with noise.
+        FuzzError: the result is another one, or takes too long.
     """
-    # Late, because atheris instruments what is imported while it looks.
+    # Imported late, because atheris instruments only modules that are imported after it.
     from serving.errors import ServingError
     from serving.image import open_image
 
@@ -144,16 +150,17 @@ def check(data: bytes, size: tuple[int, int] | None = None) -> tuple[str, float]
 
 
 def read_corpus(folder: Path = FOLDER) -> list[bytes]:
-    """Return the contents of the files in `folder` and the folders in it."""
+    """Return the contents of all files in `folder` and its subfolders."""
     paths = sorted(path for path in folder.rglob("*") if path.is_file())
     return [path.read_bytes() for path in paths]
 
 
 @contextlib.contextmanager
 def guarded(found: Path) -> Iterator:
-    """Give a context for each file: what fails in it is kept in `found`, and so is what hangs.
+    """Yield a context that keeps a file in `found` if it fails.
 
-    Whatever is written to the standard error stream meanwhile, by C as well, fails.
+    A file also fails if Python or C writes to the standard error stream. One that hangs or crashes
+    the process is kept, too.
     """
     found.mkdir(parents=True, exist_ok=True)
     last = found / f"last-{os.getpid()}.bin"
@@ -168,7 +175,7 @@ def guarded(found: Path) -> Iterator:
         def keep(data: bytes) -> Iterator[None]:
             os.pwrite(current.fileno(), data, 0)
             current.truncate(len(data))
-            if next(numbers) % 100 == 0:  # each time would take longer than most files do
+            if next(numbers) % 100 == 0:  # setting the timer takes longer than most files
                 faulthandler.dump_traceback_later(HANGING, exit=True, file=terminal)
             try:
                 yield
@@ -194,7 +201,7 @@ def guarded(found: Path) -> Iterator:
 
 @contextlib.contextmanager
 def _error_stream(file) -> Iterator:
-    """Let the process write errors to `file`, and give what they were written to before."""
+    """Redirect the standard error stream to `file`, and yield the original stream."""
     sys.stderr.flush()
     before = os.dup(2)
     os.dup2(file.fileno(), 2)
@@ -207,23 +214,23 @@ def _error_stream(file) -> Iterator:
 
 
 def resident() -> int:
-    """Return the bytes of memory that this process holds."""
+    """Return the resident memory of this process in bytes."""
     return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
 
 
 def mutate(data: bytes, rng: random.Random, corpus: Sequence[bytes]) -> bytes:
-    """Return `data` with some of it changed, as `rng` has it."""
+    """Return `data` with random changes."""
     changed = bytearray(data)
     for _ in range(rng.choice((1, 1, 1, 2, 3, 5, 9))):
         rng.choice(MUTATIONS)(changed, rng, corpus)
-    if rng.random() < 0.9:  # else it is soon refused as no image at all
+    if rng.random() < 0.9:  # otherwise most are refused at once as unknown formats
         changed[:HEAD] = data[:HEAD]
     del changed[LONGEST:]
     return _with_checksums(changed) if changed.startswith(b"\x89PNG") else bytes(changed)
 
 
 def _place(data: bytearray, rng: random.Random) -> int:
-    """Return a place in `data`: heads, where most formats say how to go on, come more often."""
+    """Return a random index in `data`, more often near the beginning."""
     return int(rng.random() ** rng.choice((1, 4)) * len(data))
 
 
@@ -238,7 +245,7 @@ def _set(data: bytearray, rng: random.Random, _: Sequence[bytes]) -> None:
 
 
 def _number(data: bytearray, rng: random.Random, _: Sequence[bytes]) -> None:
-    """Make a number of 8, 16 or 32 bits an edge, the length of the file, or a little other."""
+    """Change a number to an edge, the file's length or a neighbour."""
     form = rng.choice(("B", "<H", ">H", "<I", ">I"))
     size = struct.calcsize(form)
     if len(data) < size:
@@ -271,7 +278,7 @@ def _insert(data: bytearray, rng: random.Random, _: Sequence[bytes]) -> None:
 
 
 def _splice(data: bytearray, rng: random.Random, corpus: Sequence[bytes]) -> None:
-    """Put a piece of another file into this one, over or between what is there."""
+    """Insert a piece of another file, or overwrite with it."""
     other = rng.choice(corpus)
     start = rng.randrange(len(other) + 1)
     piece = other[start : start + int(2 ** (rng.random() * 10))]
@@ -283,7 +290,7 @@ MUTATIONS = (_flip, _set, _number, _number, _number, _cut_off, _cut_out, _repeat
 
 
 def _with_checksums(data: bytearray) -> bytes:
-    """Return the PNG `data` with the right checksum in each chunk that still ends in the file."""
+    """Return the PNG `data` with the correct checksum in each complete chunk."""
     place = 8
     while place + 12 <= len(data):
         [length] = struct.unpack_from(">I", data, place)
@@ -296,9 +303,9 @@ def _with_checksums(data: bytearray) -> bytes:
 
 
 def follow_coverage(runs: int, seconds: float, seed: int, found: Path) -> None:
-    """Let atheris choose what to mutate further; ends the process.
+    """Let atheris choose what to mutate; it ends the process.
 
-    It keeps what fails in `found`, and what led to new code in a folder of that.
+    It keeps files that fail in `found`, and files that reach new code in `found`/coverage.
     """
     import atheris
 
@@ -318,7 +325,7 @@ def follow_coverage(runs: int, seconds: float, seed: int, found: Path) -> None:
     flags = [
         f"-runs={runs}",
         f"-max_total_time={seconds:.0f}",
-        f"-seed={seed + 1}",  # 0 is another one each time
+        f"-seed={seed + 1}",  # 0 would be random
         f"-timeout={HANGING}",
         f"-max_len={LONGEST}",
         f"-artifact_prefix={found}/",

@@ -1,13 +1,12 @@
-"""Draw small images of every format and kind that the service may meet.
+"""Draw small images in every format that the service may receive.
 
     python -m tests.fuzz.make_corpus                      # into tests/fuzz/corpus
     python -m tests.fuzz.make_corpus --into elsewhere/
 
-The service reads what is in the folder itself and refuses what is in `refused/`. Pillow writes
-most of them; what it cannot write is put together here, byte by byte.
+The service reads the files in the folder and refuses those in its `refused/`. Pillow writes most
+of them; the others are assembled here, byte by byte.
 """
 
-import argparse
 import struct
 import sys
 import zlib
@@ -17,25 +16,28 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, ImageDraw
 
+from training.cli import make_parser, run_command
+
 FOLDER = Path("tests/fuzz/corpus")
 REFUSED = "refused"
 WIDTH, HEIGHT = 24, 16
 # PNG's Adam7: (first column, first row, columns apart, rows apart) of each pass.
 PASSES = ((0, 0, 8, 8), (4, 0, 8, 8), (0, 4, 4, 8), (2, 0, 4, 4), (0, 2, 2, 4), (1, 0, 2, 2))
 PASSES += ((0, 1, 1, 2),)
-CHANNELS = {0: 1, 2: 3, 3: 1, 4: 2, 6: 4}  # by PNG's colour type
+CHANNELS = {0: 1, 2: 3, 3: 1, 4: 2, 6: 4}  # by PNG's color type
 GREY, RGB, PALETTE, GREY_ALPHA, RGB_ALPHA = CHANNELS
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Draw the images and return the exit code."""
-    parser = argparse.ArgumentParser(
-        prog="python -m tests.fuzz.make_corpus",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
-    parser.add_argument("--into", type=Path, default=FOLDER, help="a folder [%(default)s]")
+    """Draw as the command line says and return the exit code."""
+    parser = make_parser(__doc__, "python -m tests.fuzz.make_corpus")
+    parser.add_argument("--into", type=Path, default=FOLDER, help="folder [%(default)s]")
     folder = parser.parse_args(arguments).into
+    return run_command(lambda: write_corpus(folder), "tests.fuzz.make_corpus")
+
+
+def write_corpus(folder: Path) -> None:
+    """Write the images into `folder`, and print how many."""
     files = images() | {f"{REFUSED}/{name}": data for name, data in refused().items()}
     for name, data in files.items():
         path = folder / name
@@ -43,16 +45,15 @@ def main(arguments: list[str] | None = None) -> int:
         path.write_bytes(data)
     size = sum(map(len, files.values()))
     print(f"Wrote {len(files)} images, {size / 1000:.0f} kB, into {folder}.")
-    return 0
 
 
 def images() -> dict[str, bytes]:
-    """Return {file name: content} of images that are whole, `WIDTH`×`HEIGHT` unless turned."""
+    """Return {file name: content} of valid images, `WIDTH`×`HEIGHT` unless rotated."""
     return jpegs() | pngs() | tiffs() | bmps() | others()
 
 
 def refused() -> dict[str, bytes]:
-    """Return {file name: content} of what is no image, a broken one or too large a one."""
+    """Return {file name: content} of damaged, too large and other files."""
     flower = encoded(drawn(), "JPEG", quality=60)
     frame = flower.index(b"\xff\xc0")
     return {
@@ -87,7 +88,7 @@ def jpegs() -> dict[str, bytes]:
     image = drawn()
     plain = encoded(image, "JPEG", quality=60)
     cmyk = encoded(image.convert("CMYK"), "JPEG", quality=60)
-    adobe = cmyk.index(b"Adobe") + 11  # where it says whether CMYK is stored as YCCK
+    adobe = cmyk.index(b"Adobe") + 11  # the flag that says whether CMYK is stored as YCCK
     return {
         "420.jpg": plain,
         "444.jpg": encoded(image, "JPEG", quality=60, subsampling=0),
@@ -105,7 +106,7 @@ def jpegs() -> dict[str, bytes]:
 
 
 def pngs() -> dict[str, bytes]:
-    """Return the PNGs among `images`: every colour type and depth, whole and interlaced."""
+    """Return the PNGs among `images`, of every color type and depth."""
     palette = chunk(b"PLTE", bytes(value for i in range(16) for value in (i * 16, 255 - i, 99)))
     files = {
         f"type-{color}-{depth}-bits{'-interlaced' if interlaced else ''}.png": png(
@@ -237,7 +238,7 @@ def others() -> dict[str, bytes]:
 
 
 def drawn() -> Image.Image:
-    """A yellow blossom on a sky that darkens."""
+    """Return a yellow blossom on a sky that darkens."""
     image = Image.linear_gradient("L").resize((WIDTH, HEIGHT)).convert("RGB")
     draw = ImageDraw.Draw(image)
     draw.ellipse((4, 3, 15, 13), (240, 200, 30))
@@ -246,28 +247,28 @@ def drawn() -> Image.Image:
 
 
 def rgba() -> Image.Image:
-    """The same, ever more transparent from left to right."""
+    """Return the same, increasingly transparent from left to right."""
     image = drawn()
     image.putalpha(Image.linear_gradient("L").rotate(90).resize(image.size))
     return image
 
 
 def exif(orientation: int) -> bytes:
-    """EXIF with an orientation and little else."""
+    """Return EXIF with an orientation and a description."""
     tags = Image.Exif()
     tags[0x0112], tags[0x010E] = orientation, "drawn"
     return tags.tobytes()
 
 
 def encoded(image: Image.Image, name: str, **options: object) -> bytes:
-    """`image` as Pillow writes it in the format `name`."""
+    """Return `image` as Pillow writes it in the format `name`."""
     buffer = BytesIO()
     image.save(buffer, name, **options)
     return buffer.getvalue()
 
 
 def chunk(kind: bytes, content: bytes) -> bytes:
-    """A chunk of a PNG."""
+    """Return a chunk of a PNG."""
     checksum = struct.pack(">I", zlib.crc32(kind + content))
     return struct.pack(">I", len(content)) + kind + content + checksum
 
@@ -281,14 +282,14 @@ def png(
     *more: bytes,
     interlaced: bool = False,
 ) -> bytes:
-    """A PNG of `lines`, each with its filter's number in front, and of `more` chunks before."""
+    """Return a PNG of `lines`, with `more` chunks before them."""
     header = struct.pack(">IIBBBBB", width, height, depth, color, 0, 0, interlaced)
     parts = [chunk(b"IHDR", header), *more, chunk(b"IDAT", zlib.compress(lines, 9))]
     return b"\x89PNG\r\n\x1a\n" + b"".join(parts) + chunk(b"IEND", b"")
 
 
 def scanlines(depth: int, color: int, interlaced: bool) -> bytes:
-    """A ramp of `WIDTH`×`HEIGHT` pixels as the lines of a PNG, the filters by turns."""
+    """Return a ramp as a PNG's lines, each after its filter's number."""
     lines = bytearray()
     for left, top, across, down in PASSES if interlaced else ((0, 0, 1, 1),):
         width = -(-(WIDTH - left) // across)
@@ -300,7 +301,7 @@ def scanlines(depth: int, color: int, interlaced: bool) -> bytes:
 
 
 def tiff(tags: dict[int, int | tuple[int, ...]], pixels: bytes) -> bytes:
-    """A big-endian TIFF of `pixels` in one grey strip unless `tags` say otherwise; () is no tag."""
+    """Return a big-endian TIFF, one grey strip by default; () drops tags."""
     shape = {256: WIDTH, 257: HEIGHT, 259: 1, 262: 1, 277: 1, 273: 8, 279: len(pixels)}
     directory, behind = b"", b""
     tags = {tag: value for tag, value in (shape | tags).items() if value != ()}
@@ -319,7 +320,7 @@ def tiff(tags: dict[int, int | tuple[int, ...]], pixels: bytes) -> bytes:
 
 
 def bmp(width: int, height: int, depth: int, compression: int, pixels: bytes) -> bytes:
-    """A BMP with a palette of all greys where `depth` bits have one."""
+    """Return a BMP, with a palette of greys up to 8 bits."""
     palette = b"".join(bytes([i, i, i, 0]) for i in range(2**depth if depth <= 8 else 0))
     head = struct.pack(
         "<IiiHHIIiiII",
@@ -331,7 +332,7 @@ def bmp(width: int, height: int, depth: int, compression: int, pixels: bytes) ->
 
 
 def riff(content: bytes) -> bytes:
-    """A WebP of the chunks `content`."""
+    """Return a WebP of the chunks `content`."""
     return b"RIFF" + struct.pack("<I", len(content) + 4) + b"WEBP" + content
 
 

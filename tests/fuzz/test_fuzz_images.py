@@ -1,4 +1,4 @@
-"""tests.fuzz: what the service makes of files that nobody meant to send."""
+"""tests.fuzz: malformed files are opened or refused, and failures are kept."""
 
 import os
 import subprocess
@@ -14,7 +14,7 @@ from tests.fuzz import images, make_corpus
 from tests.fuzz.images import FuzzError, check, guarded, run
 from tests.fuzz.make_corpus import FOLDER, REFUSED
 
-# pytest replaces the filters that serving.image sets.
+# pytest replaces the filters that serving.pillow_limits sets.
 pytestmark = pytest.mark.filterwarnings("ignore")
 
 CORPUS = ROOT / FOLDER

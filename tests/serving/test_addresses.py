@@ -278,3 +278,19 @@ def test_an_allowed_network_may_stand_beside_public_addresses():
 def test_an_allowed_network_opens_no_other(port, addresses):
     with pytest.raises(AddressError):
         check_addresses("example.com", port, addresses, parse_allowed("10.0.0.0/8"))
+
+
+def test_a_wrong_list_is_refused_in_this_sentence():
+    with pytest.raises(AllowError) as caught:
+        parse_allowed("10.0.0.0/8,10.0.0.0/99")
+    assert str(caught.value) == (
+        "Expected host names and networks, separated by commas, in FETCH_ALLOW, such as "
+        "images.internal,10.0.0.0/8. Received: '10.0.0.0/99'. Correct it, or unset FETCH_ALLOW."
+    )
+
+
+def test_an_allowed_address_goes_on_to_the_next_one():
+    allowed = parse_allowed("10.0.0.0/8")
+    with pytest.raises(AddressError):
+        check_addresses("example.com", 80, ["10.0.0.1", "192.168.0.1"], allowed)
+    check_addresses("example.com", 80, [], Allowed())

@@ -3,10 +3,13 @@
 import json
 import os
 import platform
+import re
 import signal
 import subprocess
 import sys
 import zipfile
+from importlib.metadata import version
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -15,7 +18,7 @@ from PIL import Image
 
 from serving.classifier import Classifier, named_scores, read_labels
 from serving.errors import ModelError
-from serving.runtimes import RUNTIMES, find_runtime
+from serving.runtimes import RUNTIMES
 from tests import seccomp
 
 SCORES_OF_A_FILE = """
@@ -48,6 +51,12 @@ def start(*arguments):
         capture_output=True,
         text=True,
     )
+
+
+def refusal(function, *arguments):
+    with pytest.raises(ModelError) as caught:
+        function(*arguments)
+    return str(caught.value)
 
 
 @pytest.fixture
@@ -87,11 +96,6 @@ def test_it_names_what_it_sees(ask, runtime):
     assert any(score != round(score, 4) for score in scores.values())
 
 
-def test_scores_have_five_decimals():
-    probabilities = np.float32([0.123456, 0.876539, 0.000005001])
-    assert named_scores(("a", "b", "c"), probabilities) == {"a": 0.12346, "b": 0.87654, "c": 1e-5}
-
-
 def test_every_runtime_answers_the_same(ask):
     """Processors that compute in bfloat16 too: the third decimal would differ."""
     answers = [ask(runtime, (121, 140, 130))[2] for runtime in RUNTIMES]
@@ -105,25 +109,6 @@ def test_every_runtime_answers_the_same(ask):
 def test_as_many_threads_run_as_are_asked_for(ask, runtime):
     one, two, four = (ask(runtime, "red", threads)[3] for threads in (1, 2, 4))
     assert (two - one, four - one) == (1, 3)
-
-
-def test_openvino_is_set_to_threads_latency_and_whole_precision(small_tflite, monkeypatch):
-    """As it says itself; it takes no more threads than there are processors."""
-    openvino = pytest.importorskip("openvino")
-    compiled = []
-    compile_model = openvino.Core.compile_model
-
-    def keep(*arguments):
-        compiled.append(compile_model(*arguments))
-        return compiled[-1]
-
-    monkeypatch.setattr(openvino.Core, "compile_model", keep)
-    Classifier(small_tflite, threads=1, runtime="openvino")
-    [model] = compiled
-    assert model.get_property("INFERENCE_NUM_THREADS") == 1
-    assert model.get_property("PERFORMANCE_HINT") == "LATENCY"
-    assert model.get_property("INFERENCE_PRECISION_HINT") == openvino.Type.f32
-    assert model.get_property("ENABLE_CPU_PINNING") is False
 
 
 @linux
@@ -167,18 +152,6 @@ def test_labels_are_read_from_the_file(small_tflite):
     assert read_labels(small_tflite) == ("red", "green", "blue")
 
 
-def test_a_missing_file():
-    with pytest.raises(ModelError, match="which does not exist. Run python convert_to_tflite"):
-        Classifier("none.tflite")
-
-
-def test_a_file_without_labels(tmp_path):
-    (tmp_path / "a.tflite").write_bytes(b"TFL3")
-    for name in ("a.tflite", ""):  # the second is a folder
-        with pytest.raises(ModelError, match=r"inside \(labels.txt\). Received: \S+ without them"):
-            Classifier(tmp_path / name)
-
-
 def with_labels(path, content, labels):
     path.write_bytes(content)
     with zipfile.ZipFile(path, "a") as archive:
@@ -186,32 +159,80 @@ def with_labels(path, content, labels):
     return path
 
 
-@pytest.mark.parametrize("runtime", ["tflite-runtime", "openvino"])
-def test_a_file_that_is_no_model(tmp_path, runtime):
+def test_scores_are_rounded_to_five_decimals_and_one_for_each_label():
+    scores = named_scores(("a", "b"), np.float32([0.123456789, 1e-6]))
+    assert scores == {"a": 0.12346, "b": 0.0}
+    scores = named_scores(("a", "b", "c"), np.float32([0.123456, 0.876539, 0.000005001]))
+    assert scores == {"a": 0.12346, "b": 0.87654, "c": 1e-5}
+    for labels in (("a",), ("a", "b", "c")):
+        with pytest.raises(ValueError, match="zip"):
+            named_scores(labels, np.float32([0.5, 0.5]))
+
+
+def test_a_file_that_is_no_model_is_refused_with_the_runtimes_that_might_load_it(tmp_path):
     path = with_labels(tmp_path / "a.tflite", b"no model at all", "red\n")
-    expected = rf"^Expected a model that {runtime} [\d.]+ can load. Received: a.tflite \(\w+ .+\)"
-    with pytest.raises(ModelError, match=expected) as raised:
-        Classifier(path, runtime=runtime)
-    assert ".cpp" not in str(raised.value)
+    for runtime, others in {
+        "tflite-runtime": "ai-edge-litert or openvino",
+        "openvino": "tflite-runtime or ai-edge-litert",
+    }.items():
+        sentence = refusal(Classifier, path, 1, runtime)
+        assert "\n" not in sentence
+        assert ".cpp" not in sentence
+        start = f"Expected a model that {runtime} {version(runtime)} can load. Received: a.tflite "
+        assert re.match(rf"{re.escape(start)}\(\w+ .+\)", sentence)
+        assert sentence.endswith(f"). Use {others}, or convert it with another --quantize.")
 
 
 @pytest.mark.filterwarnings("ignore:Duplicate name")
-def test_labels_that_do_not_fit_the_outputs(small_tflite, tmp_path):
+def test_labels_that_do_not_fit_the_outputs_are_refused(small_tflite, tmp_path):
     for labels in ("red\ngreen\n", "red\ngreen\nblue\nyellow\n"):
         path = with_labels(tmp_path / "a.tflite", small_tflite.read_bytes(), labels)
-        received = labels.count("\n")
-        with pytest.raises(ModelError, match=f"3 outputs of a.tflite. Received: {received}"):
-            Classifier(path)
+        for runtime in ("tflite-runtime", "openvino"):
+            assert refusal(Classifier, path, 1, runtime) == (
+                "Expected one class name for each of the 3 outputs of a.tflite. "
+                f"Received: {labels.count(chr(10))}. Convert it again with convert_to_tflite.py."
+            )
 
 
-def test_of_those_installed_the_first_is_taken(monkeypatch):
-    assert find_runtime()[0] == "tflite-runtime"
-    monkeypatch.setitem(RUNTIMES, "tflite-runtime", "no_such_module")
-    assert find_runtime()[0] == "ai-edge-litert"
-    assert find_runtime("openvino")[0] == "openvino"
+@pytest.mark.parametrize("read", [read_labels, Classifier])
+def test_a_missing_file_and_one_without_labels_are_refused(tmp_path, read):
+    path = tmp_path / "a.tflite"
+    assert refusal(read, path) == (
+        f"Expected a .tflite file. Received: {path}, which does not exist. "
+        "Run python convert_to_tflite.py first."
+    )
+    without = (
+        "Expected a .tflite file with its class names inside (labels.txt). "
+        "Received: a.tflite without them. Make it with python convert_to_tflite.py."
+    )
+    path.write_bytes(b"TFL3")
+    assert refusal(read, path) == without
+    with zipfile.ZipFile(path, "w") as archive:
+        archive.writestr("other.txt", "red\n")
+    assert refusal(read, path) == without
+    assert refusal(read, tmp_path) == without.replace("a.tflite", tmp_path.name)
 
 
-def test_a_runtime_that_is_not_installed(monkeypatch):
-    monkeypatch.setitem(RUNTIMES, "other-runtime", "no_such_module.interpreter")
-    with pytest.raises(ModelError, match="^Expected other-runtime to be installed"):
-        find_runtime("other-runtime")
+def test_the_sentence_has_the_telling_line_of_the_runtimes_reason(tmp_path, monkeypatch):
+    path = with_labels(tmp_path / "a.tflite", b"", "red\n")
+
+    def reading(reason):
+        def read_model(*_):
+            raise RuntimeError(reason)
+
+        core = SimpleNamespace(read_model=read_model)
+        return SimpleNamespace(__name__="openvino", Core=lambda: core)
+
+    monkeypatch.setattr(
+        "serving.runtimes.import_module", lambda _: reading("at a.cpp:7\nat b.cpp\nodd file\n")
+    )
+    assert "Received: a.tflite (odd file). " in refusal(Classifier, path, 1, "openvino")
+
+    def interpreter(**_):
+        raise ValueError("\nodd file\nand more of it")
+
+    monkeypatch.setattr(
+        "serving.runtimes.import_module",
+        lambda name: SimpleNamespace(__name__=name, Interpreter=interpreter),
+    )
+    assert "Received: a.tflite (odd file). " in refusal(Classifier, path, 1, "tflite-runtime")

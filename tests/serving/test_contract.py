@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from serving.classifier import Classifier
+from serving.handler import Handler
 from serving.service import Service
 from tests.fuzz import events
 from tools.function_url import serving
@@ -21,13 +22,13 @@ EXAMPLES = 400  # events; `make fuzz` asks many more
 
 
 @pytest.fixture(scope="module")
-def service(small_tflite):
-    return Service(Classifier(small_tflite), "small")
+def handler(small_tflite):
+    return Handler(Service(Classifier(small_tflite), "small"))
 
 
 @pytest.fixture(scope="module")
-def address(service):
-    with serving(service.handle) as server:
+def address(handler):
+    with serving(handler.handle) as server:
         yield f"http://127.0.0.1:{server.server_address[1]}"
 
 
@@ -43,15 +44,15 @@ def test_every_answer_is_as_the_openapi_document_says(address, tmp_path):
     assert "Tested: 2" in process.stdout, process.stdout
 
 
-def test_every_event_is_answered(service):
-    events.run(service, EXAMPLES)
+def test_every_event_is_answered(handler):
+    events.run(handler, EXAMPLES)
 
 
-def test_the_check_of_events_can_fail(service, monkeypatch):
-    monkeypatch.setattr(service, "health", lambda: {"secret": 1})
+def test_the_check_of_events_can_fail(handler, monkeypatch):
+    monkeypatch.setattr(handler.service, "health", lambda: {"secret": 1})
     with pytest.raises(AssertionError, match="secret"):
         events.check(
-            service,
+            handler,
             {
                 "version": "2.0",
                 "rawPath": "/health",

@@ -17,6 +17,7 @@ import pytest
 import requests
 from certificates import write_certificate
 
+from serving import connection as sockets
 from serving import fetch as module
 from serving.addresses import AllowError
 from serving.errors import (
@@ -32,6 +33,7 @@ from serving.fetch import fetch, fetch_all, prepare
 
 OK = b"HTTP/1.1 200 OK\r\nContent-Length: 4\r\n\r\nrose"
 Talk = Callable[[socket.socket], None]
+WRONG_URL = "Expected a url that begins with http:// or https://. Received: {}."
 
 
 @pytest.fixture(autouse=True)
@@ -41,7 +43,7 @@ def _this_machine_is_allowed(monkeypatch):
 
 @pytest.fixture
 def closed(monkeypatch):
-    """Allow nothing, as it is by default."""
+    """Allow nothing, the default."""
     monkeypatch.delenv("FETCH_ALLOW")
 
 
@@ -158,7 +160,7 @@ def test_it_returns_the_body(http_server):
     assert fetch(f"{url}/a.jpg") == b"bytes"
 
 
-def test_it_says_what_it_is_and_wants_the_image_as_it_is(http_server):
+def test_requests_have_these_headers_and_no_others(http_server):
     seen = {}
     url = http_server({"/": lambda request: seen.update(request.headers) or (200, {}, b"")})
     fetch(f"{url}/")
@@ -170,7 +172,7 @@ def test_it_says_what_it_is_and_wants_the_image_as_it_is(http_server):
     }
 
 
-# What is asked for.
+# URLs.
 
 
 @pytest.mark.parametrize(
@@ -292,7 +294,7 @@ def test_hosts_that_are_not_public_are_refused_in_each_spelling(scheme, host):
 )
 @pytest.mark.usefixtures("closed")
 def test_spellings_that_lead_nowhere(host, monkeypatch):
-    monkeypatch.setattr(module, "_connect", lambda *_: pytest.fail("it connected"))
+    monkeypatch.setattr(sockets, "_connect", lambda *_: pytest.fail("it connected"))
     with pytest.raises(ServingError):
         fetch(f"http://{host}/")
 
@@ -300,7 +302,7 @@ def test_spellings_that_lead_nowhere(host, monkeypatch):
 @pytest.mark.parametrize("port", [1, 22, 8080, 9001])
 @pytest.mark.usefixtures("closed")
 def test_other_ports_of_public_hosts_are_refused(port, monkeypatch):
-    monkeypatch.setattr(module, "_connect", lambda *_: pytest.fail("it connected"))
+    monkeypatch.setattr(sockets, "_connect", lambda *_: pytest.fail("it connected"))
     with pytest.raises(AddressError, match="Received: another port"):
         fetch(f"https://1.1.1.1:{port}/")
 
@@ -322,14 +324,14 @@ def test_public_hosts_are_reached(url, talk, dns, certificate, monkeypatch):
     place = talk(over_tls(certificate, says(OK)) if url.startswith("https") else says(OK))
     dns["flowers.test"] = [["1.1.1.1", "2606:4700:4700::1111"]]
     wanted = []
-    connect = module._connect
+    connect = sockets._connect
 
-    def connect_here(answers: list[tuple], deadline: float) -> socket.socket:
+    def connect_here(answers: list[tuple], limits: sockets.Limits) -> socket.socket:
         wanted.extend(address[:2] for *_, address in answers)
         host, port = place.split(":")
-        return connect(socket.getaddrinfo(host, port, type=socket.SOCK_STREAM), deadline)
+        return connect(socket.getaddrinfo(host, port, type=socket.SOCK_STREAM), limits)
 
-    monkeypatch.setattr(module, "_connect", connect_here)
+    monkeypatch.setattr(sockets, "_connect", connect_here)
     assert fetch(url) == b"rose"
     port = 443 if url.startswith("https") else 80
     assert wanted == [("1.1.1.1", port), ("2606:4700:4700::1111", port)]
@@ -580,20 +582,11 @@ def test_it_asks_for_http_1(talk, certificate):
     assert chosen == ["http/1.1"]
 
 
-@pytest.mark.usefixtures("trusted")
-def test_the_ca_bundle_is_read_once():
-    first = module.tls_context()
-    assert module.tls_context() is first
-    assert first.verify_mode == ssl.CERT_REQUIRED
-    assert first.check_hostname
-    assert first.minimum_version >= ssl.TLSVersion.TLSv1_2
-
-
 # What is answered.
 
 
 @pytest.mark.parametrize("status", [204, 206, 304, 401, 404, 500, 503])
-def test_an_error_of_the_host_is_told(http_server, status):
+def test_an_error_of_the_host_is_passed_on_by_its_status(http_server, status):
     url = http_server({"/": (status, {"Retry-After": "1"}, b"")})
     with pytest.raises(FetchError, match=f"Received: {status}"):
         fetch(f"{url}/")
@@ -677,7 +670,7 @@ def test_what_is_compressed_again_is_refused_and_not_unpacked(coding, bomb, http
 
 
 @pytest.mark.parametrize("coding", ["identity", "", "base64", "utf-8", "aws-chunked"])
-def test_what_only_claims_a_coding_is_taken_as_it_is(coding, http_server):
+def test_codings_without_meaning_are_ignored(coding, http_server):
     url = http_server({"/": (200, {"Content-Encoding": coding}, b"rose")})
     assert fetch(f"{url}/") == b"rose"
 
@@ -753,7 +746,7 @@ DRIP = {
 def test_what_never_ends_is_cut_off(function, tls, talk, certificate, monkeypatch):
     """By what came, not by the time: that is far off."""
     monkeypatch.setattr(module, "DEADLINE", 100.0)
-    monkeypatch.setattr(module._BoundedSocket, "left", 1_000_000)
+    monkeypatch.setattr(module, "MAX_OVERHEAD", 1_000_000 - module.MAX_BYTES)
     place = talk(over_tls(certificate, function) if tls else function)
     with pytest.raises((FetchError, TooLargeError)) as caught:
         fetch(f"{'https' if tls else 'http'}://{place}/")
@@ -783,7 +776,7 @@ def test_a_handshake_that_drips_is_cut_off_at_the_deadline(talk, monkeypatch):
 
 @pytest.mark.parametrize("scheme", ["http", "https"])
 def test_a_host_that_never_answers(scheme, talk, monkeypatch):
-    monkeypatch.setattr(module, "TIMEOUT", 0.2)
+    monkeypatch.setattr(sockets, "TIMEOUT", 0.2)
     done = threading.Event()
     place = talk(lambda _: done.wait(10))
     with pytest.raises(FetchTimeoutError, match="no answer or only a part"):
@@ -798,7 +791,7 @@ def test_each_step_waits_five_seconds_at_most(scheme, talk, certificate, monkeyp
     set_timeout = socket.socket.settimeout
 
     def note(self: socket.socket, seconds: float | None) -> None:
-        if isinstance(self, module._BoundedSocket):
+        if isinstance(self, sockets._Socket):
             waits.append(seconds)
         set_timeout(self, seconds)
 
@@ -811,7 +804,7 @@ def test_each_step_waits_five_seconds_at_most(scheme, talk, certificate, monkeyp
 
 
 def test_redirects_share_one_deadline(talk, monkeypatch):
-    """Each comes in time by itself."""
+    """Each one alone would be in time."""
     monkeypatch.setattr(module, "DEADLINE", 0.5)
     monkeypatch.setattr(module, "MAX_REDIRECTS", 1000)
 
@@ -856,7 +849,7 @@ def full(monkeypatch) -> Iterator[tuple[list[str], int]]:
 
 def test_slow_addresses_share_one_deadline(full, dns, monkeypatch):
     monkeypatch.setattr(module, "DEADLINE", 0.5)
-    monkeypatch.setattr(module, "TIMEOUT", 0.3)
+    monkeypatch.setattr(sockets, "TIMEOUT", 0.3)
     addresses, port = full
     dns["flowers.test"] = [addresses * 100]
     started = time.monotonic()
@@ -1022,3 +1015,163 @@ def test_a_defect_is_logged_and_costs_its_own_url_only(http_server, monkeypatch,
     assert "secret" not in line
     with pytest.raises(ZeroDivisionError):
         fetch(broken)
+
+
+# Whole sentences.
+
+
+def refusal(url):
+    with pytest.raises(ServingError) as caught:
+        fetch(url)
+    return type(caught.value), str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("url", "received"),
+    [
+        ("rose.jpg", "an address without a scheme"),
+        ("", "an address without a scheme"),
+        ("http://[::1", "an address that cannot be read"),
+        ("http://", "an address that cannot be read"),
+        ("http://a..b/", "an address that cannot be read"),
+        (f"http://{'a' * 64}.com/", "an address that cannot be read"),
+        ("file:///etc/passwd", "another scheme"),
+        ("ftp://localhost/a.jpg", "another scheme"),
+        ("http:///rose.jpg", "an address that cannot be read"),
+        ("http://127.0.0.1/" + "a" * 8176, "one of more than 8192 characters"),
+        ("http://127.0.0.1/" + "ü" * 2000, "one of more than 8192 characters"),
+    ],
+)
+def test_a_wrong_url_is_refused_with_the_reason(url, received):
+    assert refusal(url) == (InvalidRequestError, WRONG_URL.format(received))
+
+
+def test_a_url_may_have_8192_characters():
+    assert len(module._prepare("http://127.0.0.1/" + "a" * 8175).url) == 8192
+
+
+def test_a_redirect_that_cannot_be_read_is_refused_like_a_url(http_server):
+    url = http_server({"/": (302, {"Location": "http://[::1"}, b"")})
+    assert refusal(f"{url}/") == (
+        InvalidRequestError,
+        WRONG_URL.format("an address that cannot be read"),
+    )
+
+
+@pytest.mark.parametrize(
+    ("answer", "kind", "sentence"),
+    [
+        (
+            (404, {}, b""),
+            FetchError,
+            "Expected the image's host to answer 200. Received: 404. Check the url.",
+        ),
+        (
+            (200, {"Content-Encoding": "identity, GZip"}, b""),
+            FetchError,
+            "Expected an image without Content-Encoding. "
+            "Received: one that its host has compressed again. Use another host.",
+        ),
+        (
+            (302, {"Location": "/"}, b""),
+            FetchError,
+            "Expected at most 3 redirects. Received: more. Give the final url.",
+        ),
+        (
+            (200, {"Content-Length": "9"}, b"short"),
+            FetchError,
+            "Expected the image's host to answer. "
+            "Received: no connection or a broken one. Check the url.",
+        ),
+        (
+            (200, {"Content-Length": "10000001"}, b""),
+            TooLargeError,
+            "Expected at most 10 MB. Received: more. Send a smaller image.",
+        ),
+    ],
+)
+def test_other_answers_are_errors_in_these_sentences(answer, kind, sentence, http_server):
+    url = http_server({"/": answer})
+    assert refusal(f"{url}/") == (kind, sentence)
+
+
+def test_a_host_that_is_too_slow_is_an_error_in_this_sentence(http_server):
+    with pytest.raises(FetchTimeoutError) as caught:
+        fetch(http_server({}), time.monotonic() - 1)
+    assert str(caught.value) == (
+        "Expected the image's host to answer in time, at most 10 seconds. "
+        "Received: no answer or only a part of it. Try again, or use another host."
+    )
+
+
+def test_an_unverified_certificate_is_refused_in_this_sentence(http_server, monkeypatch):
+    def wrap_socket(sock, server_hostname):
+        sock.close()
+        raise ssl.SSLCertVerificationError(server_hostname)
+
+    monkeypatch.setattr(module.tls_context(), "wrap_socket", wrap_socket, raising=False)
+    assert refusal(http_server({}).replace("http", "https")) == (
+        FetchError,
+        "Expected a host whose certificate can be verified. "
+        "Received: one that is expired, for another name, or of an unknown issuer. "
+        "Use another host.",
+    )
+
+
+def test_addresses_that_are_off_limits_are_refused_in_these_sentences(monkeypatch):
+    monkeypatch.delenv("FETCH_ALLOW")
+    assert refusal("http://a:b@127.0.0.1/") == (
+        AddressError,
+        "Expected a url that anybody may open. "
+        "Received: one with a user name or a password. Leave them out.",
+    )
+    assert refusal("http://127.0.0.1/") == (
+        AddressError,
+        "Expected the address of a host on the public Internet. "
+        "Received: one that is private or reserved. Use a public host.",
+    )
+    assert refusal("http://1.1.1.1:81/") == (
+        AddressError,
+        "Expected a url at port 80 or 443, the ports of http and https. "
+        "Received: another port. Use a host on the public Internet.",
+    )
+
+
+def test_the_sentence_for_a_defect_of_ours_says_nothing_of_it(monkeypatch):
+    def fail(*_):
+        raise ZeroDivisionError("inside")
+
+    monkeypatch.setattr(module, "_open", fail)
+    [error] = fetch_all(["http://127.0.0.1/"])
+    assert isinstance(error, InternalError)
+    assert str(error) == "The service failed on this url; its log says why."
+
+
+def test_what_is_prepared_is_the_tls_context_and_the_list(monkeypatch):
+    module.tls_context.cache_clear()
+    prepare()
+    assert module.tls_context.cache_info().currsize == 1
+    monkeypatch.delenv("FETCH_ALLOW")
+    prepare()
+    monkeypatch.setenv("FETCH_ALLOW", "10.0.0.0/99")
+    with pytest.raises(AllowError, match="Received: '10.0.0.0/99'"):
+        prepare()
+
+
+def test_as_many_bytes_may_come_as_are_left(http_server, monkeypatch):
+    received = []
+    receive = sockets._Socket.recv_into
+
+    def count(sock, *args):
+        received.append(receive(sock, *args))
+        return received[-1]
+
+    url = http_server({"/": (200, {}, b"rose")})
+    monkeypatch.setattr(sockets._Socket, "recv_into", count)
+    assert fetch(f"{url}/") == b"rose"
+    total = sum(received)
+    monkeypatch.setattr(module, "MAX_OVERHEAD", total - module.MAX_BYTES)
+    assert fetch(f"{url}/") == b"rose"
+    monkeypatch.setattr(module, "MAX_OVERHEAD", total - 1 - module.MAX_BYTES)
+    with pytest.raises(TooLargeError):
+        fetch(f"{url}/")

@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from conftest import ROOT
-from PIL import Image, TiffImagePlugin
+from PIL import Image
 
 from serving import image as module
 from serving.errors import ImageError, TooLargeError, UnsupportedTypeError
@@ -17,7 +17,7 @@ from serving.image import FORMATS, open_image
 from serving.preprocess import resize
 from tests.fuzz.make_corpus import GREY, GREY_ALPHA, RGB, bmp, chunk, encoded, exif, png, tiff
 
-# pytest replaces the filters that serving.image sets.
+# pytest replaces the filters that serving.pillow_limits sets.
 pytestmark = pytest.mark.filterwarnings("ignore::UserWarning:PIL.TiffImagePlugin")
 
 SIZE = (30, 40)  # of a network's input; what is 160 pixels wide and 120 high is reduced for it
@@ -290,7 +290,7 @@ def test_formats_outside_the_list_are_refused(image):
 def test_an_image_that_breaks_off_is_refused(image, name):
     data = encoded(image, name)
     for length in (16, len(data) // 2, len(data) * 9 // 10):
-        with pytest.raises(ImageError, match=r"^Expected a whole image\. Received: "):
+        with pytest.raises(ImageError, match=r"^Expected a complete image\. Received: "):
             open_image(data[:length])
 
 
@@ -367,61 +367,10 @@ def test_pixels_may_come_in_as_many_pieces_as_they_like(image):
     rows = np.asarray(image)
     pixels = zlib.compress(b"".join(b"\0" + row.tobytes() for row in rows), 0)
     pieces = [chunk(b"IDAT", pixels[i : i + 1]) for i in range(len(pixels))]
-    assert len(pieces) > image.OPENING_READS
+    assert len(pieces) > module.OPENING_READS
     whole = png(60, 40, 8, RGB, b"")
     head, tail = whole.split(chunk(b"IDAT", zlib.compress(b"", 9)))
     assert np.array_equal(open_image(head + b"".join(pieces) + tail), image)
-
-
-def test_tags_that_share_their_bytes_are_read_within_bounds(monkeypatch):
-    count, length = 2000, 1_000_000
-    entries = b"".join(struct.pack(">HHII", 1000 + i, 1, length, 8) for i in range(count))
-    exif = b"MM\0\x2a\0\0\0\x08" + struct.pack(">H", count) + entries + bytes(length)
-    read = []
-    directory = TiffImagePlugin.ImageFileDirectory_v2
-    load = directory.load
-    monkeypatch.setattr(
-        directory,
-        "load",
-        lambda self, fp: (load(self, fp), read.append(sum(map(len, self._tagdata.values())))),
-    )
-    opened = open_image(png(1, 1, 8, GREY, b"\0\xff", chunk(b"eXIf", exif)))
-    assert opened.getpixel((0, 0)) == (255, 255, 255)
-    assert read
-    assert max(read) <= len(exif)
-
-
-def test_oddities_of_files_reach_neither_log_nor_standard_error(tmp_path):
-    files = {
-        "bomb.png": png(10_000, 10_000, 8, GREY, b""),  # Pillow warns from 89 million pixels on
-        "strip.tif": tiff({256: 9, 257: 9, 258: 8, 259: 8}, b"no zlib"),  # libtiff complains
-        "samples.tif": tiff({256: 9, 257: 9, 258: 8, 277: 99}, b""),  # Pillow logs an error
-        "exif.jpg": encoded(
-            Image.new("L", (9, 9)), "JPEG", exif=b"Exif\0\0MM\0\x2a\0\0\0\x08\0\x09"
-        ),
-    }
-    for name, data in files.items():
-        (tmp_path / name).write_bytes(data)
-    code = """
-import logging, sys
-from pathlib import Path
-logging.basicConfig()
-from serving.errors import ServingError
-from serving.image import open_image
-for path in sorted(Path(sys.argv[1]).iterdir()):
-    try:
-        open_image(path)
-    except ServingError as error:
-        print(type(error).__name__)
-"""
-    done = subprocess.run(
-        [sys.executable, "-c", code, tmp_path],
-        cwd=ROOT,
-        capture_output=True,
-        text=True,
-    )
-    assert done.stderr == ""
-    assert done.stdout.split() == ["TooLargeError", "ImageError", "ImageError"]
 
 
 def test_a_missing_file_is_an_os_error(tmp_path):
@@ -442,3 +391,109 @@ def test_limits_are_what_the_sentences_say(most, more, sentence):
         open_image(png(*most, 8, GREY, b""))
     with pytest.raises(TooLargeError, match=sentence):
         open_image(png(*more, 8, GREY, b""))
+
+
+# Each limit at its edge, and the whole sentence.
+
+
+def refusal(data):
+    with pytest.raises((ImageError, TooLargeError, UnsupportedTypeError)) as caught:
+        open_image(data)
+    return str(caught.value)
+
+
+def too_large(most, received):
+    return f"Expected at most {most}. Received: {received}. Send a smaller image."
+
+
+def test_a_file_that_is_no_image_is_refused_with_the_formats():
+    assert refusal(b"hello") == (
+        "Expected an image (JPEG, PNG, WEBP, GIF, BMP, TIFF, AVIF). Received: something else. "
+        "Send it as JPEG or PNG."
+    )
+
+
+def test_the_error_for_an_image_that_breaks_off_keeps_its_cause(image):
+    with pytest.raises(ImageError) as caught:
+        open_image(encoded(image, "PNG")[:-100])
+    assert str(caught.value) == (
+        "Expected a complete image. Received: one that is truncated, damaged or of an unusual "
+        "kind. Save it again as JPEG or PNG."
+    )
+    assert isinstance(caught.value.__cause__, Exception)
+
+
+def test_as_many_pixels_as_are_allowed_open(image, monkeypatch):
+    data = encoded(image, "PNG")
+    monkeypatch.setattr(module, "MAX_PIXELS", 2400)
+    assert open_image(data).size == (60, 40)
+    monkeypatch.setattr(module, "MAX_PIXELS", 2399)
+    assert refusal(data) == too_large("0 million pixels", "60×40")
+
+
+def test_pixels_are_counted_in_millions():
+    data = encoded(Image.new("1", (8000, 8000)), "PNG")
+    assert refusal(data) == too_large("50 million pixels", "8000×8000")
+
+
+def test_what_pillow_itself_refuses_has_the_same_sentence(image, monkeypatch):
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 100)
+    assert refusal(encoded(image, "PNG")) == too_large("50 million pixels", "far more")
+
+
+@pytest.mark.parametrize("size", [(60, 1), (1, 60)])
+def test_a_side_as_long_as_allowed_opens(size, monkeypatch):
+    data = encoded(Image.new("RGB", size), "PNG")
+    monkeypatch.setattr(module, "MAX_SIDE", 60)
+    assert open_image(data).size == size
+    monkeypatch.setattr(module, "MAX_SIDE", 59)
+    assert refusal(data) == too_large("59 pixels a side", f"{size[0]}×{size[1]}")
+
+
+def test_a_bitmap_in_runs_has_a_limit_of_its_own(image, monkeypatch):
+    runs = bmp(60, 40, 8, 1, b"\x3c\x01\0\0" * 40 + b"\0\1")
+    monkeypatch.setattr(module, "MAX_RLE_PIXELS", 2400)
+    assert open_image(runs).size == (60, 40)
+    monkeypatch.setattr(module, "MAX_RLE_PIXELS", 2399)
+    assert refusal(runs) == too_large("0 million pixels", "60×40")
+    assert open_image(encoded(image, "BMP")).size == (60, 40)
+
+
+def test_a_tile_counts_as_a_whole(monkeypatch):
+    def tiled(width, height):
+        tags = {256: 8, 257: 8, 258: 8, 259: 1, 322: width, 323: height, 324: 8}
+        return tiff(tags | {325: width * height}, bytes(width * height))
+
+    monkeypatch.setattr(module, "MAX_PIXELS", 64 * 48)
+    assert open_image(tiled(64, 48)).size == (8, 8)
+    monkeypatch.setattr(module, "MAX_PIXELS", 64 * 48 - 1)
+    assert refusal(tiled(64, 48)) == too_large("0 million pixels", "far more")
+
+
+@pytest.mark.parametrize("name", ["JPEG", "MPO"])
+def test_a_jpeg_may_have_as_many_scans_as_its_pixels_allow(image, name, monkeypatch):
+    options = {"save_all": True, "append_images": [image]} if name == "MPO" else {}
+    data = encoded(image, name, progressive=True, **options)
+    scans = data.count(b"\xff\xda")
+    assert scans > 5
+    monkeypatch.setattr(module, "MAX_SCANNED_PIXELS", scans * 2400)
+    assert open_image(data).size == (60, 40)
+    monkeypatch.setattr(module, "MAX_SCANNED_PIXELS", scans * 2400 - 1)
+    assert refusal(data) == too_large(f"{scans - 1} scans", str(scans))
+
+
+def test_only_in_jpegs_are_scans_counted(image, monkeypatch):
+    data = encoded(image, "PNG") + b"\xff\xda" * 9
+    monkeypatch.setattr(module, "MAX_SCANNED_PIXELS", 1)
+    assert open_image(data).size == (60, 40)
+
+
+# Reading.
+
+
+def test_pixels_may_be_read_as_often_as_decoding_wants(image, monkeypatch):
+    data = encoded(image, "PNG")
+    monkeypatch.setattr(module, "OPENING_READS", 30)
+    assert open_image(data).size == (60, 40)
+    monkeypatch.setattr(module, "OPENING_READS", 3)
+    assert refusal(data).startswith("Expected a complete image")

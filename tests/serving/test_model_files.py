@@ -16,6 +16,12 @@ def make(folder, *names):
         os.utime(path, (1_000_000 - age, 1_000_000 - age))
 
 
+def refusal(function, *arguments):
+    with pytest.raises(ModelError) as caught:
+        function(*arguments)
+    return str(caught.value)
+
+
 def test_the_highest_accuracy_wins(tmp_path):
     make(tmp_path, "xception_fin_30_0.880.h5", "xception_fin_02_0.901.h5", "xception_fin_1_0.9.h5")
     assert best_model(tmp_path, ".h5").name == "xception_fin_02_0.901.h5"
@@ -39,7 +45,7 @@ def test_what_is_no_model_is_not_taken_for_one(tmp_path):
     assert best_model(tmp_path, ".h5").name == "xception_fin_01_0.500.h5"
 
 
-def test_none_is_told_with_what_to_run(tmp_path):
+def test_without_a_model_the_sentence_says_what_to_run(tmp_path):
     with pytest.raises(ModelError, match=r"Received: none. Run python convert_to_tflite.py first"):
         best_model(tmp_path, ".tflite")
     with pytest.raises(ModelError, match=r"Run python train.py first"):
@@ -68,3 +74,27 @@ def test_where_nobody_says_which_are_usable_all_processors_are(monkeypatch, proc
     monkeypatch.delattr(os, "sched_getaffinity", raising=False)
     monkeypatch.setattr(os, "cpu_count", lambda: processors)
     assert thread_count() == threads
+
+
+def test_models_without_an_accuracy_in_their_names_are_named(tmp_path):
+    for name in ("b.h5", "a.h5", "c.tflite"):
+        (tmp_path / name).touch()
+    assert refusal(best_model, tmp_path, ".h5", ".tflite") == (
+        f"Expected a model such as xception_fin_01_0.900.h5 in {tmp_path}. "
+        "Received: a.h5, b.h5, c.tflite. Run python train.py first, or name a model."
+    )
+    assert refusal(best_model, str(tmp_path / "none"), ".tflite") == (
+        f"Expected a model such as xception_fin_01_0.900.tflite in {tmp_path / 'none'}. "
+        "Received: none. Run python convert_to_tflite.py first, or name a model."
+    )
+
+
+def test_without_lambdas_memory_the_processors_count_that_may_be_used(monkeypatch):
+    monkeypatch.delenv("AWS_LAMBDA_FUNCTION_MEMORY_SIZE", raising=False)
+    monkeypatch.setattr(os, "cpu_count", lambda: 64)
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: {0, 5, 7}, raising=False)
+    assert thread_count() == 3
+    monkeypatch.delattr(os, "sched_getaffinity")  # as on a Mac
+    assert thread_count() == 64
+    monkeypatch.setattr(os, "cpu_count", lambda: None)
+    assert thread_count() == 1

@@ -3,9 +3,11 @@
 import contextlib
 import importlib
 import json
+import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 import urllib.error
 import urllib.request
@@ -52,6 +54,16 @@ def ask(url, data=None, **options):
             return error.code, dict(error.headers), error.read()
 
 
+@contextlib.contextmanager
+def served(function):
+    """HTTP in front of `function`, without an emulator between them."""
+    with serving(function) as server:
+        assert server.server_address[0] == "127.0.0.1", (
+            "a container's function is not for the network"
+        )
+        yield f"http://127.0.0.1:{server.server_address[1]}"
+
+
 def test_http_becomes_an_event_and_an_answer_http(address):
     status, headers, body = ask(
         f"{address}/a/b?top=1&top=2", b"\0\xff", headers={"Content-Type": "image/png"}
@@ -65,16 +77,54 @@ def test_http_becomes_an_event_and_an_answer_http(address):
     assert (event["body"], event["isBase64Encoded"]) == ("AP8=", True)
 
 
-def test_what_there_is_not_is_not_in_the_event():
+def test_requests_become_events():
+    """As AWS documents payload format 2.0, with header names in lower case."""
+    event = to_event("PUT", "/a%20b?c=&d=%C3%A4", {"User-Agent": "me", "X-A": "B"}, b"", "10.0.0.9")
+    context = event.pop("requestContext")
+    assert event == {
+        "version": "2.0",
+        "routeKey": "$default",
+        "rawPath": "/a%20b",
+        "rawQueryString": "c=&d=%C3%A4",
+        "queryStringParameters": {"c": "", "d": "ä"},
+        "headers": {"user-agent": "me", "x-a": "B"},
+        "isBase64Encoded": False,
+    }
+    assert context["http"] == {
+        "method": "PUT",
+        "path": "/a%20b",
+        "protocol": "HTTP/1.1",
+        "sourceIp": "10.0.0.9",
+        "userAgent": "me",
+    }
+    assert abs(context["timeEpoch"] / 1000 - time.time()) < 60
+    assert context["requestId"] != to_event("GET", "/", {}, b"", "")["requestContext"]["requestId"]
+
+
+def test_absent_bodies_and_queries_are_not_in_the_event():
     with served(lambda event: {"statusCode": 200, "body": json.dumps(event)}) as url:
         event = json.loads(ask(url)[2])
         assert not {"body", "queryStringParameters"} & set(event)
         assert event["isBase64Encoded"] is False
+        assert (event["rawPath"], event["rawQueryString"]) == ("/", "")
         event = json.loads(ask(f"{url}/?a=&b")[2])
         assert event["queryStringParameters"] == {"a": "", "b": ""}
 
 
-def test_the_event_says_who_asks_when_and_how():
+@pytest.mark.parametrize("method", ["GET", "HEAD", "OPTIONS", "PUT", "PATCH", "ANYTHING"])
+def test_the_function_is_called_for_every_method(method):
+    methods = []
+
+    def invoke(event):
+        methods.append(event["requestContext"]["http"]["method"])
+        return {"statusCode": 204}
+
+    with served(invoke) as url:
+        assert ask(url, method=method)[0] == 204
+    assert methods == [method]
+
+
+def test_events_have_the_client_the_time_and_the_method():
     with served(lambda event: {"statusCode": 200, "body": json.dumps(event)}) as url:
         for method in ("GET", "PATCH", "PROPFIND"):
             headers = {"User-Agent": "a browser", "X-Some": "Value"}
@@ -91,33 +141,33 @@ def test_the_event_says_who_asks_when_and_how():
             assert event["headers"]["x-some"] == "Value"
 
 
-@contextlib.contextmanager
-def served(function):
-    """HTTP in front of `function`, without an emulator between them."""
-    with serving(function) as server:
-        assert server.server_address[0] == "127.0.0.1"  # nobody else is to come here
-        yield f"http://127.0.0.1:{server.server_address[1]}"
+FAILED = (502, b"Internal Server Error")
 
 
 @pytest.mark.parametrize(
-    ("answer", "status", "body"),
+    ("answer", "expected"),
     [
-        ({"statusCode": 200, "body": "/9g=", "isBase64Encoded": True}, 200, b"\xff\xd8"),
-        ({"statusCode": 404, "body": "/9g=", "isBase64Encoded": False}, 404, b"/9g="),
-        ({"statusCode": 200, "headers": None, "body": None}, 200, b""),
-        ({"statusCode": "200", "body": "a"}, 502, b"Internal Server Error"),
-        ([], 502, b"Internal Server Error"),
-        (None, 502, b"Internal Server Error"),
+        ({"statusCode": 200, "body": "/9g=", "isBase64Encoded": True}, (200, b"\xff\xd8")),
+        ({"statusCode": 404, "body": "/9g=", "isBase64Encoded": False}, (404, b"/9g=")),
+        ({"statusCode": 404, "body": "ä", "headers": None}, (404, "ä".encode())),
+        ({"statusCode": 200, "headers": None, "body": None}, (200, b"")),
+        ({"statusCode": 200}, (200, b"")),
+        ({"statusCode": "200", "body": "a"}, FAILED),
+        ({"body": "a"}, FAILED),
+        ([], FAILED),
+        (None, FAILED),
     ],
 )
-def test_answers_become_http(answer, status, body):
+def test_answers_become_http(answer, expected):
     with served(lambda _: answer) as url:
-        got, headers, data = ask(url)
-    assert (got, data, headers["Content-Length"]) == (status, body, str(len(body)))
+        status, headers, body = ask(url)
+    assert (status, body) == expected
+    assert headers["Content-Length"] == str(len(body))
 
 
-def test_no_content_has_no_length():
-    with served(lambda _: {"statusCode": 204, "headers": {"Allow": "GET"}, "body": ""}) as url:
+@pytest.mark.parametrize("body", [{"body": ""}, {}])
+def test_no_content_has_no_length(body):
+    with served(lambda _: {"statusCode": 204, "headers": {"Allow": "GET"}} | body) as url:
         status, headers, body = ask(url, method="OPTIONS")
     assert (status, headers["Allow"], body) == (204, "GET", b"")
     assert "Content-Length" not in headers
@@ -125,7 +175,7 @@ def test_no_content_has_no_length():
 
 def test_one_request_at_a_time_reaches_the_function():
     """Two at once end the emulator."""
-    inside, most = 0, 0
+    together, inside, most = threading.Barrier(4), 0, 0
 
     def answer(_):
         nonlocal inside, most
@@ -135,12 +185,25 @@ def test_one_request_at_a_time_reaches_the_function():
         inside -= 1
         return {"statusCode": 200, "body": ""}
 
+    def ask_at_once(url):
+        together.wait(20)
+        return ask(url)[0]
+
     with served(answer) as url, ThreadPoolExecutor(4) as pool:
-        statuses = [status for status, *_ in pool.map(ask, [url] * 4)]
+        statuses = list(pool.map(ask_at_once, [url] * 4))
     assert (statuses, most) == ([200] * 4, 1)
 
 
-def test_proxies_of_the_environment_are_not_asked(monkeypatch):
+def test_waiting_for_a_silent_endpoint_ends(monkeypatch):
+    monkeypatch.setattr("tools.function_url.TIMEOUT", 0.1)
+    ended = threading.Event()
+    with served(lambda _: ended.wait(10) or {}) as url:
+        with pytest.raises(OSError, match="timed out"):
+            invoker(f"{url}/")({})
+        ended.set()
+
+
+def test_proxies_of_the_environment_are_not_used(monkeypatch):
     monkeypatch.setenv("http_proxy", "http://127.0.0.1:9")
     monkeypatch.delenv("no_proxy", raising=False)
     fresh = importlib.reload(sys.modules[invoker.__module__])
@@ -152,17 +215,47 @@ def test_by_default_it_is_in_front_of_make_run(capsys, monkeypatch):
     monkeypatch.setenv("COLUMNS", "200")
     with pytest.raises(SystemExit):
         main(["--help"])
-    told = capsys.readouterr().out
-    assert "[http://localhost:8080/2015-03-31/functions/function/invocations]" in told
-    assert "[9000]" in told
+    shown = capsys.readouterr().out
+    assert "[http://localhost:8080/2015-03-31/functions/function/invocations]" in shown
+    assert "[9000]" in shown
+
+
+@contextlib.contextmanager
+def command(*flags, **environment):
+    """The process of `python -m tools.function_url` with `flags`."""
+    process = subprocess.Popen(
+        [sys.executable, "-m", "tools.function_url", *flags],
+        cwd=ROOT,
+        env=os.environ | {"PYTHONUNBUFFERED": "1"} | environment,
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+    try:
+        yield process
+    finally:
+        process.kill()
+        process.communicate()
 
 
 def test_ctrl_c_ends_it():
-    command = [sys.executable, "-u", "-m", "tools.function_url", "--port", str(free_port())]
-    with subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, text=True) as process:
+    with command("--port", str(free_port())) as process:
         assert "in front of http://localhost:8080/2015-03-31/" in process.stdout.readline()
         process.send_signal(signal.SIGINT)
         assert process.wait(30) == 130
+
+
+def test_the_command_invokes_its_endpoint_through_no_proxy_until_ctrl_c():
+    port = str(free_port())
+    inner = {"statusCode": 200, "body": json.dumps({"statusCode": 201, "body": "inner"})}
+    with served(lambda _: inner) as url:
+        flags = ("--port", port, "--endpoint", f"{url}/")
+        with command(*flags, http_proxy="http://127.0.0.1:9") as process:
+            line = process.stdout.readline()
+            assert line == (f"http://localhost:{port} in front of {url}/; press Ctrl-C to stop.\n")
+            status, _, body = ask(f"http://127.0.0.1:{port}/")
+            assert (status, body) == (201, b"inner")
+            process.send_signal(signal.SIGINT)
+            assert process.wait(30) == 130
 
 
 @pytest.mark.parametrize("path", ["crash", "text"])
@@ -172,11 +265,22 @@ def test_a_function_that_fails_or_answers_no_http_is_a_502(address, path):
 
 
 def test_more_than_lambda_takes_is_refused(address):
-    most = 4_718_592 - 1500  # bytes, that are 6 MiB in base64 beside the rest of an event
+    most = 4_718_592 - 1500  # bytes: 6 MiB in base64 together with the rest of an event
     assert ask(address, bytes(4_718_592))[0] == 413
     assert ask(address, b"x" * MAX_PAYLOAD)[0] == 413
     with served(lambda event: {"statusCode": 200, "body": event["body"][:4]}) as url:
         assert ask(url, bytes(most))[::2] == (200, b"AAAA")
+
+
+def test_an_event_may_have_as_many_bytes_as_lambda_takes(monkeypatch):
+    """The limit is that of the event, in which a body takes a third more."""
+    invoked = []
+    event = to_event("POST", "/", {}, b"x" * 3000, "127.0.0.1")
+    with served(lambda event: invoked.append(event) or {"statusCode": 200}) as url:
+        for limit, status in ((len(json.dumps(event)) + 1000, 200), (4000, 413)):
+            monkeypatch.setattr("tools.function_url.MAX_PAYLOAD", limit)
+            assert ask(url, b"x" * 3000)[0] == status
+    assert len(invoked) == 1
 
 
 def test_events_have_the_fields_of_awss_own():
@@ -200,5 +304,7 @@ def test_a_port_that_is_taken():
             text=True,
         )
     assert done.returncode == 1
-    assert done.stderr.startswith(f"tools.function_url: Expected port {port} to be free.")
+    assert done.stderr.startswith(
+        f"tools.function_url: Expected to listen on port {port}. Received: "
+    )
     assert done.stderr.count("\n") == 1

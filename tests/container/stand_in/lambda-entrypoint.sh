@@ -1,5 +1,5 @@
 #!/bin/sh
-# Runs the handler named by the first argument: in Lambda directly, elsewhere behind the emulator.
+# Runs the handler in the first argument, on Lambda directly, elsewhere behind the emulator.
 if [ $# -ne 1 ]; then
   echo "entrypoint requires the handler name to be the first argument" >&2
   exit 142

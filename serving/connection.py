@@ -1,0 +1,183 @@
+"""Connections with checked addresses, a deadline and a limit on bytes.
+
+They raise what urllib3's own connections raise, and errors that pass through it unchanged.
+"""
+
+import functools
+import logging
+import socket
+import ssl
+import threading
+import time
+from concurrent.futures import Future
+from dataclasses import dataclass
+from typing import Any, cast
+
+import urllib3
+import urllib3.connection
+from requests import certs
+from requests.adapters import HTTPAdapter
+from urllib3.exceptions import ConnectTimeoutError, LocationParseError, NewConnectionError
+
+from serving.addresses import Allowed, check_addresses
+from serving.errors import FetchError
+
+TIMEOUT = 5.0  # seconds to connect to an address, and to wait for each piece of the answer
+
+
+class LimitError(Exception):
+    """A host sent more bytes than its connection may receive."""
+
+
+@dataclass(frozen=True)
+class Limits:
+    """What a connection may do."""
+
+    allowed: Allowed  # besides public addresses
+    deadline: float  # of time.monotonic, for the last byte
+    max_bytes: int  # of headers and body together
+
+
+class CheckedAdapter(HTTPAdapter):
+    """Sends the requests of the package requests over connections within limits."""
+
+    def __init__(self, limits: Limits):
+        """Keep every connection within `limits`, and urllib3 from logging."""
+        super().__init__()
+        # It would log paths and query strings, which may contain passwords.
+        logging.getLogger("urllib3").setLevel(logging.CRITICAL)
+        self.poolmanager.pool_classes_by_scheme = {  # ty: ignore[invalid-assignment]
+            "http": functools.partial(_HTTPPool, limits=limits),
+            "https": functools.partial(_HTTPSPool, limits=limits),
+        }
+
+
+@functools.cache
+def tls_context() -> ssl.SSLContext:
+    """Return the TLS context; reading its CA bundle takes longer than fetching."""
+    context = ssl.create_default_context(cafile=certs.where())
+    context.set_alpn_protocols(["http/1.1"])
+    context.sslsocket_class = _TLSSocket
+    return context
+
+
+class _HTTPConnection(urllib3.connection.HTTPConnection):
+    def __init__(self, *args: Any, limits: Limits, **options: Any) -> None:
+        super().__init__(*args, **options)
+        self._limits = limits
+
+    def _new_conn(self) -> socket.socket:
+        """Connect to an address of the host, after checking all of them."""
+        try:
+            answers = _resolve(self.host, self.port, self._limits.deadline)
+            addresses = [address[0] for *_, address in answers]
+            check_addresses(self.host, self.port, addresses, self._limits.allowed)
+            return _connect(answers, self._limits)
+        except UnicodeError:  # a label of the name is empty or too long
+            raise LocationParseError(self.host) from None
+        except TimeoutError:
+            raise ConnectTimeoutError(self, "no connection in time") from None
+        except OSError as error:
+            raise NewConnectionError(self, str(error)) from None
+
+
+class _HTTPSConnection(_HTTPConnection, urllib3.connection.HTTPSConnection):
+    def connect(self) -> None:
+        """Connect and verify the certificate for the URL's host."""
+        self.sock = self._new_conn()
+        try:
+            # The socket's timeout holds for the whole handshake. The context is ours, because
+            # requests and urllib3 read the CA bundle for each connection.
+            sock = cast(_TLSSocket, tls_context().wrap_socket(self.sock, server_hostname=self.host))
+        except ssl.SSLCertVerificationError:
+            raise FetchError(
+                "Expected a host whose certificate can be verified. "
+                "Received: one that is expired, for another name, or of an unknown issuer. "
+                "Use another host."
+            ) from None
+        sock.limit(self._limits)
+        self.sock = sock
+        self.is_verified = True
+
+
+class _HTTPPool(urllib3.HTTPConnectionPool):
+    ConnectionCls = _HTTPConnection  # ty: ignore[invalid-assignment]
+
+
+class _HTTPSPool(urllib3.HTTPSConnectionPool):
+    ConnectionCls = _HTTPSConnection  # ty: ignore[invalid-assignment]
+
+
+class _Socket(socket.socket):
+    """A socket with a deadline and a limit on bytes.
+
+    A timeout alone would start anew with each byte, and some hosts send one byte at a time.
+    """
+
+    _deadline = 0.0
+    _left = 0
+
+    def limit(self, limits: Limits) -> None:
+        """Read within `limits` from now on."""
+        self._deadline, self._left = limits.deadline, limits.max_bytes
+
+    def recv_into(self, *args: Any, **options: Any) -> int:
+        """Read as socket.socket does; http.client reads through this method only."""
+        self.settimeout(_wait(self._deadline))
+        count = super().recv_into(*args, **options)
+        self._left -= count
+        if self._left < 0:
+            raise LimitError
+        return count
+
+
+class _TLSSocket(_Socket, ssl.SSLSocket):
+    pass
+
+
+def _resolve(host: str, port: int, deadline: float) -> list[tuple]:
+    """Return getaddrinfo's answers for `host`, or stop waiting for them at `deadline`.
+
+    getaddrinfo has no timeout, so a thread waits for it, and ends with it.
+    """
+    answers: Future[list[tuple]] = Future()
+
+    def look_up() -> None:
+        try:
+            answers.set_result(socket.getaddrinfo(host, port, type=socket.SOCK_STREAM))
+        except Exception as error:
+            answers.set_exception(error)
+
+    threading.Thread(target=look_up, name="getaddrinfo", daemon=True).start()
+    return answers.result(deadline - time.monotonic())
+
+
+def _connect(answers: list[tuple], limits: Limits) -> socket.socket:
+    """Return a socket connected to the first of `answers` that accepts."""
+    failure = OSError("no addresses")
+    for family, kind, protocol, _, address in answers:
+        connection = _Socket(family, kind, protocol)
+        try:
+            connection.settimeout(_wait(limits.deadline))
+            connection.connect(address)
+            # A TLS handshake that follows has the time that is left.
+            connection.settimeout(_wait(limits.deadline))
+        except OSError as error:
+            connection.close()
+            failure = error
+        else:
+            connection.limit(limits)
+            return connection
+    raise failure
+
+
+def _wait(deadline: float) -> float:
+    """Return how many seconds the next step may take.
+
+    Raises:
+        TimeoutError: none are left.
+    """
+    seconds = min(TIMEOUT, deadline - time.monotonic())
+    if seconds <= 0:
+        raise TimeoutError
+    return seconds

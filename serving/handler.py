@@ -1,0 +1,65 @@
+"""Answers Lambda events and logs a line for each."""
+
+import time
+
+from serving import events, http_events, log
+from serving.errors import InternalError, ServingError
+from serving.http_events import HttpRequest
+from serving.service import Result, Service
+
+
+class Handler:
+    """Answers Lambda events: direct invocations and HTTP requests."""
+
+    def __init__(self, service: Service):
+        """Let `service` classify the images."""
+        self.service = service
+        self._cold = True
+
+    def handle(self, event: object, context: object = None) -> dict | list:
+        """Return the answer to `event`, ready for JSON; never raises.
+
+        Of Lambda's `context`, the remaining time and the request's ID are used.
+        """
+        started = time.monotonic()
+        line = log.RequestLog(getattr(context, "aws_request_id", None), self._cold)
+        self._cold = False
+        http = http_events.read_event(event)
+        try:
+            result = self._classify(event, http, deadline(context, started), line.request_id)
+        except ServingError as error:
+            result = Result.failed(error)
+        except Exception as defect:
+            log.log_exception(line.request_id, defect)  # the caller learns no details
+            message = "The service failed on this request; its log says why."
+            result = Result.failed(InternalError(message))
+        answer = result.body
+        if http is not None:
+            answer = http_events.write_response(http, result)
+            line.event, line.method = f"http {http.payload_format}", http.method[:16]
+            line.status = answer["statusCode"]
+        if result.error is not None:
+            line.error = type(result.error).__name__
+        if result.images is not None:
+            line.images = [image.log for image in result.images]
+        line.fetch_ms, line.ms = result.fetch_ms, log.milliseconds(started)
+        log.write_request(line)
+        return answer
+
+    def _classify(
+        self, event: object, http: HttpRequest | None, due: float, request_id: str | None
+    ) -> Result:
+        """Return the result for `event`, or for the `http` in it."""
+        if http is None:
+            request = events.parse(event)
+        elif page := http_events.find_page(http, self.service):
+            return page
+        else:
+            request = http_events.parse_body(http)
+        return self.service.classify(request, due, request_id)
+
+
+def deadline(context: object, started: float) -> float:
+    """Return when Lambda ends the invocation that `started` (both of time.monotonic)."""
+    remaining = getattr(context, "get_remaining_time_in_millis", None)
+    return started + remaining() / 1000 if remaining else float("inf")

@@ -1,0 +1,167 @@
+"""serving.log: one JSON line each, flushed, with these fields and no others, and no secrets."""
+
+import contextlib
+import io
+import json
+
+import pytest
+
+from serving import log
+from serving.log import ImageLog, RequestLog, loggable, milliseconds, without_query
+
+
+class Output(io.StringIO):
+    """A standard output that notes what had been written when it was last flushed."""
+
+    flushed = ""
+
+    def flush(self) -> None:
+        self.flushed = self.getvalue()
+
+
+def written(function, *args, **fields) -> str:
+    """Return what `function` has flushed to standard output when it returns."""
+    with contextlib.redirect_stdout(Output()) as output:
+        function(*args, **fields)
+    return output.flushed
+
+
+def test_a_line_has_its_level_and_message_first_and_is_flushed():
+    line = written(log.write, "INFO", "hello", count=2, what="é\n")
+    assert line.startswith('{"level": "INFO", "message": "hello", "count": 2, ')
+    assert line.count("\n") == 1
+    assert json.loads(line)["what"] == "é\n"
+
+
+def test_a_request_is_one_line_of_its_fields(monkeypatch):
+    monkeypatch.delenv("METRICS_NAMESPACE", raising=False)
+    line = written(log.write_request, RequestLog("id-1", True, ms=1.5))
+    assert json.loads(line) == {
+        "level": "INFO",
+        "message": "request",
+        "request_id": "id-1",
+        "cold_start": True,
+        "event": "direct",
+        "ms": 1.5,
+        "errors": 0,
+    }
+
+
+def test_metrics_follow_cloudwatchs_embedded_metric_format(monkeypatch):
+    monkeypatch.setenv("METRICS_NAMESPACE", "flowers")
+    monkeypatch.setattr(log.time, "time", lambda: 1_700_000_000.1239)
+    line = written(log.write_request, RequestLog(None, False, ms=1.5, error="ImageError"))
+    assert json.loads(line) == {
+        "level": "INFO",
+        "message": "request",
+        "request_id": None,
+        "cold_start": False,
+        "event": "direct",
+        "ms": 1.5,
+        "error": "ImageError",
+        "errors": 1,
+        "_aws": {
+            "Timestamp": 1_700_000_000_123,  # whole milliseconds
+            "CloudWatchMetrics": [
+                {
+                    "Namespace": "flowers",
+                    "Dimensions": [[]],
+                    "Metrics": [
+                        {"Name": "ms", "Unit": "Milliseconds"},
+                        {"Name": "errors", "Unit": "Count"},
+                    ],
+                }
+            ],
+        },
+    }
+
+
+def test_a_defect_is_logged_with_its_trace_and_without_what_is_secret():
+    def break_down(url):
+        raise KeyError(url)
+
+    with pytest.raises(KeyError) as raised:
+        break_down("https://example.com/a.jpg?token=secret")
+    line = json.loads(written(log.log_exception, "id-1", raised.value))
+    trace = line.pop("exception")
+    assert line == {"level": "ERROR", "message": "defect", "request_id": "id-1"}
+    assert trace.startswith("Traceback (most recent call last):\n")
+    assert "in break_down\n" in trace
+    assert {line[:2] for line in trace.splitlines()} == {"Tr", "  ", "Ke"}
+    assert trace.endswith("KeyError: 'https://example.com/a.jpg?...\n")
+
+
+@pytest.mark.parametrize(
+    ("text", "shown"),
+    [
+        ("GET /a?b=c HTTP/1.1", "GET /a?... HTTP/1.1"),
+        ("/a?b\n/c?d", "/a?...\n/c?..."),
+        ("why? because", "why?... because"),
+        ("/a", "/a"),
+        (
+            "KeyError: 'https://host.test/a?secret=1&b=2' in line 3? yes",
+            "KeyError: 'https://host.test/a?... in line 3?... yes",
+        ),
+    ],
+)
+def test_a_query_is_cut_up_to_the_next_space(text, shown):
+    assert without_query(text) == shown
+
+
+def request_log(**fields):
+    return RequestLog(request_id=None, cold_start=False, ms=0.5, **fields)
+
+
+def test_fields_without_a_value_are_left_out_except_the_request_id():
+    assert request_log().to_json() == {
+        "request_id": None,
+        "cold_start": False,
+        "event": "direct",
+        "ms": 0.5,
+        "errors": 0,
+    }
+    assert ImageLog(bytes=0, decode_ms=0.0).to_json() == {"bytes": 0, "decode_ms": 0.0}
+
+
+def test_a_refused_request_is_one_error():
+    assert request_log(error="InvalidRequestError").to_json()["errors"] == 1
+
+
+def test_times_and_errors_are_summed_over_the_images():
+    images = [
+        ImageLog(decode_ms=1.25, infer_ms=20.0),
+        ImageLog(decode_ms=2.5, error="ImageError"),
+        ImageLog(error="FetchError"),
+    ]
+    line = request_log(images=images, fetch_ms=3.0).to_json()
+    assert (line["fetch_ms"], line["decode_ms"], line["infer_ms"]) == (3.0, 3.8, 20.0)
+    assert line["errors"] == 2
+    assert line["images"] == [image.to_json() for image in images]
+
+
+@pytest.mark.parametrize(
+    ("url", "shown"),
+    [
+        ("https://user:secret@a.b:8080/c/d?e=f#g", "https://a.b:8080/c/d"),
+        ("http://a@b@c/d", "http://c/d"),
+        ("http://a/" + "b" * 300, "http://a/" + "b" * 191),
+        ("http://a", "http://a"),
+        ("http:///a", "unreadable"),
+        ("ftp://a/b", "unreadable"),
+        ("http://[a", "unreadable"),
+        ("http://[secret", "unreadable"),
+        ("ftp://secret/", "unreadable"),
+        ("secret", "unreadable"),
+        (
+            "https://user:secret@host.test:8080/a/b.jpg?secret#secret",
+            "https://host.test:8080/a/b.jpg",
+        ),
+    ],
+)
+def test_of_a_url_only_what_is_no_secret_is_logged(url, shown):
+    assert loggable(url) == shown
+
+
+def test_milliseconds_have_one_decimal(monkeypatch):
+    monkeypatch.setattr(log.time, "monotonic", lambda: 10.01234)
+    assert milliseconds(10) == 12.3
