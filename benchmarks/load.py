@@ -1,12 +1,12 @@
-"""What one service sustains: many requests, one after the other, and what they leave behind.
+"""Send many requests to one service, and measure time, failures and memory.
 
-    python -m benchmarks.load --data flowers/                    # behind AWS's emulator, here
-    python -m benchmarks.load --data flowers/ --image flowers    # in the container of that image
-    python -m benchmarks.load --data flowers/ --slow 0.1         # a tenth of the images come late
+    python -m benchmarks.load --data flowers/                    # behind AWS's Lambda emulator
+    python -m benchmarks.load --data flowers/ --image flowers    # a container of that image
+    python -m benchmarks.load --data flowers/ --slow 0.1         # a tenth of the images arrive late
 
-Lambda gives a container one request at a time, and so does this. Half of the requests bring
-their image, half name its address on a server of this machine. Prints a Markdown table, a tenth
-of the requests a row; exits with 1 if one of them fails or if memory grows.
+Lambda sends a container one request at a time, and so does this. Half of the requests contain
+their image, half its URL on a server of this machine. Prints a Markdown table with a row for each
+tenth of the requests; exits with 1 if a request fails or if memory grows.
 """
 
 import argparse
@@ -18,47 +18,54 @@ import sys
 import threading
 import time
 import uuid
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import numpy as np
 
-from tools.emulator import INVOCATIONS, EmulatorError, free_port, local_service
+from serving.errors import UserError
+from tools.emulator import INVOCATIONS, free_port, local_service
 from tools.function_url import invoker
+from training.cli import make_parser, run_command
+from training.markdown import markdown_row, markdown_table
 
-IMAGES = 50  # different ones
-PARTS = 10
-WARM = 100  # requests after which memory may not grow any more
-GROWTH = 0.05  # of the memory after those
+IMAGES = 50  # different images
+PARTS = 10  # rows of the table
+WARM = 100  # requests after which memory should no longer grow
+GROWTH = 0.05  # at most, as a share of the memory after those
 LATE = 2.0  # seconds that a late image takes
 ALLOW = {"FETCH_ALLOW": "127.0.0.1"}
+HEAD = ("requests", "failed", "a second", "p50 ms", "p99 ms", "longest ms", "memory MB")
 
 
-class LoadError(Exception):
-    """There is nothing to measure; `str(error)` says why."""
+class LoadError(UserError):
+    """Something cannot be measured, or a request failed, or memory grew."""
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Measure as the command line says; return the exit code."""
+    """Measure as the command line says and return the exit code."""
     options = parse_arguments(arguments)
-    try:
-        images = read_images(options.data)
-        with (
-            image_server(images, options.slow) as address,
-            service(options.image, options.model) as (endpoint, memory),
-        ):
-            events = make_events(images, address)
-            return measure(endpoint, events, options.requests, memory)
-    except (LoadError, EmulatorError) as error:
-        print(f"benchmarks.load: {error}", file=sys.stderr)
-        return 1
-    except KeyboardInterrupt:
-        return 130
+    return run_command(lambda: benchmark(options), "benchmarks.load")
+
+
+def benchmark(options: argparse.Namespace) -> None:
+    """Start a server of images and the service, and measure.
+
+    Raises:
+        LoadError: there are no images or no service, or it failed.
+        EmulatorError: AWS's emulator does not run.
+    """
+    images = read_images(options.data)
+    with (
+        image_server(images, options.slow) as address,
+        service(options.image, options.model) as (endpoint, memory),
+    ):
+        measure(endpoint, make_events(images, address), options.requests, memory)
 
 
 def read_images(folder: Path) -> dict[str, bytes]:
-    """Return {path for a URL: content} of `IMAGES` files in the sub-folders of `folder`."""
+    """Return {URL path: content} of `IMAGES` files below `folder`."""
     found = sorted(path for path in folder.glob("*/*") if path.suffix.lower() in (".jpg", ".jpeg"))
     if not found:
         raise LoadError(
@@ -70,8 +77,8 @@ def read_images(folder: Path) -> dict[str, bytes]:
 
 
 @contextlib.contextmanager
-def image_server(images: dict[str, bytes], slow: float) -> Iterator[str]:
-    """Serve `images` on this machine, a share of `slow` of them only after `LATE` seconds."""
+def image_server(images: dict[str, bytes], slow: float) -> Generator[str]:
+    """Serve `images`, the share `slow` of them after `LATE` seconds."""
     rng = random.Random(0)  # noqa: S311
 
     class Handler(BaseHTTPRequestHandler):
@@ -83,7 +90,7 @@ def image_server(images: dict[str, bytes], slow: float) -> Iterator[str]:
             self.end_headers()
             self.wfile.write(images[self.path])
 
-        def log_message(self, *_: object) -> None:
+        def log_message(self, format: str, *args: object) -> None:
             pass
 
     server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
@@ -96,11 +103,10 @@ def image_server(images: dict[str, bytes], slow: float) -> Iterator[str]:
 
 
 @contextlib.contextmanager
-def service(image: str | None, model: Path | None) -> Iterator[tuple[str, Callable[[], int]]]:
-    """Start the service, in a container of `image` if there is one, else with `model`.
+def service(image: str | None, model: Path | None) -> Generator[tuple[str, Callable[[], int]]]:
+    """Start the service in a container of `image`, or with `model`.
 
-    Yields its endpoint and a function that returns the kilobytes of memory that its processes
-    have.
+    Yields its endpoint and a function that returns the memory of its processes in kilobytes.
     """
     if image is None:
         port = free_port()
@@ -109,14 +115,14 @@ def service(image: str | None, model: Path | None) -> Iterator[tuple[str, Callab
             yield endpoint, lambda: resident(handler_processes(port))
         return
     name = f"flowers-load-{uuid.uuid4().hex[:8]}"
-    # The host's network, for the container to reach the images.
+    # The host's network, so that the container reaches the images.
     docker(
         *("run", "--detach", "--rm", "--name", name, "--network", "host", "--read-only"),
         *("--env", "FETCH_ALLOW=127.0.0.1", "--env", "AWS_LAMBDA_FUNCTION_MEMORY_SIZE=1769"),
         image,
     )
     try:
-        # The handler's process comes with the first request, and anew when it is killed.
+        # The handler's process starts with the first request, and again after it was killed.
         processes = ("top", name, "-eo", "pid")
         yield f"http://127.0.0.1:8080{INVOCATIONS}", lambda: resident(docker(*processes).split())
     finally:
@@ -124,7 +130,7 @@ def service(image: str | None, model: Path | None) -> Iterator[tuple[str, Callab
 
 
 def docker(*arguments: str) -> str:
-    """Return what the Docker client prints."""
+    """Run the Docker client and return its output."""
     try:
         done = subprocess.run(["docker", *arguments], capture_output=True, text=True)
     except OSError:
@@ -136,7 +142,7 @@ def docker(*arguments: str) -> str:
 
 
 def handler_processes(port: int) -> list[str]:
-    """Return the ids of the emulator that listens on `port` and of all that it started."""
+    """Return the process ids of the emulator on `port` and its children."""
     mark = f"127.0.0.1:{port}".encode()
     commands = {}
     for path in Path("/proc").glob("[0-9]*"):
@@ -150,7 +156,7 @@ def handler_processes(port: int) -> list[str]:
 
 
 def resident(pids: list[str]) -> int:
-    """Return the kilobytes of memory that the processes `pids` hold together."""
+    """Return the resident memory of the processes `pids` together, in kilobytes."""
     total = 0
     for pid in pids:
         with contextlib.suppress(OSError):
@@ -161,22 +167,25 @@ def resident(pids: list[str]) -> int:
 
 
 def make_events(images: dict[str, bytes], address: str) -> list[dict]:
-    """Return an event for each of `images`, every other one with its address."""
+    """Return events for `images`, by turns the image and its URL."""
     return [
         {"url": address + path} if number % 2 else {"image": base64.b64encode(data).decode()}
         for number, (path, data) in enumerate(images.items())
     ]
 
 
-def measure(endpoint: str, events: list[dict], requests: int, memory: Callable[[], int]) -> int:
-    """Ask `requests` times, print how it went, and return 0, or 1 if something failed or grew."""
+def measure(endpoint: str, events: list[dict], requests: int, memory: Callable[[], int]) -> None:
+    """Send `requests` requests and print times, failures and memory.
+
+    Raises:
+        LoadError: a request failed, or memory grew.
+    """
     for _ in range(150):  # the service starts, and loads its model
         with contextlib.suppress(OSError):
             post(endpoint, events[0])
             break
         time.sleep(0.2)
-    print("| requests | failed | a second | p50 ms | p99 ms | longest ms | memory MB |")
-    print("| --- | --- | --- | --- | --- | --- | --- |")
+    print(markdown_table(HEAD, []))
     failures, warm, used, done = 0, 0, 0, 0
     size = max(1, requests // PARTS)
     while done < requests:
@@ -191,26 +200,21 @@ def measure(endpoint: str, events: list[dict], requests: int, memory: Callable[[
         used = memory()
         p50, p99 = np.percentile(times, [50, 99])
         speed = 1000 * len(times) / sum(times)
-        print(
-            f"| {done} | {failed} | {speed:.1f} | {p50:.0f} | {p99:.0f} | {max(times):.0f} "
-            f"| {used / 1000:.1f} |",
-            flush=True,
-        )
+        milliseconds = (f"{value:.0f}" for value in (p50, p99, max(times)))
+        cells = (done, failed, f"{speed:.1f}", *milliseconds, f"{used / 1000:.1f}")
+        print(markdown_row(cells), flush=True)
         failures += failed
     growth = used / warm - 1
     print(f"\n{failures} of {requests} failed; memory {growth:+.1%} since request {WARM}.")
     if failures or growth > GROWTH:
-        print(
-            f"benchmarks.load: Expected no failure, and memory to grow by at most {GROWTH:.0%}. "
-            "Received: the above.",
-            file=sys.stderr,
+        raise LoadError(
+            f"Expected no failure, and memory to grow by at most {GROWTH:.0%}. Received: "
+            f"{failures} failures, and growth by {growth:.1%}."
         )
-        return 1
-    return 0
 
 
 def post(endpoint: str, event: dict) -> object:
-    """Return what the service answers to `event`."""
+    """Return the service's answer to `event`."""
     return invoker(endpoint)(event)
 
 
@@ -221,15 +225,13 @@ def is_scores(answer: object) -> bool:
 
 def parse_arguments(arguments: list[str] | None) -> argparse.Namespace:
     """Return the command line's options."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = make_parser(__doc__, "python -m benchmarks.load")
     add = parser.add_argument
-    add("--data", type=Path, default=Path("flowers"), help="images to ask about [flowers/]")
+    add("--data", type=Path, default=Path("flowers"), help="images to classify [flowers/]")
     add("--requests", type=int, default=10_000, help="[%(default)s]")
-    add("--image", help="Docker image of the service, which takes port 8080 [none: no Docker]")
+    add("--image", help="container image of the service, on port 8080 [none: no Docker]")
     add("--model", type=Path, help="a .tflite file, without --image [the best of models/]")
-    add("--slow", type=float, default=0.0, help="share of the images that come late [0]")
+    add("--slow", type=float, default=0.0, help="share of the images that arrive late [0]")
     return parser.parse_args(arguments)
 
 

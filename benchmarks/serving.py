@@ -1,11 +1,11 @@
-"""How fast the service answers on each runtime and model kind, beside the original's handler.
+"""Compare the speed of each runtime and model with the original handler's.
 
     python -m benchmarks.serving --data flowers/                       # the handlers
     python -m benchmarks.serving --data flowers/ --images flowers      # and containers
 
 Prints Markdown tables. Each handler runs in a process of its own and fetches from a server on this
-machine. All of them take turns, in a new order each round, so that what else the machine does
-weighs on all alike; ratios are of the original's medians.
+machine. They take turns, in a new order each round, so that other work on the machine slows all of
+them alike; ratios are to the original's medians.
 """
 
 import argparse
@@ -21,6 +21,7 @@ from dataclasses import dataclass, field
 from importlib.util import find_spec
 from io import BytesIO
 from pathlib import Path
+from typing import IO, cast
 
 import numpy as np
 from PIL import Image
@@ -34,12 +35,13 @@ from benchmarks.load import (
     read_images,
     service,
 )
-from serving.errors import ModelError
 from serving.model_files import MEGABYTES_PER_VCPU, best_model
+from training.cli import make_parser, run_command
+from training.markdown import markdown_table
 
 ROOT = Path(__file__).resolve().parent.parent
-MADE = ROOT / ".cache" / "benchmarks"  # the models of each kind, converted once
-LARGE = (4000, 3000)  # pixels of a phone's 12-megapixel image
+CONVERTED = ROOT / ".cache" / "benchmarks"  # the models of each kind, converted once
+LARGE = (4000, 3000)  # width and height in pixels of a phone's 12-megapixel image
 QUALITY = 90  # of its JPEG
 BASES = "public.ecr.aws/lambda/python"
 MODULES = {"tflite-runtime": "tflite_runtime", "ai-edge-litert": "ai_edge_litert"}
@@ -53,7 +55,7 @@ KINDS = {
 
 @dataclass
 class Candidate:
-    """A handler and what was measured of it, in seconds and kilobytes."""
+    """A handler with its measurements, in seconds and kilobytes."""
 
     how: str
     runtime: str
@@ -66,15 +68,20 @@ class Candidate:
 
     @property
     def name(self) -> str:
-        """What a person calls it."""
+        """Name of the handler in tables."""
         return f"{'ours' if self.how == 'onnx' else self.how}, {self.runtime}"
+
+    @property
+    def cells(self) -> tuple[object, ...]:
+        """The first cells of its row in tables: name, model, threads."""
+        return self.name, "float32" if self.kind == "none" else self.kind, self.threads
 
 
 class Process:
     """The running process of a candidate."""
 
     def __init__(self, candidate: Candidate, url: str):
-        """Start it and note how long it took to answer `url` for the first time."""
+        """Start it and time its first prediction, for the image at `url`."""
         started = time.monotonic()
         memory = str(candidate.threads * MEGABYTES_PER_VCPU)
         self._process = subprocess.Popen(
@@ -90,15 +97,17 @@ class Process:
             stderr=subprocess.PIPE,
             text=True,
         )
+        self._stdin = cast(IO[str], self._process.stdin)
+        self._stdout = cast(IO[str], self._process.stdout)
         self.candidate = candidate
-        parts = json.loads(self._ask(url))
+        parts = json.loads(self._send(url))
         candidate.cold.append(parts | {"total": time.monotonic() - started})
 
-    def _ask(self, line: str) -> str:
+    def _send(self, line: str) -> str:
         try:
-            self._process.stdin.write(line + "\n")
-            self._process.stdin.flush()
-            answer = self._process.stdout.readline()
+            self._stdin.write(line + "\n")
+            self._stdin.flush()
+            answer = self._stdout.readline()
         except BrokenPipeError:
             answer = ""
         if not answer:
@@ -111,47 +120,50 @@ class Process:
             )
         return answer
 
-    def ask(self, what: str, url: str) -> None:
-        """Note how long the answer to `url`, an image of the sort `what`, takes."""
-        self.candidate.times.setdefault(what, []).append(float(self._ask(url)))
+    def predict(self, what: str, url: str) -> None:
+        """Time the prediction for the image at `url`, of kind `what`."""
+        self.candidate.times.setdefault(what, []).append(float(self._send(url)))
 
     def end(self) -> None:
-        """End it, and note how much memory it had."""
+        """End it and read its peak memory."""
         output, _ = self._process.communicate()
         self.candidate.peak = int(output.split()[-1])
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Measure as the command line says; return the exit code."""
+    """Measure as the command line says and return the exit code."""
     options = parse_arguments(arguments)
-    try:
-        checkpoint = options.checkpoint or best_model(ROOT / "models", ".h5")
-        small, *_ = read_images(options.data).values()
-        images = {"/small.jpg": small, "/large.jpg": enlarged(small)}
-        models = {kind: made(checkpoint, kind, options.data) for kind in kinds(options.kinds)}
-        candidates = list(choose(models, options.threads))
-        with image_server(images, slow=0) as address:
-            measure(candidates, address, options.rounds, options.starts)
-        show_speeds(candidates)
-        show_starts(candidates)
-        if options.container_images:
-            show_container_images(options.container_images, small, options.starts)
-    except (LoadError, ModelError) as error:
-        print(f"benchmarks.serving: {error}", file=sys.stderr)
-        return 1
-    except KeyboardInterrupt:
-        return 130
-    return 0
+    return run_command(lambda: benchmark(options), "benchmarks.serving")
+
+
+def benchmark(options: argparse.Namespace) -> None:
+    """Print speeds, cold starts and, with --images, sizes of container images.
+
+    Raises:
+        LoadError: a handler or a container does not work.
+        ModelError: there is no checkpoint.
+    """
+    checkpoint = options.checkpoint or best_model(ROOT / "models", ".h5")
+    small, *_ = read_images(options.data).values()
+    images = {"/small.jpg": small, "/large.jpg": enlarge(small)}
+    models = {kind: convert(checkpoint, kind, options.data) for kind in kinds(options.kinds)}
+    candidates = list(choose(models, options.threads))
+    with image_server(images, slow=0) as address:
+        measure(candidates, address, options.rounds, options.starts)
+    print_speeds(candidates)
+    print_starts(candidates)
+    if options.container_images:
+        print_container_images(options.container_images, small, options.starts)
 
 
 def kinds(chosen: Sequence[str]) -> list[str]:
-    """Return `chosen` and float32, which the original has, in the order of the tables."""
+    """Return `chosen` and float32, the original's, in the order of the tables."""
     known = dict.fromkeys(kind for runtime in KINDS.values() for kind in runtime)
     return [kind for kind in known if kind == "none" or kind in chosen]
 
 
-def enlarged(data: bytes) -> bytes:
-    """Return the image in `data` as a phone's camera would give it: large, and a little noisy."""
+def enlarge(data: bytes) -> bytes:
+    """Return the image in `data` as large as a phone's, with noise."""
     with Image.open(BytesIO(data)) as image:
         large = image.convert("RGB").resize(LARGE, Image.Resampling.LANCZOS)
     noise = np.random.default_rng(0).normal(0, 3, (LARGE[1], LARGE[0], 3))
@@ -161,9 +173,9 @@ def enlarged(data: bytes) -> bytes:
     return buffer.getvalue()
 
 
-def made(checkpoint: Path, kind: str, data: Path) -> Path:
-    """Return the `.tflite` file of `checkpoint` of `kind`, converted if it is not there."""
-    folder = MADE / kind
+def convert(checkpoint: Path, kind: str, data: Path) -> Path:
+    """Return the .tflite file of `kind` of `checkpoint`, converted if necessary."""
+    folder = CONVERTED / kind
     folder.mkdir(parents=True, exist_ok=True)
     copy = folder / checkpoint.name
     path = copy.with_suffix(".tflite")
@@ -205,16 +217,16 @@ def run_quietly(arguments: Sequence[object]) -> None:
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
     if done.returncode:
         reason = (done.stderr.strip().splitlines() or ["nothing"])[-1]
-        raise LoadError(f"Expected {command[1]} to make a model. Received: {reason}")
+        raise LoadError(f"Expected {command[1]} to convert a model. Received: {reason}")
 
 
 def choose(models: dict[str, Path], threads: Sequence[int]) -> Iterator[Candidate]:
-    """Yield what to measure with `models`: {kind: .tflite file}; the original comes first."""
+    """Yield the candidates for `models`: {kind: .tflite file}, the original first."""
     plain = models["none"]
     yield Candidate("original", "tflite-runtime", "none", 1, plain)
     for runtime, able in KINDS.items():
         if not find_spec(MODULES.get(runtime, runtime)):
-            print(f"  {runtime} is not installed, and left out.", file=sys.stderr)
+            print(f"  {runtime} is not installed and was skipped.", file=sys.stderr)
             continue
         for kind in able:
             for count in threads if kind in models else ():
@@ -228,7 +240,7 @@ def choose(models: dict[str, Path], threads: Sequence[int]) -> Iterator[Candidat
 
 
 def measure(candidates: Sequence[Candidate], address: str, rounds: int, starts: int) -> None:
-    """Start each of `candidates` `starts` times, then ask them `rounds` times for each image."""
+    """Start each of `candidates` `starts` times, then time `rounds` predictions per image."""
     order = random.Random(0)  # noqa: S311
     running: list[Process] = []
     for start in range(starts):
@@ -241,50 +253,44 @@ def measure(candidates: Sequence[Candidate], address: str, rounds: int, starts: 
     for _ in range(rounds):
         for what in ("small", "large"):
             for process in order.sample(running, len(running)):
-                process.ask(what, f"{address}/{what}.jpg")
+                process.predict(what, f"{address}/{what}.jpg")
     for process in running:
         process.end()
 
 
-def show_speeds(candidates: Sequence[Candidate]) -> None:
-    """Print what an answer takes, as Markdown."""
+def print_speeds(candidates: Sequence[Candidate]) -> None:
+    """Print a table of the milliseconds that a prediction takes."""
     base = {what: np.median(times) for what, times in candidates[0].times.items()}
     rounds = len(candidates[0].times["small"])
-    print(
-        f"| handler, {rounds} requests each | model | threads | small p50, p99 ms | times as fast "
-        "| 12 MP p50, p99 ms | times as fast | peak MB |"
-    )
-    print("| --- | --- | --- | --- | --- | --- | --- | --- |")
-    for one in candidates:
+    head = [f"handler, {rounds} requests each", "model", "threads", "small p50, p99 ms"]
+    head += ["times as fast", "12 MP p50, p99 ms", "times as fast", "peak MB"]
+    rows = []
+    for candidate in candidates:
         cells = []
-        for what, times in one.times.items():
+        for what, times in candidate.times.items():
             p50, p99 = np.percentile(times, [50, 99]) * 1000
             cells += [f"{p50:.0f}, {p99:.0f}", f"{base[what] * 1000 / p50:.1f}"]
-        print(
-            f"| {one.name} | {shown(one.kind)} | {one.threads} | {' | '.join(cells)} "
-            f"| {one.peak / 1000:.0f} |"
-        )
+        rows.append([*candidate.cells, *cells, f"{candidate.peak / 1000:.0f}"])
+    print(markdown_table(head, rows))
 
 
-def show_starts(candidates: Sequence[Candidate]) -> None:
-    """Print what the first answer of a new process takes, and of what it is made, as Markdown."""
+def print_starts(candidates: Sequence[Candidate]) -> None:
+    """Print a table of the milliseconds until a new process' first prediction."""
     starts = len(candidates[0].cold)
-    print(
-        f"\n| cold start, median of {starts} | model | threads | to the first answer ms "
-        "| imports | model | first answer |"
-    )
-    print("| --- | --- | --- | --- | --- | --- | --- |")
-    for one in candidates:
+    head = [f"cold start, median of {starts}", "model", "threads", "to the first answer ms"]
+    head += ["imports", "model", "first answer"]
+    rows = []
+    for candidate in candidates:
         parts = ("total", "imports", "load", "first")
-        cells = [f"{np.median([cold[part] for cold in one.cold]) * 1000:.0f}" for part in parts]
-        print(f"| {one.name} | {shown(one.kind)} | {one.threads} | {' | '.join(cells)} |")
+        medians = [np.median([cold[part] for cold in candidate.cold]) for part in parts]
+        rows.append([*candidate.cells, *(f"{seconds * 1000:.0f}" for seconds in medians)])
+    print(f"\n{markdown_table(head, rows)}")
 
 
-def show_container_images(container_images: Sequence[str], image: bytes, starts: int) -> None:
-    """Print the size of each container image above its base, and how fast it starts."""
-    print(f"\n| image | above its base MB | start to first answer ms, median of {starts} |")
-    print("| --- | --- | --- |")
+def print_container_images(container_images: Sequence[str], image: bytes, starts: int) -> None:
+    """Print each container image's size above its base, and start time."""
     event = {"image": base64.b64encode(image).decode()}
+    rows = []
     for container_image in container_images:
         times = []
         for _ in range(starts):
@@ -292,31 +298,32 @@ def show_container_images(container_images: Sequence[str], image: bytes, starts:
             with service(container_image, None) as (endpoint, _memory):
                 check_scores(first_answer(endpoint, event), container_image)
                 times.append(time.monotonic() - started)
-        print(
-            f"| {container_image} | {added(container_image) / 1e6:.0f} "
-            f"| {np.median(times) * 1000:.0f} |"
-        )
+        size = size_above_base(container_image) / 1e6
+        rows.append((container_image, f"{size:.0f}", f"{np.median(times) * 1000:.0f}"))
+    measured = f"start to first answer ms, median of {starts}"
+    head = ("container image", "above its base MB", measured)
+    print(f"\n{markdown_table(head, rows)}")
 
 
 def first_answer(endpoint: str, event: dict) -> object:
-    """Return the answer to `event` as soon as there is one at `endpoint`."""
+    """Return the answer to `event`, once `endpoint` gives one."""
     latest = time.monotonic() + 60
     while time.monotonic() < latest:
         try:
             return post(endpoint, event)
-        except OSError:  # it does not listen yet
+        except OSError:  # nothing listens yet
             time.sleep(0.01)
     raise LoadError(f"Expected an answer at {endpoint} within a minute. Received: none.")
 
 
 def check_scores(answer: object, container_image: str) -> None:
-    """Raise a LoadError if `answer` is no {label: score}."""
+    """Raise `LoadError` if `answer` is not {label: score}."""
     if not is_scores(answer):
         raise LoadError(f"Expected scores of {container_image}. Received: {answer}")
 
 
-def added(container_image: str) -> int:
-    """Return the bytes that `container_image` adds to the base image that it is built on."""
+def size_above_base(container_image: str) -> int:
+    """Return the bytes that `container_image` adds to its base image."""
     layers, size = layers_and_size(container_image)
     bases = docker("image", "ls", "--format", "{{.Repository}}:{{.Tag}}", BASES).split()
     for base in bases:
@@ -329,24 +336,22 @@ def added(container_image: str) -> int:
 
 
 def layers_and_size(container_image: str) -> tuple[list[str], int]:
-    """Return the digests of the layers of `container_image`, and its size in bytes."""
-    [facts] = json.loads(docker("image", "inspect", container_image))
-    return facts["RootFS"]["Layers"], facts["Size"]
-
-
-def shown(kind: str) -> str:
-    """Return what a person calls a kind of model."""
-    return "float32" if kind == "none" else kind
+    """Return the layers' digests and the size in bytes of `container_image`."""
+    [details] = json.loads(docker("image", "inspect", container_image))
+    return details["RootFS"]["Layers"], details["Size"]
 
 
 def parse_arguments(arguments: list[str] | None) -> argparse.Namespace:
     """Return the command line's options."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = make_parser(__doc__, "python -m benchmarks.serving")
     add = parser.add_argument
     every = sorted({kind for runtime in KINDS.values() for kind in runtime})
-    add("--data", type=Path, default=Path("flowers"), help="a small image, and int8's [flowers/]")
+    add(
+        "--data",
+        type=Path,
+        default=Path("flowers"),
+        help="a small image, and images to calibrate int8 [flowers/]",
+    )
     add("--checkpoint", type=Path, help="a .h5 file [the best of models/]")
     add("--rounds", type=int, default=100, help="requests to each, of each size [%(default)s]")
     add("--starts", type=int, default=3, help="cold starts of each [%(default)s]")
@@ -357,7 +362,7 @@ def parse_arguments(arguments: list[str] | None) -> argparse.Namespace:
         dest="container_images",
         nargs="+",
         default=[],
-        help="Docker images to start as well [none]",
+        help="container images to start as well [none]",
     )
     return parser.parse_args(arguments)
 

@@ -1,11 +1,10 @@
-"""How many images a second each way of training does, side by side, and when it gets there.
+"""Compare the images a second that each way of training processes.
 
-    python -m benchmarks.training --data flowers/                 # every path, on 128 images
+    python -m benchmarks.training --data flowers/                 # every way, on 128 images
     python -m benchmarks.training --data flowers/ --reach 0.88    # and the time to that accuracy
 
-Prints Markdown tables. Each path is warmed up on a batch before, then timed on all images; the
-paths take turns, and the best of the rounds counts, so that what else the machine does weighs on
-all alike.
+Prints Markdown tables. Each way is warmed up first; then they take turns, and the best of the
+rounds counts, so that other work on the machine slows all of them alike.
 """
 
 import argparse
@@ -19,114 +18,142 @@ from pathlib import Path
 
 import numpy as np
 
-from serving.errors import ModelError
-from train import FINE_TUNE, ORIGINAL
+from serving.errors import UserError
 from training.backend import keras
+from training.cli import make_parser, run_command
 from training.dataset.scan import Dataset, scan
-from training.errors import DataError
 from training.features import CachedFeatures
 from training.images import ImageSource
 from training.inference import best_engine, compile_inference, dtype_policy
+from training.markdown import markdown_table
 from training.model import build_model, split_at_block, unfreeze, with_policy
 from training.prefetch import WORKERS, prefetch
-from training.pretrained import load_base_weights
+from training.pretrained import load_pretrained
+from training.recipes import FINE_TUNE, ORIGINAL
 
 ROOT = Path(__file__).resolve().parent.parent
-SIZE = (ORIGINAL.input_size, ORIGINAL.input_size)
 BATCH_SIZE = ORIGINAL.batch_size
-CUT = FINE_TUNE.fine_tune_at
+CUT = FINE_TUNE.fine_tune_at or 1
 Job = Callable[[], None]
+Jobs = dict[tuple[str, str], Job]  # {(what, how): a function that does it to all images}
+
+
+class BenchmarkError(UserError):
+    """A command that is measured failed."""
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Measure as the command line says; return the exit code."""
+    """Measure as the command line says and return the exit code."""
     options = parse_arguments(arguments)
-    try:
-        dataset = scan(options.data)
-        model = build_model(SIZE, ORIGINAL.head, len(dataset.class_names))
-        load_base_weights(model, options.weights, ROOT / "models")
-        with tempfile.TemporaryDirectory() as folder:
-            paths = build_paths(dataset, model, options.images, Path(folder))
-            show_speeds(measure(paths, options.rounds), options.images)
-        if options.reach:
-            show_times(options)
-    except (DataError, ModelError) as error:
-        print(f"benchmarks.training: {error}", file=sys.stderr)
-        return 1
-    except KeyboardInterrupt:
-        return 130
-    return 0
+    return run_command(lambda: benchmark(options), "benchmarks.training")
 
 
-def build_paths(
-    dataset: Dataset, model: keras.Model, count: int, folder: Path
-) -> dict[tuple[str, str], Job]:
-    """Return {(what, how): a function that does it to `count` images}, all warmed up.
+def benchmark(options: argparse.Namespace) -> None:
+    """Print all speeds and, with --reach, the time to an accuracy."""
+    dataset = scan(options.data)
+    model = build_model(ORIGINAL.image_size, ORIGINAL.head, len(dataset.class_names))
+    load_pretrained(model, options.weights, ROOT / "models")
+    with tempfile.TemporaryDirectory() as folder:
+        bench = Bench(dataset, options.images, Path(folder))
+        jobs = bench.reading() | bench.inference(model) | bench.head(model)
+        jobs |= bench.fine_tuning(model)
+        print_speeds(measure(jobs, options.rounds), options.images)
+    if options.reach:
+        print_times(options)
 
-    The first way of each `what` is what its ratios are of.
+
+class Bench:
+    """The images to process, and the jobs that do it.
+
+    The first job of each kind is what the ratios of the others refer to.
     """
-    images = ImageSource(dataset, SIZE, ORIGINAL.augmentation)
-    step = max(1, len(dataset.images) // count)
-    samples = [(i * step, 1) for i in range(count)]
-    batches = [samples[i : i + BATCH_SIZE] for i in range(0, count, BATCH_SIZE)]
-    targets = np.eye(len(dataset.class_names), dtype=np.float32)[
-        dataset.labels(dataset.images[i] for i, _ in samples)
-    ]
-    fast = dtype_policy()
 
-    def load(workers: int) -> Job:
-        return lambda: all(True for _ in prefetch(batches, images.inputs, workers))
+    def __init__(self, dataset: Dataset, count: int, folder: Path):
+        """Use `count` images of `dataset`, and keep features in `folder`."""
+        self.images = ImageSource(dataset, ORIGINAL.image_size, ORIGINAL.augmentation)
+        step = max(1, len(dataset.images) // count)
+        self.samples = [(i * step, 1) for i in range(count)]
+        self.batches = [self.samples[i : i + BATCH_SIZE] for i in range(0, count, BATCH_SIZE)]
+        labels = dataset.labels(dataset.images[i] for i, _ in self.samples)
+        self.targets = np.eye(len(dataset.class_names), dtype=np.float32)[labels]
+        self.folder = folder
+        self.policies = tuple(dict.fromkeys(("float32", dtype_policy())))
 
-    def pass_through(network: Callable) -> Job:
+    def reading(self) -> Jobs:
+        """Return jobs that decode and augment, on one thread and on all."""
+
+        def read(workers: int) -> Job:
+            def run() -> None:
+                for _ in prefetch(self.batches, self.images.inputs, workers):
+                    pass
+
+            return run
+
+        return {("decode and augment", f"threads: {n}"): read(n) for n in (1, WORKERS)}
+
+    def inference(self, model: keras.Model) -> Jobs:
+        """Return jobs that run the frozen base on each engine and policy."""
+        base, _ = split_at_block(model, None)
+
+        def infer(network: Callable[[np.ndarray], np.ndarray]) -> Job:
+            def run() -> None:
+                for _, inputs in prefetch(self.batches, self.images.inputs):
+                    network(inputs)
+
+            return run
+
+        return {
+            ("frozen base, augmented view to features", f"{engine}, {policy}"): infer(
+                compile_inference(base, policy, BATCH_SIZE, engine)
+            )
+            for engine in dict.fromkeys(("keras", best_engine()))
+            for policy in self.policies
+        }
+
+    def head(self, model: keras.Model) -> Jobs:
+        """Return jobs that train an epoch, without and with the cache."""
+        what = "an epoch of the original's recipe"
+        jobs = {
+            (what, f"plain, {policy}"): self._train(with_policy(model, policy), self.images)
+            for policy in self.policies
+        }
+        base, head = split_at_block(model, None)
+        return jobs | {(what, "from the cache"): self._train(head, self._cached(base))}
+
+    def fine_tuning(self, model: keras.Model) -> Jobs:
+        """Return jobs that fine-tune `model`, and only its upper blocks."""
+        what = "an epoch of fine-tuning"
+        unfreeze(model, 1)
+        jobs = {
+            (what, f"whole network, {policy}"): self._train(with_policy(model, policy), self.images)
+            for policy in self.policies
+        }
+        unfreeze(model, CUT)
+        lower, upper = split_at_block(model, CUT)
+        policy = dtype_policy()
+        how = f"from block {CUT} on, from the cache, {policy}"
+        return jobs | {(what, how): self._train(with_policy(upper, policy), self._cached(lower))}
+
+    def _train(self, network: keras.Model, source: ImageSource | CachedFeatures) -> Job:
         def run() -> None:
-            for _, inputs in prefetch(batches, images.inputs):
-                network(inputs)
-
-        return run
-
-    def learn(network: keras.Model, source: ImageSource | CachedFeatures) -> Job:
-        def run() -> None:
-            for number, (_, inputs) in enumerate(prefetch(batches, source.inputs)):
-                rows = targets[number * BATCH_SIZE : (number + 1) * BATCH_SIZE]
+            for number, (_, inputs) in enumerate(prefetch(self.batches, source.inputs)):
+                rows = self.targets[number * BATCH_SIZE : (number + 1) * BATCH_SIZE]
                 network.train_on_batch(inputs, rows)
 
         network.compile(keras.optimizers.SGD(1e-3, momentum=0.9), "categorical_crossentropy")
         return run
 
-    def kept(frozen: keras.Model) -> CachedFeatures:
-        activations = CachedFeatures(images, frozen, fast, folder)
-        activations.compute(samples)
-        return activations
-
-    base, head = split_at_block(model, None)
-    policies = dict.fromkeys(("float32", fast))
-    paths = {("decode and augment", f"{n} threads"): load(n) for n in (1, WORKERS)}
-    for engine in dict.fromkeys(("keras", best_engine())):
-        for policy in policies:
-            network = compile_inference(base, policy, BATCH_SIZE, engine)
-            paths["frozen base, augmented view to activations", f"{engine}, {policy}"] = (
-                pass_through(network)
-            )
-    plain = {p: with_policy(model, p) for p in policies}
-    for policy, network in plain.items():
-        paths["an epoch of the original's recipe", f"plain, {policy}"] = learn(network, images)
-    paths["an epoch of the original's recipe", "from the cache"] = learn(head, kept(base))
-    unfreeze(model, 1)
-    for policy in policies:
-        whole = with_policy(model, policy)
-        paths["an epoch of fine-tuning", f"whole network, {policy}"] = learn(whole, images)
-    unfreeze(model, CUT)
-    lower, upper = split_at_block(model, CUT)
-    how = f"from block {CUT} on, from the cache, {fast}"
-    paths["an epoch of fine-tuning", how] = learn(with_policy(upper, fast), kept(lower))
-    return paths
+    def _cached(self, frozen: keras.Model) -> CachedFeatures:
+        features = CachedFeatures(self.images, frozen, dtype_policy(), self.folder)
+        features.compute(self.samples)
+        return features
 
 
-def measure(paths: dict[tuple[str, str], Job], rounds: int) -> dict[tuple[str, str], float]:
-    """Return the seconds of each path: the best of `rounds`, after one that does not count."""
-    seconds = dict.fromkeys(paths, float("inf"))
+def measure(jobs: Jobs, rounds: int) -> dict[tuple[str, str], float]:
+    """Return each job's seconds, the best of `rounds` after a warm-up."""
+    seconds = dict.fromkeys(jobs, float("inf"))
     for number in range(rounds + 1):
-        for name, run in paths.items():
+        for name, run in jobs.items():
             started = time.perf_counter()
             run()
             if number:
@@ -134,33 +161,33 @@ def measure(paths: dict[tuple[str, str], Job], rounds: int) -> dict[tuple[str, s
     return seconds
 
 
-def show_speeds(seconds: dict[tuple[str, str], float], count: int) -> None:
-    """Print a table: images a second of each path, and how many times its group's first."""
-    print(f"\n| what, on {count} images | how | images a second | ratio |")
-    print("| --- | --- | --- | --- |")
+def print_speeds(seconds: dict[tuple[str, str], float], count: int) -> None:
+    """Print each job's images a second, and ratio to the first job."""
     first: dict[str, float] = {}
-    for (what, how), taken in seconds.items():
-        ratio = first.setdefault(what, taken) / taken
-        print(f"| {what} | {how} | {count / taken:.1f} | {ratio:.1f} |")
+    rows = [
+        (what, how, f"{count / taken:.1f}", f"{first.setdefault(what, taken) / taken:.1f}")
+        for (what, how), taken in seconds.items()
+    ]
+    head = (f"what, on {count} images", "how", "images per second", "ratio")
+    print(f"\n{markdown_table(head, rows)}")
 
 
-def show_times(options: argparse.Namespace) -> None:
-    """Run the default recipe, cold and warm, and print when it reached `options.reach`."""
-    print(
-        f"\n| python train.py | all of it | to validation accuracy {options.reach} | best epoch |"
-    )
-    print("| --- | --- | --- | --- |")
+def print_times(options: argparse.Namespace) -> None:
+    """Run train.py, cold and warm, and time it to `options.reach`."""
+    rows = []
     with tempfile.TemporaryDirectory() as folder:
         for name in ("cold cache", "warm cache"):
             total, reached, best = run_recipe(options, Path(folder))
             when = "not reached" if reached is None else f"{reached:.0f} s"
-            print(f"| {name} | {total:.0f} s | {when} | {best:.3f} |", flush=True)
+            rows.append((name, f"{total:.0f} s", when, f"{best:.3f}"))
+    reach = f"to validation accuracy {options.reach}"
+    print(f"\n{markdown_table(('python train.py', 'whole run', reach, 'best epoch'), rows)}")
 
 
 def run_recipe(options: argparse.Namespace, folder: Path) -> tuple[float, float | None, float]:
-    """Run train.py; return (seconds it took, seconds until `options.reach` or None, accuracy).
+    """Run train.py; return (seconds in all, seconds until `options.reach` or None, accuracy).
 
-    The accuracy is that of the best epoch on the validation images.
+    The accuracy is the best epoch's on the validation images.
     """
     models = folder / "models"
     history = models / "xception_fin.history.csv"
@@ -175,12 +202,14 @@ def run_recipe(options: argparse.Namespace, folder: Path) -> tuple[float, float 
             if reached is None and best_accuracy(history) >= options.reach:
                 reached = time.monotonic() - started
     if process.returncode:
-        raise ModelError(f"Expected train.py to end well. Received: exit code {process.returncode}")
+        raise BenchmarkError(
+            f"Expected train.py to succeed. Received: exit code {process.returncode}."
+        )
     return time.monotonic() - started, reached, best_accuracy(history)
 
 
 def best_accuracy(history: Path) -> float:
-    """Return the best validation accuracy that the CSV at `history` has so far, or 0."""
+    """Return the best validation accuracy in the CSV at `history`, or 0."""
     if not history.exists():
         return 0.0
     with open(history, newline="") as file:
@@ -188,16 +217,16 @@ def best_accuracy(history: Path) -> float:
 
 
 def parse_arguments(arguments: list[str] | None) -> argparse.Namespace:
-    """Return the command line's options; what stands behind `--` goes to train.py."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("--data", type=Path, default=Path("flowers"), help="[flowers/]")
-    parser.add_argument("--weights", default="imagenet", help="as train.py takes it [imagenet]")
-    parser.add_argument("--images", type=int, default=128, help="[%(default)s]")
-    parser.add_argument("--rounds", type=int, default=2, help="the best counts [%(default)s]")
-    parser.add_argument("--reach", type=float, help="validation accuracy to time")
-    parser.add_argument("flags", nargs="*", help="for train.py, behind --")
+    """Return the command line's options; arguments after `--` are for train.py."""
+    parser = make_parser(__doc__, "python -m benchmarks.training")
+    add = parser.add_argument
+    add("--data", type=Path, default=Path("flowers"), help="one folder a class [flowers/]")
+    add("--weights", default="imagenet", help="as for train.py [imagenet]")
+    add("--images", type=int, default=128, help="how many to process [%(default)s]")
+    add("--pictures", dest="images", type=int, help=argparse.SUPPRESS)  # its name in version 1.0
+    add("--rounds", type=int, default=2, help="the best counts [%(default)s]")
+    add("--reach", type=float, help="validation accuracy to time")
+    add("flags", nargs="*", help="for train.py, after --")
     return parser.parse_args(arguments)
 
 

@@ -1,1 +1,1 @@
-"""The way to the recipe: look at the data, compare networks, tune the one that won."""
+"""Explore the data, compare networks, and tune the best one."""

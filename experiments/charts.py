@@ -1,4 +1,4 @@
-"""The figures of this folder's pages, in the style of the training reports."""
+"""The figures of the pages, in the style of the training reports."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -36,7 +36,7 @@ def save(figure: Figure, path: Path) -> None:
     figures.save(figure, path, MAX_BYTES)
 
 
-# What is in a folder of images
+# A folder of images
 
 
 def examples(folder: Path, images: Sequence[str]) -> Figure:
@@ -47,7 +47,7 @@ def examples(folder: Path, images: Sequence[str]) -> Figure:
 
 @styled
 def classes(found: dict) -> Figure:
-    """Draw the images of each class; `found` as `explore.evenness` gives it."""
+    """Draw the number of images of each class; `found` is from `explore.evenness`."""
     counts = found["counts"]
     figure = Figure(figsize=(8, 1.3 + 0.36 * len(counts)), layout="constrained")
     axes = figure.subplots()
@@ -75,7 +75,7 @@ def classes(found: dict) -> Figure:
 
 @styled
 def sizes(measured: Sequence[dict], input_size: int) -> Figure:
-    """Draw the widths, heights and aspect ratios of `measured`, beside `input_size` (pixels)."""
+    """Draw widths, heights and aspect ratios, beside `input_size` (pixels)."""
     widths = np.array([row["width"] for row in measured])
     heights = np.array([row["height"] for row in measured])
     figure = Figure(figsize=(9, 3.4), layout="constrained")
@@ -98,7 +98,7 @@ def sizes(measured: Sequence[dict], input_size: int) -> Figure:
 
 
 def _bins(values: np.ndarray) -> np.ndarray:
-    """Return the edges of 40 bins, also where all `values` are one."""
+    """Return the edges of 40 bins, also if all `values` are equal."""
     low, high = values.min(), values.max()
     margin = max(0.03 * (high - low), 0.02 * high)
     return np.linspace(low - margin, high + margin, 41)
@@ -145,11 +145,11 @@ def colours(
 
 
 def _hues(axes: Axes, hues: Sequence[Sequence[float]], places: np.ndarray) -> None:
-    """Draw each class's chroma by hue as a row of bars in that hue."""
+    """Draw each class's chroma by hue, a row of coloured bars."""
     count = len(hues[0])
     circle = matplotlib.colormaps["hsv"](np.arange(count) / count)
     most = max(map(max, hues)) or 1
-    # From purple over red, yellow and green to blue: what flowers are made of, in one piece.
+    # From purple over red, yellow and green to blue, so that the hues of flowers are adjacent.
     order = np.roll(np.arange(count), count // 4)
     for row, place in zip(hues, places, strict=True):
         heights = 0.85 * np.array(row)[order] / most
@@ -159,7 +159,7 @@ def _hues(axes: Axes, hues: Sequence[Sequence[float]], places: np.ndarray) -> No
 
 
 def copies(folder: Path, checks: DatasetChecks, limit: int) -> Figure:
-    """Draw the first two of each of at most `limit` groups of copies, across classes first."""
+    """Draw two images of each group, at most `limit`, across classes first."""
     groups = list(dict.fromkeys((*checks.across_classes, *checks.near, *checks.exact)))
     if not groups:
         return note("Copies", "None: no two images look alike.")
@@ -175,26 +175,26 @@ def copies(folder: Path, checks: DatasetChecks, limit: int) -> Figure:
     return gallery(title, tiles, columns=min(6, len(tiles)))
 
 
-# How networks compare
+# A comparison of networks
 
 
 @styled
 def curves(histories: dict[str, dict[str, np.ndarray]], kept: dict[str, int]) -> Figure:
-    """Draw accuracy and loss by epoch of each network, and mark the epochs that were `kept`."""
+    """Draw accuracy and loss by epoch, and mark the `kept` epochs."""
     figure = Figure(figsize=(9.5, 4.6), layout="constrained")
     panels = figure.subplots(1, 2)
     for axes, metric in zip(panels, ("accuracy", "loss"), strict=True):
         for (name, history), colour in zip(histories.items(), CYCLE, strict=False):
-            values, picked = history[f"val_{metric}"], kept[name]
+            values, best = history[f"val_{metric}"], kept[name]
             epochs = np.arange(1, len(values) + 1)
             axes.plot(epochs, history[metric], color=colour, lw=1, ls=":")
             axes.plot(epochs, values, color=colour, lw=1.8, label=name)
-            axes.plot(picked, values[picked - 1], "o", color=colour, ms=6)
+            axes.plot(best, values[best - 1], "o", color=colour, ms=6)
         axes.set_title(metric.capitalize())
         axes.set_xlabel("epoch")
         axes.xaxis.get_major_locator().set_params(integer=True)
         axes.grid(axis="y")
-    # What a network that only memorizes does would leave no room for the others.
+    # The loss of a network that only memorizes would leave no room for the others.
     start = max(history["val_loss"][0] for history in histories.values())
     panels[1].set_ylim(0, min(panels[1].get_ylim()[1], 1.5 * start))
     figure.legend(
@@ -202,7 +202,7 @@ def curves(histories: dict[str, dict[str, np.ndarray]], kept: dict[str, int]) ->
         loc="outside lower center",
         ncols=5,
         fontsize=9,
-        title="line: images that pick the epoch; dots: training images; mark: kept",
+        title="line: validation images; dots: training images; mark: kept epoch",
         title_fontsize=9,
     )
     return figure
@@ -210,7 +210,7 @@ def curves(histories: dict[str, dict[str, np.ndarray]], kept: dict[str, int]) ->
 
 @styled
 def accuracy_by_time(rows: Sequence[dict]) -> Figure:
-    """Draw the accuracy of `rows`, with its interval, by the seconds for an image."""
+    """Draw the accuracy of `rows`, with its interval, by inference time."""
     figure = Figure(figsize=(8, 4.4), layout="constrained")
     axes = figure.subplots()
     for row, colour in zip(rows, CYCLE, strict=False):
@@ -222,7 +222,7 @@ def accuracy_by_time(rows: Sequence[dict]) -> Figure:
     _logarithmic(axes)
     axes.margins(x=0.12)
     axes.set_xlabel("milliseconds an image, one thread")
-    axes.set_ylabel("validation accuracy")
+    axes.set_ylabel("test accuracy")
     axes.grid()
     axes.set_title("Better is up and left")
     figure.legend(loc="outside right upper", fontsize=9)
@@ -230,27 +230,27 @@ def accuracy_by_time(rows: Sequence[dict]) -> Figure:
 
 
 def _logarithmic(axes: Axes) -> None:
-    """Make the horizontal axis logarithmic, its numbers plain: the style sets no powers."""
+    """Make the horizontal axis logarithmic, with plain numbers instead of powers."""
     axes.set_xscale("log")
     axes.xaxis.set_major_formatter("{x:g}")
     axes.xaxis.set_minor_formatter("")
 
 
-# How a search went
+# A search
 
 
 @styled
 def trials(found: Sequence[tuple], original) -> Figure:
-    """Draw the trials of a search by learning rate and momentum, and the best loss over time.
+    """Draw the trials by learning rate and momentum, and by time.
 
-    `found` as `tune.search` gives it, the best first; `original` is the candidate to compare with.
+    `found` is from `tune.search`, the best first; `original` is the candidate to compare with.
     """
     figure = Figure(figsize=(9.5, 4), layout="constrained")
     left, right = figure.subplots(1, 2, width_ratios=(1.35, 1))
-    losses = np.array([facts["val_loss"] for _, facts in found])
-    rates = [setting.learning_rate for setting, _ in found]
-    momentums = [setting.momentum for setting, _ in found]
-    # What diverged would leave one colour for all others.
+    losses = np.array([metrics["val_loss"] for _, metrics in found])
+    rates = [candidate.learning_rate for candidate, _ in found]
+    momentums = [candidate.momentum for candidate, _ in found]
+    # A diverged trial would leave one colour for all others.
     top = min(losses.max(), 2 * losses.min())
     style = {"cmap": "viridis_r", "vmin": losses.min(), "vmax": top, "zorder": 3}
     dots = left.scatter(rates, momentums, c=losses, s=70, edgecolor="white", **style)
@@ -275,7 +275,7 @@ def trials(found: Sequence[tuple], original) -> Figure:
     left.grid()
     figure.colorbar(dots, ax=left, extend="max" if losses.max() > top else "neither")
     figure.legend(*left.get_legend_handles_labels(), loc="outside lower left", ncols=2, fontsize=9)
-    by_time = sorted((facts["trial"], facts["val_loss"]) for _, facts in found)
+    by_time = sorted((metrics["trial"], metrics["val_loss"]) for _, metrics in found)
     numbers = np.arange(1, len(by_time) + 1)
     in_time = np.array([loss for _, loss in by_time])
     right.plot(numbers, in_time, "o", color=GREY, ms=5)

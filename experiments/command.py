@@ -1,58 +1,67 @@
-"""What the commands of this folder have in common: flags, and one sentence an error."""
+"""Flags, data, split and errors that all experiments share."""
 
 import argparse
-import sys
 from collections.abc import Callable
 from pathlib import Path
 
-from serving.errors import ModelError
-from training.errors import CacheError, DataError
+from training import cli
+from training.dataset.checks import load_dataset
+from training.dataset.scan import Dataset
+from training.dataset.split import Split, split_dataset
+from training.recipes import CACHE, FINE_TUNE, ORIGINAL
 
 OUT = Path(".cache", "experiments")
-SEED = 69420
 
 
-def parser(description: str, name: str, epochs: int) -> argparse.ArgumentParser:
-    """Return a parser of the flags that every command has; `epochs` is the default."""
-    made = argparse.ArgumentParser(
-        prog=f"python -m experiments.{name}",
-        description=description,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
-    add = made.add_argument
-    add("--data", type=Path, default=Path("flowers"), help="one folder a class [flowers/]")
-    add("--exclude", type=Path, metavar="FILE", help="images to leave out, a class/file a line")
-    add("--epochs", type=count, default=epochs, help="[%(default)s]")
-    add("--seed", type=int, default=SEED, help="of split, order and weights [%(default)s]")
+def make_parser(description: str | None, name: str, epochs: int) -> argparse.ArgumentParser:
+    """Return a parser with the common flags; `epochs` is a default."""
+    parser = cli.make_parser(description, f"python -m experiments.{name}")
+    cli.add_data_flags(parser)
+    add = parser.add_argument
+    add("--epochs", type=cli.positive(int), default=epochs, help="[%(default)s]")
+    add("--seed", type=int, default=ORIGINAL.seed, help="of split, order and weights [%(default)s]")
     add("--out", type=Path, default=OUT / name, help="where to write to [%(default)s/]")
-    return made
+    return parser
 
 
-def count(text: str) -> int:
-    """Return `text` as a number above 0."""
-    value = int(text)
-    if value < 1:
-        raise argparse.ArgumentTypeError(f"expected a number above 0. Received: {text}")
-    return value
+def add_base_flags(parser: argparse.ArgumentParser) -> None:
+    """Add --weights and --cache, for commands that use a pretrained base."""
+    add = parser.add_argument
+    add("--weights", default="imagenet", help="imagenet, none, or a file of Xception's [imagenet]")
+    add("--cache", type=Path, default=CACHE, help="where features are kept [%(default)s/]")
 
 
-def run(job: Callable[[argparse.Namespace], None], options: argparse.Namespace) -> int:
-    """Do `job` and return the exit code; the errors of people and machines are one sentence."""
-    name = job.__module__ if job.__module__ != "__main__" else f"experiments.{job.__name__}"
-    try:
+def run(
+    command: Callable[[argparse.Namespace], None], name: str, options: argparse.Namespace
+) -> int:
+    """Run `command`, which may write to `options.out`, and return the exit code."""
+
+    def make_folder_and_run() -> None:
         options.out.mkdir(parents=True, exist_ok=True)
-        job(options)
-    except (DataError, ModelError, CacheError) as error:
-        print(f"{name}: {error}", file=sys.stderr)
-        return 1
-    except OSError as error:
-        print(
-            f"{name}: Expected to read {options.data} and to write to {options.out}. "
-            f"Received: {error}. Free space or rights, then run it again: it goes on.",
-            file=sys.stderr,
-        )
-        return 1
-    except KeyboardInterrupt:
-        print(f"\nStopped. The same command goes on; {options.out} has what is finished.")
-        return 130
-    return 0
+        command(options)
+
+    return cli.run_command(
+        make_folder_and_run,
+        f"experiments.{name}",
+        paths=f"read {options.data} and write to {options.out}",
+        advice="Free disk space or fix the permissions, then rerun to continue.",
+        stopped=f"Stopped. Rerun to continue; finished results are in {options.out}.",
+    )
+
+
+def load_data(options: argparse.Namespace) -> tuple[Dataset, Split]:
+    """Return the usable images of `options.data` and their split; print the counts."""
+    dataset = load_dataset(options.data, options.exclude)
+    split = split_images(dataset, options.seed)
+    print(f"  {split.describe()}.")
+    return dataset, split
+
+
+def split_images(dataset: Dataset, seed: int) -> Split:
+    """Split `dataset` as `train.py --recipe fine-tune` does."""
+    return split_dataset(
+        dataset,
+        seed,
+        validation_fraction=FINE_TUNE.validation_fraction,
+        test_fraction=FINE_TUNE.test_fraction,
+    )

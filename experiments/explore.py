@@ -1,11 +1,10 @@
-"""Look at the images before anything is trained on them.
+"""Explore a folder of images: classes, sizes, colours, copies and broken files.
 
     python -m experiments.explore                    # flowers/
     python -m experiments.explore --data mine/ --out mine-explored/
 
-Writes index.html, a page with everything on it that needs nothing else, its figures (*.png), and
-the numbers (numbers.json) into --out. What is measured of an image is kept in images.jsonl: a
-stopped run goes on.
+Writes index.html (a self-contained page), its figures (*.png) and numbers.json into --out.
+Measurements of each image are kept in images.jsonl, so that a stopped run continues.
 """
 
 import argparse
@@ -17,47 +16,44 @@ from dataclasses import asdict
 from pathlib import Path
 
 import numpy as np
+from matplotlib.figure import Figure
 from PIL import Image
 
 from experiments import charts
-from experiments.command import parser, run
+from experiments.command import make_parser, run, split_images
 from experiments.page import Section, write_page
 from experiments.records import Records
 from serving.image import open_image
-from training.batches import indices
-from training.dataset.checks import DatasetChecks, check_dataset, format_checks
-from training.dataset.scan import Dataset, scan
-from training.dataset.split import split_dataset
+from training.batches import image_indices
+from training.dataset.checks import DatasetChecks, check_dataset, format_checks, load_dataset
+from training.dataset.scan import Dataset
 from training.evaluation.metrics import shown, wilson, with_interval
 from training.files import write_atomically
 from training.markdown import markdown_table
 from training.prefetch import progress
+from training.recipes import ORIGINAL
 
-EPOCHS = 50  # passes of the model that knows colours only
-TEST_FRACTION, VALIDATION_FRACTION = 0.2, 0.125  # of each class; as experiments.compare splits
-INPUT_SIZE = 299  # pixels, height and width; what Xception was made for
-SMALL = 64  # pixels, height and width, of what colours are measured on
+EPOCHS = 50  # passes of the linear model on colours
+INPUT_SIZE = ORIGINAL.input_size  # pixels, height and width
+THUMBNAIL = 64  # pixels, height and width, that colours are measured on
 HUES = 24  # bins of the colour circle, the first one around red
 # Largest class by smallest one. Google's guide to imbalanced data calls two classes of 20 % and
-# 80 % still mildly imbalanced, and says to train on such data as they are.
+# 80 % still mildly imbalanced, and says to train on such data unchanged.
 EVEN, MILD = 1.5, 4.0
 TOO_SMALL = 0.05  # share of images that an input size may enlarge
 LISTED = 20  # findings of each kind on the page; numbers.json has all
-COPIES = 6  # groups of copies that are shown
+COPIES = 6  # groups of copies on the page
 
 
 def main(arguments: list[str] | None = None) -> int:
     """Explore as the command line says and return the exit code."""
-    return run(explore, parse_arguments(arguments))
+    return run(explore, "explore", parse_arguments(arguments))
 
 
 def explore(options: argparse.Namespace) -> None:
-    """Measure, draw, write, and print what there is to look at."""
-    print(f"Data: checking the images of {options.data} ...", flush=True)
-    dataset = scan(options.data, options.exclude)
+    """Measure the images; draw, write and print the results."""
+    dataset = load_dataset(options.data, options.exclude)
     checks = check_dataset(dataset)
-    for line in format_checks(checks):
-        print(f"  {line}")
     measured = measure_all(dataset, options.out / "images.jsonl")
     numbers = {
         "images": len(dataset.images),
@@ -65,7 +61,7 @@ def explore(options: argparse.Namespace) -> None:
         "sizes": sizes(measured),
         "colours": colours(dataset, measured),
         "colour_alone": colour_alone(dataset, measured, options.epochs, options.seed),
-        "hygiene": asdict(checks),
+        "checks": asdict(checks),
     }
     text = json.dumps(numbers, indent=1)
     write_atomically(options.out / "numbers.json", lambda new: new.write_text(text + "\n"))
@@ -77,25 +73,26 @@ def explore(options: argparse.Namespace) -> None:
     for section in sections:
         for paragraph in section.text:
             print(f"{section.title}: {paragraph}")
-    print(f"Look at it: {page}")
+    print(f"Wrote {page}.")
 
 
-# What is measured
+# Measurements
 
 
 def measure_all(dataset: Dataset, path: Path) -> list[dict]:
-    """Return what `measure` says of each image of `dataset`; `path` keeps it for the next run."""
-    records = Records(path, {"small": SMALL, "hues": HUES})
+    """Return the measurements of each image of `dataset`; keep them in `path`."""
+    records = Records(path, {"small": THUMBNAIL, "hues": HUES})
     known = {row["digest"]: row for row in records.rows}
     missing = {dataset.digests[name]: name for name in dataset.images}
     missing = {digest: name for digest, name in missing.items() if digest not in known}
 
-    def look(name: str) -> dict:
+    def read_and_measure(name: str) -> dict:
         return measure(open_image(dataset.folder / name))
 
     with ThreadPoolExecutor() as pool, progress(len(missing), "  measured") as bar:
         try:
-            for digest, row in zip(missing, pool.map(look, missing.values()), strict=True):
+            rows = pool.map(read_and_measure, missing.values())
+            for digest, row in zip(missing, rows, strict=True):
                 known[digest] = {"digest": digest} | row
                 records.append(known[digest])
                 bar.update()
@@ -106,14 +103,14 @@ def measure_all(dataset: Dataset, path: Path) -> list[dict]:
 
 
 def measure(image: Image.Image) -> dict:
-    """Return what is to be measured of an RGB image, fit for JSON.
+    """Return the measurements of an RGB image (JSON).
 
     Keys: `width` and `height` in pixels; `brightness`, the mean, and `contrast`, the standard
     deviation, of its grey levels, 0 to 255; `colour`, its mean red, green and blue, 0 to 255;
     `saturation`, 0 to 1; `hues`, for each of `HUES` bins of the colour circle the mean chroma
     (saturation by value, 0 to 1) of the pixels of that hue, counted over all pixels.
     """
-    small = image.resize((SMALL, SMALL), Image.Resampling.BOX)
+    small = image.resize((THUMBNAIL, THUMBNAIL), Image.Resampling.BOX)
     grey = np.asarray(small.convert("L"), dtype=float)
     hue, saturation, value = np.moveaxis(np.asarray(small.convert("HSV"), dtype=float), 2, 0) / 255
     bins = np.round(hue * HUES).astype(int) % HUES
@@ -130,7 +127,7 @@ def measure(image: Image.Image) -> dict:
 
 
 def evenness(counts: dict[str, int]) -> dict:
-    """Return how even `counts` (images of each class) are, and what follows from it.
+    """Return how even `counts` (images of each class) are, with a verdict.
 
     `ratio` is the largest class by the smallest, as Buda et al. 2018 ("A systematic study of the
     class imbalance problem in convolutional neural networks") measure imbalance; `entropy` that of
@@ -156,11 +153,11 @@ def evenness(counts: dict[str, int]) -> dict:
 
 
 def sizes(measured: Sequence[dict]) -> dict:
-    """Return the quartiles of widths, heights and aspect ratios, and what they say of input sizes.
+    """Return quartiles of widths, heights, aspect ratios, and effects of resizing.
 
     `enlarged` is the share of images that `INPUT_SIZE` enlarges in height or width, `largest`
-    the largest size that does so to at most `TOO_SMALL` of them, `stretched` by how much the
-    median image's shape changes, as it is resized to a square.
+    the largest size that enlarges at most `TOO_SMALL` of them, `stretched` the factor by which
+    resizing to a square changes the median image's aspect ratio.
     """
     widths = np.array([row["width"] for row in measured])
     heights = np.array([row["height"] for row in measured])
@@ -183,7 +180,7 @@ def _quartiles(values: np.ndarray) -> dict[str, float]:
 
 
 def colours(dataset: Dataset, measured: Sequence[dict]) -> dict[str, dict]:
-    """Return the medians of each class: brightness, contrast, saturation; and its mean colour."""
+    """Return each class's median brightness, contrast and saturation, and mean colours."""
     labels = dataset.labels(dataset.images)
     found = {}
     for index, name in enumerate(dataset.class_names):
@@ -196,46 +193,44 @@ def colours(dataset: Dataset, measured: Sequence[dict]) -> dict[str, dict]:
 
 
 def colour_alone(dataset: Dataset, measured: Sequence[dict], epochs: int, seed: int) -> dict:
-    """Return the accuracy of a linear model that is told brightness and colours, and no shapes.
+    """Return the test accuracy of a linear model on brightness and colours.
 
-    It is fitted in `epochs` passes to the training images of the split that `seed` draws, and
-    judged on those that validate. Any network has to beat it.
+    It is fitted in `epochs` passes to the training images of the split that `seed` draws. Any
+    network has to beat it.
     """
     from sklearn.linear_model import SGDClassifier
     from sklearn.pipeline import make_pipeline
     from sklearn.preprocessing import StandardScaler
 
     keys = ("brightness", "contrast", "saturation")
-    told = np.array(
+    inputs = np.array(
         [[*(row[key] for key in keys), *row["colour"], *np.sqrt(row["hues"])] for row in measured]
     )
     labels = dataset.labels(dataset.images)
-    split = split_dataset(
-        dataset, seed, validation_fraction=VALIDATION_FRACTION, test_fraction=TEST_FRACTION
-    )
-    train, validation = indices(dataset, split.train), indices(dataset, split.evaluated)
+    split = split_images(dataset, seed)
+    train, test = image_indices(dataset, split.train), image_indices(dataset, split.evaluated)
     model = make_pipeline(
         StandardScaler(),
         SGDClassifier("log_loss", max_iter=epochs, tol=None, average=True, random_state=seed),
     )
-    model.fit(told[train], labels[train])
-    hits = int((model.predict(told[validation]) == labels[validation]).sum())
+    model.fit(inputs[train], labels[train])
+    hits = int((model.predict(inputs[test]) == labels[test]).sum())
     return {
-        "accuracy": hits / len(validation),
-        "accuracy_interval": wilson(hits, len(validation)),
-        "n": len(validation),
+        "accuracy": hits / len(test),
+        "accuracy_interval": wilson(hits, len(test)),
+        "n": len(test),
         "epochs": epochs,
         "seed": seed,
     }
 
 
-# What is shown
+# Page
 
 CLASS_HEAD = ("class", "images", "share", "brightness", "contrast", "saturation")
 
 
 def class_rows(numbers: dict) -> list[list[str]]:
-    """Return a row of text a class."""
+    """Return the cells of `CLASS_HEAD` for each class."""
     counts = numbers["classes"]["counts"]
     return [
         [
@@ -260,10 +255,10 @@ def draw(
     """Draw the figures into `options.out` and return the page's sections."""
     labels = dataset.labels(dataset.images)
 
-    def drawn(name: str, figure, shows: str) -> list[tuple[Path, str]]:
+    def save(name: str, figure: Figure, description: str) -> list[tuple[Path, str]]:
         path = options.out / name
         charts.save(figure, path)
-        return [(path, shows)]
+        return [(path, description)]
 
     rng = np.random.default_rng(options.seed)
     chosen = [str(rng.choice(dataset.of_class(name))) for name in dataset.class_names]
@@ -280,47 +275,47 @@ def draw(
         Section(
             "One example a class",
             ["Drawn at random; another --seed draws others."],
-            drawn("examples.png", examples, "an image of each class"),
+            save("examples.png", examples, "an image of each class"),
         ),
         Section(
             "Classes",
             [describe_classes(numbers["classes"])],
-            drawn("classes.png", classes, "images of each class"),
+            save("classes.png", classes, "images of each class"),
             CLASS_HEAD,
             class_rows(numbers),
         ),
         Section(
             "Sizes",
             [describe_sizes(of_size)],
-            drawn("sizes.png", extent, "widths, heights and aspect ratios"),
+            save("sizes.png", extent, "widths, heights and aspect ratios"),
             ("pixels", "least", "a quarter below", "median", "three quarters below", "most"),
             quartiles,
         ),
         Section(
             "Brightness and colour",
             [describe_colours(numbers["colour_alone"], numbers["classes"]["guess"])],
-            drawn("colours.png", palette, "brightness, saturation and hues of each class"),
+            save("colours.png", palette, "brightness, saturation and hues of each class"),
         ),
         Section(
             "Copies and broken files",
             format_checks(checks, limit=0)[:1],
-            drawn("copies.png", charts.copies(dataset.folder, checks, COPIES), "copies"),
+            save("copies.png", charts.copies(dataset.folder, checks, COPIES), "copies"),
             findings=format_checks(checks, LISTED)[1:],
         ),
     ]
 
 
 def describe_classes(found: dict) -> str:
-    """Return what `evenness` found, for a person."""
+    """Return sentences about the result of `evenness`."""
     return (
         f"Largest class by smallest: {found['ratio']:.2f}, {found['verdict']}. Normalized entropy "
-        f"{found['entropy']:.3f} (1: equal classes). Always answering the largest class is right "
-        f"in {found['guess']:.1%}."
+        f"{found['entropy']:.3f} (1: equal classes). Always predicting the largest class is right "
+        f"for {found['guess']:.1%}."
     )
 
 
 def describe_sizes(found: dict) -> str:
-    """Return what `sizes` found, for a person."""
+    """Return sentences about the result of `sizes`."""
     size = found["input_size"]
     return (
         f"An input of {size}×{size} pixels enlarges {found['enlarged']:.0%} of the images in "
@@ -331,18 +326,18 @@ def describe_sizes(found: dict) -> str:
 
 
 def describe_colours(found: dict, guess: float) -> str:
-    """Return what `colour_alone` found, for a person."""
+    """Return sentences about the result of `colour_alone`."""
     accuracy = with_interval(found["accuracy"], found["accuracy_interval"])
     return (
-        f"A linear model that is told brightness and colours, but no shapes, is right in "
-        f"{accuracy} of {found['n']} images that it was not fitted to; always answering the "
-        f"largest class, in {guess:.3f}. A network has to beat both."
+        f"A linear model on brightness and colours, without shapes, has an accuracy of {accuracy} "
+        f"on {found['n']} test images; always predicting the largest class, one of {guess:.3f}. "
+        "A network has to beat both."
     )
 
 
 def parse_arguments(arguments: list[str] | None) -> argparse.Namespace:
     """Return the command line's options."""
-    return parser(__doc__, "explore", EPOCHS).parse_args(arguments)
+    return make_parser(__doc__, "explore", EPOCHS).parse_args(arguments)
 
 
 if __name__ == "__main__":

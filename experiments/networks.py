@@ -1,10 +1,9 @@
-"""The networks that are compared: the original's small ones, and frozen bases with a new head."""
+"""The networks to compare: small ones, and heads on frozen bases."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from serving.errors import ModelError
 from training.backend import keras
 from training.batches import image_indices
 from training.dataset.split import Split
@@ -12,24 +11,12 @@ from training.features import CachedFeatures
 from training.images import ImageSource
 from training.inference import dtype_policy
 from training.model import BASE_LAYER, add_head
-from training.pretrained import load_base_weights
+from training.pretrained import download_imagenet, load_pretrained
+from training.recipes import ORIGINAL
 
 Size = tuple[int, int]  # height and width, in pixels
 
-# ImageDataGenerator's settings, optimizer and head of the original; train.py's recipe has the same.
-AUGMENTATION = {
-    "rotation_range": 40,
-    "width_shift_range": 0.4,
-    "height_shift_range": 0.4,
-    "shear_range": 0.2,
-    "zoom_range": 0.3,
-    "horizontal_flip": True,
-    "fill_mode": "nearest",
-}
-LEARNING_RATE, MOMENTUM = 0.01, 0.75
-SMALL_LEARNING_RATE, SMALL_MOMENTUM = 0.002, 0.8  # of its small networks
-BATCH_SIZE = 32
-HEAD = (512, 128, 32)
+SMALL_LEARNING_RATE, SMALL_MOMENTUM = 0.002, 0.8  # of the original's small networks
 XCEPTION = keras.applications.Xception
 
 
@@ -39,38 +26,42 @@ class Network:
 
     Attributes:
         name: in tables and figures.
-        what: it is, in a few words.
+        description: a few words for a person.
         batch_size: of training.
-        learning_rate: of SGD.
-        momentum: of SGD, 0 to 1.
-        augmented: whether its training images are.
-        layers: returns its softmax on the tensor of images and the number of classes; None
-            where there is an `application`.
-        application: of `keras.applications`, whose base stays frozen; None: all of it learns.
-        size: of its images in pixels, None for the one that is asked for.
+        learning_rate: of stochastic gradient descent.
+        momentum: of stochastic gradient descent, 0 to 1.
+        augmented: whether its training images are augmented.
+        layers: returns the softmax for a tensor of images and a number of classes; None for a
+            network with a frozen base.
+        application: of `keras.applications`, the frozen base where there are no `layers`.
+        size: height and width of its images in pixels; None for --size.
     """
 
     name: str
-    what: str
-    batch_size: int = BATCH_SIZE
+    description: str
+    batch_size: int = ORIGINAL.batch_size
     learning_rate: float = SMALL_LEARNING_RATE
     momentum: float = SMALL_MOMENTUM
     augmented: bool = True
     layers: Callable | None = None
-    application: Callable | None = None
+    application: Callable = XCEPTION
     size: int | None = None
 
 
 def shallow_layers(x, class_count: int):
-    """Return a softmax on one hidden layer on two convolutions with max pooling, on images `x`.
+    """Return a softmax above two convolutions and a hidden layer.
 
-    That is all that is known of the original's; the numbers of filters and units are ours.
+    Input: images `x`. Nothing more is known of the original's; the numbers of filters and units
+    are ours.
     """
     return _dense(_convolve(x, (32, 64)), (64,), class_count)
 
 
 def deep_layers(x, class_count: int):
-    """Return a softmax on two hidden layers with dropout on four convolutions, on images `x`."""
+    """Return a softmax above four convolutions and two hidden layers with dropout.
+
+    Input: images `x`.
+    """
     return _dense(_convolve(x, (32, 64, 128, 128)), (128, 64), class_count, dropout=0.3)
 
 
@@ -90,12 +81,11 @@ def _dense(x, units: Sequence[int], class_count: int, dropout: float = 0.0):
 
 
 def _frozen(name: str, application: Callable, size: int) -> Network:
-    what = "frozen base, dense layers 512, 128, 32"
     return Network(
         name,
-        what,
-        learning_rate=LEARNING_RATE,
-        momentum=MOMENTUM,
+        f"frozen base, dense layers {', '.join(map(str, ORIGINAL.head))}",
+        learning_rate=ORIGINAL.learning_rate,
+        momentum=ORIGINAL.momentum,
         application=application,
         size=size,
     )
@@ -109,8 +99,8 @@ NETWORKS = (
         augmented=False,
         layers=shallow_layers,
     ),
-    Network("augmented", "the same, augmented", batch_size=10, layers=shallow_layers),
-    Network("batch-32", "the same, batch 32", layers=shallow_layers),
+    Network("augmented", "the same with augmentation", batch_size=10, layers=shallow_layers),
+    Network("batch-32", "the same with batch 32", layers=shallow_layers),
     Network("deeper", "4 convolutions, 2 hidden layers, dropout", layers=deep_layers),
     _frozen("xception", XCEPTION, 299),
     _frozen("mobilenet-v3", keras.applications.MobileNetV3Large, 224),
@@ -119,76 +109,65 @@ NETWORKS = (
 )
 
 
-def build_small(network: Network, size: Size, class_count: int) -> keras.Model:
-    """Return a network that learns as a whole.
+def build_small(layers: Callable, size: Size, class_count: int) -> keras.Model:
+    """Return a network of `layers`, all of which are trained.
 
     Input: float32 (n, height, width, 3), -1 to 1. Output: float32 (n, class_count), 0 to 1.
     """
     inputs = keras.Input((*size, 3))
-    return keras.Model(inputs, network.layers(inputs, class_count))
+    return keras.Model(inputs, layers(inputs, class_count))
 
 
 def build_base(application: Callable, size: Size, weights: str) -> keras.Model:
-    """Return a frozen base: images, float32 (n, height, width, 3), -1 to 1, to features (n, f).
+    """Return a frozen, pooled base of `application`.
 
-    `weights` is "imagenet" (Keras' download), "none", or a file of Xception's weights as
-    `load_base_weights` takes it; other bases then ask Keras for theirs.
+    Input: float32 (n, height, width, 3), -1 to 1. Output: float32 (n, features).
+
+    `weights` is "imagenet" (Keras' download), "none", or a file of Xception's weights for
+    `load_pretrained`; bases other than Xception are downloaded by Keras in that case, too.
 
     Raises:
-        ModelError: the weights cannot be had, or do not fit.
+        ModelError: the weights cannot be downloaded, or do not fit.
     """
     inputs = keras.Input((*size, 3))
     x = inputs
     base = application(weights=None, include_top=False, input_shape=(*size, 3))
-    base.name = BASE_LAYER  # where load_base_weights looks for it
+    base.name = BASE_LAYER  # where load_pretrained looks for it
     if application is not XCEPTION:  # the others scale pixels from 0 to 255 themselves
         x = keras.layers.Rescaling(127.5, 127.5)(x)
     base.trainable = False
     frozen = keras.Model(inputs, keras.layers.GlobalAveragePooling2D()(base(x, training=False)))
+    # No checkpoint of ours takes their place: it may have been trained on the test images.
     if weights == "imagenet" or (weights != "none" and application is not XCEPTION):
-        _load_imagenet(base, application, size)
+        download_imagenet(base, application)
     else:
-        load_base_weights(frozen, weights, Path())
+        load_pretrained(frozen, weights, Path())
     return frozen
-
-
-def _load_imagenet(base: keras.Model, application: Callable, size: Size) -> None:
-    """Give `base` Keras' own weights, and no other: a checkpoint may have seen these images."""
-    try:
-        source = application(weights="imagenet", include_top=False, input_shape=(*size, 3))
-    except Exception as error:  # what Keras raises when its download fails is a bare Exception
-        reason = str(error).rsplit(" -- ", 1)[-1]  # the front names the file
-        raise ModelError(
-            f"Expected Keras' ImageNet weights of {application.__name__}. Received: none "
-            f"({reason}). Run it where Keras can download them"
-            + ("." if application is not XCEPTION else ", or give a file with --weights.")
-        ) from error
-    base.set_weights(source.get_weights())
 
 
 def build_head(
     feature_count: int, head: tuple[int, ...], class_count: int, dropout: float = 0.0
 ) -> keras.Model:
-    """Return what learns above a frozen base: features (n, f) to probabilities (n, classes)."""
+    """Return a head: features (n, f) to probabilities (n, classes)."""
     inputs = keras.Input((feature_count,))
     return keras.Model(inputs, add_head(inputs, head, class_count, dropout))
 
 
 def cached_features(
-    images: ImageSource, frozen: keras.Model, split: Split, views: int, cache: Path
+    images: ImageSource, frozen: keras.Model, split: Split, cache: Path
 ) -> tuple[CachedFeatures, CachedFeatures]:
-    """Return (features to learn from, features to judge on) of `frozen`, kept in `cache`.
+    """Return the features of `frozen` for training and for evaluation.
 
-    Those to learn from are of the training images in `views` views; those to judge on are of the
-    selection and validation images as they are, in float32, as the .tflite file computes them.
+    Training images have the recipe's number of augmented views. Validation and test images are
+    plain, and their features float32, as the .tflite file computes them.
 
     Raises:
         CacheError: the disk has no room for them.
     """
-    learned = CachedFeatures(images, frozen, dtype_policy(), cache)
-    judged = CachedFeatures(images, frozen, "float32", cache)
+    training = CachedFeatures(images, frozen, dtype_policy(), cache)
+    evaluation = CachedFeatures(images, frozen, "float32", cache)
     train = image_indices(images.dataset, split.train)
-    judging = image_indices(images.dataset, (*split.validation, *split.test))
-    learned.compute([(i, view + 1) for view in range(views) for i in train])
-    judged.compute([(i, 0) for i in judging])
-    return learned, judged
+    plain = image_indices(images.dataset, (*split.validation, *split.test))
+    training.compute([(i, view + 1) for view in range(ORIGINAL.views) for i in train])
+    evaluation.compute([(i, 0) for i in plain])
+    return training, evaluation

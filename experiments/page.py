@@ -1,4 +1,4 @@
-"""One HTML page that needs nothing else: its figures are inside."""
+"""A self-contained HTML page, with its figures inside."""
 
 import base64
 import html
@@ -28,10 +28,10 @@ class Section:
     Attributes:
         title: its heading.
         text: paragraphs, the most important first.
-        figures: PNG files and what each shows.
-        head: of the table, where there is one.
+        figures: PNG files and their descriptions.
+        head: of the table; empty without one.
         rows: of the table.
-        findings: a list below it.
+        findings: a list below the table.
     """
 
     title: str
@@ -43,7 +43,7 @@ class Section:
 
 
 def write_page(path: Path, title: str, text: str, sections: Sequence[Section]) -> None:
-    """Write the page to `path`, whole or not at all; all texts are plain ones."""
+    """Write the page to `path` atomically; all texts are plain, without HTML."""
     body = "\n".join(_section(section) for section in sections)
     page = (
         '<!doctype html>\n<html lang="en">\n<meta charset="utf-8">\n'
@@ -57,9 +57,9 @@ def write_page(path: Path, title: str, text: str, sections: Sequence[Section]) -
 def _section(section: Section) -> str:
     parts = [f"<h2>{_plain(section.title)}</h2>"]
     parts += [f"<p>{_plain(paragraph)}</p>" for paragraph in section.text]
-    for path, shows in section.figures:
+    for path, description in section.figures:
         data = base64.b64encode(path.read_bytes()).decode()
-        parts.append(f'<img src="data:image/png;base64,{data}" alt="{_plain(shows)}">')
+        parts.append(f'<img src="data:image/png;base64,{data}" alt="{_plain(description)}">')
     if section.rows:
         lines = [_row(section.head, "th"), *(_row(row, "td") for row in section.rows)]
         parts.append(f'<div class="wide"><table>{"".join(lines)}</table></div>')
@@ -74,5 +74,5 @@ def _row(cells: Sequence[str], tag: str) -> str:
 
 
 def _plain(text: str) -> str:
-    # Names of old archives may hold bytes that are no text.
+    # File names from old archives may hold bytes that are not text.
     return html.escape(text.encode(errors="backslashreplace").decode())

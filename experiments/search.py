@@ -1,6 +1,6 @@
-"""What experiments.tune tries, and in which trials: by Optuna, which keeps them in a database.
+"""The candidates and trials of experiments.tune, in Optuna's database.
 
-Processes share them, and a kill loses none that has finished.
+Processes share the trials, and a killed process loses no finished ones.
 """
 
 import re
@@ -12,20 +12,20 @@ import numpy as np
 import optuna
 from optuna.trial import FrozenTrial, Trial, TrialState
 
-from experiments.networks import HEAD, LEARNING_RATE, MOMENTUM
 from experiments.records import check_same
 from training.errors import DataError
 from training.prefetch import progress
+from training.recipes import ORIGINAL as RECIPE
 
 optuna.logging.set_verbosity(optuna.logging.ERROR)  # an error ends the search and is printed then
 
 LOST = 60  # seconds without a new epoch of any trial, after which the running ones are run again
-POLL = 0.5  # seconds between two looks at the trials of other processes
+POLL = 0.5  # seconds between reading the trials of other processes
 SQLITE_TIMEOUT = 60  # seconds that SQLite waits for another process to finish writing
 TUNERS = ("grid", "random", "bayesian", "hyperband")
 RANDOM_FIRST = 6  # trials of bayesian
 # Learning rate and momentum. The original tried three; only the one it chose is on record.
-PAIRS = ((LEARNING_RATE, MOMENTUM), (0.002, 0.8), (0.001, 0.9))
+PAIRS = ((RECIPE.learning_rate, RECIPE.momentum), (0.002, 0.8), (0.001, 0.9))
 # The space of a search.
 LEARNING_RATES = (1e-3, 0.3)
 MOMENTUMS = (0.0, 0.5, 0.75, 0.9, 0.95)
@@ -38,11 +38,11 @@ LIVE = (TrialState.RUNNING, TrialState.PRUNED, TrialState.COMPLETE)
 
 @dataclass(frozen=True)
 class Candidate:
-    """Hyperparameters to try: of SGD, units of the dense layers, dropout below the softmax."""
+    """Hyperparameters: SGD's, units of dense layers, dropout below the softmax."""
 
     learning_rate: float
     momentum: float
-    head: tuple[int, ...] = HEAD
+    head: tuple[int, ...] = RECIPE.head
     dropout: float = 0.0
 
     def __str__(self) -> str:
@@ -55,11 +55,14 @@ class Candidate:
         return [f"{self.learning_rate:.4g}", f"{self.momentum:.3g}", head, f"{self.dropout:.1f}"]
 
 
-ORIGINAL = Candidate(LEARNING_RATE, MOMENTUM)
+ORIGINAL = Candidate(RECIPE.learning_rate, RECIPE.momentum)
 
 
 def suggest(trial: Trial, tuner: str, seed: int) -> Candidate:
-    """Return the candidate of a trial: by its slot and, if bayesian, by the trials before."""
+    """Return the candidate of a trial.
+
+    It depends on the seed and the trial's slot and, if `tuner` is bayesian, on earlier trials.
+    """
     slot = trial.user_attrs["slot"]
     if tuner == "grid":
         rate, momentum = PAIRS[slot]
@@ -84,7 +87,7 @@ def suggest(trial: Trial, tuner: str, seed: int) -> Candidate:
 def candidate_of(params: dict) -> Candidate:
     """Return the candidate with the `params` of a trial.
 
-    Its learning rate has four digits, so that train.py is given what was tried.
+    Its learning rate has the four digits that the train.py command is printed with.
     """
     rate = float(f"{params['learning_rate']:.4g}")
     if "layers" not in params:
@@ -94,13 +97,15 @@ def candidate_of(params: dict) -> Candidate:
 
 
 class SurplusTrialError(Exception):
-    """Other processes run the trials that are wanted."""
+    """Other processes run all trials that are needed."""
 
 
 def open_study(
     url: str, name: str, settings: dict, pruner: optuna.pruners.BasePruner | None = None
 ) -> optuna.Study:
-    """Create the study `name` in the database at `url`, or continue it with the same `settings`.
+    """Create or continue the study `name` in the database at `url`.
+
+    Without a `pruner`, no trial ends early.
 
     Raises:
         DataError: the database cannot be opened, or the study has other settings (JSON).
@@ -132,7 +137,7 @@ def without_password(url: str) -> str:
 def run_trials(
     study: optuna.Study, objective: Callable[[Trial], float], total: int, what: str
 ) -> list[FrozenTrial]:
-    """Run trials until each of `total` slots has a finished one, here or in other processes.
+    """Run trials until each of `total` slots has a finished one.
 
     `objective` finds its slot, from 0, in `trial.user_attrs["slot"]`, and reports each epoch. The
     slot of a trial that failed, or whose process was killed, goes to another trial. Returns all
@@ -198,6 +203,6 @@ def claim_slot(study: optuna.Study, trial: Trial, total: int) -> None:
 
 
 def live_trials(study: optuna.Study) -> list[FrozenTrial]:
-    """Return the trials that have a slot and have neither failed nor been lost."""
+    """Return the trials with a slot that have not failed."""
     trials = study.get_trials(deepcopy=False, states=LIVE)
     return [trial for trial in trials if "slot" in trial.user_attrs]

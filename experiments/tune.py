@@ -1,13 +1,14 @@
-"""Search hyperparameters of the head on Xception's frozen base; a trial takes seconds.
+"""Search hyperparameters of the head on Xception's frozen base.
 
     python -m experiments.tune                       # the original's three pairs, on flowers/
-    python -m experiments.tune --tuner bayesian      # a real search; or random, or hyperband
+    python -m experiments.tune --tuner bayesian      # a larger search; or random, or hyperband
     python -m experiments.tune --tuner random --trials 50 --epochs 10
 
-The base's features are computed once and kept in --cache. A trial counts by its lowest loss on the
-validation images. Then the best candidate and the original's are trained again from --repeats
-seeds each. The one with the lower mean validation loss wins; both are reported with their accuracy
-on the test images, which took part in nothing. The last lines are the winner's train.py command.
+The base's features are computed once and kept in --cache, so that a trial takes seconds. It is
+judged by its lowest loss on the validation images. Then the best candidate and the original's are
+trained again from --repeats seeds each. The one with the lower mean validation loss wins; both are
+reported with their accuracy on the test images, which took part in nothing. The last lines are the
+winner's train.py command.
 
 Trials are kept in a database in --out. A stopped search continues with the same command, a
 finished one with more --trials. Start the same command several times to share a search between
@@ -19,7 +20,7 @@ import argparse
 import fcntl
 import shlex
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -28,7 +29,7 @@ import numpy as np
 import optuna
 
 from experiments import networks
-from experiments.command import count, parser, run
+from experiments.command import add_base_flags, load_data, make_parser, run
 from experiments.search import (
     ORIGINAL,
     PAIRS,
@@ -44,29 +45,28 @@ from experiments.search import (
 from experiments.tune_report import report
 from training.backend import keras, tf
 from training.batches import Batches, TrainingBatches
-from training.dataset.scan import scan
-from training.dataset.split import Split, split_dataset
+from training.cli import positive
+from training.dataset.split import Split
 from training.features import CachedFeatures
+from training.fit import compile_model, fit_epochs
 from training.images import ImageSource
 from training.model import weights_digest
+from training.recipes import ORIGINAL as RECIPE
 
-EPOCHS, STEPS, VIEWS, INPUT_SIZE = 30, 100, 4, 299  # train.py's defaults
-TEST_FRACTION, VALIDATION_FRACTION = 0.2, 0.125  # of each class; of what is then left
 TRIALS, REPEATS = 20, 3
-CACHE = Path(".cache", "activations")  # train.py's, which computes the same
-DIVERGED = 16.0  # nats: about where Keras' crossentropy ends
+DIVERGED = 16.0  # nats; about the largest cross-entropy that Keras returns
 DATABASE, LOCK = "trials.db", "lock"
 
 
 @dataclass(frozen=True)
 class SearchData:
-    """What all trials are trained and judged on.
+    """The inputs of all trials.
 
     Attributes:
-        split: which images.
+        split: into training, validation and test images.
         training: features of the training images, in augmented views.
         evaluation: features of the validation and test images.
-        settings: what all trials of a search have in common.
+        settings: what all trials of a search have in common (JSON).
     """
 
     split: Split
@@ -77,11 +77,11 @@ class SearchData:
 
 def main(arguments: list[str] | None = None) -> int:
     """Tune as the command line says and return the exit code."""
-    return run(tune, parse_arguments(arguments))
+    return run(tune, "tune", parse_arguments(arguments))
 
 
 def tune(options: argparse.Namespace) -> None:
-    """Features, search, repeats, report."""
+    """Compute features, search, repeat the best candidates and report."""
     tf.get_logger().setLevel("ERROR")  # a note on every new network that is traced
     data = prepare(options)
     print(f"Watch: {shlex.join(['optuna-dashboard', without_password(options.storage)])}")
@@ -97,8 +97,8 @@ def tune(options: argparse.Namespace) -> None:
 
 
 @contextmanager
-def locked(folder: Path) -> Iterator[None]:
-    """Keep the other processes of a search in `folder` waiting."""
+def locked(folder: Path) -> Generator[None]:
+    """Hold the lock of a search in `folder`; other processes wait."""
     with open(folder / LOCK, "w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         yield
@@ -106,20 +106,11 @@ def locked(folder: Path) -> Iterator[None]:
 
 def prepare(options: argparse.Namespace) -> SearchData:
     """Return the features of all images of `options.data`."""
-    print(f"Data: checking the images of {options.data} ...", flush=True)
-    dataset = scan(options.data, options.exclude)
-    split = split_dataset(
-        dataset, options.seed, validation_fraction=VALIDATION_FRACTION, test_fraction=TEST_FRACTION
-    )
-    print(
-        f"  {len(split.train)} to train, {len(split.validation)} for validation, "
-        f"{len(split.evaluated)} to test."
-    )
-    size = (INPUT_SIZE, INPUT_SIZE)
+    dataset, split = load_data(options)
     keras.utils.set_random_seed(options.seed)  # of a base without weights
-    base = networks.build_base(networks.XCEPTION, size, options.weights)
-    images = ImageSource(dataset, size, networks.AUGMENTATION)
-    training, evaluation = networks.cached_features(images, base, split, VIEWS, options.cache)
+    base = networks.build_base(networks.XCEPTION, RECIPE.image_size, options.weights)
+    images = ImageSource(dataset, RECIPE.image_size, RECIPE.augmentation)
+    training, evaluation = networks.cached_features(images, base, split, options.cache)
     settings = {
         "epochs": options.epochs,
         "seed": options.seed,
@@ -136,25 +127,26 @@ def fit(
     data: SearchData,
     trial: optuna.Trial | None = None,
 ) -> tuple[keras.Model, dict]:
-    """Train a head; return it as of its epoch of lowest validation loss, and its metrics.
+    """Train a head; return it as of its best epoch, and its metrics.
 
-    Metrics are `val_loss` (at most `DIVERGED`) and `val_accuracy` (0 to 1) of that epoch, `epoch`
-    (its number, from 1) and `epochs` (how many there were: fewer if `trial` was pruned).
+    Metrics are the lowest `val_loss` (at most `DIVERGED`), the `val_accuracy` (0 to 1) then,
+    `epoch` (its number, from 1) and `epochs` (how many were trained: fewer if `trial` was pruned).
     """
     keras.utils.clear_session()
     keras.utils.set_random_seed(seed)
-    shape, classes = data.training.table.shape, data.training.dataset.class_names
-    head = networks.build_head(shape[0], candidate.head, len(classes), candidate.dropout)
-    head.compile(
-        keras.optimizers.SGD(candidate.learning_rate, momentum=candidate.momentum),
-        loss="categorical_crossentropy",
-        metrics=["accuracy"],
-    )
-    size = networks.BATCH_SIZE
+    [features] = data.training.store.shape
+    class_count = len(data.training.dataset.class_names)
+    head = networks.build_head(features, candidate.head, class_count, candidate.dropout)
+    compile_model(head, candidate.learning_rate, candidate.momentum)
     batches = TrainingBatches(
-        data.training, data.split.train, size, steps=STEPS, seed=seed, views=VIEWS
+        data.training,
+        data.split.train,
+        RECIPE.batch_size,
+        steps=RECIPE.steps_per_epoch or 1,
+        seed=seed,
+        views=RECIPE.views,
     )
-    losses = []
+    losses: list[float] = []
 
     def note_loss(epoch: int, logs: dict) -> None:
         losses.append(float(min(np.nan_to_num(logs["val_loss"], nan=DIVERGED), DIVERGED)))
@@ -162,17 +154,14 @@ def fit(
             trial.report(losses[-1], epoch + 1)
             head.stop_training = trial.should_prune()
 
-    history = head.fit(
+    history = fit_epochs(
+        head,
         batches,
-        validation_data=Batches(data.evaluation, data.split.validation, size),
-        epochs=epochs,
-        shuffle=False,  # the batches are shuffled already
-        verbose=0,
+        Batches(data.evaluation, data.split.validation, RECIPE.batch_size),
+        epochs=(0, epochs),
         callbacks=[
             keras.callbacks.EarlyStopping("val_loss", patience=epochs, restore_best_weights=True),
-            keras.callbacks.LambdaCallback(
-                on_epoch_begin=batches.begin_epoch, on_epoch_end=note_loss
-            ),
+            keras.callbacks.LambdaCallback(on_epoch_end=note_loss),
         ],
     ).history
     best = int(np.argmin(losses))
@@ -185,7 +174,7 @@ def search(data: SearchData, options: argparse.Namespace) -> list[tuple[Candidat
     """Run the missing trials; return all as (candidate, metrics), the best first.
 
     Raises:
-        DataError: the search was begun with other settings.
+        DataError: the search was started with other settings.
     """
 
     def objective(trial: optuna.Trial) -> float:
@@ -219,7 +208,8 @@ def repeat(candidate: Candidate, data: SearchData, options: argparse.Namespace) 
     def objective(trial: optuna.Trial) -> float:
         seed = options.seed + trial.user_attrs["slot"]
         head, metrics = fit(candidate, options.epochs, seed, data, trial)
-        probabilities = head.predict(Batches(data.evaluation, test, networks.BATCH_SIZE), verbose=0)
+        batches = Batches(data.evaluation, test, RECIPE.batch_size)
+        probabilities = head.predict(batches, verbose=0)
         correct = int((probabilities.argmax(axis=1) == labels).sum())
         metrics |= {"seed": seed, "test_accuracy": correct / len(test)}
         trial.set_user_attr("metrics", metrics)
@@ -235,15 +225,14 @@ def repeat(candidate: Candidate, data: SearchData, options: argparse.Namespace) 
 
 def parse_arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
     """Return the command line's options."""
-    made = parser(__doc__, "tune", EPOCHS)
-    add = made.add_argument
-    add("--tuner", choices=TUNERS, default="grid", help="who chooses candidates [%(default)s]")
+    parser = make_parser(__doc__, "tune", RECIPE.epochs)
+    add_base_flags(parser)
+    add, count = parser.add_argument, positive(int)
+    add("--tuner", choices=TUNERS, default="grid", help="what chooses candidates [%(default)s]")
     add("--trials", type=count, default=TRIALS, help="of every tuner but grid [%(default)s]")
     add("--repeats", type=count, default=REPEATS, help="seeds of the report [%(default)s]")
-    add("--weights", default="imagenet", help="imagenet, none, or a file of Xception's [imagenet]")
-    add("--cache", type=Path, default=CACHE, help="where features are kept [%(default)s/]")
     add("--storage", metavar="URL", help=f"database of the trials [{DATABASE} in --out]")
-    options = made.parse_args(arguments)
+    options = parser.parse_args(arguments)
     options.storage = options.storage or f"sqlite:///{options.out / DATABASE}"
     return options
 

@@ -1,4 +1,4 @@
-"""What a person sees of a search: tables, a figure, a page, and the command of the winner."""
+"""The report of a search, with the winner's train.py command."""
 
 import argparse
 import json
@@ -9,7 +9,6 @@ from dataclasses import asdict
 import numpy as np
 
 from experiments import charts
-from experiments.networks import HEAD
 from experiments.page import Section, write_page
 from experiments.search import COLUMNS, ORIGINAL, Candidate
 from training.dataset.split import Split
@@ -25,7 +24,7 @@ REPEAT_COLUMNS = ("candidate", "validation loss", "test accuracy", "each seed")
 def report(
     trials: list[tuple[Candidate, dict]],
     repeats: dict[Candidate, list[dict]],
-    parts: Split,
+    split: Split,
     settings: dict,
     options: argparse.Namespace,
 ) -> None:
@@ -54,10 +53,10 @@ def report(
         ]
         for candidate, metrics in trials
     ]
-    count = len(parts.evaluated)
+    count = len(split.evaluated)
     repeat_cells = [repeat_row(candidate, rows, count) for candidate, rows in repeats.items()]
     notes = (
-        f"A trial counts by its lowest loss on {len(parts.validation)} validation images; its "
+        f"A trial is judged by its lowest loss on {len(split.validation)} validation images; its "
         "accuracy and epoch are those of that loss. The best candidate and the original's were "
         f"then trained from {options.repeats} seeds each, and the lower mean validation loss wins. "
         f"Test accuracy is on {count} images that took part in nothing: the "
@@ -72,11 +71,11 @@ def report(
     write_page(folder / PAGE, title, f"On {options.data.resolve().name}.", sections)
     print(markdown_table(TRIAL_COLUMNS, trial_cells[:10]))
     print(markdown_table(REPEAT_COLUMNS, repeat_cells))
-    print(verdict, f"Look at it: {folder / PAGE}", *how_to_use, sep="\n")
+    print(verdict, f"Wrote {folder / PAGE}.", *how_to_use, sep="\n")
 
 
 def describe(best: Candidate, winner: Candidate, repeats: dict[Candidate, list[dict]]) -> str:
-    """Return how the best trial's candidate compares with the original's, for a person."""
+    """Return a sentence that compares the best candidate with the original's."""
     if best == ORIGINAL:
         return f"The original's hyperparameters won: {best}."
     gain = 100 * (mean(repeats[best], "test_accuracy") - mean(repeats[ORIGINAL], "test_accuracy"))
@@ -103,10 +102,12 @@ def mean(rows: Sequence[dict], metric: str) -> float:
 
 
 def command(best: Candidate, options: argparse.Namespace) -> str:
-    """Return the `train.py` command that uses `best`, as far as it has flags for it."""
+    """Return the `train.py` command for `best`; see `beyond_flags`."""
     words = ["python", "train.py", "--learning-rate", f"{best.learning_rate:.4g}"]
     words += ["--momentum", f"{best.momentum:.4g}", "--epochs", str(options.epochs)]
-    words += ["--head", ",".join(map(str, best.head)) or "none"] if best.head != HEAD else []
+    words += (
+        ["--head", ",".join(map(str, best.head)) or "none"] if best.head != ORIGINAL.head else []
+    )
     words += ["--data", str(options.data), "--weights", options.weights]
     words += ["--exclude", str(options.exclude)] if options.exclude else []
     words += ["--seed", str(options.seed)]
@@ -114,7 +115,7 @@ def command(best: Candidate, options: argparse.Namespace) -> str:
 
 
 def beyond_flags(best: Candidate) -> list[str]:
-    """Return what of `best` train.py has no flag for, for a person."""
+    """Return sentences on hyperparameters of `best` without a train.py flag."""
     if not best.dropout:
         return []
     return [f"train.py has no dropout; {best.dropout:.1f} of it was best here"]

@@ -1,10 +1,10 @@
-"""Show the whole path in minutes: train briefly, convert, serve, and ask what a flower is.
+"""Train briefly, convert, serve and classify a flower, in minutes.
 
-    python -m tools.demo                # on flowers/, or on drawn flowers where that is empty
+    python -m tools.demo                # with flowers/, or drawn flowers if that is empty
     python -m tools.demo --no-docker    # the service behind AWS's Lambda emulator, without Docker
 
-Works on few images and writes to .cache/ and models/demo/ only, so that it leaves flowers/ and
-real checkpoints alone. The exit code is 0 if the service named the flower right.
+It uses few images and writes only to .cache/ and models/demo/; flowers/ and real checkpoints stay
+unchanged. The exit code is 0 if the service classified the flower correctly.
 """
 
 import argparse
@@ -18,17 +18,19 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Sequence
 from pathlib import Path
 
+from serving.errors import UserError
 from serving.model_files import best_model
-from tools.emulator import INVOCATIONS, EmulatorError, free_port, local_service
+from tools.emulator import INVOCATIONS, free_port, local_service
+from training.cli import make_parser, run_command
 
 WORK = Path(".cache", "demo")  # this run's images and logs
 MODELS = Path("models", "demo")  # this run's checkpoint and .tflite
 
-# Enough to name flowers right, few enough for minutes: on two cores the network takes a tenth of
-# a second an image.
+# Enough to classify flowers, and few enough for minutes: on two cores the network takes a tenth of
+# a second per image.
 IMAGES = 40  # a class
 RECIPE = {
     "--epochs": "2",
@@ -38,22 +40,22 @@ RECIPE = {
     "--learning-rate": "0.05",
     "--momentum": "0.9",
 }
-CANDIDATES = 10  # images to choose the asked one from
+CANDIDATES = 10  # images, of which one is chosen
 SERVICE_LOG = WORK / "service.log"
 BUILD_SECONDS = 900.0
-SHOWN_LINES = 25  # of what a stage that failed printed
+SHOWN_LINES = 25  # of the output of a failed stage
 STAGES = 7
 
 
-class StageError(Exception):
-    """A command of a stage failed; `str(error)` has the end of its output and the exit code.
+class StageError(UserError):
+    """A command failed; `str(error)` has the end of its output.
 
     Attributes:
-        reason: the last line that it printed, or else how it ended.
+        reason: the last line of its output or, without one, how it ended.
     """
 
     def __init__(self, command: Sequence[str], output: str, ending: str):
-        """Take the words of the `command`, its `output` and how it ended ("... exit code 1")."""
+        """Take the `command`, its `output` and how it ended."""
         lines = [line for line in output.splitlines() if line.strip()]
         words = [word for word in command if word != sys.executable]
         name = " ".join(words[: 2 if words[0] in ("-m", "docker") else 1])
@@ -64,29 +66,21 @@ class StageError(Exception):
 def main(arguments: list[str] | None = None) -> int:
     """Run every stage and return the exit code."""
     options = parse_arguments(arguments)
-    # So that whoever ends the demo ends the service too.
-    signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))
-    started = time.monotonic()
-    try:
-        demo(options)
-    except (StageError, EmulatorError) as error:
-        print(f"tools.demo: {error}", file=sys.stderr)
-        return 1
-    except KeyboardInterrupt:
-        print("Stopped, and the service with it.")
-        return 130
-    minutes, seconds = divmod(round(time.monotonic() - started), 60)
-    print(f"The service named it right and is stopped. {minutes} min {seconds} s in all.")
-    return 0
+    # Ending the demo ends the service, too.
+    signal.signal(signal.SIGTERM, lambda number, _frame: sys.exit(128 + number))
+    return run_command(
+        lambda: demo(options), "tools.demo", stopped="Stopped, and the service as well."
+    )
 
 
 def demo(options: argparse.Namespace) -> None:
-    """Go the whole path, up to the service's answer.
+    """Run all stages and print the service's answer.
 
     Raises:
-        StageError: a stage failed, or the service named the flower wrong.
-        EmulatorError: there is neither Docker nor AWS's emulator to serve with.
+        StageError: a stage failed, or the answer is wrong.
+        EmulatorError: there is neither Docker nor AWS's emulator.
     """
+    started = time.monotonic()
     for folder in (WORK, MODELS):
         shutil.rmtree(folder, ignore_errors=True)
         folder.mkdir(parents=True)
@@ -103,25 +97,27 @@ def demo(options: argparse.Namespace) -> None:
     with stage(3, f"Convert: {checkpoint.name} to TFLite"):
         python("convert_to_tflite.py", checkpoint, "--data", data)
 
-    with stage(4, f"Choose: of {CANDIDATES} images it was not trained on, the one it is surest of"):
+    with stage(4, f"Choose: the most confident prediction on {CANDIDATES} validation images"):
         image = choose_image(checkpoint, data)
 
     with contextlib.ExitStack() as services:
-        with stage(5, "Image: docker build"):
+        with stage(5, "Container image: docker build"):
             container_image = build_container_image(services, options.docker)
         with stage(6, f"Serve: {'in Docker' if container_image else 'behind the Lambda emulator'}"):
             service = (
                 docker_service(container_image) if container_image else emulator_service(checkpoint)
             )
             endpoint = services.enter_context(service)
-        with stage(7, f"Ask: what is {image}?"):
-            answer = ask(endpoint, data / image, class_of(image))
+        with stage(7, f"Classify: what is {image}?"):
+            answer = classify(endpoint, data / image, class_of(image))
     print(answer, end="", flush=True)
+    minutes, seconds = divmod(round(time.monotonic() - started), 60)
+    print(f"The answer is right, and the service is stopped. {minutes} min {seconds} s in all.")
 
 
 @contextlib.contextmanager
-def stage(number: int, title: str) -> Iterator[None]:
-    """Print one line of progress: `title` now, and the seconds it took at the end."""
+def stage(number: int, title: str) -> Generator[None]:
+    """Print a line of progress: `title`, then the seconds it took."""
     print(f"[{number}/{STAGES}] {title} ... ", end="", flush=True)
     started = time.monotonic()
     try:
@@ -133,10 +129,10 @@ def stage(number: int, title: str) -> Iterator[None]:
 
 
 def describe(folder: Path) -> str:
-    """Return where the images come from."""
+    """Return a phrase about the source of the images."""
     if has_images(folder):
-        return f"up to {IMAGES} images a class of {folder}"
-    return f"no images in {folder}, so drawing {IMAGES} a class"
+        return f"up to {IMAGES} images per class of {folder}"
+    return f"no images in {folder}, so drawing {IMAGES} per class"
 
 
 def has_images(folder: Path) -> bool:
@@ -145,7 +141,7 @@ def has_images(folder: Path) -> bool:
 
 
 def list_files(folder: Path) -> dict[str, list[Path]]:
-    """Return the files of each sub-folder of `folder` that has some, hidden ones left out."""
+    """Return the files of each sub-folder of `folder`, without hidden ones."""
     files = {
         sub_folder.name: sorted(f for f in sub_folder.glob("[!.]*") if f.is_file())
         for sub_folder in sorted(folder.glob("[!.]*/"))
@@ -154,16 +150,16 @@ def list_files(folder: Path) -> dict[str, list[Path]]:
 
 
 def collect_images(folder: Path) -> Path:
-    """Return a folder with copies of some of `folder`'s images, or with drawn ones.
+    """Return a folder of images, copied from `folder` or drawn.
 
     Raises:
-        StageError: they cannot be drawn.
+        StageError: drawing failed.
     """
     data = WORK / "flowers"
     if not has_images(folder):
         python("-m", "training.sample", "--out", data, "--per-class", str(IMAGES))
         return data
-    rng = random.Random(0)  # noqa: S311 - the same images each time, nothing secret
+    rng = random.Random(0)  # noqa: S311 - the same images each time
     for name, files in list_files(folder).items():
         (data / name).mkdir(parents=True)
         for file in rng.sample(files, min(IMAGES, len(files))):
@@ -172,16 +168,16 @@ def collect_images(folder: Path) -> Path:
 
 
 def choose_image(checkpoint: Path, data: Path) -> str:
-    """Return "class/file" of that of some validation images which the model is surest of.
+    """Return "class/file" of the validation image with the most confident prediction.
 
-    After so short a training it gets some wrong; the demo is about the path, not about those.
+    After so short a training some predictions are wrong, which the demo is not about.
 
     Raises:
         StageError: an image cannot be classified.
     """
     record = json.loads(checkpoint.with_suffix(".split.json").read_text(encoding="utf-8"))
     validation = record["validation"]
-    images = validation[:: max(1, len(validation) // CANDIDATES)]  # some of every class
+    images = validation[:: max(1, len(validation) // CANDIDATES)]  # of all classes
     files = [data / image for image in images]
     answers = python(
         "predict.py", "--json", "--model", checkpoint.with_suffix(".tflite"), *files
@@ -196,15 +192,16 @@ def class_of(image: str) -> str:
 
 
 def build_container_image(services: contextlib.ExitStack, wanted: bool) -> str | None:
-    """Return the id of a Docker image with the demo's model, which `services` removes at its end.
+    """Build a container image with the demo's model; return its id.
 
-    None where it is not `wanted`, no daemon answers or the build fails, after a word on why.
+    `services` removes it at the end. Returns None, and prints the reason, if it is not `wanted`,
+    Docker does not run or the build fails.
     """
     if not wanted:
         print("not wanted ... ", end="")
         return None
     if not docker_answers():
-        print("no Docker daemon answers, going on without ... ", end="")
+        print("no Docker daemon answers, continuing without ... ", end="")
         return None
     id_file = WORK / "image.txt"
     arguments = [f"MODELS={MODELS}"]
@@ -217,7 +214,7 @@ def build_container_image(services: contextlib.ExitStack, wanted: bool) -> str |
             timeout=BUILD_SECONDS,
         )
     except StageError as error:
-        print(f"it failed, going on without Docker ({error.reason}) ... ", end="")
+        print(f"it failed, continuing without Docker ({error.reason}) ... ", end="")
         return None
     container_image = id_file.read_text(encoding="utf-8").strip()
     services.callback(run, ["docker", "image", "rm", "--force", container_image], check=False)
@@ -225,7 +222,7 @@ def build_container_image(services: contextlib.ExitStack, wanted: bool) -> str |
 
 
 def docker_answers() -> bool:
-    """Return whether there is a Docker daemon to use."""
+    """Return whether a Docker daemon runs."""
     if shutil.which("docker") is None:
         return False
     try:
@@ -236,8 +233,8 @@ def docker_answers() -> bool:
 
 
 @contextlib.contextmanager
-def docker_service(container_image: str) -> Iterator[str]:
-    """Serve the Docker `container_image` while the context lasts; yield the URL to post events to.
+def docker_service(container_image: str) -> Generator[str]:
+    """Run a container of `container_image`; yield the URL to post events to.
 
     Raises:
         StageError: the container does not start.
@@ -263,23 +260,23 @@ def docker_service(container_image: str) -> Iterator[str]:
 
 
 def emulator_service(checkpoint: Path) -> contextlib.AbstractContextManager[str]:
-    """Return the service of the .tflite beside `checkpoint`, behind AWS's emulator."""
+    """Serve the .tflite file beside `checkpoint` behind AWS's emulator."""
     model = checkpoint.with_suffix(".tflite").absolute()
     return local_service(free_port(), {"MODEL_PATH": str(model)}, log=SERVICE_LOG)
 
 
-def ask(endpoint: str, image: Path, expected: str) -> str:
-    """Return what `docker_test.py` prints of the service's answer on `image`.
+def classify(endpoint: str, image: Path, expected: str) -> str:
+    """Return the output of `docker_test.py` for the service's answer on `image`.
 
     Raises:
-        StageError: there is no answer, or it is not `expected`.
+        StageError: there is no answer, or its class is not `expected`.
     """
     arguments = ["--endpoint", endpoint, "--file", image, "--expect", expected]
     return python("docker_test.py", *arguments)
 
 
 def python(*arguments: str | Path) -> str:
-    """Run this Python with `arguments` and return what it printed; raises as `run` does."""
+    """Run this Python with `arguments` and return its output; see `run`."""
     return run([sys.executable, *arguments])
 
 
@@ -290,7 +287,7 @@ def run(
     timeout: float | None = None,
     log: Path | None = None,
 ) -> str:
-    """Run `command` and return what it printed, on either stream, and write it to `log`.
+    """Run `command`; return its output and errors, and write them to `log`.
 
     Raises:
         StageError: it took more than `timeout` seconds or, with `check`, it failed.
@@ -323,10 +320,10 @@ def run(
 
 
 def wait_for(process: subprocess.Popen, timeout: float | None) -> str:
-    """Return what `process` prints until it ends; raises TimeoutExpired after `timeout` seconds.
+    """Return the output of `process`; raise TimeoutExpired after `timeout` seconds.
 
-    Looks up now and then: a signal that comes just before Python begins to read would otherwise
-    wait until the process says something.
+    It wakes up every second: a signal just before Python begins to read would otherwise be handled
+    only after the next output.
     """
     deadline = float("inf") if timeout is None else time.monotonic() + timeout
     while True:
@@ -339,14 +336,10 @@ def wait_for(process: subprocess.Popen, timeout: float | None) -> str:
 
 def parse_arguments(arguments: list[str] | None) -> argparse.Namespace:
     """Return the command line's options."""
-    parser = argparse.ArgumentParser(
-        prog="python -m tools.demo",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+    parser = make_parser(__doc__, "python -m tools.demo")
     add = parser.add_argument
     add("--data", type=Path, default=Path("flowers"), help="one folder a class [flowers/]")
-    add("--weights", default="imagenet", help="what the network starts from, as for train.py")
+    add("--weights", default="imagenet", help="as for train.py [imagenet]")
     add("--no-docker", dest="docker", action="store_false", help="serve without Docker")
     return parser.parse_args(arguments)
 

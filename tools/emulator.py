@@ -1,9 +1,9 @@
 """AWS's Lambda Runtime Interface Emulator, and a handler behind it without Docker.
 
-    python -m tools.emulator    # fetch it once, print where it is
+    python -m tools.emulator    # fetch the emulator once and print its path
 
-The emulator's binary travels in the wheel of aws-sam-cli. Pipfile.lock has that wheel's version
-and hash; nothing of aws-sam-cli is installed.
+The emulator's binary is in the wheel of aws-sam-cli, whose version and hash are in Pipfile.lock.
+Nothing of aws-sam-cli is installed.
 """
 
 import contextlib
@@ -17,8 +17,11 @@ import sys
 import tempfile
 import time
 import zipfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Generator, Mapping
 from pathlib import Path
+
+from serving.errors import UserError
+from training.cli import run_command
 
 ROOT = Path(__file__).resolve().parent.parent
 CACHE = ROOT / ".cache"
@@ -32,20 +35,20 @@ START_SECONDS = 30.0
 STOP_SECONDS = 5.0
 
 
-class EmulatorError(Exception):
-    """The emulator cannot be had or does not run; `str(error)` says what to do."""
+class EmulatorError(UserError):
+    """The emulator cannot be downloaded or does not run."""
 
 
 def emulator_binary() -> Path:
-    """Return the emulator for this machine, fetched the first time and kept in .cache/.
+    """Return the path of the emulator, which is downloaded once into .cache/.
 
     Raises:
-        EmulatorError: there is none for this machine, or the package index does not give it.
+        EmulatorError: there is none for this machine, or it cannot be downloaded.
     """
     member = MEMBERS.get(platform.machine())
     if sys.platform != "linux" or member is None:
         raise EmulatorError(
-            "Expected Linux on x86-64 or arm64, which AWS's Lambda emulator is made for. "
+            "Expected Linux on x86-64 or arm64, as AWS's Lambda emulator needs. "
             f"Received: {platform.system()} on {platform.machine()}. Start Docker instead."
         )
     wheel = _wheel()
@@ -62,10 +65,10 @@ def emulator_binary() -> Path:
 def sample_event(name: str, **values: str) -> dict:
     """Return AWS's own example of an event, `name` such as "apigateway/HttpApi".
 
-    `values` take the places that the example leaves open: method, path, body, ...
+    `values` fill in the placeholders of the example: method, path, body, ...
 
     Raises:
-        EmulatorError: the package index does not give aws-sam-cli, which has it.
+        EmulatorError: aws-sam-cli, which contains it, cannot be downloaded.
     """
     with zipfile.ZipFile(_wheel()) as archive:
         text = archive.read(f"{SAMPLES}/{name}.json").decode()
@@ -75,7 +78,7 @@ def sample_event(name: str, **values: str) -> dict:
 
 
 def _wheel() -> Path:
-    """Return the locked aws-sam-cli's wheel, fetched the first time and kept in .cache/."""
+    """Return the wheel of aws-sam-cli, which is downloaded once into .cache/."""
     lock = json.loads((ROOT / "Pipfile.lock").read_text(encoding="utf-8"))
     package = lock["emulator"]["aws-sam-cli"]
     version = package["version"].removeprefix("==")
@@ -88,7 +91,7 @@ def _wheel() -> Path:
 
 
 def _download(package: dict, folder: Path) -> Path:
-    """Return the wheel of the locked aws-sam-cli, fetched into `folder` and checked by pip."""
+    """Download the locked wheel of aws-sam-cli into `folder`; pip checks its hash."""
     requirements = folder / "requirements.txt"
     hashes = "".join(f" --hash={digest}" for digest in package["hashes"])
     requirements.write_text(f"aws-sam-cli{package['version']}{hashes}\n", encoding="utf-8")
@@ -103,7 +106,7 @@ def _download(package: dict, folder: Path) -> Path:
         reason = (done.stdout.strip().splitlines() or ["no reason given"])[-1]
         raise EmulatorError(
             f"Expected pip to fetch aws-sam-cli, whose wheel has the emulator. Received: {reason} "
-            "Check that a package index can be reached."
+            "Check that pip can reach a package index."
         )
     return next(folder.glob("*.whl"))
 
@@ -116,29 +119,29 @@ def local_service(
     folder: Path = ROOT,
     handler: str = "lambda_function.lambda_handler",
     log: Path = CACHE / "service.log",
-) -> Iterator[str]:
+) -> Generator[str]:
     """Serve a Lambda handler on 127.0.0.1:`port` while the context lasts.
 
-    AWS's emulator takes the requests and AWS's runtime interface client calls the handler, as in
-    the container, so that only the file system around them differs. One request at a time.
+    As in the container, AWS's emulator takes the requests and AWS's runtime interface client calls
+    the handler; only the file system differs. It handles one request at a time.
 
     Args:
         port: where to listen.
-        environment: what to add to Lambda's variables and this process' own.
-        folder: what Lambda would have in /var/task; the handler's module is found there.
+        environment: variables beside Lambda's and those of this process.
+        folder: stands for Lambda's /var/task, where the handler's module is.
         handler: module.function.
-        log: where to write what emulator and handler print.
+        log: file for the output of emulator and handler.
 
     Yields:
         The URL to post events to.
 
     Raises:
-        EmulatorError: the emulator cannot be had, or does not come to listen on the port.
+        EmulatorError: the emulator cannot be downloaded, or does not listen on the port.
     """
     binary = emulator_binary()
     if _answers(port):
         raise EmulatorError(
-            f"Expected port {port} of 127.0.0.1 to be free. Received: something listens there. "
+            f"Expected port {port} of 127.0.0.1 to be free. Received: a program listens on it. "
             "Choose another port."
         )
     command = [
@@ -149,7 +152,7 @@ def local_service(
     ]
     log.parent.mkdir(parents=True, exist_ok=True)
     with log.open("wb") as output:
-        # A session of its own: Ctrl-C in a terminal reaches only us, and we end it in order.
+        # In a session of its own: Ctrl-C in a terminal must reach only this process, which ends it.
         process = subprocess.Popen(
             command,
             cwd=folder,
@@ -167,14 +170,14 @@ def local_service(
 
 
 def free_port() -> int:
-    """Return a TCP port of 127.0.0.1 that nothing listens on now."""
+    """Return a free TCP port of 127.0.0.1."""
     with socket.socket() as listener:
         listener.bind(("127.0.0.1", 0))
         return listener.getsockname()[1]
 
 
 def _lambda_environment(folder: Path, handler: str) -> dict[str, str]:
-    """Return this process' variables and those that Lambda sets."""
+    """Return the variables of this process and of Lambda."""
     return os.environ | {
         "AWS_LAMBDA_FUNCTION_NAME": "flowers",
         "AWS_LAMBDA_FUNCTION_VERSION": "$LATEST",
@@ -200,7 +203,7 @@ def _wait_for(port: int, process: subprocess.Popen, log: Path) -> None:
     received = "none yet" if process.poll() is None else f"exit code {process.returncode}"
     raise EmulatorError(
         f"Expected the Lambda emulator to listen on port {port}. Received: {received}. "
-        f"What it printed is in {log}."
+        f"Its output is in {log}."
     )
 
 
@@ -214,7 +217,7 @@ def _answers(port: int) -> bool:
 
 
 def _end(process: subprocess.Popen) -> None:
-    """End `process` and what it started: all of its session, and nothing else."""
+    """End all processes in the session of `process`."""
     session = process.pid
     for number, seconds in ((signal.SIGTERM, STOP_SECONDS), (signal.SIGKILL, STOP_SECONDS)):
         for group in _groups(session):
@@ -228,7 +231,7 @@ def _end(process: subprocess.Popen) -> None:
 
 
 def _groups(session: int) -> set[int]:
-    """Return the process groups of `session`: the emulator puts the handler into its own."""
+    """Return the process groups of `session`; the handler's is another one."""
     groups = set()
     for stat in Path("/proc").glob("[0-9]*/stat"):
         with contextlib.suppress(OSError):
@@ -240,13 +243,8 @@ def _groups(session: int) -> set[int]:
 
 
 def main() -> int:
-    """Print where the emulator is; return the exit code."""
-    try:
-        print(emulator_binary())
-    except EmulatorError as error:
-        print(f"tools.emulator: {error}", file=sys.stderr)
-        return 1
-    return 0
+    """Print the path of the emulator and return the exit code."""
+    return run_command(lambda: print(emulator_binary()), "tools.emulator")
 
 
 if __name__ == "__main__":

@@ -1,9 +1,9 @@
-"""Lock the Pipfile anew: every version and hash, and no package index.
+"""Renew Pipfile.lock: every version and hash, and no package index.
 
     python -m tools.lock
 
-Pipenv writes the index it asked into the lock. This one names none, so that it installs from
-whichever index a machine is set up for; the hashes see to it that the packages are the same.
+Pipenv writes the URL of its package index into the lock. This removes it, so that packages install
+from the index that a machine is set up for; their hashes ensure that they are the same.
 """
 
 import json
@@ -13,33 +13,41 @@ import sys
 import tempfile
 from pathlib import Path
 
+from serving.errors import UserError
+from training.cli import run_command
+
 ROOT = Path(__file__).resolve().parent.parent
-# What other packages ask for and work without: this one reports to Google Analytics, and writes
-# into the home directory, whenever OpenVINO is imported.
+# Optional dependencies: this one reports to Google Analytics, and writes into the home directory,
+# whenever OpenVINO is imported.
 UNWANTED = ("openvino-telemetry",)
 
 
-class LockError(Exception):
-    """There is no new lock; `str(error)` says why."""
+class LockError(UserError):
+    """The Pipfile cannot be locked."""
+
+    def __init__(self, sentence: str):
+        """Take what went wrong."""
+        super().__init__(f"{sentence} Pipfile.lock is unchanged.")
 
 
 def main() -> int:
-    """Replace Pipfile.lock by a new one, or leave it as it was; return the exit code."""
-    print("Lock: asking for the versions and hashes of every package; this takes a minute.")
-    try:
-        lock(ROOT / "Pipfile")
-    except LockError as error:
-        print(f"tools.lock: {error} Pipfile.lock is as it was.", file=sys.stderr)
-        return 1
-    print("Lock: wrote Pipfile.lock. Install it: make setup")
-    return 0
+    """Replace Pipfile.lock, or leave it unchanged, and return the exit code."""
+    print("Lock: resolving the versions and hashes of all packages; this takes a minute.")
+    code = run_command(
+        lambda: lock(ROOT / "Pipfile"),
+        "tools.lock",
+        stopped="Stopped. Pipfile.lock is unchanged.",
+    )
+    if code == 0:
+        print("Lock: wrote Pipfile.lock. Install it with: make setup")
+    return code
 
 
 def lock(pipfile: Path) -> None:
-    """Write `pipfile`'s lock beside it, at once or not at all.
+    """Write the lock of `pipfile` beside it atomically.
 
     Raises:
-        LockError: pipenv fails, a package has no hash, or the lock does not fit the Pipfile.
+        LockError: pipenv failed, or a package has no hash.
     """
     with tempfile.TemporaryDirectory(dir=pipfile.parent, prefix=".lock-") as folder:
         copy = Path(folder, "Pipfile")
@@ -54,7 +62,7 @@ def lock(pipfile: Path) -> None:
 
 
 def cleaned(content: dict) -> dict:
-    """Return a lock's `content` without `UNWANTED`, and without the indexes it was found on."""
+    """Return the `content` of a lock without `UNWANTED` packages and index URLs."""
     categories = {
         category: {
             name: {key: value for key, value in package.items() if key != "index"}
@@ -68,7 +76,7 @@ def cleaned(content: dict) -> dict:
 
 
 def check(content: dict) -> None:
-    """Raise a LockError if a package of a lock's `content` lacks its version or hashes."""
+    """Raise `LockError` if a package lacks its version or hashes."""
     for category, packages in content.items():
         for name, package in packages.items() if category != "_meta" else ():
             if not (package.get("version") and package.get("hashes")):
@@ -79,10 +87,10 @@ def check(content: dict) -> None:
 
 
 def pipenv(pipfile: Path, command: str) -> None:
-    """Run pipenv's `command` on `pipfile`, in the environment that this Python belongs to.
+    """Run pipenv's `command` on `pipfile`, in the environment of this Python.
 
     Raises:
-        LockError: it fails; the message has the end of its output.
+        LockError: it failed; the message contains the end of its output.
     """
     environment = os.environ | {
         "PIPENV_PIPFILE": str(pipfile),

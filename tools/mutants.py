@@ -1,14 +1,14 @@
-"""Change the code in many small ways and count how many of the changes the tests notice.
+"""Change the code in many small ways and count the changes noticed.
 
     python -m tools.mutants                       # 600 mutants, the same every time
-    python -m tools.mutants serving/log.py        # every one of a file
-    python -m tools.mutants '*'                   # every one there is
+    python -m tools.mutants serving/log.py        # all mutants of a file
+    python -m tools.mutants '*'                   # all mutants
     python -m tools.mutants 'training/*' --sample 300
-    mutmut show serving.log.x_write__mutmut_3     # what one of them changed
+    mutmut show serving.log.x_write__mutmut_3     # the change of one mutant
 
-mutmut makes the mutants and runs the tests, as pyproject.toml says, in the folder mutants/. This
-module draws the sample, prints the table, and is a plugin of the pytest that mutmut runs: fixtures
-that take half a minute are made once, and quick tests run first.
+mutmut makes the mutants and runs the tests in the folder mutants/, with the settings in
+pyproject.toml. This module draws the sample and prints the table. It is also a plugin of the pytest
+that mutmut runs: slow fixtures are made once, and quick tests run first.
 """
 
 import argparse
@@ -24,6 +24,10 @@ from collections import Counter
 from pathlib import Path
 
 import pytest
+from _pytest.fixtures import SubRequest
+
+from serving.errors import UserError
+from training.cli import make_parser, run_command
 
 FOLDER = Path("mutants")
 SAMPLE = 600
@@ -38,23 +42,26 @@ ONE_THREAD = {"OPENBLAS_NUM_THREADS": "1", "OMP_NUM_THREADS": "1"}
 def main(arguments: list[str] | None = None) -> int:
     """Run mutmut as the command line says and return the exit code."""
     options = parse_arguments(arguments)
+    return run_command(lambda: run_mutants(options), "tools.mutants")
+
+
+def run_mutants(options: argparse.Namespace) -> int:
+    """Run mutmut on a sample, report, and return mutmut's exit code.
+
+    Raises:
+        UserError: there are no mutants of these files.
+    """
     names = mutant_names(options.files)
     if not names:
-        print(
-            f"mutants: Expected files of only_mutate in pyproject.toml. Received: "
-            f"{', '.join(options.files)}. Name one of those, such as serving/log.py.",
-            file=sys.stderr,
+        raise UserError(
+            "Expected files of only_mutate in pyproject.toml. Received: "
+            f"{', '.join(options.files)}. Name one of those, such as serving/log.py."
         )
-        return 1
     count = options.sample or (len(names) if options.files else SAMPLE)
     chosen = random.Random(SEED).sample(names, min(count, len(names)))  # noqa: S311
     shutil.rmtree(FOLDER, ignore_errors=True)
     command = [sys.executable, "-m", "mutmut", "run", "--max-children", str(options.jobs)]
-    try:
-        code = subprocess.run([*command, *chosen], env=os.environ | ONE_THREAD).returncode
-    except KeyboardInterrupt:
-        print("\nmutants: Stopped.", file=sys.stderr)
-        return 130
+    code = subprocess.run([*command, *chosen], env=os.environ | ONE_THREAD).returncode
     if code == 0:
         report(set(chosen), len(names))
     return code
@@ -62,19 +69,15 @@ def main(arguments: list[str] | None = None) -> int:
 
 def parse_arguments(arguments: list[str] | None) -> argparse.Namespace:
     """Return the command line's options."""
-    parser = argparse.ArgumentParser(
-        prog="python -m tools.mutants",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
-    parser.add_argument("files", nargs="*", help="only these; a pattern such as 'serving/*' too")
-    parser.add_argument("--sample", type=int, help=f"how many [{SAMPLE}, or all of named files]")
+    parser = make_parser(__doc__, "python -m tools.mutants")
+    parser.add_argument("files", nargs="*", help="only these; also a pattern such as 'serving/*'")
+    parser.add_argument("--sample", type=int, help=f"how many [{SAMPLE}; all of named files]")
     parser.add_argument("--jobs", type=int, default=os.cpu_count() or 1, help="at a time [cores]")
     return parser.parse_args(arguments)
 
 
 def mutant_names(patterns: list[str]) -> list[str]:
-    """Return the names of all mutants of the files that match one of `patterns`, or of all."""
+    """Return the names of the mutants in files that match `patterns`."""
     from mutmut.mutation.file_mutation import mutate_file_contents
     from mutmut.utils.file_utils import walk_mutatable_files
     from mutmut.utils.format_utils import get_mutant_name
@@ -88,7 +91,7 @@ def mutant_names(patterns: list[str]) -> list[str]:
 
 
 def report(chosen: set[str], total: int) -> None:
-    """Print what became of the `chosen` mutants of `total`, by file, and name the survivors."""
+    """Print the `chosen` mutants of `total` by file, and the unnoticed ones."""
     from mutmut.stats import status_by_exit_code
 
     counts: dict[str, Counter] = {}
@@ -113,10 +116,8 @@ def report(chosen: set[str], total: int) -> None:
     print(f"{len(chosen)} of {total} mutants. Look at one with: mutmut show NAME")
 
 
-def pytest_fixture_setup(
-    fixturedef: pytest.FixtureDef, request: pytest.FixtureRequest
-) -> Path | None:
-    """Give a shared fixture that an earlier process has kept."""
+def pytest_fixture_setup(fixturedef: pytest.FixtureDef, request: SubRequest) -> Path | None:
+    """Return a shared fixture that an earlier process has kept."""
     kept = list(KEPT.absolute().glob(f"{fixturedef.argname}/*"))
     if fixturedef.argname not in SHARED or not kept:
         return None
@@ -127,19 +128,22 @@ def pytest_fixture_setup(
 def pytest_fixture_post_finalizer(fixturedef: pytest.FixtureDef) -> None:
     """Keep a shared fixture for the next process."""
     place = KEPT.absolute() / fixturedef.argname
-    if fixturedef.argname in SHARED and fixturedef.cached_result and not place.exists():
-        made = fixturedef.cached_result[0]
+    made = fixturedef.cached_result[0] if fixturedef.cached_result else None
+    if fixturedef.argname in SHARED and isinstance(made, Path) and not place.exists():
         place.mkdir(parents=True)
-        (shutil.copytree if made.is_dir() else shutil.copy)(made, place / made.name)
+        if made.is_dir():
+            shutil.copytree(made, place / made.name)
+        else:
+            shutil.copy(made, place / made.name)
 
 
 def pytest_configure() -> None:
-    """Spare the garbage collector what was imported before the fork."""
+    """Exclude what is imported before the fork from garbage collection."""
     gc.freeze()
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Put quick tests first: most mutants end there."""
+    """Run quick tests first, which notice most mutants."""
     stats = Path("mutmut-stats.json")
     if stats.exists():
         seconds = json.loads(stats.read_text())["duration_by_test"]

@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# Make .venv with Python 3.11 and install into it what Pipfile.lock pins, checked by hash.
-# Done already: says so and is quick. Interrupted: begins anew, since no half of an install is sound.
+# Make .venv with Python 3.11 and install the packages of Pipfile.lock, checked by hash.
+# Quick if that is done already. After an interruption it starts over.
 set -euo pipefail
 cd -- "$(dirname -- "${BASH_SOURCE[0]}")/.."
 

@@ -3,6 +3,7 @@
 import os
 import re
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -10,12 +11,13 @@ from conftest import ROOT
 
 from benchmarks import serving, training
 from serving.model_files import best_model
+from training.recipes import ORIGINAL
 
 
 @pytest.fixture
 def small(monkeypatch):
     """Small images: quick, and nothing here asks for a number."""
-    monkeypatch.setattr(training, "SIZE", (71, 71))
+    monkeypatch.setattr(training, "ORIGINAL", replace(ORIGINAL, input_size=71))
     return str(best_model(ROOT / "models", ".h5"))
 
 
@@ -38,7 +40,7 @@ def test_the_time_to_an_accuracy_is_measured_cold_and_warm(small, drawn, capsys,
     flags = ["--data", str(drawn), "--weights", small, "--reach", "0.3"]
     quick = ["--epochs", "3", "--steps-per-epoch", "10", "--batch-size", "8", "--views", "1"]
     options = training.parse_arguments([*flags, "--", *quick])
-    training.show_times(options)
+    training.print_times(options)
     out = capsys.readouterr().out
     [cold], [warm] = (
         re.findall(rf"\| {name} cache \| (\d+) s \| (\d+) s \| ([\d.]+) \|", out)
@@ -66,7 +68,7 @@ def test_the_best_round_counts_and_the_first_does_not(monkeypatch):
 
 def test_a_ratio_above_one_is_faster_than_the_first_of_its_group(capsys):
     seconds = {("base", "slow"): 4.0, ("base", "fast"): 2.0, ("epoch", "plain"): 8.0}
-    training.show_speeds(seconds, 16)
+    training.print_speeds(seconds, 16)
     rows = re.findall(r"^\| (\w+) \| (\w+) \| (.+) \| (.+) \|$", capsys.readouterr().out, re.M)
     assert rows == [
         ("base", "slow", "4.0", "1.0"),
@@ -90,7 +92,7 @@ def test_a_folder_without_images_is_one_sentence(tmp_path, capsys):
 @pytest.fixture
 def converted(small_checkpoint, small_tflite, monkeypatch, tmp_path):
     """The small model as what the benchmark has converted before."""
-    monkeypatch.setattr(serving, "MADE", tmp_path)
+    monkeypatch.setattr(serving, "CONVERTED", tmp_path)
     (tmp_path / "none").mkdir()
     for path in (small_checkpoint, small_tflite):
         shutil.copy(path, tmp_path / "none")
@@ -124,9 +126,9 @@ def test_every_handler_is_measured_beside_the_originals(converted, drawn, capsys
     assert all(int(total) > sum(map(int, parts)) for total, *parts in starts)
 
 
-def test_a_handler_that_fails_is_told(converted, drawn, capsys, monkeypatch):
+def test_a_handler_that_fails_is_reported(converted, drawn, capsys, monkeypatch):
     monkeypatch.setitem(serving.KINDS, "tflite-runtime", ("none",))
-    (serving.MADE / "none" / "xception_fin_07_0.750.tflite").write_bytes(b"no model")
+    (serving.CONVERTED / "none" / "xception_fin_07_0.750.tflite").write_bytes(b"no model")
     flags = ["--data", str(drawn), "--checkpoint", converted, "--kinds", "none", "--starts", "1"]
     assert serving.main(flags) == 1
     assert capsys.readouterr().err.startswith("benchmarks.serving: Expected an answer of ")
@@ -140,7 +142,7 @@ def candidate(how, seconds, peak=90_000, cold=()):
 def test_times_as_fast_are_of_the_originals_medians(capsys):
     # One late answer moves the 99th percentile, not the median.
     original, ours = candidate("original", [0.2] * 199 + [9.0]), candidate("ours", [0.05] * 200)
-    serving.show_speeds([original, ours])
+    serving.print_speeds([original, ours])
     *_, first, second = capsys.readouterr().out.splitlines()
     assert first.startswith(
         "| original, openvino | float32 | 1 | 200, 200 | 1.0 | 2000, 2000 | 1.0"
@@ -152,28 +154,28 @@ def test_a_cold_start_is_the_median_of_all_starts(capsys):
     cold = [
         {"total": total, "imports": 0.1, "load": 0.2, "first": 0.3} for total in (0.9, 5.0, 0.7)
     ]
-    serving.show_starts([candidate("ours", [0.1], cold=cold)])
+    serving.print_starts([candidate("ours", [0.1], cold=cold)])
     out = capsys.readouterr().out
     assert "median of 3" in out
     assert out.splitlines()[-1] == "| ours, openvino | float32 | 1 | 900 | 100 | 200 | 300 |"
 
 
 def test_a_model_older_than_its_checkpoint_is_converted_again(tmp_path, monkeypatch):
-    monkeypatch.setattr(serving, "MADE", tmp_path / "made")
+    monkeypatch.setattr(serving, "CONVERTED", tmp_path / "made")
     checkpoint = tmp_path / "a.h5"
     checkpoint.write_text("weights")
     runs = []
 
-    def convert(arguments):
+    def run(arguments):
         runs.append(arguments)
         arguments[1].with_suffix(".tflite").write_text("model")
 
-    monkeypatch.setattr(serving, "run_quietly", convert)
-    path = serving.made(checkpoint, "none", tmp_path)
+    monkeypatch.setattr(serving, "run_quietly", run)
+    path = serving.convert(checkpoint, "none", tmp_path)
     for age, expected in ((-10, 1), (10, 2)):
         converted = path.stat().st_mtime
         os.utime(checkpoint, (converted + age, converted + age))
-        assert serving.made(checkpoint, "none", tmp_path) == path
+        assert serving.convert(checkpoint, "none", tmp_path) == path
         assert len(runs) == expected
     assert runs[0][:4] == ["convert_to_tflite.py", path.with_suffix(".h5"), "--quantize", "none"]
     assert path.with_suffix(".h5").resolve() == checkpoint
@@ -187,7 +189,7 @@ def test_an_image_is_compared_with_the_base_that_it_was_built_on(monkeypatch):
     }
     monkeypatch.setattr(serving, "layers_and_size", images.get)
     monkeypatch.setattr(serving, "docker", lambda *_: "python:3.13\npython:3.11\n")
-    assert serving.added("flowers") == 250
+    assert serving.size_above_base("flowers") == 250
     images["flowers"] = (["a", "y"], 700)
     with pytest.raises(serving.LoadError, match="Expected flowers to be built on"):
-        serving.added("flowers")
+        serving.size_above_base("flowers")

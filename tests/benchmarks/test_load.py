@@ -29,7 +29,7 @@ def test_late_images_show_in_the_tail(drawn, small_tflite, capsys, monkeypatch):
     assert max(longest) >= 600
 
 
-def test_a_failure_is_counted_and_told(drawn, small_tflite, capsys, monkeypatch):
+def test_a_failure_is_counted_and_reported(drawn, small_tflite, capsys, monkeypatch):
     monkeypatch.setattr(load, "ALLOW", {})  # so that addresses of this machine are refused
     flags = ["--data", str(drawn), "--model", str(small_tflite), "--requests", "10"]
     assert load.main(flags) == 1
@@ -38,11 +38,12 @@ def test_a_failure_is_counted_and_told(drawn, small_tflite, capsys, monkeypatch)
     assert err.startswith("benchmarks.load: Expected no failure")
 
 
-def test_growing_memory_is_told(capsys, monkeypatch):
+def test_growing_memory_is_an_error(capsys, monkeypatch):
     sizes = iter([1000, *range(1000, 2000, 100)])
     monkeypatch.setattr(load, "post", lambda *_: {"rose": 1.0})
-    assert load.measure("", [{}], 10, lambda: next(sizes)) == 1
-    assert "Expected no failure, and memory to grow by at most 5%" in capsys.readouterr().err
+    expected = "Expected no failure, and memory to grow by at most 5%. Received: 0 failures, and"
+    with pytest.raises(load.LoadError, match=expected):
+        load.measure("", [{}], 10, lambda: next(sizes))
 
 
 @pytest.mark.parametrize(

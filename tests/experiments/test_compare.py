@@ -1,4 +1,4 @@
-"""experiments.compare: one budget, one split, nothing lost, and what the table says is so."""
+"""experiments.compare: one budget, one split, nothing lost, and a table that is right."""
 
 import json
 import os
@@ -13,15 +13,16 @@ import pytest
 from conftest import ROOT
 
 import train
-from experiments import compare, explore, networks, tune
+from experiments import command, compare, explore, networks, search, tune
 from serving.errors import ModelError
 from training.backend import keras
 from training.checkpoint import load_checkpoint
 from training.dataset.scan import scan
 from training.dataset.split import split_dataset
 from training.evaluation.figures import read_history
-from training.export.tflite_process import served_probabilities
+from training.export.tflite_process import predict_once
 from training.model import build_model, split_at_block, weights_digest
+from training.recipes import FINE_TUNE, ORIGINAL
 
 EPOCHS = 6
 
@@ -44,7 +45,8 @@ def compared(flags, tmp_path_factory):
     """
     out = tmp_path_factory.mktemp("compared")
     given = {
-        name: [] for name in ("fitted", "judged", "batches", "seeds", "optimizers", "base_seconds")
+        name: []
+        for name in ("fitted", "judged", "batches", "seeds", "views", "optimizers", "base_seconds")
     }
     given["sources"] = {}
 
@@ -53,6 +55,7 @@ def compared(flags, tmp_path_factory):
             given["fitted"].append(set(names))
             given["batches"].append(batch_size)
             given["seeds"].append(named["seed"])
+            given["views"].append(named["views"])
             super().__init__(source, names, batch_size, **named)
 
     class Judged(compare.Batches):
@@ -62,10 +65,10 @@ def compared(flags, tmp_path_factory):
 
     fit, time_base = compare.fit, compare.time_base
 
-    def watch_fit(network, trained, *positional):
-        given["sources"][network.name] = trained.source
-        best = fit(network, trained, *positional)
-        given["optimizers"].append(trained.trainable_part.optimizer.get_config())
+    def watch_fit(network, candidate, *positional):
+        given["sources"][network.name] = candidate.source
+        best = fit(network, candidate, *positional)
+        given["optimizers"].append(candidate.trainable_part.optimizer.get_config())
         return best
 
     def watch_time(*positional):
@@ -97,7 +100,7 @@ def test_what_is_reported_was_never_trained_on_nor_used_to_pick(compared, drawn)
     for name, row in rows_of(out).items():
         history = read_history(out / name / compare.HISTORY)
         assert row["epoch"] == 1 + int(history["val_loss"].argmin())
-        assert row["selection_loss"] == pytest.approx(history["val_loss"].min(), rel=1e-5)
+        assert row["val_loss"] == pytest.approx(history["val_loss"].min(), rel=1e-5)
         assert row["n"] == len(split.evaluated) == 10
 
 
@@ -105,11 +108,12 @@ def test_every_network_is_trained_as_the_original_did(compared):
     _, given = compared
     assert given["batches"] == [10, 32, 32]
     assert given["seeds"] == [3, 3, 3]
+    assert given["views"] == [None, None, ORIGINAL.views]
     settings = [(config["learning_rate"], config["momentum"]) for config in given["optimizers"]]
     assert settings == [pytest.approx(pair) for pair in ((0.002, 0.8), (0.002, 0.8), (0.01, 0.75))]
     assert given["sources"]["baseline"].settings == {}
-    assert given["sources"]["deeper"].settings == networks.AUGMENTATION
-    assert given["sources"]["mobilenet-v3"].images.settings == networks.AUGMENTATION
+    assert given["sources"]["deeper"].settings == ORIGINAL.augmentation
+    assert given["sources"]["mobilenet-v3"].images.settings == ORIGINAL.augmentation
 
 
 def test_the_table_says_what_the_tflite_file_does(compared, drawn):
@@ -120,11 +124,11 @@ def test_the_table_says_what_the_tflite_file_does(compared, drawn):
         path = out / name / "model.tflite"
         images = compare.ImageSource(dataset, (row["pixels"], row["pixels"]))
         validation = compare.Batches(images, split.evaluated, 10)
-        answers = served_probabilities(path, validation[0][0], None)
+        answers = predict_once(path, validation[0][0], None)
         hits = (answers.argmax(axis=1) == dataset.labels(split.evaluated)).sum()
         assert row["accuracy"] == hits / 10
         assert row["accuracy_interval"][0] < row["accuracy"] < row["accuracy_interval"][1]
-        assert path.stat().st_size > row["tflite_bytes"] > 4 * 0.9 * row["parameters"]
+        assert path.stat().st_size == row["tflite_bytes"] > 4 * 0.9 * row["parameters"]
         learned, _ = load_checkpoint(out / name / compare.UNNAMED_BEST)
         assert learned.count_params() <= row["parameters"]
         if row["base_seconds"] == 0:  # all of it learned, on images
@@ -160,7 +164,7 @@ def test_each_time_is_its_own_networks_and_the_most_accurate_wins(
         for name, accuracy in (("mobilenet-v3", 0.7), ("baseline", 0.9), ("deeper", 0.8))
     ]
     before = (out / compare.SUMMARY).read_text()
-    compare.show(rows, [], {"epochs": 6, "seed": 3}, options)
+    compare.report(rows, [], {"epochs": 6, "seed": 3}, options)
     printed = capsys.readouterr().out
     assert {name: row["inference_seconds"] for name, row in rows_of(out).items()} == seconds
     (out / compare.SUMMARY).write_text(before)
@@ -169,7 +173,7 @@ def test_each_time_is_its_own_networks_and_the_most_accurate_wins(
         ("baseline", "1.0"),
         ("deeper", "2.0"),
     ]
-    assert "baseline won: validation accuracy 0.900 (0.800–1.000)." in printed
+    assert "baseline won: test accuracy 0.900 (0.800–1.000)." in printed
 
 
 def test_a_second_run_trains_nothing_again(compared, flags, capsys, monkeypatch):
@@ -177,7 +181,7 @@ def test_a_second_run_trains_nothing_again(compared, flags, capsys, monkeypatch)
     monkeypatch.setattr(compare, "fit", None)
     assert compare.main([*flags, "--networks", "baseline", "deeper", "--out", str(out)]) == 0
     printed = capsys.readouterr().out
-    assert "baseline: done before." in printed
+    assert "baseline: already trained." in printed
     rows = re.findall(r"^\| (\S+) \| [\d.]+ \([\d.]+–[\d.]+\) \| \d+ \| [\d.]+ M \|", printed, re.M)
     assert rows == ["baseline", "deeper"]
 
@@ -188,7 +192,7 @@ def test_another_budget_is_not_mixed_into_the_table(compared, flags, capsys):
     assert f"(epochs {EPOCHS}). Received: epochs 9." in capsys.readouterr().err
 
 
-def test_a_killed_run_goes_on_and_comes_to_the_same(compared, flags, tmp_path, capsys):
+def test_a_killed_run_continues_and_comes_to_the_same(compared, flags, tmp_path, capsys):
     out, _ = compared
     arguments = [*flags, "--networks", "baseline", "--out", str(tmp_path)]
     command = [sys.executable, "-m", "experiments.compare", *arguments]
@@ -201,10 +205,10 @@ def test_a_killed_run_goes_on_and_comes_to_the_same(compared, flags, tmp_path, c
             time.sleep(0.02)
         process.send_signal(signal.SIGKILL)
     assert compare.main(arguments) == 0
-    assert re.search(r"Goes on after [1-5] finished epochs", capsys.readouterr().out)
+    assert re.search(r"Continues after [1-5] finished epochs", capsys.readouterr().out)
     whole, resumed = (rows_of(folder)["baseline"] for folder in (out, tmp_path))
     assert resumed["epoch"] == whole["epoch"]
-    assert resumed["selection_loss"] == pytest.approx(whole["selection_loss"], rel=1e-4)
+    assert resumed["val_loss"] == pytest.approx(whole["val_loss"], rel=1e-4)
     assert len(read_history(history)["val_loss"]) == EPOCHS
 
 
@@ -257,19 +261,28 @@ def test_other_bases_see_pixels_from_0_to_255_and_stay_as_they_are():
         assert np.allclose(base(images, training=training), expected, atol=1e-4)
 
 
-def test_the_originals_settings_are_train_pys():
-    recipe = train.ORIGINAL
-    assert recipe.augmentation == networks.AUGMENTATION
-    assert recipe.head == networks.HEAD
-    assert recipe.batch_size == networks.BATCH_SIZE
-    assert (recipe.learning_rate, recipe.momentum) == (networks.LEARNING_RATE, networks.MOMENTUM)
-    assert (recipe.epochs, recipe.steps_per_epoch) == (tune.EPOCHS, tune.STEPS)
-    assert recipe.views == tune.VIEWS == compare.VIEWS
-    assert recipe.input_size == tune.INPUT_SIZE == explore.INPUT_SIZE
-    assert recipe.seed == explore.parse_arguments([]).seed
+def test_the_originals_settings_are_train_pys(drawn):
+    recipe = ORIGINAL
+    frozen = [network for network in networks.NETWORKS if not network.layers]
+    assert {n.batch_size for n in frozen} == {recipe.batch_size} == {32}
+    pairs = {(network.learning_rate, network.momentum) for network in frozen}
+    assert pairs == {(recipe.learning_rate, recipe.momentum)} == {search.PAIRS[0]}
+    assert search.Candidate(0.01, 0.75, recipe.head, 0.0) == search.ORIGINAL
+    assert recipe.input_size == explore.INPUT_SIZE
+    defaults = train.parse_arguments([])
+    assert tune.parse_arguments([]).epochs == recipe.epochs
+    for script in (compare, tune):
+        assert script.parse_arguments([]).cache == defaults.cache
     for script in (explore, compare, tune):
-        split_as = (script.VALIDATION, script.SELECTION)
-        assert split_as == (recipe.validation_fraction, train.FINE_TUNE.selection_fraction)
+        assert script.parse_arguments([]).seed == recipe.seed
+        assert script.parse_arguments([]).data == defaults.data
+    dataset, fine_tune = scan(drawn), FINE_TUNE
+    assert command.split_images(dataset, 3) == split_dataset(
+        dataset,
+        3,
+        validation_fraction=fine_tune.validation_fraction,
+        test_fraction=fine_tune.test_fraction,
+    )
 
 
 def test_the_small_networks_are_the_originals():
@@ -280,7 +293,7 @@ def test_the_small_networks_are_the_originals():
     assert [n.augmented for n in small.values()] == [False, True, True, True]
 
     def layers(name, kind):
-        model = networks.build_small(small[name], (48, 48), 5)
+        model = networks.build_small(small[name].layers, (48, 48), 5)
         assert model.output_shape == (None, 5)
         return sum(isinstance(layer, kind) for layer in model.layers)
 

@@ -44,7 +44,7 @@ def test_the_page_has_it_all_inside_and_figures_are_small(flawed, tmp_path, caps
     assert explore.main(["--data", str(flawed), "--out", str(out), "--epochs", "5"]) == 0
     printed = capsys.readouterr().out
     assert "1 across classes" in printed
-    assert f"Look at it: {out / 'index.html'}" in printed
+    assert f"Wrote {out / 'index.html'}." in printed
     page = (out / "index.html").read_text(encoding="utf-8")
     images = re.findall(r'<img src="([^"]+)"', page)
     assert len(images) == 5
@@ -57,8 +57,8 @@ def test_the_page_has_it_all_inside_and_figures_are_small(flawed, tmp_path, caps
     assert max(figure.stat().st_size for figure in figures) < 200_000
     numbers = json.loads((out / "numbers.json").read_text())
     assert numbers["classes"]["counts"]["tulip"] == 11
-    assert numbers["hygiene"]["skipped"][0][0] == "rose/broken.jpg"
-    assert len(numbers["hygiene"]["across_classes"]) == 1
+    assert numbers["checks"]["skipped"][0][0] == "rose/broken.jpg"
+    assert len(numbers["checks"]["across_classes"]) == 1
 
 
 @pytest.mark.parametrize(
@@ -250,12 +250,15 @@ def test_what_stops_a_command_is_one_sentence_and_an_exit_code(tmp_path, capsys)
         def job(_):
             raise error
 
-        return command.run(job, options)
+        return command.run(job, "explore", options)
 
     assert stop_with(KeyboardInterrupt()) == 130
-    assert "Stopped. The same command goes on" in capsys.readouterr().out
+    assert "experiments.explore: Stopped. Rerun to continue" in capsys.readouterr().err
     for error, sentence in (
-        (OSError(28, "No space left on device"), "No space left on device. Free space or rights"),
+        (
+            OSError(28, "No space left on device"),
+            "No space left on device. Free disk space or fix the permissions",
+        ),
         (DataError("Expected this. Received: that."), "Expected this. Received: that."),
         (CacheError("Expected room. Received: none."), "Expected room. Received: none."),
         (ModelError("Expected a model. Received: none."), "Expected a model. Received: none."),

@@ -1,4 +1,4 @@
-"""experiments.tune: every tuner ends, goes on and shares; the command it prints is train.py's."""
+"""experiments.tune: every tuner ends, continues and shares; the command it prints is train.py's."""
 
 import contextlib
 import json
@@ -25,9 +25,11 @@ from optuna.trial import TrialState
 import train
 from experiments import search, tune, tune_report
 from experiments.search import Candidate
+from training.batches import TrainingBatches
 from training.dataset.scan import scan
 from training.dataset.split import split_dataset
 from training.errors import DataError
+from training.recipes import ORIGINAL
 
 QUICK = "--epochs 1 --repeats 1 --weights none --seed 3"
 
@@ -174,6 +176,25 @@ def test_what_is_reported_was_never_trained_on_nor_used_to_pick(
     assert row["test_accuracy"] == (answers == test.targets.argmax(axis=1)).mean()
 
 
+def test_a_trial_is_trained_as_train_py_trains(data, monkeypatch):
+    given = {}
+
+    def watch(source, names, batch_size, **named):
+        given.update(named, batch_size=batch_size)
+        return TrainingBatches(source, names, batch_size, **named)
+
+    monkeypatch.setattr(tune, "TrainingBatches", watch)
+    tune.fit(search.ORIGINAL, 1, 5, data)
+    assert given == {
+        "batch_size": ORIGINAL.batch_size,
+        "steps": ORIGINAL.steps_per_epoch,
+        "seed": 5,
+        "views": ORIGINAL.views,
+    }
+    assert data.training.images.settings == ORIGINAL.augmentation
+    assert data.training.images.size == ORIGINAL.image_size
+
+
 def test_the_head_that_is_reported_is_that_of_its_best_epoch(data):
     candidate = Candidate(0.05, 0.9, (16,), 0.3)
     head, metrics = tune.fit(candidate, 4, 0, data)
@@ -267,7 +288,7 @@ def test_a_seed_always_tries_the_same_whether_it_was_stopped_or_not(
     assert not other & whole
 
 
-def test_a_finished_search_goes_on_with_more_trials_and_only_with_them(data, pretend, tmp_path):
+def test_a_finished_search_continues_with_more_trials_and_only_with_them(data, pretend, tmp_path):
     first = run_search(data, tmp_path, "--tuner", "random", "--trials", "3")
     assert run_search(data, tmp_path, "--tuner", "random", "--trials", "3") == first
     assert len(pretend) == 3
@@ -314,14 +335,14 @@ def test_ctrl_c_loses_nothing_that_is_finished(
     with monkeypatch.context() as patch:
         patch.setattr(tune, "fit", stop_at_the_second)
         assert tune.main([*flags, "--out", str(tmp_path)]) == 130
-    assert "Stopped. The same command goes on" in capsys.readouterr().out
+    assert "experiments.tune: Stopped. Rerun to continue" in capsys.readouterr().err
     assert count_finished(tmp_path) == 1
     assert tune.main([*flags, "--out", str(tmp_path)]) == 0
     assert "Search: grid, 3 trials, 1 of them finished." in capsys.readouterr().out
     assert [(c.learning_rate, c.momentum) for c, _ in pretend[:3]] == list(search.PAIRS)
 
 
-def test_a_killed_search_goes_on_where_it_was(flags, data, pretend, impatient, tmp_path):
+def test_a_killed_search_continues_where_it_was(flags, data, pretend, impatient, tmp_path):
     arguments = [*flags, "--epochs", "6", "--out", str(tmp_path)]
     command = [sys.executable, "-m", "experiments.tune", *arguments]
     with subprocess.Popen(command, cwd=ROOT, stdout=subprocess.DEVNULL) as process:
@@ -493,7 +514,7 @@ def test_the_lower_mean_validation_loss_wins_whatever_the_test_images_say(
         assert {pair: [row["val_loss"] for row in r] for pair, r in rows.items()} == losses
         assert [[row["seed"] for row in r] for r in rows.values()] == [[3, 4], [3, 4]]
         assert {row["test_accuracy"] for row in rows[winner]} == {0.2}
-        # Both are told with the interval of ten test images.
+        # Both have the interval of ten test images.
         assert "| 0.200 (0.057–0.510) | 0.200, 0.200 |" in printed
         assert "| 1.000 (0.722–1.000) | 1.000, 1.000 |" in printed
 
@@ -579,12 +600,12 @@ def test_a_database_that_fails_on_the_way_is_one_sentence(
     monkeypatch.setattr(tune, "fit", fit_and_lose_it)
     assert tune.main([*flags, "--out", str(tmp_path)]) == 1
     error = capsys.readouterr().err
-    assert error.startswith("experiments.tune: Expected to read ")
-    assert "file is not a database" in error
-    assert error.count("\n") == 1
+    [sentence] = [line for line in error.splitlines() if line and "  search:" not in line]
+    assert sentence.startswith("experiments.tune: Expected to read ")
+    assert "file is not a database" in sentence
 
 
-def test_what_train_py_has_no_flag_for_is_told():
+def test_what_train_py_has_no_flag_for_is_reported():
     assert tune_report.beyond_flags(search.ORIGINAL) == []
     lines = tune_report.beyond_flags(Candidate(0.1, 0.9, (64,), 0.2))
     assert lines == ["train.py has no dropout; 0.2 of it was best here"]
@@ -623,9 +644,9 @@ def test_the_originals_hyperparameters_stay_where_the_search_found_none_better()
         for candidate, accuracy, loss in ((best, 0.9, 0.4), (search.ORIGINAL, 0.8, 0.3))
     }
     assert "which stay" in tune_report.describe(best, search.ORIGINAL, rows)
-    told = tune_report.describe(best, best, rows)
-    assert "whose place they take, +10.0 points of test accuracy" in told
-    assert "0.400 against 0.300." in told
+    sentence = tune_report.describe(best, best, rows)
+    assert "whose place they take, +10.0 points of test accuracy" in sentence
+    assert "0.400 against 0.300." in sentence
     assert tune_report.describe(search.ORIGINAL, search.ORIGINAL, rows).startswith(
         "The original's hyperparameters won"
     )

@@ -1,12 +1,17 @@
-"""Pipfile.lock names no index, is up to date, and fits the images that are built from it."""
+"""The Pipfile names what we import; its lock names no index and fits the container images."""
 
+import ast
 import json
 import os
 import subprocess
 import sys
+import tomllib
+from pathlib import Path
 
 import pytest
 from conftest import ROOT
+
+from serving.runtimes import RUNTIMES
 
 LOCK = json.loads((ROOT / "Pipfile.lock").read_text())
 CATEGORIES = [category for name, category in LOCK.items() if name != "_meta"]
@@ -18,6 +23,12 @@ IMAGES = {
     "ai-edge-litert": ("3.13", 34),
     "openvino": ("3.13", 34),
 }
+RUNTIME_CATEGORIES = tuple(IMAGES)
+PIPFILE = tomllib.loads((ROOT / "Pipfile").read_text(encoding="utf-8"))
+# {module: package} where the names differ by more than "-" and "_".
+DISTRIBUTIONS = {"PIL": "pillow", "_pytest": "pytest", "absl": "absl-py", "sklearn": "scikit-learn"}
+# Folders whose programs only developers run, so that [dev-packages] will do.
+FOR_DEVELOPERS = ("benchmarks", "tests", "tools")
 OLD_NAMES = {5: "manylinux1", 12: "manylinux2010", 17: "manylinux2014"}
 
 
@@ -106,3 +117,55 @@ def test_every_package_is_pinned_and_has_hashes():
 def test_the_lock_is_that_of_the_pipfile():
     process = pipenv("verify")
     assert process.returncode == 0, process.stderr
+
+
+def our_files():
+    """Return our Python files, relative to the root; not those of mutation runs and caches."""
+    paths = list(ROOT.glob("*.py"))
+    for folder in ROOT.glob("[!.]*/"):
+        if folder.name != "mutants":
+            paths += folder.rglob("*.py")
+    return [path.relative_to(ROOT) for path in paths]
+
+
+def imported_packages(path, ours):
+    """Return the packages of the third-party modules that the file at `path` imports."""
+    modules = set()
+    for node in ast.walk(ast.parse((ROOT / path).read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Import):
+            modules |= {alias.name.split(".")[0] for alias in node.names}
+        elif isinstance(node, ast.ImportFrom) and not node.level:
+            modules.add(node.module.split(".")[0])
+    modules -= sys.stdlib_module_names | ours
+    return {DISTRIBUTIONS.get(module, module.replace("_", "-")) for module in modules}
+
+
+@pytest.fixture(scope="module")
+def imports():
+    """{file: packages that it imports} of all our Python files."""
+    paths = our_files()
+    ours = {path.parts[0].removesuffix(".py") for path in paths}
+    ours |= {path.stem for path in paths if path.parts[0] == "tests"}
+    return {path: imported_packages(path, ours) for path in paths}
+
+
+def test_every_imported_package_is_in_the_pipfile(imports):
+    assert len(imports) > 100
+    packages, dev_packages = set(PIPFILE["packages"]), set(PIPFILE["dev-packages"])
+    for path, imported in imports.items():
+        developers = path.parts[0] in FOR_DEVELOPERS
+        named = packages | dev_packages if developers else packages
+        assert imported <= named, path
+
+
+@pytest.mark.parametrize("category", RUNTIME_CATEGORIES)
+def test_what_serving_imports_is_in_each_container_image(imports, category):
+    served = {path for path in imports if path.parts[0] in ("serving", "lambda_function.py")}
+    needed = set().union(*(imports[path] for path in served))
+    assert needed >= {"numpy", "pillow", "requests", "urllib3"}
+    assert needed | {category} == set(PIPFILE[category])
+    assert RUNTIMES[category].split(".")[0] == category.replace("-", "_")
+
+
+def test_the_script_that_tests_a_container_needs_no_package(imports):
+    assert imports[Path("docker_test.py")] == set()

@@ -1,4 +1,4 @@
-"""The Makefile: what it lists, what it calls, what it leaves alone."""
+"""The Makefile: the targets it lists, the programs it calls, the files it keeps."""
 
 import os
 import re
@@ -88,11 +88,14 @@ def test_targets_call_programs_with_arguments(target: str, command: str) -> None
     assert command in " ".join(printed.split())
 
 
-def test_test_lints_before_it_tests() -> None:
+def test_test_checks_the_code_before_it_tests() -> None:
     commands = make(ROOT, "-n", "test").splitlines()
-    assert [line.split(" -m ")[-1].strip() for line in commands[-3:]] == [
+    assert [line.split(" -m ")[-1].strip() for line in commands[-6:]] == [
         "ruff format --check .",
         "ruff check .",
+        "ty check",
+        ".venv/bin/lint-imports",
+        "vulture",
         "pytest",
     ]
 

@@ -350,32 +350,32 @@ def fake_docker(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return calls
 
 
-def test_demo_goes_on_without_docker_where_the_build_fails(
+def test_demo_continues_without_docker_where_the_build_fails(
     fake_docker: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
 ) -> None:
     monkeypatch.setenv("BUILD", "fails")
     with ExitStack() as services:
-        assert demo.build_image(services, wanted=True) is None
-    assert "going on without Docker (cannot pull the base image)" in capsys.readouterr().out
+        assert demo.build_container_image(services, wanted=True) is None
+    assert "continuing without Docker (cannot pull the base image)" in capsys.readouterr().out
     assert "--build-arg MODELS=models/demo" in fake_docker.read_text(encoding="utf-8")
 
 
-def test_demo_goes_on_without_a_docker_daemon(
+def test_demo_continues_without_a_docker_daemon(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
 ) -> None:
     write_program(tmp_path / "docker", "echo Cannot connect to the Docker daemon; exit 1")
     monkeypatch.setenv("PATH", str(tmp_path))
     with ExitStack() as services:
-        assert demo.build_image(services, wanted=True) is None
+        assert demo.build_container_image(services, wanted=True) is None
         assert "no Docker daemon answers" in capsys.readouterr().out
-        assert demo.build_image(services, wanted=False) is None
+        assert demo.build_container_image(services, wanted=False) is None
         assert "not wanted" in capsys.readouterr().out
 
 
 def test_demo_removes_container_and_image(fake_docker: Path) -> None:
     def serve_and_fail() -> None:
         with ExitStack() as services:
-            image = demo.build_image(services, wanted=True)
+            image = demo.build_container_image(services, wanted=True)
             assert image == "sha256:abc"
             url = services.enter_context(demo.docker_service(image))
             assert url.startswith("http://127.0.0.1:")
@@ -393,7 +393,7 @@ def test_demo_removes_container_and_image(fake_docker: Path) -> None:
 def small_project(tmp_path: Path, binary: Path) -> Path:
     """The real demo and emulator, around programs that only pretend to train and convert."""
     project = tmp_path / "project"
-    for folder in ("tools", "serving"):
+    for folder in ("tools", "serving", "training"):
         shutil.copytree(ROOT / folder, project / folder)
     shutil.copy(ROOT / "Pipfile.lock", project)
     (project / ".cache").mkdir()
@@ -451,7 +451,7 @@ def start_demo(project: Path, *arguments: str) -> subprocess.Popen:
     )
 
 
-def test_demo_goes_the_whole_path(small_project: Path) -> None:
+def test_demo_runs_all_stages(small_project: Path) -> None:
     process = start_demo(small_project)
     output, errors = process.communicate(timeout=120)
     assert (process.returncode, errors) == (0, "")
@@ -460,7 +460,7 @@ def test_demo_goes_the_whole_path(small_project: Path) -> None:
     assert all(line.endswith(" s") for line in lines[:7])
     assert "what is rose/2.jpg?" in lines[6]
     assert lines[7] == "2.jpg rose"
-    assert lines[8].startswith("The service named it right and is stopped.")
+    assert lines[8].startswith("The answer is right, and the service is stopped.")
     answer = json.loads((small_project / "answer.json").read_text(encoding="utf-8"))
     assert answer["model"].endswith("/models/demo/xception_fin_01_0.900.tflite")
     assert not alive(answer["process"])
@@ -489,10 +489,15 @@ def test_demo_shows_the_stage_that_fails(small_project: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("number", "exit_code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)], ids=["ctrl-c", "term"]
+    ("number", "exit_code", "message"),
+    [
+        (signal.SIGINT, 130, "\ntools.demo: Stopped, and the service as well.\n"),
+        (signal.SIGTERM, 143, ""),
+    ],
+    ids=["ctrl-c", "term"],
 )
 def test_demo_that_is_stopped_stops_the_service(
-    small_project: Path, number: signal.Signals, exit_code: int
+    small_project: Path, number: signal.Signals, exit_code: int, message: str
 ) -> None:
     (small_project / "wait").touch()
     process = start_demo(small_project)
@@ -503,6 +508,6 @@ def test_demo_that_is_stopped_stops_the_service(
         time.sleep(0.05)
     process.send_signal(number)
     output, errors = process.communicate(timeout=60)
-    assert (process.returncode, errors) == (exit_code, "")
+    assert (process.returncode, errors) == (exit_code, message)
     assert "... stopped\n" in output
     assert not alive(json.loads(answer_file.read_text(encoding="utf-8"))["process"])
