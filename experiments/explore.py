@@ -260,15 +260,7 @@ def draw(
         charts.save(figure, path)
         return [(path, description)]
 
-    rng = np.random.default_rng(options.seed)
-    chosen = [str(rng.choice(dataset.of_class(name))) for name in dataset.class_names]
-    examples = charts.examples(dataset.folder, chosen)
-    of_size = numbers["sizes"]
-    quartiles = [
-        [name, *(f"{value:.4g}" for value in of_size[key].values())]
-        for key, name in (("width", "width"), ("height", "height"), ("aspect_ratio", "aspect"))
-    ]
-    classes = charts.classes(numbers["classes"])
+    examples = charts.examples(dataset.folder, choose_examples(dataset, options.seed))
     extent = charts.sizes(measured, INPUT_SIZE)
     palette = charts.colours(dataset.class_names, labels, measured, numbers["colours"])
     return [
@@ -280,16 +272,16 @@ def draw(
         Section(
             "Classes",
             [describe_classes(numbers["classes"])],
-            save("classes.png", classes, "images of each class"),
+            save("classes.png", charts.classes(numbers["classes"]), "images of each class"),
             CLASS_HEAD,
             class_rows(numbers),
         ),
         Section(
             "Sizes",
-            [describe_sizes(of_size)],
+            [describe_sizes(numbers["sizes"])],
             save("sizes.png", extent, "widths, heights and aspect ratios"),
             ("pixels", "least", "a quarter below", "median", "three quarters below", "most"),
-            quartiles,
+            size_rows(numbers["sizes"]),
         ),
         Section(
             "Brightness and colour",
@@ -302,6 +294,20 @@ def draw(
             save("copies.png", charts.copies(dataset.folder, checks, COPIES), "copies"),
             findings=format_checks(checks, LISTED)[1:],
         ),
+    ]
+
+
+def choose_examples(dataset: Dataset, seed: int) -> list[str]:
+    """Return an image of each class, "class/file", drawn at random."""
+    rng = np.random.default_rng(seed)
+    return [str(rng.choice(dataset.of_class(name))) for name in dataset.class_names]
+
+
+def size_rows(found: dict) -> list[list[str]]:
+    """Return the rows of the table of sizes; `found` has five numbers of each measure."""
+    names = {"width": "width", "height": "height", "aspect_ratio": "aspect"}
+    return [
+        [name, *(f"{value:.4g}" for value in found[key].values())] for key, name in names.items()
     ]
 
 

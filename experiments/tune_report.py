@@ -45,14 +45,7 @@ def report(
     chart = folder / CHART
     charts.save(charts.trials(trials, ORIGINAL), chart)
     verdict = describe(trials[0][0], winner, repeats)
-    trial_cells = [
-        [
-            *candidate.cells(),
-            *(f"{metrics[key]:.3f}" for key in ("val_loss", "val_accuracy")),
-            f"{metrics['epoch']} of {metrics['epochs']}",
-        ]
-        for candidate, metrics in trials
-    ]
+    trial_cells = [trial_row(candidate, metrics) for candidate, metrics in trials]
     count = len(split.evaluated)
     repeat_cells = [repeat_row(candidate, rows, count) for candidate, rows in repeats.items()]
     notes = (
@@ -72,6 +65,12 @@ def report(
     print(markdown_table(TRIAL_COLUMNS, trial_cells[:10]))
     print(markdown_table(REPEAT_COLUMNS, repeat_cells))
     print(verdict, f"Wrote {folder / PAGE}.", *how_to_use, sep="\n")
+
+
+def trial_row(candidate: Candidate, metrics: dict) -> list[str]:
+    """Return the row of a trial, by `TRIAL_COLUMNS`."""
+    numbers = [f"{metrics[key]:.3f}" for key in ("val_loss", "val_accuracy")]
+    return [*candidate.cells(), *numbers, f"{metrics['epoch']} of {metrics['epochs']}"]
 
 
 def describe(best: Candidate, winner: Candidate, repeats: dict[Candidate, list[dict]]) -> str:

@@ -126,14 +126,11 @@ def local_service(
     the handler; only the file system differs. It handles one request at a time.
 
     Args:
-        port: where to listen.
+        port: where to listen; the URL to post events to is yielded.
         environment: variables beside Lambda's and those of this process.
         folder: stands for Lambda's /var/task, where the handler's module is.
         handler: module.function.
         log: file for the output of emulator and handler.
-
-    Yields:
-        The URL to post events to.
 
     Raises:
         EmulatorError: the emulator cannot be downloaded, or does not listen on the port.
@@ -144,17 +141,13 @@ def local_service(
             f"Expected port {port} of 127.0.0.1 to be free. Received: a program listens on it. "
             "Choose another port."
         )
-    command = [
-        binary,
-        *("--runtime-interface-emulator-address", f"127.0.0.1:{port}"),
-        *("--runtime-api-address", f"127.0.0.1:{free_port()}"),
-        *(sys.executable, "-m", "awslambdaric", handler),
-    ]
+    addresses = ("--runtime-interface-emulator-address", f"127.0.0.1:{port}")
+    addresses += ("--runtime-api-address", f"127.0.0.1:{free_port()}")
     log.parent.mkdir(parents=True, exist_ok=True)
     with log.open("wb") as output:
         # In a session of its own: Ctrl-C in a terminal must reach only this process, which ends it.
         process = subprocess.Popen(
-            command,
+            [binary, *addresses, sys.executable, "-m", "awslambdaric", handler],
             cwd=folder,
             env=_lambda_environment(folder, handler) | dict(environment or {}),
             stdin=subprocess.DEVNULL,

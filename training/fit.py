@@ -243,13 +243,6 @@ def fit(run: Run, inputs: Inputs, training_model: keras.Model, best: BestCheckpo
     """
     recipe, options, workers = run.recipe, run.options, run.workers
     training = training_batches(run, inputs.source)
-    batches = PaddedBatches if workers.distributed else Batches
-    validation = batches(
-        inputs.val_source,
-        run.split.validation,
-        recipe.batch_size,
-        workers.rows(recipe.batch_size),
-    )
     rate = learning_rate(recipe, training.steps)
     compile_model(training_model, rate, recipe.momentum, recipe.nesterov, recipe.label_smoothing)
     first_epoch = run.state.epochs if run.state else 0
@@ -275,7 +268,7 @@ def fit(run: Run, inputs: Inputs, training_model: keras.Model, best: BestCheckpo
         fit_epochs(
             training_model,
             training,
-            validation,
+            validation_batches(run, inputs.val_source),
             epochs=(first_epoch, recipe.epochs),
             verbose=verbose,
             callbacks=workers.main_process_callbacks(*callbacks),
@@ -301,6 +294,13 @@ def training_batches(run: Run, source: Source) -> TrainingBatches:
         mixup_alpha=recipe.mixup_alpha,
         rows=run.workers.rows(recipe.batch_size),
     )
+
+
+def validation_batches(run: Run, source: Source) -> Batches:
+    """Return the batches that each epoch of `run` is validated on."""
+    batches = PaddedBatches if run.workers.distributed else Batches
+    size = run.recipe.batch_size
+    return batches(source, run.split.validation, size, run.workers.rows(size))
 
 
 def learning_rate(

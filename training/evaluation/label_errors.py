@@ -59,16 +59,14 @@ def list_label_issues(
     Raises:
         ValueError: the first three have different lengths, or a class has a single image.
     """
-    # Slow to import, and only needed after training.
-    from cleanlab.filter import find_label_issues
+    from cleanlab.filter import find_label_issues  # slow to import
     from threadpoolctl import threadpool_limits
 
     labels = np.asarray(labels)
-    if not len(features) == len(images) == len(labels):
-        raise ValueError(
-            "Expected as many features as images and labels. "
-            f"Received: {len(features)}, {len(images)}, {len(labels)}."
-        )
+    counts = [len(features), len(images), len(labels)]
+    if len(set(counts)) > 1:
+        received = ", ".join(map(str, counts))
+        raise ValueError(f"Expected as many features as images and labels. Received: {received}.")
     present, compact = np.unique(labels, return_inverse=True)
     if len(present) < 2:
         return []
@@ -76,17 +74,13 @@ def list_label_issues(
     with threadpool_limits(1):
         probabilities = _cross_validated(np.asarray(features, np.float32), compact, seed)
     suspected = find_label_issues(compact, probabilities, filter_by="low_self_confidence", n_jobs=1)
-    best = probabilities.argmax(axis=1)
-    label_issues = [
-        LabelIssue(
-            images[i],
-            class_names[labels[i]],
-            class_names[present[best[i]]],
-            float(probabilities[i, best[i]]),
-        )
+    best, confidence = probabilities.argmax(axis=1), probabilities.max(axis=1)
+    suggested = [class_names[index] for index in present[best]]
+    issues = [
+        LabelIssue(images[i], class_names[labels[i]], suggested[i], float(confidence[i]))
         for i in np.flatnonzero(suspected & (best != compact))
     ]
-    return sorted(label_issues, key=lambda issue: (-issue.confidence, issue.image))
+    return sorted(issues, key=lambda issue: (-issue.confidence, issue.image))
 
 
 def _cross_validated(features: np.ndarray, labels: np.ndarray, seed: int) -> np.ndarray:

@@ -125,8 +125,8 @@ def test_a_list_is_this_to_the_last_byte(tmp_path):
     ]
     write_label_issues(tmp_path / "suspects.txt", label_issues)
     assert (tmp_path / "suspects.txt").read_bytes() == (
-        b"# Probable wrong labels, the most sure first. Look at them, take out the lines of those\n"
-        b"# that are right, then train without the rest: --exclude with this file.\n"
-        b"rose/caf\xe9.jpg  # looks like tulip, 0.99 sure\n"
-        b"rose/\xc3\xbc.jpg  # looks like daisy, 0.50 sure\n"
+        b"# Labels that are probably wrong, the most confident first. Look at the images, remove\n"
+        b"# the lines of correct labels, then train without the others: --exclude with this file.\n"
+        b"rose/caf\xe9.jpg  # looks like tulip, 0.99 confident\n"
+        b"rose/\xc3\xbc.jpg  # looks like daisy, 0.50 confident\n"
     )
