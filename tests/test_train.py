@@ -151,22 +151,6 @@ def test_flags_reach_the_recipe(name, monkeypatch):
     assert train.parse_arguments(["--head", "none"]).head == ()
 
 
-@pytest.mark.parametrize("text", ["1.2,0.8", "0.5,", "0.5,0.7,1", "1", "a,b", "-0.1", "0,1"])
-def test_a_zoom_is_one_number_or_a_lower_and_an_upper_one(text, capsys):
-    with pytest.raises(SystemExit):
-        train.parse_arguments([f"--zoom-range={text}"])
-    error = capsys.readouterr().err.splitlines()[-1]
-    assert "argument --zoom-range: " in error
-
-
-@pytest.mark.parametrize("text", ["0", "64,", "-1", "abc", "", "6.5"])
-def test_a_head_is_numbers_of_units(text, capsys):
-    with pytest.raises(SystemExit):
-        train.parse_arguments([f"--head={text}"])
-    error = capsys.readouterr().err
-    assert f"expected numbers above 0, or none. Received: {text}" in error
-
-
 def test_the_learning_rate_warms_up_and_decays():
     assert learning_rate(ORIGINAL, 100) == 0.01
     rate = learning_rate(replace(FINE_TUNE, epochs=4, learning_rate=0.1, warmup_epochs=0.5), 10)
