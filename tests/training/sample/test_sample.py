@@ -158,9 +158,9 @@ def test_one_to_six_flowers_stand_apart_and_near_the_middle():
             assert 0.1 * 720 < pose.y < 0.9 * 720
             assert 50 < pose.radius < 360
             assert 0.6 < pose.tilt <= 1
-            middles.append((pose.x / 960, pose.y / 720))
+            middles.append((pose.x / 960, pose.y / 720, pose.angle / tau, pose.tilt))
     assert {1, 2, 3} < counts <= {1, 2, 3, 4, 5, 6}
-    assert np.std(middles, axis=0).min() > 0.1
+    assert (np.std(middles, axis=0) > (0.1, 0.1, 0.2, 0.05)).all()
 
 
 def colours(image):
