@@ -12,6 +12,7 @@ from PIL import Image
 
 import convert_to_tflite
 from serving.errors import ModelError
+from serving.preprocess import scale
 from serving.runtimes import RUNTIMES
 from training.checkpoint import split_record
 from training.dataset.scan import Dataset, scan
@@ -171,6 +172,22 @@ def test_one_score_of_one_image_beyond_the_tolerance_is_refused(monkeypatch, cap
         compare(monkeypatch, received)
 
 
+def test_both_predict_from_the_inputs_that_serving_would_make(monkeypatch):
+    given = []
+
+    def predict(inputs):
+        given.append(inputs)
+        return SCORES[: len(inputs)]
+
+    monkeypatch.setattr(module, "predict", lambda path, inputs, *_: predict(inputs))
+    model = SimpleNamespace(predict=lambda inputs, **_: predict(inputs))
+    loaders = [lambda seed=seed: noise(seed) for seed in range(3)]
+    module.compare(model, Path("a.tflite"), loaders, "none", None)
+    expected = scale(np.stack([noise(seed) for seed in range(3)]))
+    assert len(given) == 2
+    assert all(np.array_equal(inputs, expected) for inputs in given)
+
+
 def test_scores_that_are_no_numbers_are_refused(monkeypatch):
     received = SCORES.copy()
     received[7] = np.nan
@@ -321,6 +338,22 @@ def test_without_an_argument_the_best_of_models(checkpoint, tmp_path, capsys):
     flags = ["--models", str(tmp_path), "--data", "none"]
     assert convert_to_tflite.main(flags) == 0
     assert f"Read: {checkpoint}" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("error", "code", "sentence"),
+    [
+        (KeyboardInterrupt(), 130, "Stopped; nothing was written."),
+        (OSError(28, "No space left"), 1, "Expected to read the images and write beside the"),
+    ],
+)
+def test_a_conversion_that_is_cut_off_says_so_and_fails(monkeypatch, capsys, error, code, sentence):
+    def cut_off(*_):
+        raise error
+
+    monkeypatch.setattr(convert_to_tflite, "convert", cut_off)
+    assert convert("a.h5") == code
+    assert sentence in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("name", ["none.h5", "text.h5"])

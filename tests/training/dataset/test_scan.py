@@ -335,6 +335,17 @@ def of(**groups):
     return Dataset(None, tuple(sorted(groups)), tuple(sorted(digests)), (), digests)
 
 
+@pytest.mark.parametrize(("own", "counts"), [([1] * 10, [2, 4]), ([10], [2, 2])])
+def test_copies_in_another_class_count_towards_its_share(own, counts):
+    """Each of `a` has a copy in `b`, which also has groups of its `own`."""
+    digests = {f"{name}/{i}": f"{i}" for name in "ab" for i in range(10)}
+    digests |= of(b=own).digests
+    dataset = Dataset(None, ("a", "b"), tuple(sorted(digests)), (), digests)
+    for seed in range(10):
+        evaluated = split_dataset(dataset, seed, validation_fraction=0.2).evaluated
+        assert [sum(class_of(p) == name for p in evaluated) for name in "ab"] == counts
+
+
 def test_without_copies_the_split_is_the_plain_draw():
     dataset = of(a=[1] * 50, b=[1] * 31)
     rng = np.random.default_rng(7)
