@@ -24,7 +24,7 @@ _QUERY = re.compile(r"\?\S*")
 
 @dataclass
 class ImageLog:
-    """What the log says about one image; None is left out."""
+    """What the log says about one image; None is omitted."""
 
     source: str | None = None  # "url" or "image"
     url: str | None = None  # as `loggable` returns it
@@ -43,7 +43,7 @@ class ImageLog:
 
 @dataclass
 class RequestLog:
-    """The line of one request; None is left out, except for `request_id`."""
+    """The line of one request; None is omitted, except for `request_id`."""
 
     request_id: str | None
     cold_start: bool  # the first request of this process

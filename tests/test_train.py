@@ -89,36 +89,6 @@ def base_digest(checkpoint):
     return weights_digest(split_at_block(load_checkpoint(checkpoint)[0], None)[0])
 
 
-def test_the_defaults_are_the_originals():
-    settings = asdict(ORIGINAL)
-    assert {
-        "input_size": 299,
-        "batch_size": 32,
-        "validation_fraction": 0.2,
-        "seed": 69420,
-        "rotation_range": 40,
-        "width_shift_range": 0.4,
-        "height_shift_range": 0.4,
-        "shear_range": 0.2,
-        "zoom_range": 0.3,
-        "horizontal_flip": True,
-        "fill_mode": "nearest",
-        "head": (512, 128, 32),
-        "learning_rate": 0.01,
-        "momentum": 0.75,
-        "epochs": 30,
-        "steps_per_epoch": 100,
-    }.items() <= settings.items()
-    # What the original did not have is switched off.
-    assert {n: settings[n] for n in ("test_fraction", "mixup_alpha", "head_epochs")} == {
-        "test_fraction": 0.0,
-        "mixup_alpha": 0.0,
-        "head_epochs": 0,
-    }
-    assert settings["fine_tune_at"] is settings["warmup_epochs"] is None
-    assert train.parse_arguments([]).recipe == "original"
-
-
 @pytest.mark.parametrize("name", RECIPES)
 def test_flags_reach_the_recipe(name, monkeypatch):
     seen = {}

@@ -32,6 +32,16 @@ FLAGS = {
     "fine_tune_at": ("14", 14),
     "seed": ("0", 0),
 }
+# ImageDataGenerator's arguments in the original.
+AUGMENTATION = {
+    "rotation_range": 40,
+    "width_shift_range": 0.4,
+    "height_shift_range": 0.4,
+    "shear_range": 0.2,
+    "zoom_range": 0.3,
+    "horizontal_flip": True,
+    "fill_mode": "nearest",
+}
 
 
 @pytest.fixture
@@ -48,6 +58,29 @@ def test_a_flag_changes_its_own_setting_only(name, recipe, parser):
     options = parser.parse_args(["--recipe", recipe, f"--{name.replace('_', '-')}", text])
     expected = asdict(RECIPES[recipe]) | {name: value}
     assert asdict(read_recipe(options)) == expected
+
+
+def test_the_defaults_are_the_originals():
+    settings = asdict(ORIGINAL)
+    assert {
+        "input_size": 299,
+        "batch_size": 32,
+        "validation_fraction": 0.2,
+        "seed": 69420,
+        **AUGMENTATION,
+        "head": (512, 128, 32),
+        "learning_rate": 0.01,
+        "momentum": 0.75,
+        "epochs": 30,
+        "steps_per_epoch": 100,
+    }.items() <= settings.items()
+    # What the original did not have is switched off.
+    assert {n: settings[n] for n in ("test_fraction", "mixup_alpha", "head_epochs")} == {
+        "test_fraction": 0.0,
+        "mixup_alpha": 0.0,
+        "head_epochs": 0,
+    }
+    assert settings["fine_tune_at"] is settings["warmup_epochs"] is None
 
 
 def test_without_flags_it_is_the_originals_recipe(parser):
@@ -146,15 +179,7 @@ def test_sizes_are_in_pixels_of_height_and_width():
 
 
 def test_augmentation_is_what_keras_is_given():
-    assert ORIGINAL.augmentation == {
-        "rotation_range": 40,
-        "width_shift_range": 0.4,
-        "height_shift_range": 0.4,
-        "shear_range": 0.2,
-        "zoom_range": 0.3,
-        "horizontal_flip": True,
-        "fill_mode": "nearest",
-    }
+    assert ORIGINAL.augmentation == AUGMENTATION
 
 
 def test_places_are_read_from_the_command_line():

@@ -1,4 +1,4 @@
-"""Finds labels that are probably wrong: those that a cross-validated model contradicts."""
+"""Finds probably wrong labels, which a cross-validated model contradicts."""
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass

@@ -131,21 +131,6 @@ def test_a_class_of_copies_is_refused_with_their_number():
 # The split.
 
 
-def test_a_split_without_some_images_trains_on_what_it_did():
-    split = Split(
-        3,
-        ("a/1", "a/2"),
-        ("a/5", "a/6"),
-        ("a/3", "a/4"),
-        validation_fraction=0.1,
-        test_fraction=0.2,
-    )
-    assert split.without({"a/1", "a/4", "a/5"}) == Split(
-        3, ("a/1", "a/2"), ("a/6",), ("a/3",), validation_fraction=0.1, test_fraction=0.2
-    )
-    assert split.sizes == {"train": 2, "validation": 2, "test": 2}
-
-
 def test_a_record_has_these_fields_a_line_each(tmp_path):
     split = Split(3, ("a/1",), ("a/3",), ("a/ü",), validation_fraction=0.1, test_fraction=0.2)
     split.write(tmp_path / "split.json")
