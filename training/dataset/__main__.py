@@ -35,8 +35,7 @@ def print_checks(folder: Path, exclude: Path | None, as_json: bool) -> None:
     if as_json:
         print(json.dumps(asdict(checks), indent=1))
         return
-    counts = ", ".join(f"{name} {count}" for name, count in dataset.counts.items())
-    print(f"{len(dataset.images)} usable images in {folder}: {counts}.")
+    print(f"{len(dataset.images)} usable images in {folder}: {dataset.describe_counts()}.")
     print("\n".join(format_checks(checks, limit=LISTED)))
 
 

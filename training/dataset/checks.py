@@ -40,8 +40,8 @@ def load_dataset(folder: Path, exclude: Path | None = None) -> Dataset:
     dataset = scan(folder, exclude)
     for line in format_checks(check_dataset(dataset)):
         print(f"  {line}")
-    counts = ", ".join(f"{name} {count}" for name, count in dataset.counts.items())
-    print(f"  {len(dataset.images)} images: {counts}; {len(dataset.skipped)} files skipped.")
+    counts, skipped = dataset.describe_counts(), len(dataset.skipped)
+    print(f"  {len(dataset.images)} images: {counts}; {skipped} files skipped.")
     return dataset
 
 

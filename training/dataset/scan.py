@@ -58,6 +58,10 @@ class Dataset:
         """Number of images of each class."""
         return {name: len(self.of_class(name)) for name in self.class_names}
 
+    def describe_counts(self) -> str:
+        """Return the number of images of each class, for a person."""
+        return ", ".join(f"{name} {count}" for name, count in self.counts.items())
+
     def of_class(self, name: str) -> list[str]:
         """Return "class/file" of the images of class `name`."""
         return [image for image in self.images if class_of(image) == name]

@@ -77,13 +77,23 @@ class Split:
 
     @classmethod
     def read(cls, path: Path) -> "Split":
-        """Return the split that `write` put into `path`, or that version 1.0 did."""
-        record = json.loads(path.read_text(encoding="utf-8"))
-        if "fraction" in record:
-            record = _from_version_1(record)
-        for name in ("train", "validation", "test"):
-            record[name] = tuple(record[name])
-        return cls(**record)
+        """Return the split that `write` put into `path`, or that version 1.0 did.
+
+        Raises:
+            DataError: `path` holds something else.
+        """
+        try:
+            record = json.loads(path.read_text(encoding="utf-8"))
+            if "fraction" in record:
+                record = _from_version_1(record)
+            for name in ("train", "validation", "test"):
+                record[name] = tuple(record[name])
+            return cls(**record)
+        except (ValueError, KeyError, TypeError):
+            raise DataError(
+                "Expected the record of a split, as train.py writes it. Received: something else "
+                f"in {path}. Copy it again from the folder that it was trained in."
+            ) from None
 
 
 def _from_version_1(record: dict) -> dict:

@@ -151,6 +151,24 @@ def test_a_record_has_these_fields_a_line_each(tmp_path):
 # The report.
 
 
+@pytest.mark.parametrize(
+    "content",
+    [
+        *(b"", b'{"seed": 1, "train": ["a/1"', b"[]", b"null", b"3", b'{"seed": 1}', b"\xff"),
+        b'{"seed": 1, "train": [], "validation": [], "test": [], "colour": 1}',
+    ],
+)
+def test_a_damaged_record_is_refused(tmp_path, content):
+    record = tmp_path / "a.split.json"
+    record.write_bytes(content)
+    with pytest.raises(DataError) as caught:
+        Split.read(record)
+    assert str(caught.value) == (
+        "Expected the record of a split, as train.py writes it. Received: something else "
+        f"in {record}. Copy it again from the folder that it was trained in."
+    )
+
+
 def test_a_report_is_this_to_the_last_letter():
     checks = DatasetChecks(
         skipped=(("a/x", "excluded by list.txt"), ("b/y", "empty")),
