@@ -42,7 +42,7 @@ def save(figure: Figure, path: Path) -> None:
 def examples(folder: Path, images: Sequence[str]) -> Figure:
     """Draw `images`, "class/file" in `folder`, each under its class."""
     tiles = [Tile(open_image(folder / p), ((shown(class_of(p)), INK),)) for p in images]
-    return gallery("One example a class", tiles, columns=min(len(tiles), 6))
+    return gallery("An example of each class", tiles, columns=min(len(tiles), 6))
 
 
 @styled
@@ -68,7 +68,7 @@ def classes(found: dict) -> Figure:
     axes.set_xlabel("images")
     axes.set_xlim(0, 1.15 * max(counts.values()))
     axes.tick_params(axis="y", length=0)
-    axes.set_title(f"Largest class by smallest: {found['ratio']:.2f}")
+    axes.set_title(f"The largest class is {found['ratio']:.2f} times the smallest")
     figure.legend(loc="outside lower right", fontsize=9)
     return figure
 
@@ -88,7 +88,7 @@ def sizes(measured: Sequence[dict], input_size: int) -> Figure:
     left.set_xlabel("pixels")
     right.hist(widths / heights, _bins(np.append(widths / heights, 1)), color=GREEN, alpha=0.85)
     right.axvline(1, color=INK, lw=1.2, ls="--", label="a square")
-    right.set_title("Width by height")
+    right.set_title("Aspect ratio: width by height")
     right.set_xlabel("aspect ratio")
     for axes in (left, right):
         axes.set_ylabel("images")
@@ -155,7 +155,7 @@ def _hues(axes: Axes, hues: Sequence[Sequence[float]], places: np.ndarray) -> No
         heights = 0.85 * np.array(row)[order] / most
         axes.bar(np.arange(count), heights, 0.95, place - 0.42, color=circle[order])
     axes.set_xticks([])
-    axes.set_title("Hues: how much of which")
+    axes.set_title("Share of each hue")
 
 
 def copies(folder: Path, checks: DatasetChecks, limit: int) -> Figure:

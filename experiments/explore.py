@@ -265,7 +265,7 @@ def draw(
     palette = charts.colours(dataset.class_names, labels, measured, numbers["colours"])
     return [
         Section(
-            "One example a class",
+            "An example of each class",
             ["Drawn at random; another --seed draws others."],
             save("examples.png", examples, "an image of each class"),
         ),
@@ -280,7 +280,7 @@ def draw(
             "Sizes",
             [describe_sizes(numbers["sizes"])],
             save("sizes.png", extent, "widths, heights and aspect ratios"),
-            ("pixels", "least", "a quarter below", "median", "three quarters below", "most"),
+            ("pixels", "minimum", "25 %", "median", "75 %", "maximum"),
             size_rows(numbers["sizes"]),
         ),
         Section(
@@ -314,7 +314,8 @@ def size_rows(found: dict) -> list[list[str]]:
 def describe_classes(found: dict) -> str:
     """Return sentences about the result of `evenness`."""
     return (
-        f"Largest class by smallest: {found['ratio']:.2f}, {found['verdict']}. Normalized entropy "
+        f"The largest class is {found['ratio']:.2f} times the smallest. The classes are "
+        f"{found['verdict']}. Normalized entropy "
         f"{found['entropy']:.3f} (1: equal classes). Always predicting the largest class is right "
         f"for {found['guess']:.1%}."
     )
