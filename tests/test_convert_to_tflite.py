@@ -147,6 +147,18 @@ def test_each_kind_is_as_large_as_its_numbers(trained_like):
         assert size <= len(content) / model.count_params() < size + 0.8
 
 
+def test_int8_lets_no_operation_stay_in_floating_point(monkeypatch):
+    converter = SimpleNamespace(
+        target_spec=SimpleNamespace(supported_ops=None, supported_types=[]), convert=lambda: b""
+    )
+    made = SimpleNamespace(from_keras_model=lambda model: converter)
+    monkeypatch.setattr(tflite.tf.lite, "TFLiteConverter", made)
+    monkeypatch.setattr(tflite, "drop_outliers", lambda model, inputs: inputs)
+    tflite.make_tflite(None, ("a",), "int8", [lambda: noise(0)])
+    assert converter.target_spec.supported_ops == [tflite.tf.lite.OpsSet.TFLITE_BUILTINS_INT8]
+    assert [array.shape for [array] in converter.representative_dataset()] == [(1, 32, 32, 3)]
+
+
 def noise(seed, shape=(32, 32, 3)):
     return np.random.default_rng(seed).integers(0, 256, shape, dtype=np.uint8)
 

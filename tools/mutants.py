@@ -60,8 +60,11 @@ def run_mutants(options: argparse.Namespace) -> int:
     count = options.sample or (len(names) if options.files else SAMPLE)
     chosen = random.Random(SEED).sample(names, min(count, len(names)))  # noqa: S311
     shutil.rmtree(FOLDER, ignore_errors=True)
+    temporary = FOLDER.absolute() / "tmp"  # not where other runs of pytest clear up
+    temporary.mkdir(parents=True)
+    environment = os.environ | ONE_THREAD | {"PYTEST_DEBUG_TEMPROOT": str(temporary)}
     command = [sys.executable, "-m", "mutmut", "run", "--max-children", str(options.jobs)]
-    code = subprocess.run([*command, *chosen], env=os.environ | ONE_THREAD).returncode
+    code = subprocess.run([*command, *chosen], env=environment).returncode
     if code == 0:
         report(set(chosen), len(names))
     return code

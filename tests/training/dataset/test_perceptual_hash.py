@@ -158,6 +158,10 @@ def test_mirrored_odd_columns_of_the_cosine_change_and_edges_change_sides():
     assert (edges[1:] == 1).all()
 
 
+def mirrored(value):
+    return int("".join("01"[int(sign > 0)] for sign in module._mirrored(signs(value))[0]), 2)
+
+
 @pytest.mark.parametrize("block", [1, 3, 4, 256])
 def test_pairs_are_found_across_blocks_of_any_size_and_each_once(block, monkeypatch):
     monkeypatch.setattr(module, "BLOCK", block)
@@ -165,7 +169,8 @@ def test_pairs_are_found_across_blocks_of_any_size_and_each_once(block, monkeypa
     hashes = [int.from_bytes(rng.bytes(16), "big") for _ in range(8)]
     hashes[6] = hashes[1] ^ (2**module.MAX_DISTANCE - 1)
     hashes[7] = hashes[5] ^ (2 ** (module.MAX_DISTANCE + 1) - 1)  # one too far
-    hashes[3] = int("".join("01"[int(bit > 0)] for bit in module._mirrored(signs(hashes[2]))[0]), 2)
+    hashes[3] = mirrored(hashes[2]) ^ (2**module.MAX_DISTANCE - 1)
+    hashes[4] = mirrored(hashes[0]) ^ (2 ** (module.MAX_DISTANCE + 1) - 1)  # one too far
     assert sorted(near_pairs(hashes)) == [(1, 6), (2, 3)]
 
 

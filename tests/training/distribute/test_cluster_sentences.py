@@ -12,6 +12,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
+from training.backend import keras  # before any test puts another module in JAX's place
 from training.distribute import cluster, launcher, workers
 from training.distribute.cluster import Cluster
 from training.distribute.workers import Workers
@@ -229,7 +230,7 @@ def test_a_port_in_use_is_told_by_process_0_alone(child):
         port = taken.getsockname()[1]
         flags = ["--distribute", *together(f"localhost:{port}", "2", "1")]
         assert launcher.launch(options(*flags), []) == 0
-        flags[-1] = "0"
+        flags = ["--distribute", *together(f"[::1]:{port}", "2", "0")]
         sentence = refusal(launcher.launch, options(*flags), [])
     assert sentence.startswith(f"Expected port {port} of this machine to be free. Received: [Errno")
     assert sentence.endswith(". Choose another in --coordinator, in all processes.")
@@ -290,6 +291,41 @@ def test_the_child_is_started_this_way(monkeypatch, tmp_path):
         "FLOWERS_WORKER": "1",
         "TMPDIR": str(tmp_path),
     }
+
+
+@pytest.mark.parametrize(
+    ("after", "code"),
+    [(5, 5), (subprocess.TimeoutExpired("train.py", 30), 130), (KeyboardInterrupt(), 130)],
+)
+def test_ctrl_c_is_passed_on_once_and_waited_for(monkeypatch, after, code):
+    ends, done = [KeyboardInterrupt(), after], []
+
+    class Child:
+        def __init__(self, *_, **__):
+            pass
+
+        def __enter__(self):
+            return self
+
+        def __exit__(self, *_):
+            pass
+
+        def wait(self, timeout=None):
+            done.append(("wait", timeout))
+            end = ends.pop(0)
+            if isinstance(end, BaseException):
+                raise end
+            return end
+
+        def send_signal(self, number):
+            done.append(("send", number))
+
+        def kill(self):
+            done.append("kill")
+
+    monkeypatch.setattr(subprocess, "Popen", Child)
+    assert launcher._run_child(["train.py"], io.BytesIO(), ".") == code
+    assert done == [("wait", None), ("send", signal.SIGINT), ("wait", 30), "kill"]
 
 
 SILENT = "stopped sending heartbeats):\n/job:jax_worker/replica:0/task:{}\n"
@@ -412,6 +448,12 @@ def test_one_process_on_one_device_need_not_meet_anybody(jax, capsys):
     assert jax.initialized == []
 
 
+def test_one_process_may_have_several_devices(jax, capsys):
+    jax.index, jax.count, jax.local, jax.devices_ = 0, 1, 2, 2
+    assert workers.initialize(options("--distribute")) == Workers(0, 1, 2, True)
+    assert capsys.readouterr().out == "Distribute: 2 devices (H100) of 1 process.\n"
+
+
 def test_the_others_say_nothing(jax, capsys):
     given = options("--distribute", *together("one:1", "2", "1"))
     assert workers.initialize(given) == Workers(1, 2, 4, True)
@@ -515,10 +557,10 @@ def test_flags_that_differ_between_processes_are_named(gathered):
 
 def test_the_order_of_keys_makes_no_difference(gathered, monkeypatch):
     sent = []
-    for settings in ({"a": {"x": 1, "y": 2}}, {"a": {"y": 2, "x": 1}}):
+    for settings in ({"a": {"x": 1, "y": 2}}, {"a": {"y": 2, "x": 1}}, {"a": {"x": 1, "y": 3}}):
         gathered(lambda mine: sent.append(mine.tolist()) or mine)
         Workers(0, 2, 2, True).check_same(settings)
-    assert sent[0] == sent[1]
+    assert sent[0] == sent[1] != sent[2]
     assert len(sent[0][0]) == 8  # all of a SHA-256
 
 
@@ -588,10 +630,14 @@ def child_main(monkeypatch, tmp_path):
     def end(code):
         raise Ended(code)
 
-    waited = []
+    def thread(*, target, daemon):
+        assert (target, daemon) == (launcher._end_with_parent, True)
+        return SimpleNamespace(start=lambda: threads.append(target))
+
+    waited, threads = [], []
+    monkeypatch.setattr(launcher.threading, "Thread", thread)
     monkeypatch.setattr(os, "_exit", end)
     monkeypatch.setattr(launcher.time, "sleep", waited.append)
-    monkeypatch.setattr(launcher, "_end_with_parent", lambda: None)
     monkeypatch.setattr(sys, "path", list(sys.path))
     monkeypatch.setattr(sys, "stderr", sys.stderr)
     monkeypatch.delitem(sys.modules, "jax", raising=False)
@@ -605,6 +651,7 @@ def child_main(monkeypatch, tmp_path):
         with pytest.raises((Ended, SystemExit)) as ended:
             launcher.child_main()
         sys.stderr.close()
+        assert len(threads) == 1, "nothing watches for the parent's end"
         return ended.value.args, shown.read_text(), waited
 
     return run
@@ -663,8 +710,6 @@ def test_a_child_ends_when_its_parent_has(monkeypatch):
 @pytest.fixture
 def distributions(monkeypatch):
     """What Keras was told to distribute over, in order, beginning with "all devices"."""
-    from training.backend import keras
-
     told = ["all devices"]
     monkeypatch.setattr(keras.distribution, "distribution", lambda: told[-1])
     monkeypatch.setattr(keras.distribution, "set_distribution", told.append)
@@ -673,20 +718,16 @@ def distributions(monkeypatch):
 
 
 def test_a_spread_model_is_a_copy_with_the_chiefs_weights(broadcast, distributions):
-    from training.backend import keras
-
     inputs = keras.Input((2,))
     model = keras.Model(inputs, keras.layers.Dense(1)(inputs))
-    main_process_callbacks = [np.full((2, 1), 5.0, np.float32), np.full(1, 7.0, np.float32)]
+    chief_weights = [np.full((2, 1), 5.0, np.float32), np.full(1, 7.0, np.float32)]
     drawn = []
     for _ in range(2):
-        broadcast.from_chief = [main_process_callbacks]
+        broadcast.from_chief = [chief_weights]
         copy = Workers(1, 2, 2, True).replicate(model, 3)
         drawn.append(np.random.random())
     assert copy is not model
-    for one, other, mine in zip(
-        copy.get_weights(), main_process_callbacks, broadcast.sent[0], strict=True
-    ):
+    for one, other, mine in zip(copy.get_weights(), chief_weights, broadcast.sent[0], strict=True):
         assert np.array_equal(one, other)
         assert one.shape == mine.shape
     assert not copy.compiled
