@@ -381,7 +381,7 @@ def test_too_large_a_batch_ends_with_one_sentence(start, tmp_path):
     batch_size = 4_000_000  # 2,048 activations of 4 bytes each: 33 GB
     process = start(tmp_path, recipe={"batch_size": batch_size}, RLIMIT_AS=30 * 2**30)
     sentence = sentence_of(process)
-    assert sentence.startswith("train.py: Expected enough memory. Received: no memory left.")
+    assert sentence.startswith("train.py: Memory ran out.")
     assert f"Use a --batch-size below {batch_size}" in sentence
 
 

@@ -49,7 +49,7 @@ def run_command(
     except Exception as error:
         if not is_out_of_memory(error):
             raise
-        sentence = f"Expected enough memory. Received: no memory left. {memory_advice}"
+        sentence = f"Memory ran out. {memory_advice}"
     print(f"{name}: {sentence}", file=sys.stderr)
     return 1
 

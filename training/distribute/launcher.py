@@ -133,25 +133,22 @@ def _reason(notes: str, killed_by: signal.Signals, cluster: Cluster) -> str:
     if COORDINATOR_LOST in notes:
         lost = [0]
     if lost:
-        processes = f"process{'es' * (len(lost) > 1)} {', '.join(map(str, lost))}"
-        return (
-            f"Expected all processes to go on. Received: {processes} stopped answering. "
-            "Start all of them again with --resume."
-        )
+        processes = f"Process{'es' * (len(lost) > 1)} {', '.join(map(str, lost))}"
+        return f"{processes} stopped answering. Rerun all processes with --resume."
     if NOT_MET in notes:
         place = cluster.coordinator or f"the address that {cluster.launcher} gave"
         return (
-            f"Expected all processes to meet at {place}. Received: no answer in time. See that "
-            "all were started, that --coordinator names the machine of process 0, and that no "
-            "firewall closes its port."
+            f"The processes could not connect to each other at {place} in time. Check that all "
+            "were started, that --coordinator names the machine of process 0, and that no "
+            "firewall blocks its port."
         )
-    last = notes.strip().splitlines()[-1:]
-    return (
-        f"Expected the training process to go on. Received: {killed_by.name}"
-        f"{''.join(f' ({line[:300]})' for line in last)}. "
-        + "Often memory ran out: try a smaller --batch-size. " * (killed_by == signal.SIGKILL)
-        + "Go on with --resume."
-    )
+    last = "".join(f": {line[:300]}" for line in notes.strip().splitlines()[-1:])
+    if killed_by == signal.SIGKILL:
+        return (
+            f"Training was killed (SIGKILL{last}), usually for lack of memory. "
+            "Use a smaller --batch-size, then rerun with --resume."
+        )
+    return f"Training crashed ({killed_by.name}{last}). Rerun with --resume."
 
 
 # What JAX's runtime writes before it aborts.

@@ -211,8 +211,8 @@ def test_a_child_that_was_killed_is_told_after_the_scripts_name(child):
     with pytest.raises(SystemExit) as end:
         launcher.relaunch()
     assert end.value.code == (
-        "train.py: Expected the training process to go on. Received: SIGKILL (\ufffdlast note). "
-        "Often memory ran out: try a smaller --batch-size. Go on with --resume."
+        "train.py: Training was killed (SIGKILL: \ufffdlast note), usually for lack of memory. "
+        "Use a smaller --batch-size, then rerun with --resume."
     )
 
 
@@ -336,29 +336,25 @@ SILENT = "stopped sending heartbeats):\n/job:jax_worker/replica:0/task:{}\n"
     [
         (
             SILENT.format(2),
-            "Expected all processes to go on. Received: process 2 stopped answering. "
-            "Start all of them again with --resume.",
+            "Process 2 stopped answering. Rerun all processes with --resume.",
         ),
         (
             SILENT.format(3) + SILENT.format(1),
-            "Expected all processes to go on. Received: processes 1, 3 stopped answering. "
-            "Start all of them again with --resume.",
+            "Processes 1, 3 stopped answering. Rerun all processes with --resume.",
         ),
         (
             SILENT.format(3) + "Failed to send RPC to coordination service",
-            "Expected all processes to go on. Received: process 0 stopped answering. "
-            "Start all of them again with --resume.",
+            "Process 0 stopped answering. Rerun all processes with --resume.",
         ),
         (
             "CoordinationService/RegisterTask",
-            "Expected all processes to meet at one:1. Received: no answer in time. See that all "
+            "The processes could not connect to each other at one:1 in time. Check that all "
             "were started, that --coordinator names the machine of process 0, and that no "
-            "firewall closes its port.",
+            "firewall blocks its port.",
         ),
         (
             "\nfirst\n" + "x" * 301 + "\n\n",
-            "Expected the training process to go on. Received: SIGABRT (" + "x" * 300 + "). "
-            "Go on with --resume.",
+            "Training crashed (SIGABRT: " + "x" * 300 + "). Rerun with --resume.",
         ),
     ],
 )
@@ -368,7 +364,7 @@ def test_the_end_of_a_child_becomes_this_sentence(notes, sentence):
 
 def test_where_a_launcher_gave_the_address_it_is_named():
     sentence = launcher._reason(launcher.NOT_MET, signal.SIGABRT, Cluster(launcher="slurm"))
-    assert "to meet at the address that slurm gave. Received" in sentence
+    assert "connect to each other at the address that slurm gave in time" in sentence
 
 
 # Its child.

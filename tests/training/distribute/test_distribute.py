@@ -179,8 +179,7 @@ def test_a_killed_process_ends_the_other_and_both_can_resume(start_two, alone, t
     assert time.monotonic() - killed < 60
     assert code == 1
     assert err.endswith(
-        "\nsmall.py: Expected all processes to go on. Received: process 1 stopped answering. "
-        "Start all of them again with --resume.\n"
+        "\nsmall.py: Process 1 stopped answering. Rerun all processes with --resume.\n"
     )
     assert out.startswith("Distribute: 2 devices (cpu) of 2 processes")
     assert not Path(f"/proc/{trainer}").exists()
@@ -259,8 +258,8 @@ def watched(tmp_path):
         (
             "import os; os.write(2, b'no memory'); os.kill(os.getpid(), 9)",
             1,
-            "script.py: Expected the training process to go on. Received: SIGKILL (no memory). "
-            "Often memory ran out: try a smaller --batch-size. Go on with --resume.\n",
+            "script.py: Training was killed (SIGKILL: no memory), usually for lack of memory. "
+            "Use a smaller --batch-size, then rerun with --resume.\n",
         ),
     ],
 )
@@ -306,28 +305,28 @@ The tasks have crashed. [type.googleapis.com/tensorflow.CoordinationServiceError
 @pytest.mark.parametrize(
     ("notes", "sentence"),
     [
-        (WENT_SILENT, "Received: processes 1, 3 stopped answering. Start all of them again"),
+        (WENT_SILENT, "Processes 1, 3 stopped answering. Rerun all processes with --resume."),
         (
             "absl::Status: UNAVAILABLE: Failed to send RPC to coordination service. Either",
-            "Received: process 0 stopped answering. Start all of them again with --resume.",
+            "Process 0 stopped answering. Rerun all processes with --resume.",
         ),
-        (WENT_SILENT.replace("3", "12").replace("task:1\n", "task:9\n"), "processes 9, 12 stopped"),
-        (WENT_SILENT.replace("task:3", "task:1") * 2, "Received: process 1 stopped answering."),
+        (WENT_SILENT.replace("3", "12").replace("task:1\n", "task:9\n"), "Processes 9, 12 stopped"),
+        (WENT_SILENT.replace("task:3", "task:1") * 2, "Process 1 stopped answering."),
         (
             WENT_SILENT
             + "CoordinationService/RegisterTask\nFailed to send RPC to coordination service",
-            "Received: process 0 stopped answering.",
+            "Process 0 stopped answering.",
         ),
-        (WENT_SILENT + "CoordinationService/RegisterTask", "Received: processes 1, 3 stopped"),
+        (WENT_SILENT + "CoordinationService/RegisterTask", "Processes 1, 3 stopped"),
         (
             "a\n\nthe last" + "." * 400 + "\n\n",
-            f"SIGABRT (the last{'.' * 292}). Go on with --resume.",
+            f"Training crashed (SIGABRT: the last{'.' * 292}). Rerun with --resume.",
         ),
         (
             "DEADLINE_EXCEEDED\n\nRPC: /tensorflow.CoordinationService/RegisterTask",
-            "meet at one:7890. Received: no answer in time. See that all were started",
+            "at one:7890 in time. Check that all were started",
         ),
-        ("", "Received: SIGABRT. Go on with --resume."),
+        ("", "Training crashed (SIGABRT). Rerun with --resume."),
     ],
 )
 def test_what_jax_writes_before_it_aborts_becomes_a_sentence(notes, sentence):
@@ -338,7 +337,7 @@ def test_what_jax_writes_before_it_aborts_becomes_a_sentence(notes, sentence):
 def test_where_the_processes_did_not_meet_the_launcher_is_named():
     cluster, notes = Cluster(None, 4, None, "slurm"), launcher.NOT_MET
     sentence = launcher._reason(notes, signal.SIGABRT, cluster)
-    assert "to meet at the address that slurm gave. Received: no answer in time." in sentence
+    assert "connect to each other at the address that slurm gave in time." in sentence
 
 
 def test_train_py_refuses_wrong_flags_at_once():
