@@ -124,6 +124,9 @@ def test_each_class_is_on_both_sides(folder, fraction):
     split = split_dataset(scan(folder), 1, validation_fraction=fraction)
     for side in (split.train, split.evaluated):
         assert {class_of(p) for p in side} == {"aster", "rose"}
+    assert min(len(split.train), len(split.validation)) == 2  # one of each class, and no more
+    sizes = f"{len(split.train)} train, {len(split.validation)} validation images"
+    assert split.describe() == sizes
 
 
 def test_a_split_survives_its_record(folder, tmp_path):

@@ -7,6 +7,7 @@ import signal
 import socket
 import subprocess
 import sys
+from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
@@ -36,6 +37,11 @@ def together(coordinator, count, index):
 
 
 # Flags.
+
+
+def test_the_flags_are_read_under_their_names():
+    given = options("--distribute", *together("one:1", "3", "2"))
+    assert cluster.read_flags(given) == cluster.Flags(True, "one:1", 3, 2)
 
 
 def test_the_flags_have_these_names_and_types():
@@ -257,7 +263,7 @@ def test_the_child_is_started_this_way(monkeypatch, tmp_path):
     class Child:
         def __init__(self, command, **options):
             started.update(options, command=command)
-            os.fstat(options["pass_fds"][0])
+            assert os.path.sameopenfile(options["pass_fds"][0], 2)
 
         def __enter__(self):
             return self
@@ -610,6 +616,8 @@ def test_the_others_find_nothing_where_the_chief_has_nothing(broadcast, tmp_path
     none = Workers(1, 2, 2, True).broadcast_file(path)
     assert none.name == "a.h5"
     assert not none.exists()
+    assert none.parent.is_dir()
+    assert none.parent not in {path.parent, Path()}  # not where it could find another's
 
 
 # The child's own work.

@@ -255,6 +255,11 @@ def test_a_confidence_of_nothing_is_in_the_first_bin():
     assert binned.confidence[0] == 0
 
 
+def test_a_confidence_of_rounding_above_one_is_in_the_last_bin():
+    binned = bin_predictions(np.array([[1.0000002, 0]], np.float32), np.array([0]), bins=3)
+    assert binned.count.tolist() == [0, 0, 1]
+
+
 def test_fifteen_bins_are_the_default(probabilities):
     truth = np.random.default_rng(3).integers(0, 5, 300)
     error = expected_calibration_error(probabilities, truth)
