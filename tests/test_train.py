@@ -57,14 +57,23 @@ SMALL_FINE_TUNE = {
 
 @pytest.fixture
 def run(drawn, random_base, tmp_path, capsys):
-    """Train in this process; returns (exit code, standard output)."""
+    """Train in this process; returns (exit code, standard output).
 
-    def start(*flags, **recipe):
+    Without `reported`, the report is left out, which takes as long as all before it. `tiny` trains
+    a network that compiles in a moment.
+    """
+
+    def start(*flags, reported=True, tiny=False, **recipe):
         places = ["--data", drawn, "--models", tmp_path, "--cache", tmp_path / "cache"]
-        weights = ["--weights", random_base]
+        weights = ["--weights", "none" if tiny else random_base]
         options = train.parse_arguments([str(word) for word in (*places, *weights, *flags)])
         capsys.readouterr()
-        train.train(replace(SMALL, **recipe), RunOptions.read(options))
+        with pytest.MonkeyPatch.context() as patch:
+            if not reported:
+                patch.setattr(train, "report", lambda *_: None)
+            if tiny:
+                patch.setattr(train, "build_model", build_tiny)
+            train.train(replace(SMALL, **recipe), RunOptions.read(options))
         return 0, capsys.readouterr().out
 
     return start
@@ -252,7 +261,7 @@ def test_a_finished_network_can_be_given_another_size(run, tmp_path):
 
 
 def test_the_second_run_computes_nothing_again(run, tmp_path, monkeypatch):
-    run()
+    run(reported=False)
     monkeypatch.setattr("training.features.compile_inference", None)
     assert run(epochs=2)[0] == 0
 
@@ -260,9 +269,9 @@ def test_the_second_run_computes_nothing_again(run, tmp_path, monkeypatch):
 def test_with_and_without_the_cache_the_same_is_learned(run, tmp_path):
     # As many views as rounds: the images are the same ones; the base's answers are rounded.
     recipe = {"epochs": 2, "steps_per_epoch": 5, "views": 2, "learning_rate": 0.1}
-    run(**recipe)
+    run(**recipe, reported=False)
     cached = history(tmp_path)
-    run("--no-cache", **recipe)
+    run("--no-cache", **recipe, reported=False)
     for one, other in zip(cached, history(tmp_path), strict=True):
         assert float(one["val_loss"]) == pytest.approx(float(other["val_loss"]), rel=0.02)
         assert float(one["loss"]) == pytest.approx(float(other["loss"]), rel=0.02)
@@ -270,7 +279,7 @@ def test_with_and_without_the_cache_the_same_is_learned(run, tmp_path):
 
 MODES = {
     "frozen": ((), {"epochs": 3}),
-    "frozen without cache": (("--no-cache",), {"epochs": 3}),
+    "frozen without cache": (("--no-cache",), {"epochs": 3, "tiny": True}),
     "fine-tune": ((), SMALL_FINE_TUNE | {"epochs": 3}),
 }
 
@@ -278,27 +287,29 @@ MODES = {
 @pytest.mark.parametrize("mode", MODES)
 def test_the_same_seed_gives_the_same_model(mode, run, tmp_path):
     flags, recipe = MODES[mode]
-    run(*flags, **recipe)
+    run(*flags, **recipe, reported=False)
     weights = read_weights(tmp_path / train.STATE)
-    run(*flags, **recipe)
+    run(*flags, **recipe, reported=False)
     assert_equal(read_weights(tmp_path / train.STATE), weights)
-    run(*flags, "--seed", "1", **recipe | {"seed": 1})
+    run(*flags, "--seed", "1", **recipe | {"seed": 1}, reported=False)
     other = read_weights(tmp_path / train.STATE)
     assert any(not np.array_equal(other[name], weights[name]) for name in weights)
 
 
 @pytest.mark.parametrize("flags", [(), ("--no-cache",)])
 def test_a_run_in_two_parts_ends_as_one_in_one_part(flags, run, tmp_path):
-    run(*flags, epochs=3, steps_per_epoch=5)  # so many that they are hardly ever in order by chance
+    # So many steps that they are hardly ever in order by chance.
+    small = {"steps_per_epoch": 5, "tiny": True, "reported": False}
+    run(*flags, epochs=3, **small)
     whole, weights = history(tmp_path), read_weights(tmp_path / train.STATE)
     for path in [tmp_path / train.STATE, tmp_path / train.HISTORY, *tmp_path.glob("*.h5")]:
         path.unlink(missing_ok=True)
 
-    run(*flags, epochs=1, steps_per_epoch=5)
+    run(*flags, epochs=1, **small)
     (tmp_path / train.HISTORY).write_text(  # as if killed between history and state
         (tmp_path / train.HISTORY).read_text() + "1,0,0,0,0\n"
     )
-    exit_code, out = run("--resume", *flags, epochs=3, steps_per_epoch=5)
+    exit_code, out = run("--resume", *flags, epochs=3, **small)
 
     assert exit_code == 0
     assert "Resume: after 1 finished epochs" in out
@@ -315,10 +326,14 @@ def assert_equal(one, other):
 
 RUN = """
 import json, resource, sys
-import train
+import training.model
 from dataclasses import replace
+from tests.conftest import build_tiny
 from training.recipes import ORIGINAL, RECIPES
 flags, recipe, limits = json.loads(sys.argv[1])
+if flags[flags.index("--weights") + 1] == "none":
+    training.model.build_model = build_tiny
+import train
 RECIPES["original"] = replace(ORIGINAL, **recipe)
 for name, limit in limits.items():
     resource.setrlimit(getattr(resource, name), (limit, limit))
@@ -328,11 +343,15 @@ sys.exit(train.main(flags))
 
 @pytest.fixture
 def start(drawn, random_base, tmp_path):
-    """Start train.py in a process of its own, with another recipe and limits; returns it."""
+    """Start train.py in a process of its own, with another recipe and limits; returns it.
 
-    def start_process(folder, *flags, recipe=None, **limits):
+    It trains the tiny network or, if asked to, the real one.
+    """
+
+    def start_process(folder, *flags, real=False, recipe=None, **limits):
         places = ["--data", drawn, "--models", folder, "--cache", tmp_path / "cache"]
-        words = [str(word) for word in (*places, "--weights", random_base, *flags)]
+        weights = random_base if real else "none"
+        words = [str(word) for word in (*places, "--weights", weights, *flags)]
         settings = json.dumps([words, asdict(SMALL) | (recipe or {}), limits])
         return subprocess.Popen(
             [sys.executable, "-c", RUN, settings],
@@ -356,11 +375,11 @@ def sentence_of(process):
 
 
 def test_a_full_disk_ends_with_one_sentence_and_what_was_best_stays(start, tmp_path):
-    start(tmp_path).communicate()
+    start(tmp_path, real=True).communicate()
     checkpoint = best_model(tmp_path, ".h5")
     before = checkpoint.read_bytes()
     # As on a full disk, the file breaks off while it is written.
-    process = start(tmp_path, "--resume", "--epochs", "2", RLIMIT_FSIZE=1_000_000)
+    process = start(tmp_path, "--resume", "--epochs", "2", real=True, RLIMIT_FSIZE=1_000_000)
     sentence = sentence_of(process)
     assert sentence.startswith("train.py: Expected to read")
     assert "File too large" in sentence
@@ -368,7 +387,7 @@ def test_a_full_disk_ends_with_one_sentence_and_what_was_best_stays(start, tmp_p
     assert checkpoint.read_bytes() == before
     assert TrainingState.load(tmp_path / train.STATE).epochs == 1
     assert not list(tmp_path.glob(".*"))
-    process = start(tmp_path, "--resume", "--epochs", "2")
+    process = start(tmp_path, "--resume", "--epochs", "2", real=True)
     _, error = process.communicate()
     assert process.returncode == 0, error
 
@@ -379,7 +398,7 @@ def test_a_folder_that_cannot_be_written(start):
 
 def test_too_large_a_batch_ends_with_one_sentence(start, tmp_path):
     batch_size = 4_000_000  # 2,048 activations of 4 bytes each: 33 GB
-    process = start(tmp_path, recipe={"batch_size": batch_size}, RLIMIT_AS=30 * 2**30)
+    process = start(tmp_path, real=True, recipe={"batch_size": batch_size}, RLIMIT_AS=30 * 2**30)
     sentence = sentence_of(process)
     assert sentence.startswith("train.py: Memory ran out.")
     assert f"Use a --batch-size below {batch_size}" in sentence
@@ -427,23 +446,20 @@ def read_weights(path):
 
 
 def test_a_new_run_says_that_it_replaces_an_old_one(run):
-    assert "--resume" not in run()[1]
-    assert "a run of 1 finished epochs, which --resume would continue" in run()[1]
+    assert "--resume" not in run(reported=False)[1]
+    assert "a run of 1 finished epochs, which --resume would continue" in run(reported=False)[1]
 
 
-@pytest.mark.parametrize(
-    ("flags", "recipe", "sentence"),
-    [
+def test_only_the_same_run_is_resumed(run):
+    run()
+    for flags, recipe, sentence in (
         (["--seed", "7"], {"epochs": 2, "seed": 7}, "Received: seed 7"),
         ([], {"epochs": 2, "momentum": 0.5}, "(momentum 0.75). Received: momentum 0.5"),
         ([], {"epochs": 1}, "more epochs than the 1 that are finished"),
-    ],
-)
-def test_only_the_same_run_is_resumed(run, flags, recipe, sentence):
-    run()
-    with pytest.raises(UserError) as caught:
-        run("--resume", *flags, **recipe)
-    assert sentence in str(caught.value)
+    ):
+        with pytest.raises(UserError) as caught:
+            run("--resume", *flags, **recipe)
+        assert sentence in str(caught.value)
 
 
 def test_there_is_nothing_to_resume(run):
