@@ -19,7 +19,8 @@ LABELS = ("red", "green", "blue")
 CORS = {
     "Access-Control-Allow-Origin": "*",
     "Access-Control-Allow-Methods": "GET, POST, OPTIONS",
-    "Access-Control-Allow-Headers": "Content-Type",
+    "Access-Control-Allow-Headers": "Content-Type, Content-Encoding, Authorization, X-Api-Key, "
+    "X-Amz-Date, X-Amz-Security-Token, X-Amz-Content-Sha256",
     "Access-Control-Max-Age": "86400",
 }
 FAILED = "The service failed on this {}; its log says why."
@@ -380,7 +381,7 @@ def test_an_image_may_be_sent_to_any_path_but_those_that_are_something_else(hand
             "POST",
             "/health",
             405,
-            "GET, OPTIONS",
+            "GET, HEAD, OPTIONS",
             "Expected GET at this path. Received: another method. See /openapi.json.",
         ),
     ],
