@@ -108,8 +108,8 @@ def unpack(data: bytes, coding: str) -> bytes:
 
 def is_binary(data: bytes) -> bool:
     """Return whether `data` begins like a file that is no text, as all images do."""
-    if data.startswith((b"\xff\xfe", b"\xfe\xff")) or data[:2].count(0) == 1:
-        return False  # UTF-16, in which PowerShell writes files; no image begins like this
+    if data.startswith((b"\xff\xfe", b"\xfe\xff", b"{", b"[")) or data[:2].count(0) == 1:
+        return False  # JSON, or UTF-16, in which PowerShell writes files; no image begins so
     text = data[:HEAD].decode("utf-8", "replace")
     # The last character may be cut off.
     return "\ufffd" in text[:-1] or any(c < " " and c not in "\t\n\r\f" for c in text)

@@ -212,8 +212,8 @@ def kind_of(value: object) -> str:
 
 
 def shown(text: str) -> str:
-    """Return the start of `text` for a sentence, without characters that do not print."""
-    return "".join(c for c in text[:SHOWN] if c.isprintable())
+    """Return the start of `text` for a sentence, with what does not print escaped."""
+    return "".join(c if c.isprintable() else ascii(c)[1:-1] for c in text[:SHOWN])
 
 
 def decimal(text: str | None) -> int | str | None:

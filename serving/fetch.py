@@ -79,7 +79,9 @@ def fetch_all(urls: Sequence[str], deadline: float | None = None) -> list[bytes 
 
     Raises:
         AllowError: FETCH_ALLOW is malformed.
+        SettingError: FETCH_CONTACT is malformed.
     """
+    user_agent()
     allowed = parse_allowed(os.environ.get(VARIABLE, ""))
     with ThreadPoolExecutor(MAX_PARALLEL, thread_name_prefix="fetch") as threads:
         return list(threads.map(lambda url: _fetch_or_error(url, deadline, allowed), urls))

@@ -42,6 +42,7 @@ TEXTS = {
     "a byte order mark": b"\xef\xbb\xbf{}",
     "UTF-16": JSON.encode("utf-16"),
     "UTF-16 without a mark": JSON.encode("utf-16-be"),
+    "JSON that was no text": '{"url": "\ufffd\x00'.encode(),
     "HTML": b"<!DOCTYPE html>\r\n\t<html>\f",
     "other letters": "роза".encode() * 20,
     "letters that are cut off": ("a" + "роза" * 20).encode(),
@@ -285,7 +286,7 @@ def test_an_urlencoded_form_without_an_image_is_refused(data, received):
 
 def test_another_type_is_named_as_far_as_it_prints():
     sentence = refused(Body(b"{}", "Text/HTML\x00; charset=utf-8"), UnsupportedTypeError)
-    assert "Received: text/html. " in sentence
+    assert "Received: text/html\\x00. " in sentence
 
 
 # Codings.

@@ -151,7 +151,10 @@ def test_top_is_a_whole_number_from_1(top):
     [
         ({}, "none of these"),
         ({"uri": "x", "top": 1}, "none of these, but uri"),
-        ({"a\n" * 99: 1, "": 2, "b": 3, "c": 4}, f"none of these, but {'a' * 20}, b, c"),
+        (
+            {"\ufeffurl": 1, "": 2, "b" * 99: 3, "c": 4},
+            f"none of these, but \\ufeffurl, {'b' * 40}, c",
+        ),
         ({"image": "https://a.b/c"}, "the address of an image as image. Send it as url"),
         ({"url": "http://a HTTPS://b"}, 'several addresses as url. Send them as {"urls": [...]}'),
         ({"url": "\ufeff\u200b"}, "an empty string as url"),

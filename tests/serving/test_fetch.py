@@ -192,8 +192,9 @@ def test_hosts_learn_whom_to_ask(contact, sent, http_server, monkeypatch):
 @pytest.mark.parametrize("contact", ["a\nb", "a\r\nX: y", "é", "a (b)", "a\\b", "a" * 201, "a\tb"])
 def test_a_contact_that_is_no_line_of_ascii_shows_at_the_start(contact, monkeypatch):
     monkeypatch.setenv("FETCH_CONTACT", contact)
-    with pytest.raises(SettingError, match="^Expected a web or mail address in FETCH_CONTACT"):
-        prepare()
+    for use in (prepare, lambda: fetch_all([]), lambda: fetch("http://127.0.0.1:9/")):
+        with pytest.raises(SettingError, match="^Expected a web or mail address in FETCH_CONTACT"):
+            use()
 
 
 # URLs.
