@@ -12,9 +12,14 @@ PORTS = (80, 443)
 
 # IPv6 addresses of the Internet come from this block only (RFC 4291, section 2.4). It excludes
 # loopback and unspecified, IPv4-compatible and IPv4-mapped (RFC 4291), IPv4-translated (RFC 2765),
-# NAT64 (RFC 6052, RFC 8215), discard-only (RFC 6666), segment routing (RFC 9602), unique local
+# local NAT64 (RFC 8215), discard-only (RFC 6666), segment routing (RFC 9602), unique local
 # (RFC 4193), link-local, site-local (RFC 3879), multicast, and all reserved blocks.
 GLOBAL_UNICAST = ip_network("2000::/3")
+
+# Outside of it, one block leads to the Internet: NAT64's (RFC 6052, section 2.1). Networks without
+# IPv4 reach it through a gateway that connects to the IPv4 address in the last 32 bits, and their
+# name servers make such addresses up for each name (DNS64, RFC 6147).
+NAT64 = ip_network("64:ff9b::/96")
 
 # Listed here because the flags of ipaddress differ between versions of Python and let 6to4 and
 # AS112 pass. Sources: IANA's special-purpose address registries for IPv4 and IPv6.
@@ -116,13 +121,16 @@ def check_addresses(host: str, port: int, addresses: Iterable[str], allowed: All
 def is_public(address: str | IPv4Address | IPv6Address) -> bool:
     """Return whether `address` belongs to the public Internet: global, unicast, not special.
 
-    A network may translate a prefix of its own to IPv4 (RFC 6052, section 3.1). Such prefixes
-    look like any other, so that network has to block the service.
+    Of an address in `NAT64`, the IPv4 address inside decides. A network may translate a prefix of
+    its own to IPv4 (RFC 6052, section 3.1). Such prefixes look like any other, so that network has
+    to block the service.
 
     Raises:
         ValueError: it is not an IP address.
     """
     parsed = ip_address(address)
+    if parsed.version == 6 and parsed in NAT64 and not parsed.scope_id:
+        parsed = IPv4Address(int(parsed) & 0xFFFF_FFFF)
     if parsed.version == 6 and (
         parsed not in GLOBAL_UNICAST or parsed.scope_id or _embedded(parsed) in ISATAP
     ):

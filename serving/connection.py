@@ -4,6 +4,7 @@ They raise what urllib3's own connections raise, and errors that pass through it
 """
 
 import functools
+import http.client
 import logging
 import socket
 import ssl
@@ -22,6 +23,7 @@ from urllib3.exceptions import ConnectTimeoutError, LocationParseError, NewConne
 from serving.addresses import Allowed, check_addresses
 from serving.errors import FetchError
 
+MAX_INTERIM = 100  # answers 1xx before the one that counts
 TIMEOUT = 5.0  # seconds to connect to an address, and to wait for each piece of the answer
 
 
@@ -61,7 +63,27 @@ def tls_context() -> ssl.SSLContext:
     return context
 
 
+class _Response(http.client.HTTPResponse):
+    """An answer that may come after others, as 103 Early Hints.
+
+    http.client passes over 100 Continue only, and takes another one for the answer itself.
+    """
+
+    _interim = 0
+
+    def _read_status(self) -> tuple[str, int, str]:
+        version, status, reason = super()._read_status()  # ty: ignore[missing-attribute]
+        if not 100 <= status < 200 or status == http.HTTPStatus.SWITCHING_PROTOCOLS:
+            return version, status, reason
+        self._interim += 1
+        if self._interim > MAX_INTERIM:
+            raise http.client.BadStatusLine(reason)
+        return version, http.HTTPStatus.CONTINUE, reason
+
+
 class _HTTPConnection(urllib3.connection.HTTPConnection):
+    response_class = _Response
+
     def __init__(self, *args: Any, limits: Limits, **options: Any) -> None:
         super().__init__(*args, **options)
         self._limits = limits

@@ -15,6 +15,8 @@
     │   └── DeadlineError          504
     ├── ModelError                 a model file, or the runtime for it
     ├── AllowError                 FETCH_ALLOW (serving/addresses.py)
+    ├── SettingError               another environment variable
+    ├── EventSourceError           an event of another AWS service; fails the invocation
     └── DataError, CacheError, DistributeError, DownloadError: training/errors.py
 
 Commands add their own subclasses of `UserError`: an emulator that does not start, for example.
@@ -102,6 +104,17 @@ class DeadlineError(ServingError):
 
 class ModelError(UserError):
     """A model file is missing or unusable; `str(error)` says what to do."""
+
+
+class SettingError(UserError):
+    """An environment variable is malformed; `str(error)` says which and what to do."""
+
+
+class EventSourceError(UserError):
+    """An AWS service sent an event of its own.
+
+    It fails the invocation, so that AWS retries it and hands it to the dead-letter queue.
+    """
 
 
 def error_body(error: ServingError) -> dict:

@@ -1,8 +1,11 @@
-"""Parses direct invocations into requests."""
+"""Parses JSON, of direct invocations and of HTTP bodies, into requests."""
 
 import base64
 import binascii
+import re
+from collections.abc import Sequence
 from dataclasses import dataclass
+from urllib.parse import unquote_to_bytes
 
 from serving.errors import InvalidRequestError
 
@@ -13,6 +16,33 @@ EXPECTED = (
     'Expected {"url": "https://..."}, {"image": "<base64 of an image file>"}, {"urls": [...]} '
     'or {"images": [...]}.'
 )
+SHOWN_KEYS = 3  # in a sentence
+SHOWN = 40  # characters of each
+
+# What copying brings along, and no URL contains: soft hyphens, zero-width spaces, marks of the
+# writing direction (RFC 3987, section 4.1), and byte order marks.
+_INVISIBLE = re.compile("[\u00ad\u200b\u200e\u200f\u202a-\u202e\u2060\u2066-\u2069\ufeff]")
+_CLOSING = {
+    "<": ">",
+    "(": ")",
+    "[": "]",
+    "\u201c": "\u201d",
+    "\u2018": "\u2019",
+    "\u00ab": "\u00bb",
+}
+_CLOSING |= {"\u201e": "\u201c\u201d", "\u2039": "\u203a", '"': '"', "'": "'", "`": "`"}
+MAX_NESTED = 4  # quotes and brackets around a URL
+_URL_START = re.compile(r"(?:^|\s)https?:[/\\]", re.IGNORECASE)
+# The part of a data: URL before its data. Some clients omit what stands before "base64".
+_DATA_URL = re.compile(
+    r"\s*(?:data(?::|%3a)|(?=[^,]*base64))[^,]*?(?P<base64>base64)?\s*(?:,|%2c)", re.I
+)
+MAX_DATA_HEAD = 300  # characters
+MAX_PERCENT_ENCODED = 1_000_000  # characters of data that is not base64
+# What base64 becomes in a URL's query or a form.
+_PERCENT = {"2b": "+", "2f": "/", "3d": "=", "2d": "-", "5f": "_", "0a": "", "0d": "", "20": ""}
+_ESCAPES = re.compile(r"\\[nrt]")  # line breaks that were escaped twice
+_BYTES_LITERAL = re.compile(r"b(['\"])(.*)\1", re.DOTALL)  # Python's str() of bytes
 
 
 @dataclass(frozen=True)
@@ -47,16 +77,22 @@ def parse(event: object) -> Request:
             than `MAX_IMAGES` entries.
     """
     if not isinstance(event, dict):
-        raise InvalidRequestError(f"{EXPECTED} Received: {_kind(event)}.")
-    named = [key for key in (*ONE, *SEVERAL) if event.get(key) is not None]
-    if len(named) != 1:
-        received = " and ".join(named) or "none of these"
-        raise InvalidRequestError(f"{EXPECTED} Received: {received}.")
+        raise refusal(kind_of(event))
+    named = named_keys(event)
+    if not named:
+        raise refusal(_other_keys(event))
+    if len(named) > 1:
+        raise refusal(" and ".join(named))
     [key] = named
     top = parse_top(event.get("top"))
     if key in ONE:
-        return Request((_source(key, event[key]),), top=top)
-    return Request(tuple(_sources(key, event[key])), is_batch=True, top=top)
+        return Request((parse_source(key, event[key]),), top=top)
+    return Request(_sources(key, event[key]), is_batch=True, top=top)
+
+
+def named_keys(event: dict) -> list[str]:
+    """Return which of `url`, `image`, `urls` and `images` are in `event`; null counts as absent."""
+    return [key for key in (*ONE, *SEVERAL) if event.get(key) is not None]
 
 
 def parse_top(value: object) -> int | None:
@@ -69,44 +105,155 @@ def parse_top(value: object) -> int | None:
         return None
     if type(value) is not int or value < 1:
         raise InvalidRequestError(
-            f"Expected top to be a whole number from 1. Received: {_kind(value)}. "
+            f"Expected top to be a whole number from 1. Received: {kind_of(value)}. "
             "Leave it out for all classes."
         )
     return value
 
 
-def _sources(key: str, values: object) -> list[Source | InvalidRequestError]:
-    if not isinstance(values, list) or not 1 <= len(values) <= MAX_IMAGES:
-        received = str(len(values)) if isinstance(values, list) else _kind(values)
-        raise InvalidRequestError(
-            f"Expected {key} to be a list of 1 to {MAX_IMAGES}. Received: {received}."
-        )
-    found = []
-    for value in values:
+def parse_source(key: str, value: object) -> Source:
+    """Return the image that `value` names as `key`, "url" or "image".
+
+    Either may be a data: URL; bytes are those of an image file.
+
+    Raises:
+        InvalidRequestError: it is not a string, or neither an address nor base64.
+    """
+    if isinstance(value, bytes):
+        return Source(image=value)
+    if not isinstance(value, str):
+        raise refusal(f"{kind_of(value)} as {key}")
+    text = _visible(value).strip()
+    if not text:
+        raise refusal(f"an empty string as {key}")
+    is_data = text[:7].lower().startswith(("data:", "data%3a"))
+    if key == "url" and not is_data:
+        return Source(url=clean_url(text))
+    if text[:8].lower().startswith(("http://", "https://")):
+        raise refusal("the address of an image as image. Send it as url")
+    return Source(image=decode_image(text))
+
+
+def parse_sources(
+    values: Sequence[tuple[str, object]],
+) -> tuple[Source | InvalidRequestError, ...]:
+    """Return the image of each (key, value), or the error in it: the others are classified."""
+    found: list[Source | InvalidRequestError] = []
+    for key, value in values:
         try:
-            found.append(_source(SEVERAL[key], value))
-        except InvalidRequestError as error:  # the others are still classified
+            found.append(parse_source(key, value))
+        except InvalidRequestError as error:
             found.append(error)
-    return found
+    return tuple(found)
 
 
-def _source(key: str, value: object) -> Source:
-    if not isinstance(value, str) or not value.strip():
-        received = "an empty string" if isinstance(value, str) else _kind(value)
-        raise InvalidRequestError(f"{EXPECTED} Received: {received} as {key}.")
-    return Source(url=value.strip()) if key == "url" else Source(image=_decode(value))
+def clean_url(text: str) -> str:
+    """Return the URL in `text` without what copying adds to it.
+
+    Removes invisible characters, line breaks, and quotes or angle brackets around it. Reads
+    backslashes as slashes, as browsers do.
+
+    Raises:
+        InvalidRequestError: nothing is left, or there are several URLs.
+    """
+    text = _visible(text).strip()
+    if len(_URL_START.findall(text)) > 1:
+        raise refusal('several addresses as url. Send them as {"urls": [...]}')
+    text = "".join(line.strip() for line in text.splitlines()).replace("\t", "")
+    for _ in range(MAX_NESTED):
+        if closing := _CLOSING.get(text[:1]):
+            text = text[1:].strip()
+            text = text[:-1].strip() if text[-1:] in closing else text
+    text = text.rstrip('"<>` ')
+    if not text:
+        raise refusal("an empty string as url")
+    end = min((text.find(mark) for mark in "?#" if mark in text), default=len(text))
+    return text[:end].replace("\\/", "/").replace("\\", "/") + text[end:]
 
 
-def _decode(text: str) -> bytes:
-    if text.lstrip().startswith("data:"):  # as FileReader.readAsDataURL in browsers
-        text = text.partition(",")[2]
+def decode_image(text: str) -> bytes:
+    """Return the bytes in `text`: base64 or a data: URL.
+
+    Base64 may have line breaks and the alphabet for URLs, and lack its padding.
+
+    Raises:
+        InvalidRequestError: it is neither.
+    """
+    text = literal[2] if (literal := _BYTES_LITERAL.fullmatch(text)) else text.strip("\"'` ")
+    head = _DATA_URL.match(text[:MAX_DATA_HEAD])
+    if head is None:
+        return _decode_base64(text)
+    rest = text[head.end() :]
     try:
-        return base64.b64decode("".join(text.split()), validate=True)
-    except (binascii.Error, ValueError):
-        raise InvalidRequestError(f"{EXPECTED} Received: an image that is not base64.") from None
+        return _decode_base64(rest)
+    except InvalidRequestError:
+        if head["base64"] or not 1 <= len(rest) <= MAX_PERCENT_ENCODED:
+            raise
+        return unquote_to_bytes(rest.encode("utf-8", "replace"))  # the bytes themselves
 
 
-def _kind(value: object) -> str:
+def refusal(received: str) -> InvalidRequestError:
+    """Return the error for a request that names no image but contains what was `received`."""
+    return InvalidRequestError(f"{EXPECTED} Received: {received}.")
+
+
+def too_many(count: int, key: str = "images") -> InvalidRequestError:
+    """Return the error for `count` images in one request."""
+    return InvalidRequestError(
+        f"Expected {key} to be a list of 1 to {MAX_IMAGES}. Received: {count}."
+    )
+
+
+def kind_of(value: object) -> str:
+    """Return what `value` is in the words of JSON."""
     names: dict[type, str] = {dict: "an object", list: "a list", str: "a string"}
     names |= {bool: "a boolean", int: "a number", float: "a number", type(None): "null"}
     return names.get(type(value), "something else")
+
+
+def shown(text: str) -> str:
+    """Return the start of `text` for a sentence, with what does not print escaped."""
+    return "".join(c if c.isprintable() else ascii(c)[1:-1] for c in text[:SHOWN])
+
+
+def decimal(text: str | None) -> int | str | None:
+    """Return `text` as an int if it is decimal, else unchanged."""
+    digits = text and len(text) < 10 and text.isascii() and text.isdecimal()
+    return int(text) if digits else text
+
+
+def _sources(key: str, values: object) -> tuple[Source | InvalidRequestError, ...]:
+    if not isinstance(values, list):
+        raise InvalidRequestError(
+            f"Expected {key} to be a list of 1 to {MAX_IMAGES}. Received: {kind_of(values)}."
+        )
+    if not 1 <= len(values) <= MAX_IMAGES:
+        raise too_many(len(values), key)
+    return parse_sources([(SEVERAL[key], value) for value in values])
+
+
+def _other_keys(event: dict) -> str:
+    keys = [shown(key) for key, value in event.items() if key != "top" and value is not None]
+    if not (listed := [key for key in keys if key][:SHOWN_KEYS]):
+        return "none of these"
+    return "none of these, but " + ", ".join(listed)
+
+
+def _visible(text: str) -> str:
+    return text if text.isascii() else _INVISIBLE.sub("", text)
+
+
+def _decode_base64(text: str) -> bytes:
+    if "%" in text:
+        for code, character in _PERCENT.items():
+            text = text.replace(f"%{code}", character).replace(f"%{code.upper()}", character)
+    if "\\" in text:
+        text = _ESCAPES.sub("", text).replace("\\/", "/")
+    text = _visible("".join(text.split())).replace("-", "+").replace("_", "/")
+    digits = text.rstrip("=")
+    try:
+        if not digits or len(text) - len(digits) > 2:
+            raise ValueError
+        return base64.b64decode(digits + "=" * (-len(digits) % 4), validate=True)
+    except (binascii.Error, ValueError):
+        raise refusal("an image that is not base64") from None

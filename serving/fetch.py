@@ -4,10 +4,12 @@ A URL alone proves nothing: its name may resolve to any address, to another one 
 and its host may redirect. So addresses are checked where connections are made: each connection
 (serving/connection.py) resolves its name once, checks every answer and connects to one of them.
 FETCH_ALLOW in the environment, host names and networks separated by commas
-(images.internal,10.0.0.0/8), allows more hosts, at any port.
+(images.internal,10.0.0.0/8), allows more hosts, at any port. FETCH_CONTACT, an address of a page
+or of mail, tells hosts whom to ask about the requests.
 """
 
 import os
+import re
 import time
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -27,6 +29,7 @@ from serving.errors import (
     InternalError,
     InvalidRequestError,
     ServingError,
+    SettingError,
     TooLargeError,
 )
 
@@ -35,16 +38,16 @@ DEADLINE = 10.0  # seconds for all of it, from looking up the name to the last b
 MAX_URL = 8192  # characters: what servers usually accept
 MAX_BYTES = 10_000_000  # of a body
 MAX_OVERHEAD = 1_000_000  # bytes of a connection besides the body: headers, chunk sizes
-MAX_REDIRECTS = 3
+MAX_REDIRECTS = 5  # http to https, to www, to a page's file, to the network that delivers it
 MAX_PARALLEL = 8
 CHUNK = 65_536
-# Some hosts, such as Wikimedia, refuse clients without a User-Agent. Images are compressed
-# already, and a body that is not unpacked cannot unpack to gigabytes.
-HEADERS = {
-    "User-Agent": "flower-classifier/1.0",
-    "Accept": "*/*",
-    "Accept-Encoding": "identity",
-}
+CONTACT = "FETCH_CONTACT"
+MAX_CONTACT = 200  # characters
+# Images are compressed already, and a body that is not unpacked cannot unpack to gigabytes.
+HEADERS = {"Accept": "*/*", "Accept-Encoding": "identity"}
+# Some hosts, such as Wikimedia, refuse clients without it, and ask it to name a contact.
+USER_AGENT = "flower-classifier/1.0"
+_COMMENT = re.compile(r"[ !-'*-\[\]-~]+")  # of a header, without escapes: RFC 9110, section 5.6.5
 # Values of Content-Encoding. Others mean nothing: S3 sends base64, utf-8 or aws-chunked.
 COMPRESSIONS = {"gzip", "x-gzip", "deflate", "compress", "x-compress", "br", "zstd"}
 
@@ -63,6 +66,7 @@ def fetch(url: str, deadline: float | None = None) -> bytes:
         FetchTimeoutError: the host or the name servers do not answer in time.
         TooLargeError: the body is longer than `MAX_BYTES`.
         AllowError: FETCH_ALLOW is malformed.
+        SettingError: FETCH_CONTACT is malformed.
     """
     return _fetch(url, deadline, parse_allowed(os.environ.get(VARIABLE, "")))
 
@@ -75,20 +79,42 @@ def fetch_all(urls: Sequence[str], deadline: float | None = None) -> list[bytes 
 
     Raises:
         AllowError: FETCH_ALLOW is malformed.
+        SettingError: FETCH_CONTACT is malformed.
     """
+    user_agent()
     allowed = parse_allowed(os.environ.get(VARIABLE, ""))
     with ThreadPoolExecutor(MAX_PARALLEL, thread_name_prefix="fetch") as threads:
         return list(threads.map(lambda url: _fetch_or_error(url, deadline, allowed), urls))
 
 
 def prepare() -> None:
-    """Check FETCH_ALLOW and read the CA bundle before the first fetch.
+    """Check the settings and read the CA bundle before the first fetch.
 
     Raises:
         AllowError: FETCH_ALLOW is malformed.
+        SettingError: FETCH_CONTACT is malformed.
     """
     parse_allowed(os.environ.get(VARIABLE, ""))
+    user_agent()
     tls_context()
+
+
+def user_agent() -> str:
+    """Return the header User-Agent, with the contact in FETCH_CONTACT if there is one.
+
+    Raises:
+        SettingError: FETCH_CONTACT is not one line of printable ASCII, or has a parenthesis.
+    """
+    contact = os.environ.get(CONTACT, "").strip()
+    if not contact:
+        return USER_AGENT
+    if len(contact) > MAX_CONTACT or not _COMMENT.fullmatch(contact):
+        raise SettingError(
+            f"Expected a web or mail address in {CONTACT}: one line of at most {MAX_CONTACT} ASCII "
+            f"characters without parentheses. Received: {contact[:MAX_CONTACT]!r}. "
+            f"Correct it, or unset {CONTACT}."
+        )
+    return f"{USER_AGENT} ({contact})"
 
 
 def too_large() -> TooLargeError:
@@ -138,8 +164,17 @@ def _open(adapter: CheckedAdapter, url: str) -> requests.Response:
     A requests.Session would read the bodies of redirects, however long, keep cookies, and take
     proxies and passwords from the environment.
     """
+    visited = set()
     for _ in range(MAX_REDIRECTS + 1):
-        response = adapter.send(_prepare(url), stream=True, timeout=TIMEOUT)
+        request = _prepare(url)
+        address = (request.url or "").partition("#")[0]
+        if address in visited:
+            raise FetchError(
+                "Expected redirects that lead to an image. Received: one that leads back, as of "
+                "hosts that ask for cookies or a login. Give the address of the image itself."
+            )
+        visited.add(address)
+        response = adapter.send(request, stream=True, timeout=TIMEOUT)
         if not response.is_redirect:
             return response
         response.close()
@@ -162,7 +197,7 @@ def _prepare(url: str) -> requests.PreparedRequest:
     if len(url) > MAX_URL:
         raise _wrong_url(f"one of more than {MAX_URL} characters")
     try:
-        request = requests.Request("GET", url, HEADERS).prepare()
+        request = requests.Request("GET", url, HEADERS | {"User-Agent": user_agent()}).prepare()
         # Check the address after requests has normalized it: the one that will be connected to.
         normalized = request.url or ""
         parts = urlsplit(normalized)
@@ -205,6 +240,11 @@ def _read(response: requests.Response) -> bytes:
         body += piece
         if len(body) > MAX_BYTES:
             raise too_large()
+    if not body:
+        raise FetchError(
+            "Expected the image's host to answer with an image. "
+            "Received: nothing, an empty body. Check the url."
+        )
     return bytes(body)
 
 

@@ -2,8 +2,8 @@
 
 import time
 
-from serving import events, http_events, log
-from serving.errors import InternalError, ServingError
+from serving import aws_events, events, http_events, log
+from serving.errors import EventSourceError, InternalError, ServingError
 from serving.http_events import HttpRequest
 from serving.service import Result, Service
 
@@ -12,19 +12,30 @@ class Handler:
     """Answers Lambda events: direct invocations and HTTP requests."""
 
     def __init__(self, service: Service):
-        """Let `service` classify the images."""
+        """Let `service` classify the images.
+
+        Raises:
+            SettingError: CORS_HEADERS is malformed.
+        """
+        http_events.cors()
         self.service = service
         self._cold = True
 
     def handle(self, event: object, context: object = None) -> dict | list:
-        """Return the answer to `event`, ready for JSON; never raises.
+        """Return the answer to `event`, ready for JSON.
 
         Of Lambda's `context`, the remaining time and the request's ID are used.
+
+        Raises:
+            EventSourceError: `event` is one of another AWS service, to which an answer would mean
+                success. Nothing else raises.
         """
         started = time.monotonic()
         line = log.RequestLog(getattr(context, "aws_request_id", None), self._cold)
         self._cold = False
         http = http_events.read_event(event)
+        if http is None:
+            _refuse_other_services(event, line, started)
         try:
             result = self._classify(event, http, deadline(context, started), line.request_id)
         except ServingError as error:
@@ -50,13 +61,26 @@ class Handler:
         self, event: object, http: HttpRequest | None, due: float, request_id: str | None
     ) -> Result:
         """Return the result for `event`, or for the `http` in it."""
+        if http is None and aws_events.is_warm_up(event):
+            return Result(self.service.health())
         if http is None:
-            request = events.parse(event)
+            request = events.parse(aws_events.unwrap(event))
         elif page := http_events.find_page(http, self.service):
             return page
         else:
             request = http_events.parse_body(http)
         return self.service.classify(request, due, request_id)
+
+
+def _refuse_other_services(event: object, line: log.RequestLog, started: float) -> None:
+    """Log and raise an EventSourceError if `event` is one of another AWS service."""
+    if aws_events.is_warm_up(event):
+        line.event = "warm-up"
+    elif service := aws_events.find_service(event):
+        line.event, line.error = service, EventSourceError.__name__
+        line.ms = log.milliseconds(started)
+        log.write_request(line)
+        raise aws_events.refuse(service)
 
 
 def deadline(context: object, started: float) -> float:

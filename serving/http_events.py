@@ -8,20 +8,30 @@ import base64
 import binascii
 import json
 import os
+import re
 from dataclasses import dataclass
 from http import HTTPStatus
 from pathlib import Path
 
-from serving import events
-from serving.errors import InvalidRequestError, MethodError, NotFoundError, UnsupportedTypeError
-from serving.events import Request, Source
+from serving import bodies, events
+from serving.bodies import Body
+from serving.errors import InvalidRequestError, MethodError, NotFoundError, SettingError
+from serving.events import Request
 from serving.service import Result, Service
 
 PAGES = ("health", "openapi.json")  # routes to GET; images may be posted to any other
 OPENAPI = Path(__file__).with_name("openapi.json")
-# `curl -d` sends application/x-www-form-urlencoded.
-JSON_TYPES = ("", "application/json", "text/plain", "application/x-www-form-urlencoded")
-IMAGE_TYPES = ("application/octet-stream", "binary/octet-stream")  # and image/*
+# What pages may send: types, codings, and what authorizers, usage plans and AWS_IAM ask for.
+CORS_HEADERS = (
+    "Content-Type",
+    "Content-Encoding",
+    "Authorization",
+    "X-Api-Key",
+    "X-Amz-Date",
+    "X-Amz-Security-Token",
+    "X-Amz-Content-Sha256",
+)
+_HEADER_NAME = re.compile(r"[\w!#$%&'*+.^`|~-]+", re.ASCII)  # a token: RFC 9110, section 5.6.2
 
 
 @dataclass(frozen=True)
@@ -55,13 +65,15 @@ class HttpRequest:
 
     @property
     def allowed_method(self) -> str:
-        """The method to use at this path."""
+        """The method to use at this path; HEAD goes where GET does."""
         return "GET" if self.route in PAGES else "POST"
 
 
 def read_event(event: object) -> HttpRequest | None:
     """Return the HTTP request in `event`, or None for a direct invocation."""
     if not isinstance(event, dict) or not isinstance(event.get("requestContext"), dict):
+        return None
+    if "requestPayload" in event:  # Lambda hands on what another function answered
         return None
     context = event["requestContext"]
     if event.get("version") == "2.0":
@@ -94,6 +106,11 @@ def find_page(request: HttpRequest, service: Service) -> Result | None:
     method = "GET" if request.method == "HEAD" else request.method
     if method == "OPTIONS":
         return Result({})
+    if method == "GET" and "url" in request.query:
+        raise MethodError(
+            'Expected POST with {"url": "https://..."} as the body. '
+            "Received: GET with url in the query. See /openapi.json."
+        )
     if method == "GET" and request.route not in ("", *PAGES):
         raise NotFoundError(
             "Expected GET /health, GET /openapi.json or POST /. "
@@ -112,22 +129,20 @@ def find_page(request: HttpRequest, service: Service) -> Result | None:
 
 
 def parse_body(request: HttpRequest) -> Request:
-    """Parse a body: JSON, as in direct invocations, or one image.
+    """Parse a body: JSON, as in direct invocations, an image, or a form.
 
     Raises:
         InvalidRequestError: the body does not match its type, or names no image.
-        UnsupportedTypeError: it is neither JSON nor an image.
+        UnsupportedTypeError: it is neither JSON nor an image nor a form, or in a coding other
+            than gzip and deflate.
+        TooLargeError: it unpacks to more than Lambda takes.
     """
-    kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
-    top = events.parse_top(_number(request.query.get("top")))
-    if kind.startswith("image/") or kind in IMAGE_TYPES:
-        return Request((Source(image=_image(request)),), top=top)
-    if kind not in JSON_TYPES and not kind.endswith("+json"):
-        raise UnsupportedTypeError(
-            "Expected a body of the type application/json or image/*. Received: another one. "
-            "Name its type in the header Content-Type."
-        )
-    parsed = events.parse(_json(request))
+    top = events.parse_top(events.decimal(request.query.get("top")))
+    data = bodies.unpack(_bytes(request), request.headers.get("content-encoding", ""))
+    if not data and "url" in request.query:
+        raise events.refusal("nothing as the body, but url in the query. Send it in the body")
+    kind = request.headers.get("content-type", "")
+    parsed = bodies.parse(Body(data, kind, is_text=not request.is_base64))
     return Request(parsed.sources, parsed.is_batch, parsed.top if top is None else top)
 
 
@@ -137,7 +152,8 @@ def write_response(request: HttpRequest, result: Result) -> dict:
     if request.method == "OPTIONS":
         return answer(request, 204, None, headers)
     if isinstance(result.error, MethodError):
-        headers["Allow"] = f"{request.allowed_method}, OPTIONS"
+        allowed = "GET, HEAD" if request.allowed_method == "GET" else request.allowed_method
+        headers["Allow"] = f"{allowed}, OPTIONS"
     status = result.error.status if result.error else 200
     return answer(request, status, result.body, headers)
 
@@ -150,7 +166,9 @@ def answer(
     body = ""
     if payload is not None:
         named["Content-Type"] = "application/json"
-        body = "" if request.method == "HEAD" else json.dumps(payload)
+        body = json.dumps(payload)
+        if request.method == "HEAD":
+            named["Content-Length"], body = str(len(body)), ""  # of what GET answers
     response = {"statusCode": status, "headers": named, "body": body, "isBase64Encoded": False}
     if request.payload_format == "alb":
         response["statusDescription"] = f"{status} {HTTPStatus(status).phrase}"
@@ -161,47 +179,47 @@ def answer(
 
 
 def cors() -> dict[str, str]:
-    """Return the CORS headers for all origins, or for CORS_ORIGIN."""
-    origin = os.environ.get("CORS_ORIGIN") or "*"
+    """Return the CORS headers for all origins, or for CORS_ORIGIN; none if that is "off".
+
+    CORS_HEADERS names request headers that pages may send besides `CORS_HEADERS`.
+
+    Raises:
+        SettingError: CORS_HEADERS is malformed.
+    """
+    origin = os.environ.get("CORS_ORIGIN", "").strip() or "*"
+    if origin.lower() == "off":
+        return {}
     headers = {
         "Access-Control-Allow-Origin": origin,
         "Access-Control-Allow-Methods": "GET, POST, OPTIONS",
-        "Access-Control-Allow-Headers": "Content-Type",
+        "Access-Control-Allow-Headers": ", ".join((*CORS_HEADERS, *_more_headers())),
         "Access-Control-Max-Age": "86400",  # seconds: browsers repeat the preflight once a day
     }
     return headers if origin == "*" else headers | {"Vary": "Origin"}
 
 
-def _image(request: HttpRequest) -> bytes:
-    if not request.is_base64:
-        raise InvalidRequestError(
-            "Expected the image's bytes, passed on by the gateway as binary. "
-            "Received: text or nothing. Let the gateway treat image/* as a binary media type."
-        )
-    return _bytes(request)
-
-
-def _json(request: HttpRequest) -> object:
-    try:
-        return json.loads(_bytes(request) if request.is_base64 else request.body)
-    except (ValueError, RecursionError):
-        received = "something else" if request.body else "nothing"
-        raise InvalidRequestError(f"{events.EXPECTED} Received: {received}.") from None
+def _more_headers() -> list[str]:
+    """Return the header names that CORS_HEADERS in the environment lists, separated by commas."""
+    text = os.environ.get("CORS_HEADERS", "")
+    names = [name.strip() for name in text.split(",") if name.strip()]
+    for name in names:
+        if not _HEADER_NAME.fullmatch(name):
+            raise SettingError(
+                "Expected names of headers, separated by commas, in CORS_HEADERS, such as "
+                f"X-Trace-Id,X-Client. Received: {name!r}. Correct it, or unset CORS_HEADERS."
+            )
+    return names
 
 
 def _bytes(request: HttpRequest) -> bytes:
+    if not request.is_base64:
+        return request.body.encode("utf-8", "surrogatepass")
     try:
         return base64.b64decode(request.body, validate=True)
     except (binascii.Error, ValueError):
         raise InvalidRequestError(
             "Expected a body in base64, as isBase64Encoded says. Received: something else."
         ) from None
-
-
-def _number(text: str | None) -> int | str | None:
-    """Return `text` as an int if it is decimal, else unchanged."""
-    digits = text and len(text) < 10 and text.isascii() and text.isdecimal()
-    return int(text) if digits else text
 
 
 def _text(value: object) -> str:

@@ -47,7 +47,7 @@ class RequestLog:
 
     request_id: str | None
     cold_start: bool  # the first request of this process
-    event: str = "direct"  # or "http" and the payload format
+    event: str = "direct"  # "http" and the payload format, "warm-up", or another AWS service
     ms: float = 0.0
     method: str | None = None
     status: int | None = None

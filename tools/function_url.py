@@ -114,7 +114,7 @@ class _Handler(BaseHTTPRequestHandler):
         self.send_response(answer["statusCode"])
         for name, value in (answer.get("headers") or {}).items():
             self.send_header(name, value)
-        if answer["statusCode"] != 204:
+        if answer["statusCode"] != 204 and "Content-Length" not in (answer.get("headers") or {}):
             self.send_header("Content-Length", str(len(data)))
         self.end_headers()
         self.wfile.write(data)

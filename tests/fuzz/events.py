@@ -9,11 +9,13 @@ the service refuses to connect to, so no other host is contacted.
 
 import base64
 import contextlib
+import gzip
 import io
 import json
 import resource
 import sys
 import time
+import zlib
 from pathlib import Path
 
 import hypothesis
@@ -21,7 +23,7 @@ from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 
 from serving.classifier import Classifier
-from serving.errors import UserError
+from serving.errors import EventSourceError, UserError
 from serving.handler import Handler
 from serving.model_files import best_model, thread_count
 from serving.service import Service
@@ -89,6 +91,11 @@ direct = st.one_of(
     st.fixed_dictionaries({"urls": maybe(st.lists(maybe(urls), max_size=4))}),
     st.fixed_dictionaries({"images": maybe(st.lists(maybe(images), max_size=18))}),
     st.dictionaries(st.sampled_from(["url", "image", "urls", "images", "top"]), anything),
+    st.dictionaries(
+        st.sampled_from(["Records", "eventSource", "source", "detail-type", "awslogs", "warmup"]),
+        anything | st.lists(st.dictionaries(st.just("eventSource"), anything), max_size=2),
+    ),
+    anything.map(lambda body: {"body": json.dumps(body)}),
     anything,
 )
 types = st.sampled_from(
@@ -97,12 +104,33 @@ types = st.sampled_from(
         "image/png",
         "IMAGE/GIF;x",
         "application/octet-stream",
+        "application/x-www-form-urlencoded",
+        "multipart/form-data; boundary=b",
+        "multipart/form-data",
         "",
         "text/html",
         ";",
     ]
 )
+PART = b'Content-Disposition: form-data; name="%s"; filename="%s"\r\n'
+forms = st.builds(
+    b"".join,
+    st.lists(
+        st.one_of(
+            st.just(b"--b\r\n"),
+            st.builds(
+                PART.__mod__, st.tuples(st.sampled_from([b"image", b"urls"]), st.binary(max_size=3))
+            ),
+            st.sampled_from([b"\r\n", b"\r\n--b--\r\n", b"Content-Transfer-Encoding: base64\r\n"]),
+            image_files(),
+            urls.map(lambda url: b"url=" + url.encode("utf-8", "replace")),
+        ),
+        max_size=8,
+    ),
+)
+packed = st.sampled_from([bytes, gzip.compress, zlib.compress, lambda data: data[1:]])
 bodies = st.one_of(
+    st.builds(lambda form, pack: base64.b64encode(pack(form)).decode(), forms, packed),
     direct.map(json.dumps),
     direct.map(lambda event: base64.b64encode(json.dumps(event).encode()).decode()),
     image_files().map(lambda data: base64.b64encode(data).decode()),
@@ -111,8 +139,9 @@ bodies = st.one_of(
 methods = st.sampled_from(["POST", "POST", "GET", "HEAD", "OPTIONS", "PUT", "get", ""])
 paths = st.sampled_from(["/", "/health", "/openapi.json", "/prod/health", "", "//", "/x"])
 headers = st.builds(
-    lambda kind, more: more | {"Content-Type": kind},
+    lambda kind, coding, more: more | {"Content-Type": kind} | coding,
     types,
+    st.sampled_from([{}, {}, {"Content-Encoding": "gzip"}, {"Content-Encoding": "deflate"}]),
     st.dictionaries(st.text(max_size=8), anything, max_size=3),
 )
 queries = st.none() | st.fixed_dictionaries({}, optional={"top": tops}) | anything
@@ -151,7 +180,10 @@ def check(handler: Handler, event: object) -> None:
     log = io.StringIO()
     started = time.monotonic()
     with contextlib.redirect_stdout(log):
-        answer = handler.handle(event)
+        try:
+            answer = handler.handle(event)
+        except EventSourceError as error:  # it fails the invocation on purpose
+            answer = {"error": {"type": "EventSourceError", "message": str(error)}}
     assert time.monotonic() - started < SECONDS, "too slow"
     json.dumps(answer, allow_nan=False)
     lines = [json.loads(line) for line in log.getvalue().splitlines()]

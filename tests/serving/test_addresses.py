@@ -25,6 +25,8 @@ PUBLIC = [
     "2001:4860:4860::8888",
     "2606:4700:4700::1111",
     "2a02:ec80:300:ed1a::1",
+    "64:ff9b::8.8.8.8",  # NAT64
+    "64:ff9b::5db8:d822",
 ]
 
 NOT_PUBLIC = {
@@ -61,9 +63,15 @@ NOT_PUBLIC = {
     "IPv4-mapped": "::ffff:127.0.0.1",
     "IPv4-mapped of a public address": "::ffff:8.8.8.8",
     "IPv4-translated": "::ffff:0:127.0.0.1",
-    "NAT64": "64:ff9b::169.254.169.254",
-    "NAT64 of a public address": "64:ff9b::8.8.8.8",
+    "NAT64 of metadata": "64:ff9b::169.254.169.254",
+    "NAT64 of a private address": "64:ff9b::a00:1",
+    "NAT64 of loopback": "64:ff9b::7f00:1",
+    "NAT64's first address": "64:ff9b::",
+    "NAT64's last address": "64:ff9b::ffff:ffff",
+    "NAT64 with a zone": "64:ff9b::8.8.8.8%eth0",
+    "beside NAT64": "64:ff9b:0:0:0:1:808:808",
     "local NAT64": "64:ff9b:1::10.0.0.1",
+    "local NAT64 of a public address": "64:ff9b:1::8.8.8.8",
     "discard-only": "100::1",
     "dummy prefix": "100:0:0:1::1",
     "Teredo": "2001:0:7f00:1::",

@@ -1,6 +1,8 @@
 """serving.events: what a request may contain, and the sentences that refuse others."""
 
 import base64
+import contextlib
+import time
 
 import pytest
 
@@ -27,17 +29,78 @@ def test_a_url():
         "data:image/png;base64," + base64.b64encode(b"x" * 100).decode(),
         " \n data:;base64, " + base64.b64encode(b"x" * 100).decode(),
         "data:," + base64.b64encode(b"x" * 100).decode(),
+        "DATA:IMAGE/PNG;charset=utf-8;BASE64," + base64.b64encode(b"x" * 100).decode(),
+        "image/png;base64," + base64.b64encode(b"x" * 100).decode(),
+        "data:image/png," + "%78" * 100,
+        "data%3Aimage%2Fpng%3Bbase64%2C" + base64.b64encode(b"x" * 100).decode().rstrip("="),
+        '"' + base64.b64encode(b"x" * 100).decode() + '"',
+        str(base64.b64encode(b"x" * 100)),
+        "\ufeff" + base64.b64encode(b"x" * 100).decode(),
+        base64.b64encode(b"x" * 100).decode().replace("4e", "4\\r\\ne"),
     ],
 )
 def test_an_image(text):
     assert parse({"image": text}) == Request((Source(image=b"x" * 100),))
+    if text.strip()[:4].lower() == "data":
+        assert parse({"urls": [text]}).sources == (Source(image=b"x" * 100),)
 
 
-def test_base64_is_that_of_rfc_4648_with_padding():
-    assert parse({"image": "+/8="}) == Request((Source(image=b"\xfb\xff"),))
-    for text in ("-_8=", "+/8", "+/8=====!", "+!/8=", "+/8*", "===="):
+def test_base64_is_that_of_rfc_4648_in_both_alphabets_padded_or_not():
+    for text in ("+/8=", "-_8=", "+/8", "-_8", "%2B%2f8%3D", "+\n/8=", "\u200b+/8="):
+        assert parse({"image": text}) == Request((Source(image=b"\xfb\xff"),))
+    for text in ("+/8=====!", "+!/8=", "+/8*", "====", "+/8===", "aGk=aGk=", "a", "data:;base64,!"):
         with pytest.raises(InvalidRequestError, match="Received: an image that is not base64"):
             parse({"image": text})
+
+
+ADDRESS = "https://example.com/a.jpg"
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        *(f"{mark}{ADDRESS}{mark}" for mark in "\ufeff\u200b\u200e\u2060\u00ad\u00a0\u3000 \n"),
+        *(f"<{ADDRESS}>", f'"{ADDRESS}"', f"'{ADDRESS}'", f"`{ADDRESS}`", f"({ADDRESS})"),
+        *(f"\u201c{ADDRESS}\u201d", f"\u00ab {ADDRESS} \u00bb", f'"<{ADDRESS}>"', f'{ADDRESS}"'),
+        *("https:\\/\\/example.com\\/a.jpg", "https:\\\\example.com\\a.jpg"),
+        *(
+            "https://exam\nple.com/\r\n   a.jpg",
+            "https://example.com/\ta.jpg",
+            "https://example\u200b.com/a.jpg",
+        ),
+    ],
+)
+def test_what_copying_adds_to_a_url_is_dropped(text):
+    assert parse({"url": text}) == Request((Source(url=ADDRESS),))
+    assert parse({"urls": [text]}).sources == (Source(url=ADDRESS),)
+
+
+@pytest.mark.parametrize(
+    "url",
+    [
+        "https://en.wikipedia.org/wiki/Rose_(flower)",
+        "https://example.com/it's'",
+        "https://example.com/my rose.jpg",
+        "https://example.com/a?b=\\c#\\d",
+        "https://example.com/\u200c\u2019",
+        "rose.jpg",
+    ],
+)
+def test_what_may_belong_to_a_url_stays(url):
+    assert parse({"url": url}) == Request((Source(url=url),))
+
+
+@pytest.mark.parametrize(
+    "text", [" ", '"', "\n", "%", "\\n", ",", "\u200b", "b'", "http:/ ", "base64"]
+)
+@pytest.mark.parametrize("start", ["", "data:a;base64,"])
+def test_long_texts_take_no_longer_than_they_are(text, start):
+    """Milliseconds each, where a quadratic step would take hours."""
+    for key in ("url", "image"):
+        started = time.monotonic()
+        with contextlib.suppress(InvalidRequestError):
+            parse({key: start + text * (300_000 // len(text))})
+        assert time.monotonic() - started < 5
 
 
 def test_several_in_order():
@@ -87,7 +150,15 @@ def test_top_is_a_whole_number_from_1(top):
     ("event", "received"),
     [
         ({}, "none of these"),
-        ({"uri": "x"}, "none of these"),
+        ({"uri": "x", "top": 1}, "none of these, but uri"),
+        (
+            {"\ufeffurl": 1, "": 2, "b" * 99: 3, "c": 4},
+            f"none of these, but \\ufeffurl, {'b' * 40}, c",
+        ),
+        ({"image": "https://a.b/c"}, "the address of an image as image. Send it as url"),
+        ({"url": "http://a HTTPS://b"}, 'several addresses as url. Send them as {"urls": [...]}'),
+        ({"url": "\ufeff\u200b"}, "an empty string as url"),
+        ({"url": "<\u200e>"}, "an empty string as url"),
         ({"url": None}, "none of these"),
         ({"url": "http://a", "image": "aGk="}, "url and image"),
         ({"url": "http://a", "urls": ["http://a"]}, "url and urls"),

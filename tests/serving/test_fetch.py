@@ -27,6 +27,7 @@ from serving.errors import (
     InternalError,
     InvalidRequestError,
     ServingError,
+    SettingError,
     TooLargeError,
 )
 from serving.fetch import fetch, fetch_all, prepare
@@ -162,7 +163,7 @@ def test_it_returns_the_body(http_server):
 
 def test_requests_have_these_headers_and_no_others(http_server):
     seen = {}
-    url = http_server({"/": lambda request: seen.update(request.headers) or (200, {}, b"")})
+    url = http_server({"/": lambda request: seen.update(request.headers) or (200, {}, b"a")})
     fetch(f"{url}/")
     assert seen == {
         "Host": url.removeprefix("http://"),
@@ -170,6 +171,30 @@ def test_requests_have_these_headers_and_no_others(http_server):
         "Accept": "*/*",
         "Accept-Encoding": "identity",
     }
+
+
+@pytest.mark.parametrize(
+    ("contact", "sent"),
+    [
+        ("", "flower-classifier/1.0"),
+        (" https://a.b/bot; me@a.b ", "flower-classifier/1.0 (https://a.b/bot; me@a.b)"),
+    ],
+)
+def test_hosts_learn_whom_to_ask(contact, sent, http_server, monkeypatch):
+    monkeypatch.setenv("FETCH_CONTACT", contact)
+    prepare()
+    seen = []
+    url = http_server({"/": lambda r: seen.append(r.headers["User-Agent"]) or (200, {}, b"a")})
+    fetch(f"{url}/")
+    assert seen == [sent]
+
+
+@pytest.mark.parametrize("contact", ["a\nb", "a\r\nX: y", "é", "a (b)", "a\\b", "a" * 201, "a\tb"])
+def test_a_contact_that_is_no_line_of_ascii_shows_at_the_start(contact, monkeypatch):
+    monkeypatch.setenv("FETCH_CONTACT", contact)
+    for use in (prepare, lambda: fetch_all([]), lambda: fetch("http://127.0.0.1:9/")):
+        with pytest.raises(SettingError, match="^Expected a web or mail address in FETCH_CONTACT"):
+            use()
 
 
 # URLs.
@@ -317,6 +342,31 @@ def test_a_server_on_this_machine_hears_nothing(talk):
     assert heard == []
 
 
+@pytest.mark.parametrize(
+    ("addresses", "reached"),
+    [
+        (["64:ff9b::5db8:d822"], True),
+        (["64:ff9b::5db8:d822", "93.184.216.34"], True),
+        (["64:ff9b::a00:1"], False),
+        (["93.184.216.34", "64:ff9b::a9fe:a9fe"], False),
+        (["64:ff9b:1::5db8:d822"], False),
+    ],
+)
+@pytest.mark.usefixtures("closed")
+def test_behind_nat64_the_ipv4_address_inside_decides(addresses, reached, dns, monkeypatch):
+    dns["flowers.test"] = [addresses]
+    wanted = []
+
+    def refuse(answers: list[tuple], limits: sockets.Limits) -> socket.socket:
+        wanted.extend(address[0] for *_, address in answers)
+        raise OSError
+
+    monkeypatch.setattr(sockets, "_connect", refuse)
+    with pytest.raises(FetchError if reached else AddressError):
+        fetch("http://flowers.test/a.jpg")
+    assert wanted == (addresses if reached else [])
+
+
 @pytest.mark.parametrize("url", ["http://flowers.test/a", "https://flowers.test/a"])
 @pytest.mark.usefixtures("closed", "trusted")
 def test_public_hosts_are_reached(url, talk, dns, certificate, monkeypatch):
@@ -425,12 +475,23 @@ def test_redirects_are_followed(http_server):
     assert fetch(f"{url}/old") == b"image"
 
 
-def test_three_redirects_are_followed_and_no_more(http_server):
-    routes = {f"/{n}": (302, {"Location": f"/{n - 1}"}, b"") for n in range(1, 5)}
+def test_five_redirects_are_followed_and_no_more(http_server):
+    routes = {f"/{n}": (302, {"Location": f"/{n - 1}"}, b"") for n in range(1, 7)}
     url = http_server(routes | {"/0": (200, {}, b"image")})
-    assert fetch(f"{url}/3") == b"image"
-    with pytest.raises(FetchError, match="at most 3 redirects"):
-        fetch(f"{url}/4")
+    assert fetch(f"{url}/5") == b"image"
+    with pytest.raises(FetchError) as caught:
+        fetch(f"{url}/6")
+    assert str(caught.value) == (
+        "Expected at most 5 redirects. Received: more. Give the final url."
+    )
+
+
+def test_a_host_that_asks_for_its_cookie_again_is_told_of(http_server):
+    there = (302, {"Location": "/a#part", "Set-Cookie": "ok=1; Path=/"}, b"")
+    url = http_server({"/a": there, "/": (302, {"Location": "/a"}, b"")})
+    for path in ("/a", "/"):
+        with pytest.raises(FetchError, match="one that leads back, as of hosts that ask for cook"):
+            fetch(f"{url}{path}")
 
 
 def test_a_redirect_that_is_not_ascii_is_followed(talk):
@@ -486,7 +547,7 @@ def test_the_body_of_a_redirect_is_not_read(talk):
     start = b"HTTP/1.1 302 Found\r\nLocation: /\r\nContent-Encoding: gzip\r\n\r\n"
     place = talk(repeats(start, b"x" * 65536))
     started = time.monotonic()
-    with pytest.raises(FetchError, match="at most 3 redirects"):
+    with pytest.raises(FetchError, match="Received: one that leads back"):
         fetch(f"http://{place}/")
     assert time.monotonic() - started < module.DEADLINE
 
@@ -499,7 +560,7 @@ def test_nothing_that_hosts_set_is_sent_on(http_server, tmp_path, monkeypatch):
     seen = []
     answers = {
         "/": (302, {"Location": "/b", "Set-Cookie": "a=b; Path=/"}, b""),
-        "/b": (200, {"Set-Cookie": "c=d"}, b""),
+        "/b": (200, {"Set-Cookie": "c=d"}, b"image"),
     }
     url = http_server(
         {path: lambda r: seen.append(dict(r.headers)) or answers[r.path] for path in answers}
@@ -598,6 +659,28 @@ def test_a_redirect_to_nowhere_is_an_error(http_server):
         fetch(f"{url}/")
 
 
+END = b"\r\n\r\n"  # of the headers
+INTERIM = [100, 102, 103, 104, 199]
+
+
+@pytest.mark.parametrize("tls", [False, True], ids=["http", "https"])
+@pytest.mark.usefixtures("trusted")
+def test_answers_before_the_one_that_counts_are_passed_over(tls, talk, certificate):
+    before = b"".join(b"HTTP/1.1 %d Wait\r\nLink: </a>; rel=b\r\n\r\n" % n for n in INTERIM)
+    function = says(before, OK)
+    place = talk(over_tls(certificate, function) if tls else function)
+    assert fetch(f"{'https' if tls else 'http'}://{place}/") == b"rose"
+
+
+def test_a_hundred_of_them_are_enough(talk):
+    hint = b"HTTP/1.1 103 Early Hints\r\n\r\n"
+    assert fetch(f"http://{talk(says(hint * 100 + OK))}/") == b"rose"
+    with pytest.raises(FetchError, match="a broken one"):
+        fetch(f"http://{talk(says(hint * 101 + OK))}/")
+    with pytest.raises(FetchError, match="Received: 101"):
+        fetch(f"http://{talk(says(b'HTTP/1.1 101 Switching', END))}/")
+
+
 def test_a_body_in_chunks_is_put_together(talk):
     start = b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n"
     place = talk(says(start, b"2;name=value\r\nro\r\n", b"00002\r\nse\r\n", b"0\r\na: b\r\n\r\n"))
@@ -605,7 +688,7 @@ def test_a_body_in_chunks_is_put_together(talk):
 
 
 def test_a_body_without_a_length_ends_with_the_connection(talk):
-    assert fetch(f"http://{talk(says(b'HTTP/1.0 200 OK', b'', b'', b'', b''))}/") == b""
+    assert fetch(f"http://{talk(says(b'HTTP/1.0 200 OK', END, b'ro', b'se'))}/") == b"rose"
     assert fetch(f"http://{talk(says(OK.replace(b'Length: 4', b'Length: -4')))}/") == b"rose"
 
 
@@ -809,9 +892,9 @@ def test_redirects_share_one_deadline(talk, monkeypatch):
     monkeypatch.setattr(module, "MAX_REDIRECTS", 1000)
 
     def redirect(connection: socket.socket) -> None:
-        connection.recv(65536)
+        next_one = int(connection.recv(65536).split()[1][1:] or 0) + 1
         time.sleep(0.1)
-        connection.sendall(b"HTTP/1.1 302 Found\r\nLocation: /\r\n\r\n")
+        connection.sendall(b"HTTP/1.1 302 Found\r\nLocation: /%d\r\n\r\n" % next_one)
 
     with pytest.raises(FetchTimeoutError):
         fetch(f"http://{talk(redirect)}/")
@@ -1075,7 +1158,14 @@ def test_a_redirect_that_cannot_be_read_is_refused_like_a_url(http_server):
         (
             (302, {"Location": "/"}, b""),
             FetchError,
-            "Expected at most 3 redirects. Received: more. Give the final url.",
+            "Expected redirects that lead to an image. Received: one that leads back, as of hosts "
+            "that ask for cookies or a login. Give the address of the image itself.",
+        ),
+        (
+            (200, {}, b""),
+            FetchError,
+            "Expected the image's host to answer with an image. "
+            "Received: nothing, an empty body. Check the url.",
         ),
         (
             (200, {"Content-Length": "9"}, b"short"),

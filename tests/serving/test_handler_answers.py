@@ -1,6 +1,7 @@
 """serving.handler with a model that only averages: answers, log lines and sentences, whole."""
 
 import base64
+import gzip
 import json
 import math
 from io import BytesIO
@@ -11,7 +12,7 @@ from PIL import Image
 
 from serving import events, http_events
 from serving import service as module
-from serving.errors import FetchError
+from serving.errors import FetchError, SettingError
 from serving.handler import Handler, deadline
 from serving.service import Service
 
@@ -19,7 +20,8 @@ LABELS = ("red", "green", "blue")
 CORS = {
     "Access-Control-Allow-Origin": "*",
     "Access-Control-Allow-Methods": "GET, POST, OPTIONS",
-    "Access-Control-Allow-Headers": "Content-Type",
+    "Access-Control-Allow-Headers": "Content-Type, Content-Encoding, Authorization, X-Api-Key, "
+    "X-Amz-Date, X-Amz-Security-Token, X-Amz-Content-Sha256",
     "Access-Control-Max-Age": "86400",
 }
 FAILED = "The service failed on this {}; its log says why."
@@ -380,7 +382,7 @@ def test_an_image_may_be_sent_to_any_path_but_those_that_are_something_else(hand
             "POST",
             "/health",
             405,
-            "GET, OPTIONS",
+            "GET, HEAD, OPTIONS",
             "Expected GET at this path. Received: another method. See /openapi.json.",
         ),
     ],
@@ -429,3 +431,42 @@ def test_the_status_is_that_of_the_only_image_and_200_for_a_list(handler, log):
     body = json.dumps({"images": [base64_of(b"hello")]}).encode()
     assert handler.handle(http(body=body, kind="application/json"))["statusCode"] == 200
     assert [(line["status"], line["errors"]) for line in log()] == [(415, 1), (200, 1)]
+
+
+def test_a_wrong_setting_shows_at_the_start(handler, monkeypatch):
+    monkeypatch.setenv("CORS_HEADERS", "X Y")
+    with pytest.raises(SettingError, match="Received: 'X Y'. Correct it, or unset CORS_HEADERS"):
+        Handler(handler.service)
+
+
+def test_a_form_is_answered_like_its_images(handler, log):
+    part = b'--B\r\nContent-Disposition: form-data; name="x"; filename="a.png"\r\n\r\n%s\r\n'
+    kind = "multipart/form-data; boundary=B"
+    for images, answer in (([RED], OF_RED), ([RED, BLUE], [OF_RED, OF_BLUE])):
+        body = b"".join(part % data for data in images) + b"--B--\r\n"
+        response = handler.handle(http(body=body, kind=kind))
+        assert (response["statusCode"], json.loads(response["body"])) == (200, answer)
+        assert [image["source"] for image in log()[0]["images"]] == ["image"] * len(images)
+    assert handler.handle(http(body=body[:-9], kind=kind))["statusCode"] == 400
+
+
+@pytest.mark.parametrize("kind", ["", "application/x-www-form-urlencoded"])
+def test_an_image_needs_no_type(handler, kind):
+    response = handler.handle(http(body=RED, kind=kind))
+    assert (response["statusCode"], json.loads(response["body"])) == (200, OF_RED)
+
+
+def test_a_packed_image_is_unpacked_and_a_bomb_is_413(handler):
+    for data, status in ((RED, 200), (bytes(10_000_000), 413)):
+        event = http(body=gzip.compress(data))
+        event["headers"]["content-encoding"] = "gzip"
+        assert handler.handle(event)["statusCode"] == status
+    event["headers"]["content-encoding"] = "br"
+    assert handler.handle(event)["statusCode"] == 415
+
+
+def test_a_data_url_is_no_url_to_fetch(handler, log):
+    for text in (f"data:image/png;base64,{base64_of(RED)}", f"DATA:;base64,{base64_of(RED)}"):
+        assert handler.handle({"urls": [text], "top": 1}) == [{"red": 1.0}]
+        [line] = log()
+        assert line["images"][0]["source"] == "image"

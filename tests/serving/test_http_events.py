@@ -1,13 +1,20 @@
 """serving.http_events, with AWS's own examples of its gateways' events, and with events of ours."""
 
 import base64
+import gzip
 import json
+from dataclasses import replace
 
 import pytest
 
-from serving.errors import InvalidRequestError, UnsupportedTypeError
+from serving.errors import (
+    InvalidRequestError,
+    MethodError,
+    SettingError,
+    UnsupportedTypeError,
+)
 from serving.events import EXPECTED, Request, Source
-from serving.http_events import HttpRequest, answer, cors, parse_body, read_event
+from serving.http_events import HttpRequest, answer, cors, find_page, parse_body, read_event
 from tools.emulator import EmulatorError, sample_event
 
 SAMPLES = {"1.0": "apigateway/AwsProxy", "2.0": "apigateway/HttpApi", "alb": "alb/ALBRequest"}
@@ -119,10 +126,12 @@ def test_top_in_the_query_is_a_whole_number_from_1(sample, top):
 
 
 def test_an_image_that_the_gateway_took_for_text(sample):
-    for body in (b"", b"some bytes"):
-        request = read_event(sample(body=body, kind="image/png", isBase64Encoded=False))
-        with pytest.raises(InvalidRequestError, match="treat image/\\* as a binary media type"):
-            parse_body(request)
+    request = read_event(sample(body=b"some bytes", kind="image/png", isBase64Encoded=False))
+    with pytest.raises(InvalidRequestError, match="gateway treat that as a binary media type"):
+        parse_body(request)
+    request = read_event(sample(body=b"", kind="image/png", isBase64Encoded=False))
+    with pytest.raises(InvalidRequestError, match="an image as the body. Received: nothing"):
+        parse_body(request)
 
 
 @pytest.mark.parametrize(
@@ -148,10 +157,10 @@ def test_json_without_a_type():
 @pytest.mark.parametrize(
     "kind",
     [
-        "multipart/form-data; boundary=x",
+        "multipart/mixed; boundary=x",
         "text/html",
         "video/mp4",
-        "text/json",
+        "application/xml",
         "image",
         "imagejpeg",
     ],
@@ -162,7 +171,7 @@ def test_other_types_are_refused(sample, kind):
 
 
 @pytest.mark.parametrize(
-    "body", ["", "{", "[" * 100_000, "\ud800", '{"url": ' + "1" * 5000 + "}", "null"]
+    "body", ["", "{", "[" * 100_000, '{"url": "\ud800', '{"url": ' + "1" * 5000 + "}", "null"]
 )
 def test_a_body_that_is_no_json_or_asks_for_nothing(sample, body):
     event = sample() | {"body": body, "isBase64Encoded": False}
@@ -244,7 +253,8 @@ def test_nothing_is_answered_without_a_payload_and_to_head(sample):
     assert (response["body"], response["headers"]) == ("", ALWAYS)
     response = answer(read_event(sample("HEAD")), 200, {"status": "ready"})
     assert response["body"] == ""
-    assert response["headers"] == ALWAYS | {"Content-Type": "application/json"}
+    length = {"Content-Length": str(len('{"status": "ready"}'))}
+    assert response["headers"] == ALWAYS | {"Content-Type": "application/json"} | length
     response = answer(read_event(balanced("HEAD")), 404, {"error": {}})
     assert (response["body"], response["statusDescription"]) == ("", "404 Not Found")
 
@@ -391,21 +401,26 @@ def test_these_types_are_an_image(kind):
         (
             request_of("text/html", json.dumps(URL)),
             UnsupportedTypeError,
-            "Expected a body of the type application/json or image/*. Received: another one. "
-            "Name its type in the header Content-Type.",
+            "Expected a body of the type application/json, image/* or multipart/form-data. "
+            "Received: text/html. Name its type in the header Content-Type.",
         ),
         (
             request_of("image/png", "aGk="),
             InvalidRequestError,
             "Expected the image's bytes, passed on by the gateway as binary. "
-            "Received: text or nothing. Let the gateway treat image/* as a binary media type.",
+            "Received: text. Send it as image/*, and let the gateway treat that as a binary media "
+            "type.",
         ),
         (
             request_of("image/png", "a GE=", True),
             InvalidRequestError,
             "Expected a body in base64, as isBase64Encoded says. Received: something else.",
         ),
-        (request_of(body="{"), InvalidRequestError, f"{EXPECTED} Received: something else."),
+        (
+            request_of(body="{"),
+            InvalidRequestError,
+            f"{EXPECTED} Received: text that is not JSON. Check its quotes.",
+        ),
         (request_of(), InvalidRequestError, f"{EXPECTED} Received: nothing."),
         (request_of(body="[]"), InvalidRequestError, f"{EXPECTED} Received: a list."),
         (
@@ -478,7 +493,7 @@ def test_without_a_payload_there_is_neither_body_nor_type():
         }
 
 
-def test_head_is_answered_with_the_type_alone_and_a_given_header_wins():
+def test_head_is_answered_with_type_and_length_and_a_given_header_wins():
     request = read_event(event_of("2.0", "HEAD"))
     response = answer(request, 200, {}, {"Cache-Control": "max-age=1"})
     assert response["body"] == ""
@@ -486,15 +501,61 @@ def test_head_is_answered_with_the_type_alone_and_a_given_header_wins():
         "X-Content-Type-Options": "nosniff",
         "Cache-Control": "max-age=1",
         "Content-Type": "application/json",
+        "Content-Length": "2",
     }
 
 
 CORS = {
     "Access-Control-Allow-Origin": "*",
     "Access-Control-Allow-Methods": "GET, POST, OPTIONS",
-    "Access-Control-Allow-Headers": "Content-Type",
+    "Access-Control-Allow-Headers": "Content-Type, Content-Encoding, Authorization, X-Api-Key, "
+    "X-Amz-Date, X-Amz-Security-Token, X-Amz-Content-Sha256",
     "Access-Control-Max-Age": "86400",
 }
+
+
+def test_more_headers_may_be_named_and_none_be_sent_at_all(monkeypatch):
+    monkeypatch.setenv("CORS_HEADERS", " X-Trace-Id,x-client ,,")
+    named = CORS["Access-Control-Allow-Headers"] + ", X-Trace-Id, x-client"
+    assert cors() == CORS | {"Access-Control-Allow-Headers": named}
+    for wrong in ("X Trace", "X-A\r\nX-B", "é", "X-A;X-B"):
+        monkeypatch.setenv("CORS_HEADERS", wrong)
+        with pytest.raises(SettingError, match="^Expected names of headers, separated by commas"):
+            cors()
+    monkeypatch.setenv("CORS_ORIGIN", " Off ")
+    assert cors() == {}
+
+
+@pytest.mark.parametrize("path", ["/", "/health", "/other"])
+def test_a_url_in_the_query_is_told_where_to_go(path):
+    request = request_of(method="GET", url="https://a.b/c.jpg")
+    with pytest.raises(MethodError, match="Received: GET with url in the query"):
+        find_page(replace(request, path=path), service=None)
+    with pytest.raises(InvalidRequestError, match="but url in the query. Send it in the body"):
+        parse_body(replace(request, method="POST", path=path))
+
+
+def test_what_another_function_answered_is_no_http():
+    event = {"version": "1.0", "requestContext": {"functionArn": "arn"}, "requestPayload": {}}
+    assert read_event(event) is None
+
+
+@pytest.mark.parametrize("coding", ["gzip", "GZIP ", "x-gzip"])
+def test_a_packed_body_is_unpacked(coding):
+    body = base64.b64encode(gzip.compress(json.dumps(URL).encode())).decode()
+    request = replace(request_of(body=body, is_base64=True), headers={"content-encoding": coding})
+    assert parse_body(request) == Request((Source(url=URL["url"]),))
+
+
+def test_a_form_is_read_with_its_whole_type():
+    body = b'--B\r\nContent-Disposition: form-data; name="a"; filename="b"\r\n\r\nhi\r\n--B--\r\n'
+    request = request_of('multipart/form-data; boundary="B"', base64.b64encode(body).decode(), True)
+    assert parse_body(request) == Request((Source(image=b"hi"),))
+    request = request_of(
+        'multipart/form-data; boundary="B"', "\xff".join(body.decode().split("hi"))
+    )
+    with pytest.raises(InvalidRequestError, match="Send it as multipart/form-data, and let the ga"):
+        parse_body(request)
 
 
 def test_one_origin_may_be_named_and_none_means_all(monkeypatch):
