@@ -163,7 +163,8 @@ NOT_MET = "CoordinationService/RegisterTask"
 
 def child_main() -> NoReturn:
     """Run the script that `launch` was given as `__main__`, and exit with its code."""
-    sys.stderr = open(int(sys.argv[1]), "w", buffering=1)  # noqa: SIM115
+    stream = open(int(sys.argv[1]), "w", buffering=1, errors="backslashreplace")  # noqa: SIM115
+    sys.stderr = stream
     sys.argv = sys.argv[2:]
     sys.path.insert(0, str(Path(sys.argv[0]).resolve().parent))
     threading.Thread(target=_end_with_parent, daemon=True).start()
