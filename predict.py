@@ -23,7 +23,7 @@ from typing import TYPE_CHECKING, Protocol
 
 import training.cli as cli  # first: it says in one line that Ctrl-C ended the other imports
 from serving.classifier import Classifier
-from serving.errors import InternalError, ServingError, UserError, error_body
+from serving.errors import InternalError, ModelError, ServingError, UserError, error_body
 from serving.fetch import prepare
 from serving.model_files import best_model, thread_count
 from training.image_files import expand, is_url, read_image
@@ -109,15 +109,25 @@ def load_classifier(path: Path) -> AnyClassifier:
     """Return the classifier in `path`, a `.tflite` or `.h5` file.
 
     Raises:
-        ModelError: the file is missing or was not made by this project.
+        ModelError: the file is missing, damaged, or was not made by this project.
     """
-    if path.suffix == ".h5":
-        # Imported only here, because TensorFlow takes seconds.
-        from training.checkpoint import CheckpointClassifier
+    try:
+        if path.suffix == ".h5":
+            # Imported only here, because TensorFlow takes seconds.
+            from training.checkpoint import CheckpointClassifier
 
-        return CheckpointClassifier(path)
-    with without_info_lines():  # TFLite says at each start that it uses XNNPACK
-        return Classifier(path, threads=thread_count())
+            return CheckpointClassifier(path)
+        with without_info_lines():  # TFLite says at each start that it uses XNNPACK
+            return Classifier(path, threads=thread_count())
+    except (UserError, OSError, ImportError):
+        raise
+    except Exception as error:  # Keras raises nearly anything on a damaged file
+        if cli.is_out_of_memory(error):
+            raise
+        raise ModelError(
+            f"Expected a model that can be loaded. Received: {path} ({cli.first_line(error)}). "
+            "Name another with --model."
+        ) from error
 
 
 def describe_model(path: Path, classifier: AnyClassifier) -> str:
@@ -142,8 +152,7 @@ def classify(image: str, classifier: AnyClassifier) -> Scores | ServingError:
     except Exception as error:  # a defect on one image is no reason to lose the others
         if cli.is_out_of_memory(error):
             return InternalError("Memory ran out on this image. Make it smaller.")
-        reason = f"{type(error).__name__}: {error}".strip().splitlines()[0]
-        return InternalError(f"Unexpected error on this image ({reason}).")
+        return InternalError(f"Unexpected error on this image ({cli.first_line(error)}).")
 
 
 def text_printer(_: AnyClassifier) -> PrintAnswer:

@@ -283,6 +283,20 @@ def test_csv_and_json_exclude_each_other(capsys):
     assert "not allowed with" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize("error", [ValueError("No model config\nat all"), RecursionError()])
+def test_a_damaged_model_is_one_sentence(error, monkeypatch, capsys):
+    def load(*_, **__):
+        raise error
+
+    monkeypatch.setattr(script, "Classifier", load)
+    assert script.main(["--model", "a.tflite", "x.jpg"]) == 1
+    reason = "ValueError: No model config" if error.args else "RecursionError"
+    assert capsys.readouterr().err == (
+        f"predict.py: Expected a model that can be loaded. Received: a.tflite ({reason}). "
+        "Name another with --model.\n"
+    )
+
+
 @pytest.mark.parametrize("encoding", ["utf-8:strict", "ascii"])
 def test_names_that_are_no_text_are_printed_with_escapes(small_tflite, tmp_path, encoding):
     names = [b"1-caf\xe9.png", "2-\x9b2J\n\x1b[31m.png".encode(), "3-ré.png".encode()]

@@ -69,6 +69,11 @@ def reason_of(error: OSError) -> str:
     return f"{text} ({streams.printable(str(error.filename))})" if error.filename else text
 
 
+def first_line(error: Exception) -> str:
+    """Return the type of `error` and the first line of what it says."""
+    return f"{type(error).__name__}: {error}".strip().splitlines()[0].rstrip(": ")
+
+
 def is_out_of_memory(error: BaseException) -> bool:
     """Return whether `error` is how Python, TensorFlow or JAX report that memory ran out."""
     name = type(error).__name__
@@ -125,6 +130,14 @@ def at_least(least: int) -> Callable[[str], int]:
 
     parse.__name__ = "int"
     return parse
+
+
+def port(text: str) -> int:
+    """Return `text` as the number of a TCP port, 1 to 65535."""
+    value = int(text)
+    if not 0 < value < 65_536:
+        raise argparse.ArgumentTypeError(f"expected a port from 1 to 65535. Received: {text}")
+    return value
 
 
 def fraction(text: str) -> float:

@@ -155,3 +155,13 @@ def test_paths_may_begin_with_a_tilde(monkeypatch):
     cli.add_data_flags(parser)
     flags = parser.parse_args(["--data=~/d", "--exclude=~/e"])
     assert (flags.data, flags.exclude) == (Path("/home/x/d"), Path("/home/x/e"))
+
+
+def test_a_port_is_a_number_below_65536(capsys):
+    parser = cli.make_parser("x")
+    parser.add_argument("--port", type=cli.port)
+    assert parser.parse_args(["--port", "65535"]).port == 65535
+    for wrong in ("0", "65536", "-1", "http"):
+        with pytest.raises(SystemExit):
+            parser.parse_args([f"--port={wrong}"])
+        assert wrong in capsys.readouterr().err
