@@ -33,7 +33,7 @@ def prepare() -> None:
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")
-    atexit.register(_drop_unwritten)
+    atexit.register(flush_or_drop)
     if sys.excepthook is sys.__excepthook__:
         sys.excepthook = _print_exception
 
@@ -67,6 +67,18 @@ def is_output_full() -> bool:
     return False
 
 
+def flush_or_drop() -> None:
+    """Write what is buffered, or drop it where that fails: at its end Python prints a traceback."""
+    for stream in (sys.stdout, sys.stderr):
+        try:
+            stream.flush()
+        except OSError:
+            null = os.open(os.devnull, os.O_WRONLY)
+            os.dup2(null, stream.fileno())
+        except ValueError:  # it is closed
+            continue
+
+
 @contextmanager
 def without_info_lines() -> Generator[None]:
     """Hide the lines "INFO: …" that C++ writes to standard error; the others follow the block."""
@@ -83,18 +95,6 @@ def without_info_lines() -> Generator[None]:
             lines = [line for line in held if not line.startswith(b"INFO: ")]
             with suppress(OSError):
                 os.write(2, b"".join(lines))
-
-
-def _drop_unwritten() -> None:
-    """Write what is still buffered, or drop it where that fails: Python would print a traceback."""
-    for stream in (sys.stdout, sys.stderr):
-        try:
-            stream.flush()
-        except OSError:
-            null = os.open(os.devnull, os.O_WRONLY)
-            os.dup2(null, stream.fileno())
-        except ValueError:  # it is closed
-            continue
 
 
 def _print_exception(
