@@ -324,7 +324,15 @@ def test_names_that_are_no_text_are_printed_with_escapes(small_tflite, tmp_path,
 
 @pytest.mark.parametrize("unbuffered", ["", "1"])
 def test_it_ends_without_a_word_when_its_reader_does(small_tflite, red, unbuffered):
-    command = [sys.executable, ROOT / "predict.py", "--json", *[red] * 9, "--model", small_tflite]
+    # More than a pipe holds, so that it cannot have ended before its reader.
+    command = [
+        sys.executable,
+        ROOT / "predict.py",
+        "--json",
+        *[red] * 1500,
+        "--model",
+        small_tflite,
+    ]
     with subprocess.Popen(
         command,
         env=environment(PYTHONUNBUFFERED=unbuffered),
