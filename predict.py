@@ -2,52 +2,69 @@
 
     python predict.py rose.jpg https://example.com/tulip.jpg
     python predict.py --json holiday/ > scores.jsonl
-    python predict.py --model models/xception_fin_05_0.893.h5 rose.jpg
+    python predict.py --csv holiday/ > scores.csv
+    python predict.py --model models/mine/ rose.jpg
 
-URLs must be of public hosts. FETCH_ALLOW=localhost,192.168.0.0/16 in the environment allows more.
+An image that cannot be read gets a line of its own, the others are still answered, and the exit
+code is 1. URLs must be of public hosts. FETCH_ALLOW=localhost,192.168.0.0/16 in the environment
+allows more.
 """
 
 import argparse
+import codecs
+import csv
 import json
+import math
+import re
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
-from PIL import Image
-
+import training.cli as cli  # first: it says in one line that Ctrl-C ended the other imports
 from serving.classifier import Classifier
-from serving.errors import ImageError, ServingError, error_body
-from serving.fetch import fetch, prepare
-from serving.image import open_image
+from serving.errors import InternalError, ModelError, ServingError, UserError, error_body
+from serving.fetch import prepare
 from serving.model_files import best_model, thread_count
-from training.cli import make_parser, run_command
+from training.image_files import expand, is_url, read_image
+from training.streams import print_error, printable, without_info_lines
+
+if TYPE_CHECKING:
+    from PIL import Image
 
 MODELS = Path("models")
+BESIDE = Path(__file__).resolve().parent  # where models/ is looked for next
+SUFFIXES = (".tflite", ".h5")  # of models; of equally good ones the first
+LISTED = 10  # class names in the line about the model
 
 
 class AnyClassifier(Protocol):
     """What a loaded `.tflite` and a loaded `.h5` file have in common."""
 
+    labels: tuple[str, ...]
     input_size: tuple[int, int]
 
-    def classify(self, image: Image.Image) -> dict[str, float]:
+    def classify(self, image: "Image.Image") -> dict[str, float]:
         """Return {label: score} for an upright RGB image."""
+
+
+Scores = dict[str, float]  # {label: score}
+PrintAnswer = Callable[[str, Scores | ServingError], None]  # takes an image and what came of it
 
 
 def main(arguments: list[str] | None = None) -> int:
     """Classify images as the command line says and return the exit code."""
     flags = parse_arguments(arguments)
-    return run_command(
-        lambda: predict(flags.images, flags.model, print_json if flags.json else print_text),
+    return cli.run_command(
+        lambda: predict(flags.images, flags.model, flags.printer),
         "predict.py",
-        paths="read the images and print their scores",
-        advice="Check the paths and their permissions.",
+        paths="read the model and print the scores",
+        advice="Check the paths, their permissions and the free disk space.",
     )
 
 
 def predict(
-    images: list[str], model: Path | None, print_answer: Callable[[str, dict], None]
+    images: list[str], model: Path | None, make_printer: Callable[[AnyClassifier], PrintAnswer]
 ) -> int:
     """Print the scores of each image and return the exit code.
 
@@ -57,82 +74,138 @@ def predict(
         ModelError: there is no model, or it cannot be loaded.
         AllowError: FETCH_ALLOW is malformed and there are URLs.
     """
-    classifier = load_classifier(model or best_model(MODELS, ".tflite", ".h5"))
+    path = find_model(model)
+    classifier = load_classifier(path)
+    print_error(describe_model(path, classifier))
     if any(map(is_url, images)):
         prepare()
+    print_answer = make_printer(classifier)
     exit_code = 0
     for image in expand(images):
-        try:
-            print_answer(image, classifier.classify(read_image(image, classifier.input_size)))
-        except ServingError as error:
-            print_answer(image, error_body(error))
-            exit_code = 1
+        answer = classify(image, classifier)
+        exit_code = 1 if isinstance(answer, ServingError) else exit_code
+        print_answer(image, answer)
     return exit_code
+
+
+def find_model(model: Path | None) -> Path:
+    """Return `model`, or the best one in it if it is a folder.
+
+    By default the folder is ./models or, if no model is in there, models/ beside this script.
+
+    Raises:
+        ModelError: there is no model in the folder.
+    """
+    if model is None:
+        places = (MODELS, BESIDE / MODELS)
+        used = [p for p in places if any(f.suffix in SUFFIXES for f in p.glob("[!.]*"))]
+        model = used[0] if used else MODELS
+    elif not model.is_dir():
+        return model
+    return best_model(model, *SUFFIXES)
 
 
 def load_classifier(path: Path) -> AnyClassifier:
     """Return the classifier in `path`, a `.tflite` or `.h5` file.
 
     Raises:
-        ModelError: the file is missing or was not made by this project.
-    """
-    if path.suffix == ".h5":
-        # Imported only here, because TensorFlow takes seconds.
-        from training.checkpoint import CheckpointClassifier
-
-        return CheckpointClassifier(path)
-    return Classifier(path, threads=thread_count())
-
-
-def expand(images: list[str]) -> Iterator[str]:
-    """Yield `images`, with each folder replaced by its visible files."""
-    for image in images:
-        folder = Path(image)
-        if not is_url(image) and folder.is_dir():
-            files = sorted(path for path in folder.rglob("*") if path.is_file())
-            yield from (str(path) for path in files if not path.name.startswith("."))
-        else:
-            yield image
-
-
-def is_url(image: str) -> bool:
-    """Return whether `image` is a URL rather than a path."""
-    return "://" in image
-
-
-def read_image(image: str, size: tuple[int, int]) -> Image.Image:
-    """Return the upright RGB image at a path or URL.
-
-    `size` is the (height, width) that it will be resized to.
-
-    Raises:
-        ServingError: it cannot be read or fetched, or is not an image.
+        ModelError: the file is missing, damaged, or was not made by this project.
     """
     try:
-        return open_image(fetch(image) if is_url(image) else Path(image), size)
-    except OSError as error:
-        raise ImageError(
-            f"Expected a file that can be read. Received: {image} ({error.strerror}). "
-            "Check the path."
+        if path.suffix == ".h5":
+            # Imported only here, because TensorFlow takes seconds.
+            from training.checkpoint import CheckpointClassifier
+
+            return CheckpointClassifier(path)
+        with without_info_lines():  # TFLite says at each start that it uses XNNPACK
+            return Classifier(path, threads=thread_count())
+    except (UserError, OSError, ImportError):
+        raise
+    except Exception as error:  # Keras raises nearly anything on a damaged file
+        if cli.is_out_of_memory(error):
+            raise
+        raise ModelError(
+            f"Expected a model that can be loaded. Received: {path} ({cli.first_line(error)}). "
+            "Name another with --model."
         ) from error
 
 
-def print_text(image: str, answer: dict) -> None:
-    """Print scores, best class first, or an error to standard error."""
-    if "error" in answer:
-        print(f"{image}: {answer['error']['message']}", file=sys.stderr, flush=True)
-        return
-    width = max(map(len, answer))
-    print(f"{image}: {best_label(answer)}")
-    for label, score in sorted(answer.items(), key=lambda item: -item[1]):
-        print(f"  {label:{width}} {score:.5f}", flush=True)
+def describe_model(path: Path, classifier: AnyClassifier) -> str:
+    """Return a line about the model that answers."""
+    names = classifier.labels
+    listed = ", ".join(names[:LISTED]) + ", …" * (len(names) > LISTED)
+    runtime = getattr(classifier, "runtime", "Keras")
+    return printable(f"Model: {path} ({runtime}), {len(names)} classes: {listed}")
 
 
-def print_json(image: str, answer: dict) -> None:
-    """Print a line of JSON: image, label and scores, or error."""
-    if "error" not in answer:
-        answer = {"label": best_label(answer), "scores": answer}
-    print(json.dumps({"image": image} | answer, ensure_ascii=False), flush=True)
+def classify(image: str, classifier: AnyClassifier) -> Scores | ServingError:
+    """Return the scores of `image` or, whatever happens to it, an error."""
+    try:
+        scores = classifier.classify(read_image(image, classifier.input_size))
+        if all(map(math.isfinite, scores.values())):
+            return scores
+        return InternalError("The model's scores are no numbers (NaN). Train it again.")
+    except ServingError as error:
+        return error
+    except UserError:
+        raise
+    except Exception as error:  # a defect on one image is no reason to lose the others
+        if cli.is_out_of_memory(error):
+            return InternalError("Memory ran out on this image. Make it smaller.")
+        return InternalError(f"Unexpected error on this image ({cli.first_line(error)}).")
+
+
+def text_printer(_: AnyClassifier) -> PrintAnswer:
+    """Return a function that prints scores, best class first, or an error to standard error."""
+
+    def print_text(image: str, answer: Scores | ServingError) -> None:
+        if isinstance(answer, ServingError):
+            print_error(printable(f"{image}: {answer}"))
+            return
+        width = max(map(len, answer))
+        print(printable(f"{image}: {best_label(answer)}"))
+        for label, score in sorted(answer.items(), key=lambda item: -item[1]):
+            print(f"  {printable(label):{width}} {score:.5f}", flush=True)
+
+    return print_text
+
+
+def json_printer(_: AnyClassifier) -> PrintAnswer:
+    """Return a function that prints a line of JSON: image, label and scores, or error."""
+    only_ascii = codecs.lookup(sys.stdout.encoding or "ascii").name != "utf-8"
+
+    def print_json(image: str, answer: Scores | ServingError) -> None:
+        if isinstance(answer, ServingError):
+            found = error_body(answer)
+        else:
+            found = {"label": best_label(answer), "scores": answer}
+        line = json.dumps({"image": image} | found, ensure_ascii=only_ascii)
+        # What UTF-8 has no bytes for, or a terminal obeys, in JSON's own escapes.
+        line = re.sub(r"[\x7f-\x9f\ud800-\udfff]", lambda c: f"\\u{ord(c[0]):04x}", line)
+        print(line, flush=True)
+
+    return print_json
+
+
+def csv_printer(classifier: AnyClassifier) -> PrintAnswer:
+    """Print a header, and return a function that prints a row: best class, its score, all scores.
+
+    An image that could not be read has a row with its error, and no scores.
+    """
+    writer = csv.writer(sys.stdout, lineterminator="\n")
+    writer.writerow(["image", "label", "score", "error", *classifier.labels])
+
+    def print_row(image: str, answer: Scores | ServingError) -> None:
+        if isinstance(answer, ServingError):
+            row = [image, "", "", str(answer), *("" for _ in classifier.labels)]
+        else:
+            best = best_label(answer)
+            scores = [f"{answer[label]:.5f}" for label in (best, *classifier.labels)]
+            row = [image, best, scores[0], "", *scores[1:]]
+        writer.writerow(row)
+        sys.stdout.flush()
+
+    return print_row
 
 
 def best_label(scores: dict[str, float]) -> str:
@@ -142,10 +215,17 @@ def best_label(scores: dict[str, float]) -> str:
 
 def parse_arguments(arguments: list[str] | None) -> argparse.Namespace:
     """Return the command line's flags."""
-    parser = make_parser(__doc__)
-    parser.add_argument("images", nargs="+", metavar="IMAGE_OR_URL", help="file, folder or URL")
-    parser.add_argument("--model", type=Path, help=".tflite or .h5 file [the best in models/]")
-    parser.add_argument("--json", action="store_true", help="print one JSON object per line")
+    parser = cli.make_parser(__doc__)
+    add = parser.add_argument
+    add("images", nargs="+", metavar="IMAGE_OR_URL", help="file, folder or URL")
+    add("--model", type=cli.path, help=".tflite or .h5 file, or a folder [the best in models/]")
+    output = parser.add_mutually_exclusive_group()
+    for flag, printer, text in (
+        ("--json", json_printer, "print one JSON object per line"),
+        ("--csv", csv_printer, "print a table with a row per image"),
+    ):
+        output.add_argument(flag, dest="printer", action="store_const", const=printer, help=text)
+    parser.set_defaults(printer=text_printer)
     return parser.parse_args(arguments)
 
 

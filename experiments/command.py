@@ -20,7 +20,7 @@ def make_parser(description: str | None, name: str, epochs: int) -> argparse.Arg
     add = parser.add_argument
     add("--epochs", type=cli.positive(int), default=epochs, help="[%(default)s]")
     add("--seed", type=int, default=ORIGINAL.seed, help="of split, order and weights [%(default)s]")
-    add("--out", type=Path, default=OUT / name, help="where to write to [%(default)s/]")
+    add("--out", type=cli.path, default=OUT / name, help="where to write to [%(default)s/]")
     return parser
 
 
@@ -28,7 +28,7 @@ def add_base_flags(parser: argparse.ArgumentParser) -> None:
     """Add --weights and --cache, for commands that use a pretrained base."""
     add = parser.add_argument
     add("--weights", default="imagenet", help="imagenet, none, or a file of Xception's [imagenet]")
-    add("--cache", type=Path, default=CACHE, help="where features are kept [%(default)s/]")
+    add("--cache", type=cli.path, default=CACHE, help="where features are kept [%(default)s/]")
 
 
 def run(

@@ -1,5 +1,7 @@
 """predict.py, as a person runs it."""
 
+import csv
+import io
 import json
 import os
 import signal
@@ -12,18 +14,27 @@ import pytest
 from conftest import ROOT
 from PIL import Image
 
+import predict as script
+from serving.runtimes import find_runtime
 
-def environment(allow="127.0.0.1"):
-    return os.environ | {"PYTHONPATH": str(ROOT), "FETCH_ALLOW": allow, "PYTHONUTF8": "1"}
+
+def environment(allow="127.0.0.1", **settings):
+    return (
+        os.environ
+        | {"PYTHONPATH": str(ROOT), "FETCH_ALLOW": allow, "PYTHONUTF8": "1"}
+        | {"PYTHONUNBUFFERED": ""}
+        | settings
+    )
 
 
-def predict(*arguments, cwd=ROOT, allow="127.0.0.1"):
+def predict(*arguments, cwd=ROOT, allow="127.0.0.1", **settings):
     return subprocess.run(
-        [sys.executable, ROOT / "predict.py", *map(str, arguments)],
+        [sys.executable, ROOT / "predict.py", *map(os.fspath, arguments)],
         cwd=cwd,
-        env=environment(allow),
+        env=environment(allow, **settings),
         capture_output=True,
         encoding="utf-8",
+        timeout=60,
     )
 
 
@@ -36,6 +47,9 @@ def red(tmp_path):
 def test_scores_best_first(small_tflite, red):
     answer = predict(red, "--model", small_tflite)
     assert answer.returncode == 0
+    runtime = find_runtime()[0]
+    about = f"Model: {small_tflite} ({runtime}), 3 classes: red, green, blue\n"
+    assert answer.stderr == about  # without TFLite's own lines
     lines = answer.stdout.splitlines()
     assert lines[0] == f"{red}: red"
     assert [line.split()[0] for line in lines[1:]] in (
@@ -74,11 +88,37 @@ def test_by_default_the_best_of_models(small_tflite, red, tmp_path):
     assert (answer.returncode, answer.stdout.splitlines()[0]) == (0, f"{red}: red")
 
 
-def test_no_model(red, tmp_path):
-    answer = predict(red, cwd=tmp_path)
-    assert answer.returncode == 1
-    assert answer.stderr.startswith("predict.py: Expected a model such as")
-    assert "Traceback" not in answer.stderr
+def test_no_model(red, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(script, "BESIDE", tmp_path)
+    assert script.main([str(red)]) == 1
+    assert capsys.readouterr().err.startswith("predict.py: Expected a model such as")
+
+
+def test_models_beside_the_script_are_found_from_any_folder(
+    small_tflite, tmp_path, monkeypatch, capsys
+):
+    beside, here = tmp_path / "beside", tmp_path / "here"
+    (beside / "models").mkdir(parents=True)
+    (here / "models").mkdir(parents=True)
+    (beside / "models" / small_tflite.name).write_bytes(small_tflite.read_bytes())
+    Image.new("RGB", (9, 9), "blue").save(here / "blue.png")
+    monkeypatch.chdir(here)
+    monkeypatch.setattr(script, "BESIDE", beside)
+    assert script.main(["blue.png"]) == 0
+    out, err = capsys.readouterr()
+    assert out.startswith("blue.png: blue\n")
+    assert err.startswith(f"Model: {beside / 'models' / small_tflite.name} (")
+    (here / "models" / "xception_fin_02_0.500.tflite").write_bytes(small_tflite.read_bytes())
+    assert script.main(["blue.png"]) == 0
+    assert capsys.readouterr().err.startswith("Model: models/xception_fin_02_0.500.tflite (")
+
+
+def test_a_folder_of_models_stands_for_the_best_of_them(small_tflite, red, tmp_path, capsys):
+    for accuracy in ("0.812", "0.790"):
+        (tmp_path / f"xception_fin_03_{accuracy}.tflite").write_bytes(small_tflite.read_bytes())
+    assert script.main(["--model", str(tmp_path), str(red)]) == 0
+    assert "Model: " + str(tmp_path / "xception_fin_03_0.812.tflite") in capsys.readouterr().err
 
 
 def test_one_bad_image_costs_the_others_nothing(small_tflite, red, tmp_path, http_server):
@@ -175,3 +215,134 @@ def test_a_folders_images_come_in_order_and_without_what_is_hidden(small_tflite,
     in_order = ["a.png", "b.png", "c.d/1.png", "c.d/2.png", "c.d.png", "e.png", "rosé.png"]
     assert [line["image"] for line in lines] == [str(tmp_path / name) for name in in_order]
     assert "rosé.png" in answer.stdout  # not in escapes
+
+
+class Stub:
+    """A classifier that reads no pixels."""
+
+    labels = ("a, b", "error")
+    input_size = (8, 8)
+
+    def classify(self, image):
+        return {"a, b": 0.25, "error": image}
+
+
+@pytest.fixture
+def answers(monkeypatch):
+    """Return a function that gives images the scores, or errors, of a dictionary."""
+
+    def give(scores):
+        def read(image, _):
+            if isinstance(scores[image], Exception):
+                raise scores[image]
+            return scores[image]
+
+        monkeypatch.setattr(script, "load_classifier", lambda _: Stub())
+        monkeypatch.setattr(script, "read_image", read)
+        return ["--model", "stub.tflite", *scores]
+
+    return give
+
+
+def test_whatever_an_image_raises_the_others_are_answered(answers, capsys):
+    images = {
+        "huge.png": MemoryError(),
+        "deep.png": RecursionError("maximum recursion depth exceeded"),
+        "odd.png": TypeError("expected bytes\nnot str"),
+        "nan.png": float("nan"),
+        "good.png": 0.75,
+    }
+    assert script.main(answers(images)) == 1
+    out, err = capsys.readouterr()
+    assert out.splitlines()[0] == "good.png: error"
+    assert err.splitlines()[1:] == [
+        "huge.png: Memory ran out on this image. Make it smaller.",
+        "deep.png: Unexpected error on this image (RecursionError: maximum recursion depth "
+        "exceeded).",
+        "odd.png: Unexpected error on this image (TypeError: expected bytes).",
+        "nan.png: The model's scores are no numbers (NaN). Train it again.",
+    ]
+
+
+def test_csv_has_a_row_for_each_image_also_for_errors(answers, capsys):
+    images = {'"x",y\n.png': 0.75, "bad.png": OSError('no, "never"'), "z.png": 0.125}
+    assert script.main(["--csv", *answers(images)]) == 1
+    rows = list(csv.reader(io.StringIO(capsys.readouterr().out)))
+    error = 'Unexpected error on this image (OSError: no, "never").'
+    assert rows == [
+        ["image", "label", "score", "error", "a, b", "error"],
+        ['"x",y\n.png', "error", "0.75000", "", "0.25000", "0.75000"],
+        ["bad.png", "", "", error, "", ""],
+        ["z.png", "a, b", "0.25000", "", "0.25000", "0.12500"],
+    ]
+
+
+def test_csv_and_json_exclude_each_other(capsys):
+    with pytest.raises(SystemExit):
+        script.main(["--csv", "--json", "x.jpg"])
+    assert "not allowed with" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("error", [ValueError("No model config\nat all"), RecursionError()])
+def test_a_damaged_model_is_one_sentence(error, monkeypatch, capsys):
+    def load(*_, **__):
+        raise error
+
+    monkeypatch.setattr(script, "Classifier", load)
+    assert script.main(["--model", "a.tflite", "x.jpg"]) == 1
+    reason = "ValueError: No model config" if error.args else "RecursionError"
+    assert capsys.readouterr().err == (
+        f"predict.py: Expected a model that can be loaded. Received: a.tflite ({reason}). "
+        "Name another with --model.\n"
+    )
+
+
+@pytest.mark.parametrize("encoding", ["utf-8:strict", "ascii"])
+def test_names_that_are_no_text_are_printed_with_escapes(small_tflite, tmp_path, encoding):
+    names = [b"1-caf\xe9.png", "2-\x9b2J\n\x1b[31m.png".encode(), "3-ré.png".encode()]
+    Image.new("RGB", (9, 9), "red").save(tmp_path / "red.png")
+    for name in names:
+        os.link(tmp_path / "red.png", os.path.join(os.fsencode(tmp_path), name))
+    (tmp_path / "red.png").unlink()
+    arguments = (tmp_path, "--model", small_tflite)
+    answer = predict(*arguments, PYTHONIOENCODING=encoding)
+    assert answer.returncode == 0
+    accent = "é" if encoding.startswith("utf") else r"\xe9"
+    assert [line for line in answer.stdout.splitlines() if line[0] != " "] == [
+        rf"{tmp_path}/1-caf\udce9.png: red",
+        rf"{tmp_path}/2-\x9b2J\n\x1b[31m.png: red",
+        f"{tmp_path}/3-r{accent}.png: red",
+    ]
+    answer = predict("--json", *arguments, PYTHONIOENCODING=encoding)
+    lines = answer.stdout.split("\n")[:-1]
+    assert [os.fsencode(json.loads(line)["image"]) for line in lines] == [
+        os.path.join(os.fsencode(tmp_path), name) for name in names
+    ]
+    assert ("é" in answer.stdout) == encoding.startswith("utf")
+    assert "\x9b" not in answer.stdout
+
+
+@pytest.mark.parametrize("unbuffered", ["", "1"])
+def test_it_ends_without_a_word_when_its_reader_does(small_tflite, red, unbuffered):
+    # More than a pipe holds, so that it cannot have ended before its reader.
+    command = [
+        sys.executable,
+        ROOT / "predict.py",
+        "--json",
+        *[red] * 1500,
+        "--model",
+        small_tflite,
+    ]
+    with subprocess.Popen(
+        command,
+        env=environment(PYTHONUNBUFFERED=unbuffered),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    ) as process:
+        assert '"label": "red"' in process.stdout.readline()
+        process.stdout.close()
+        error = process.stderr.read()
+    assert process.returncode == 128 + signal.SIGPIPE
+    assert error.startswith("Model: ")
+    assert error.count("\n") == 1

@@ -22,7 +22,7 @@ from typing import cast
 from urllib.parse import parse_qs, urlsplit
 
 from tools.emulator import INVOCATIONS
-from training.cli import make_parser, run_command
+from training.cli import make_parser, port, run_command
 
 ENDPOINT = f"http://localhost:8080{INVOCATIONS}"
 PORT = 9000
@@ -148,7 +148,7 @@ def main(arguments: list[str] | None = None) -> int:
     """Serve until Ctrl-C and return the exit code."""
     parser = make_parser(__doc__, "python -m tools.function_url")
     parser.add_argument("--endpoint", default=ENDPOINT, help="[%(default)s]")
-    parser.add_argument("--port", type=int, default=PORT, help="to listen on [%(default)s]")
+    parser.add_argument("--port", type=port, default=PORT, help="to listen on [%(default)s]")
     flags = parser.parse_args(arguments)
     return run_command(
         lambda: serve(flags.endpoint, flags.port),

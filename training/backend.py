@@ -18,7 +18,7 @@ def stderr_held_back() -> Generator[None]:
         os.dup2(hidden.fileno(), 2)
         try:
             yield
-        except BaseException:
+        except Exception:
             os.dup2(shown, 2)
             hidden.seek(0)
             sys.stderr.write(hidden.read().decode(errors="replace"))

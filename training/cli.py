@@ -7,9 +7,12 @@ from collections.abc import Callable
 from pathlib import Path
 
 from serving.errors import UserError
+from training import streams
 
 FREE_SPACE = "Free disk space or fix the permissions."
 SMALLER_BATCH = "Close other programs, or use a smaller --batch-size if the command has one."
+FULL_OUTPUT = "Free disk space, or send the output elsewhere."
+READER_GONE = 128 + 13  # what a shell reports of a program that SIGPIPE ended
 OUT_OF_MEMORY = ("ResourceExhaustedError", "XlaRuntimeError", "JaxRuntimeError")  # TensorFlow, JAX
 
 
@@ -26,7 +29,8 @@ def run_command(
 
     What a person can put right becomes a sentence on standard error that begins with `name`, and
     exit code 1; any other error is a defect and is raised. Ctrl-C prints `stopped`, or what the
-    KeyboardInterrupt says, and gives 130.
+    KeyboardInterrupt says, and gives 130. If the reader of the output ends (`| head`), nothing
+    more is printed, and the code is 141.
 
     Args:
         command: takes nothing; may return an exit code.
@@ -38,26 +42,36 @@ def run_command(
     """
     try:
         code = command()
+        sys.stdout.flush()
         return code if isinstance(code, int) else 0
     except UserError as error:
         sentence = str(error)
     except KeyboardInterrupt as interrupt:
-        print(f"\n{name}: {interrupt if interrupt.args else stopped}", file=sys.stderr)
+        streams.print_error(f"\n{name}: {interrupt if interrupt.args else stopped}")
         return 130
     except OSError as error:
+        if isinstance(error, BrokenPipeError) and streams.is_reader_gone():
+            return READER_GONE
+        if streams.is_output_full():
+            paths, advice = "write to standard output", FULL_OUTPUT
         sentence = f"Expected to {paths}. Received: {reason_of(error)}. {advice}"
     except Exception as error:
         if not is_out_of_memory(error):
             raise
         sentence = f"Memory ran out. {memory_advice}"
-    print(f"{name}: {sentence}", file=sys.stderr)
+    streams.print_error(f"{name}: {sentence}")
     return 1
 
 
 def reason_of(error: OSError) -> str:
     """Return what went wrong, and with which file, on one line; HDF5 writes a page."""
     text = os.strerror(error.errno) if error.errno else str(error).split("\n", 1)[0]
-    return f"{text} ({error.filename})" if error.filename else text
+    return f"{text} ({streams.printable(str(error.filename))})" if error.filename else text
+
+
+def first_line(error: Exception) -> str:
+    """Return the type of `error` and the first line of what it says."""
+    return f"{type(error).__name__}: {error}".strip().splitlines()[0].rstrip(": ")
 
 
 def is_out_of_memory(error: BaseException) -> bool:
@@ -77,13 +91,18 @@ def make_parser(description: str | None, prog: str | None = None) -> argparse.Ar
     )
 
 
+def path(text: str) -> Path:
+    """Return `text` as a path; shells leave the ~ in --data=~/images to us."""
+    return Path(os.path.expanduser(text))
+
+
 def add_data_flags(parser: argparse.ArgumentParser) -> None:
     """Add --data and --exclude to `parser`."""
     parser.add_argument(
-        "--data", type=Path, default=Path("flowers"), help="one folder a class [flowers/]"
+        "--data", type=path, default=Path("flowers"), help="one folder a class [flowers/]"
     )
     parser.add_argument(
-        "--exclude", type=Path, metavar="FILE", help="images to leave out, one class/file a line"
+        "--exclude", type=path, metavar="FILE", help="images to leave out, one class/file a line"
     )
 
 
@@ -111,6 +130,14 @@ def at_least(least: int) -> Callable[[str], int]:
 
     parse.__name__ = "int"
     return parse
+
+
+def port(text: str) -> int:
+    """Return `text` as the number of a TCP port, 1 to 65535."""
+    value = int(text)
+    if not 0 < value < 65_536:
+        raise argparse.ArgumentTypeError(f"expected a port from 1 to 65535. Received: {text}")
+    return value
 
 
 def fraction(text: str) -> float:

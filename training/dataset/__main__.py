@@ -23,8 +23,7 @@ def main(arguments: list[str] | None = None) -> int:
     return run_command(
         lambda: print_checks(options.folder, options.exclude, options.json),
         "dataset",
-        paths=f"read {options.folder}",
-        advice="Fix the permissions of the folder.",
+        paths=f"read {options.folder} and print what is in it",
     )
 
 

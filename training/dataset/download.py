@@ -6,6 +6,7 @@ python -m training.dataset.download --out flowers/
 
 import argparse
 import logging
+import shlex
 import shutil
 import signal
 import sys
@@ -55,7 +56,7 @@ def main(arguments: list[str] | None = None) -> int:
 def download_and_say(out: Path) -> None:
     """Download into `out`, and print what came and what to do next."""
     counts = download(out, FLOWER_PHOTOS)
-    data = "" if out == OUT else f" --data {out}"
+    data = "" if out == OUT else f" --data {shlex.quote(str(out))}"
     print(f"{out}: {', '.join(f'{name} {count}' for name, count in counts.items())}.")
     print(f"Next: python train.py{data}")
 

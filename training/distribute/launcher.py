@@ -22,6 +22,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import IO, NoReturn
 
+from training import streams
 from training.distribute.cluster import Cluster, Flags, add_flags, find_cluster, read_flags
 from training.errors import DistributeError
 
@@ -163,7 +164,8 @@ NOT_MET = "CoordinationService/RegisterTask"
 
 def child_main() -> NoReturn:
     """Run the script that `launch` was given as `__main__`, and exit with its code."""
-    sys.stderr = open(int(sys.argv[1]), "w", buffering=1)  # noqa: SIM115
+    stream = open(int(sys.argv[1]), "w", buffering=1, errors="backslashreplace")  # noqa: SIM115
+    sys.stderr = stream
     sys.argv = sys.argv[2:]
     sys.path.insert(0, str(Path(sys.argv[0]).resolve().parent))
     threading.Thread(target=_end_with_parent, daemon=True).start()
@@ -180,8 +182,7 @@ def child_main() -> NoReturn:
         # A lost connection is seen before JAX knows whose it was, and then it aborts us.
         time.sleep(HEARTBEAT_SECONDS + 5 if _met() else 0)
         print(error[:SHOWN_CHARACTERS], end="", file=sys.stderr)
-    sys.stdout.flush()
-    sys.stderr.flush()
+    streams.flush_or_drop()
     if code:
         os._exit(code)  # as JAX would now wait for the others to end, who wait for us
     sys.exit()

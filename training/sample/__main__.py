@@ -5,6 +5,7 @@ python -m training.sample --out drawn/ --per-class 100 --seed 1
 """
 
 import argparse
+import shlex
 import signal
 import sys
 from pathlib import Path
@@ -30,7 +31,7 @@ def main(arguments: list[str] | None = None) -> int:
 def draw_sample(out: Path, per_class: int, seed: int) -> None:
     """Draw into `out`, and print what was drawn and what to do next."""
     write_sample(out, per_class, seed)
-    names, data = ", ".join(LABELS), "" if out == OUT else f" --data {out}"
+    names, data = ", ".join(LABELS), "" if out == OUT else f" --data {shlex.quote(str(out))}"
     print(f"Drawn: {per_class} images each of {names}, in {out}. Next: python train.py{data}")
 
 

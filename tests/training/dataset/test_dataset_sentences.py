@@ -259,8 +259,8 @@ def test_a_folder_that_cannot_be_listed_ends_with_one_sentence(folder, capsys, m
     captured = capsys.readouterr()
     assert captured.out == ""
     assert captured.err == (
-        f"dataset: Expected to read {folder}. Received: Permission denied (a/b). "
-        "Fix the permissions of the folder.\n"
+        f"dataset: Expected to read {folder} and print what is in it. "
+        "Received: Permission denied (a/b). Free disk space or fix the permissions.\n"
     )
 
 

@@ -286,13 +286,13 @@ def test_the_checkpoint_that_ships_names_them(drawn):
 
 
 def test_each_class_is_announced_and_the_last_line_says_what_to_do_next(tmp_path, capsys):
-    out = tmp_path / "mine"
+    out = tmp_path / "my own"
     assert main(["--out", str(out), "--per-class", "2"]) == 0
     *announced, last = capsys.readouterr().out.splitlines()
     assert announced == [f"Drawing {x} ({n} of 5) ..." for n, x in enumerate(LABELS, start=1)]
     assert last == (
         f"Drawn: 2 images each of daisy, dandelion, rose, sunflower, tulip, in {out}. "
-        f"Next: python train.py --data {out}"
+        f"Next: python train.py --data '{out}'"
     )
     assert len(contents(out)) == 10
 
