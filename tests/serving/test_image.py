@@ -408,8 +408,8 @@ def too_large(most, received):
 
 def test_a_file_that_is_no_image_is_refused_with_the_formats():
     assert refusal(b"hello") == (
-        "Expected an image (JPEG, PNG, WEBP, GIF, BMP, TIFF, AVIF). Received: something else. "
-        "Send it as JPEG or PNG."
+        "Expected an image (JPEG, PNG, WEBP, GIF, BMP, TIFF, AVIF). Received: text. "
+        "Send the image itself as JPEG or PNG."
     )
 
 
