@@ -1,5 +1,6 @@
 """Decodes a file into an upright RGB image."""
 
+import hashlib
 import math
 import os
 import stat
@@ -83,33 +84,31 @@ def open_image(source: bytes | str | Path, size: tuple[int, int] | None = None) 
         _check_type(data[: file_types.HEAD])
         return _decode(metadata.strip(data), size)
     except MemoryError:
-        raise TooLargeError(
-            "Expected an image that fits into memory. Received: a larger one. Send a smaller image."
-        ) from None
+        raise _too_large("what fits into memory", "more") from None
 
 
 def read_image_file(path: str | Path) -> bytes:
-    """Return the content of the file at `path` if it may be an image.
-
-    Reads no more than its beginning otherwise.
+    """Return the content of the file at `path`, or refuse a large one by its first bytes.
 
     Raises:
-        UnsupportedTypeError: it is none by its first bytes.
+        UnsupportedTypeError: it has more than `file_types.HEAD` bytes, and is not an image by them.
         ImageError: it is a folder, pipe or device.
-        TooLargeError: it has more than `MAX_FILE_BYTES`.
+        TooLargeError: it has more than `MAX_FILE_BYTES`, or memory is full.
         OSError: it cannot be read.
     """
-    mode = os.stat(path).st_mode
-    if not stat.S_ISREG(mode):
-        received = "a folder" if stat.S_ISDIR(mode) else "a pipe or a device"
+    status = os.stat(path)
+    if not stat.S_ISREG(status.st_mode):
+        received = "a folder" if stat.S_ISDIR(status.st_mode) else "a pipe or a device"
         raise ImageError(f"Expected an image file. Received: {received}. Check the path.")
-    with open(path, "rb") as file:
-        _check_type(file.read(file_types.HEAD))
-        length = file.seek(0, os.SEEK_END)
-        if length > MAX_FILE_BYTES:
-            raise _too_large(f"{MAX_FILE_BYTES // 1_000_000} MB", "more")
-        file.seek(0)
-        return file.read(length)
+    if status.st_size > file_types.HEAD:
+        with open(path, "rb") as file:
+            _check_type(file.read(file_types.HEAD))
+    if status.st_size > MAX_FILE_BYTES:
+        raise _too_large(f"{MAX_FILE_BYTES // 1_000_000} MB", "more")
+    try:
+        return Path(path).read_bytes()
+    except MemoryError:
+        raise _too_large("what fits into memory", "more") from None
 
 
 def _check_type(head: bytes) -> None:
@@ -128,13 +127,12 @@ def _decode(stripped: metadata.Stripped, size: tuple[int, int] | None) -> Image.
     try:
         if not data.startswith(jpeg.START) or not jpeg.lacks_end(data):
             return _open(data, orientation, size)
-        # Pixels that depend on what follows them are not all there.
-        one, *others = (
-            _open(whole, orientation, size, len(jpeg.TAILS)) for whole in jpeg.continued(data)
-        )
-        if any(other.tobytes() != one.tobytes() for other in others):
+        with_end, with_noise = jpeg.completions(data)
+        expected = _digest(_open(with_noise, orientation, size, 2))
+        opened = _open(with_end, orientation, size, 2)
+        if _digest(opened) != expected:
             raise EOFError("pixels are missing")
-        return one
+        return opened
     except Image.DecompressionBombError:
         raise _too_large(f"{MAX_PIXELS // 1_000_000} million pixels", "far more") from None
     except (TooLargeError, MemoryError):
@@ -162,6 +160,10 @@ def _open(
         upright = _upright_rgb(image, orientation, size)
     upright.info = stored
     return upright
+
+
+def _digest(image: Image.Image) -> bytes:
+    return hashlib.sha256(image.tobytes()).digest()
 
 
 def _check_size(image: ImageFile.ImageFile, data: bytes, times: int) -> None:

@@ -20,8 +20,8 @@ WITHOUT_LENGTH = {TEM, *RESTARTS, 0xD8, 0xD9}
 # The decoder takes the colours from these, if they are as long as this.
 COLORS = {0xE0: (b"JFIF\0", 14), 0xEE: (b"Adobe", 12)}
 EXIF, XMP = b"Exif\0\0", b"http://ns.adobe.com/xap/1.0/\0"
-# Two ways to continue a file without an end. Whole pixels are the same with both.
-TAILS = (END, bytes([0xAA, 0x55, 0x33, 0xC9]) * 32 + END)
+NOISE = bytes([0xAA, 0x55, 0x33, 0xC9]) * 16
+ZEROS = 4  # at the end may be the pixels' own; more are what a card or a disk had there
 
 
 class Segment(NamedTuple):
@@ -82,20 +82,22 @@ def lacks_end(data: bytes) -> bool:
     return data.rfind(END, max(data.find(b"\xff\xda"), 0)) < 0
 
 
-def continued(data: bytes) -> list[bytes]:
-    """Return the JPEG `data`, which lacks its end, with each of `TAILS` in its place.
+def completions(data: bytes) -> tuple[bytes, bytes]:
+    """Return the JPEG `data`, which lacks its end, completed by an end, and by noise and an end.
 
-    Zeros and FFs at the end are taken for what a card or a disk had there.
+    Where no pixels are missing, both have the same ones.
 
     Raises:
         EOFError: a scan is missing.
     """
     if not _has_all_scans(data):
         raise EOFError("a scan is missing")
-    end = len(data.rstrip(b"\0\xff"))
-    while data.startswith(b"\xff\0", end):  # a byte of the pixels
-        end += 2
-    return [data[:end] + tail for tail in TAILS]
+    end = len(data.rstrip(b"\0\xff")) + ZEROS
+    whole = data[:end].rstrip(b"\xff")  # half a marker
+    scan = whole.rfind(bytes([0xFF, SCAN]))
+    latest = max(RESTARTS, key=lambda n: whole.rfind(bytes([0xFF, n]), scan))
+    restarts = [bytes([0xFF, 0xD0 + (latest + n) % 8]) + NOISE for n in range(1, 9)]
+    return whole + END, whole + NOISE + b"".join(restarts) + END
 
 
 def _has_all_scans(data: bytes) -> bool:

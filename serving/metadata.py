@@ -18,7 +18,8 @@ MAX_TEXT = 1_000_000  # bytes of a text in a PNG, unpacked, in which an orientat
 MAX_BLOCKS = 4_000  # of a GIF's metadata, of up to 255 bytes each
 PNG_START = b"\x89PNG\r\n\x1a\n"
 PNG_TRANSPARENCY = b"tRNS"  # belongs to the pixels, though it is no critical chunk
-PNG_TEXTS = {b"tEXt", b"zTXt", b"iTXt"}
+PNG_ORIENTATION = {b"eXIf", b"tEXt", b"zTXt", b"iTXt"}  # may be in these
+LOWER_CASE = ord("a")
 PNG_EXIF, PNG_XMP = b"Raw profile type exif\0", b"XML:com.adobe.xmp\0"  # the texts' keywords
 WEBP_METADATA = {b"ICCP", b"EXIF", b"XMP "}
 WEBP_FLAGS = 0b0010_1100  # of the same three, in the chunk VP8X
@@ -80,28 +81,30 @@ def _strip_png(data: bytes) -> Stripped:
         end = place + 12 + length
         if not kind.isalpha():
             break
-        if kind[:1].islower() and kind != PNG_TRANSPARENCY:
+        if kind[0] >= LOWER_CASE and kind != PNG_TRANSPARENCY:
             kept.append(data[begun:place])
             begun = end
-            found |= _orientation_chunk(kind, data[place + 8 : end - 4], data[end - 4 : end])
+            if kind in PNG_ORIENTATION:
+                found |= _keyword_chunk(data[place + 4 : end])
         place = end
-    exif = found.get(b"eXIf") or _from_hexadecimal(found.get(PNG_EXIF, b""))
+    exif = found.get(b"eXIf", b"") or _from_hexadecimal(_text(found.get(PNG_EXIF, b"")))
     stripped = b"".join([*kept, data[begun:]]) if kept else data
-    return Stripped(stripped, read_orientation(exif, found.get(PNG_XMP, b"")))
+    return Stripped(stripped, read_orientation(exif, _text(found.get(PNG_XMP, b""))))
 
 
-def _orientation_chunk(kind: bytes, content: bytes, checksum: bytes) -> dict[bytes, bytes]:
-    """Return {kind or keyword: content} of a chunk that may hold the orientation, or {}."""
-    name = next((key for key in (PNG_EXIF, PNG_XMP) if content.startswith(key)), b"")
-    if kind != b"eXIf" and not (kind in PNG_TEXTS and name):
+def _keyword_chunk(chunk: bytes) -> dict[bytes, bytes]:
+    """Return {what it holds: content} of a `chunk` that holds EXIF or XMP, else {}."""
+    kind, content, checksum = chunk[:4], chunk[4:-4], chunk[-4:]
+    names = (kind,) if kind == b"eXIf" else (PNG_EXIF, PNG_XMP)
+    name = next((name for name in names if content.startswith(name) or name == kind), b"")
+    if not name or zlib.crc32(chunk[:-4]) != int.from_bytes(checksum, "big"):
         return {}
-    if zlib.crc32(kind + content).to_bytes(4, "big") != checksum:
-        return {}
-    return {kind: content} if kind == b"eXIf" else {name: _text(kind, content[len(name) :])}
+    return {name: content if name == kind else kind + content.removeprefix(name)}
 
 
-def _text(kind: bytes, content: bytes) -> bytes:
-    """Return the text of a chunk, from `content` behind its keyword."""
+def _text(content: bytes) -> bytes:
+    """Return the text of a chunk, given its kind and what follows its keyword."""
+    kind, content = content[:4], content[4:]
     packed = kind == b"zTXt"
     content = content[1:] if packed else content
     if kind == b"iTXt":
