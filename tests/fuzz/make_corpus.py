@@ -89,6 +89,7 @@ def jpegs() -> dict[str, bytes]:
     image = drawn()
     plain = encoded(image, "JPEG", quality=60)
     cmyk = encoded(image.convert("CMYK"), "JPEG", quality=60)
+    two = encoded(image, "MPO", quality=60, save_all=True, append_images=[image])
     adobe = cmyk.index(b"Adobe") + 11  # the flag that says whether CMYK is stored as YCCK
     return {
         "420.jpg": plain,
@@ -102,9 +103,12 @@ def jpegs() -> dict[str, bytes]:
         "exif-6.jpg": encoded(image, "JPEG", quality=60, exif=exif(6)),
         "exif-broken.jpg": encoded(image, "JPEG", quality=60, exif=exif(6)[:-8]),
         "profile.jpg": encoded(image, "JPEG", quality=60, icc_profile=b"no profile"),
-        "two.mpo": encoded(image, "MPO", quality=60, save_all=True, append_images=[image]),
-        "broken-mpo.jpg": plain[:2] + segment(0xE2, b"MPF\0II*\0\x08\0\0\0\xff\xff") + plain[2:],
-        "broken-app13.jpg": plain[:2] + segment(0xED, b"Photoshop 3.0\x008BIM\4") + plain[2:],
+        "two.mpo": two,
+        "broken-mpo.jpg": two.replace(
+            struct.pack("<HHII", 0xB001, 4, 1, 2), struct.pack("<HHII", 0xB001, 4, 1, 9)
+        ),
+        "broken-jfif.jpg": insert(plain, segment(0xE0, b"JFIF\0")),
+        "broken-profile.jpg": insert(plain, segment(0xE2, b"ICC_PROFILE\0\1")),
         "without-end.jpg": plain[:-2],
         "progressive-without-end.jpg": encoded(image, "JPEG", progressive=True)[:-1] + bytes(9),
     }
@@ -278,6 +282,11 @@ def encoded(image: Image.Image, name: str, **options: object) -> bytes:
     buffer = BytesIO()
     image.save(buffer, name, **options)
     return buffer.getvalue()
+
+
+def insert(jpeg: bytes, segments: bytes) -> bytes:
+    """Return `jpeg` with `segments` before its others."""
+    return jpeg[:2] + segments + jpeg[2:]
 
 
 def segment(marker: int, content: bytes) -> bytes:
