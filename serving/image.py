@@ -127,10 +127,10 @@ def _decode(stripped: metadata.Stripped, size: tuple[int, int] | None) -> Image.
     try:
         if not data.startswith(jpeg.START) or not jpeg.lacks_end(data):
             return _open(data, orientation, size)
-        with_end, with_noise = jpeg.completions(data)
-        expected = _digest(_open(with_noise, orientation, size, 2))
-        opened = _open(with_end, orientation, size, 2)
-        if _digest(opened) != expected:
+        completed = jpeg.completions(data)
+        noisy = {_digest(_open(c, orientation, size, len(completed))) for c in completed[1:]}
+        opened = _open(completed[0], orientation, size, len(completed))
+        if noisy != {_digest(opened)}:
             raise EOFError("pixels are missing")
         return opened
     except Image.DecompressionBombError:

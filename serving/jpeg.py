@@ -20,7 +20,7 @@ WITHOUT_LENGTH = {TEM, *RESTARTS, 0xD8, 0xD9}
 # The decoder takes the colours from these, if they are as long as this.
 COLORS = {0xE0: (b"JFIF\0", 14), 0xEE: (b"Adobe", 12)}
 EXIF, XMP = b"Exif\0\0", b"http://ns.adobe.com/xap/1.0/\0"
-NOISE = bytes([0xAA, 0x55, 0x33, 0xC9]) * 16
+NOISES = tuple(bytes(noise) * 16 for noise in ((0xAA, 0x55, 0x33, 0xC9), (0x5B, 0xD6, 0x8C, 0x31)))
 ZEROS = 4  # at the end may be the pixels' own; more are what a card or a disk had there
 
 
@@ -82,22 +82,23 @@ def lacks_end(data: bytes) -> bool:
     return data.rfind(END, max(data.find(b"\xff\xda"), 0)) < 0
 
 
-def completions(data: bytes) -> tuple[bytes, bytes]:
-    """Return the JPEG `data`, which lacks its end, completed by an end, and by noise and an end.
+def completions(data: bytes) -> list[bytes]:
+    """Return the JPEG `data`, which lacks its end, with an end, and with noise before the end.
 
-    Where no pixels are missing, both have the same ones.
+    Where no pixels are missing, all have the same ones.
 
     Raises:
         EOFError: a scan is missing.
     """
     if not _has_all_scans(data):
         raise EOFError("a scan is missing")
-    end = len(data.rstrip(b"\0\xff")) + ZEROS
-    whole = data[:end].rstrip(b"\xff")  # half a marker
+    filled = len(data.rstrip(b"\0\xff"))
+    whole = data if len(data) - filled <= ZEROS else data[: filled + 2]
+    whole = whole.rstrip(b"\xff")  # half a marker
     scan = whole.rfind(bytes([0xFF, SCAN]))
     latest = max(RESTARTS, key=lambda n: whole.rfind(bytes([0xFF, n]), scan))
-    restarts = [bytes([0xFF, 0xD0 + (latest + n) % 8]) + NOISE for n in range(1, 9)]
-    return whole + END, whole + NOISE + b"".join(restarts) + END
+    restarts = [bytes([0xFF, 0xD0 + (latest + n) % 8]) for n in range(1, 9)]
+    return [whole + END, *(whole + noise.join([b"", *restarts, END]) for noise in NOISES)]
 
 
 def _has_all_scans(data: bytes) -> bool:
