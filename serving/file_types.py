@@ -1,4 +1,4 @@
-"""Names the type of a file that is no supported image, by its first bytes."""
+"""Names what a file is, other than a supported image, by its first bytes."""
 
 import base64
 import binascii
@@ -118,7 +118,7 @@ CONTROLS = re.compile(r"[\0-\x08\x0e-\x1a\x1c-\x1f]")
 
 
 def describe(head: bytes) -> tuple[str, str]:
-    """Return what a file is that begins with `head`, and what to do about it.
+    """Return what a file is, and what to do about it.
 
     `head` is its first `HEAD` bytes, or all; it is none of the supported images.
     """
@@ -138,7 +138,10 @@ def describe(head: bytes) -> tuple[str, str]:
 
 
 def is_heif(head: bytes) -> bool:
-    """Return whether a file is HEIF but not AVIF; both may begin with the same brand."""
+    """Return whether a file is HEIF but not AVIF.
+
+    Pillow takes both for AVIF if they begin with the same brand.
+    """
     brands = _brands(head)
     return bool(brands) and brands[0].startswith(HEIF_BRANDS) and not AVIF_BRANDS & set(brands)
 
@@ -206,7 +209,7 @@ def _as_text(head: bytes) -> str | None:
 
 
 def _is_binary_in_base64(head: bytes) -> bool:
-    """Return whether the first line of `head` is base64 of something other than text."""
+    """Return whether `head` is base64 of something other than text."""
     letters = re.sub(rb"\s", b"", head)[:64].translate(bytes.maketrans(b"-_", b"+/")).rstrip(b"=")
     try:
         decoded = base64.b64decode(letters[: len(letters) // 4 * 4], validate=True)

@@ -88,7 +88,9 @@ def open_image(source: bytes | str | Path, size: tuple[int, int] | None = None) 
 
 
 def read_image_file(path: str | Path) -> bytes:
-    """Return the content of the file at `path`, or refuse a large one by its first bytes.
+    """Return the content of the image file at `path`.
+
+    The first bytes of a large file decide whether the rest is read.
 
     Raises:
         UnsupportedTypeError: it has more than `file_types.HEAD` bytes, and is not an image by them.
@@ -149,7 +151,7 @@ def _decode(stripped: metadata.Stripped, size: tuple[int, int] | None) -> Image.
 def _open(
     data: bytes, orientation: int, size: tuple[int, int] | None, times: int = 1
 ) -> Image.Image:
-    """Return the image that the file `data` holds, which will be decoded `times` times."""
+    """Return the image in the file `data`, which is decoded `times` times."""
     file = pillow_limits.BoundedFile(BytesIO(data), reads=OPENING_READS)
     with Image.open(cast("IO[bytes]", file), formats=FORMATS) as image:
         _check_size(image, data, times)

@@ -1,4 +1,4 @@
-"""Reads the segments of a JPEG: drops its metadata, and tells whether only its end is missing."""
+"""Drops the metadata of a JPEG, and completes one without an end marker."""
 
 import re
 from collections.abc import Iterator
@@ -39,7 +39,10 @@ class Segment(NamedTuple):
 
 
 def strip(data: bytes) -> tuple[bytes, bytes, bytes]:
-    """Return the JPEG `data` without metadata, and its EXIF and XMP, empty if it has none."""
+    """Return the JPEG `data` without metadata, its EXIF and its XMP.
+
+    Both are empty if it has none.
+    """
     kept, exif, xmp, place = [data[:2]], [], b"", 2
     for segment in _segments(data):
         marker, start, place = segment
@@ -83,9 +86,9 @@ def lacks_end(data: bytes) -> bool:
 
 
 def completions(data: bytes) -> list[bytes]:
-    """Return the JPEG `data`, which lacks its end, with an end, and with noise before the end.
+    """Return `data` completed by an end marker, alone and behind noise.
 
-    Where no pixels are missing, all have the same ones.
+    If no pixels are missing, all have the same ones.
 
     Raises:
         EOFError: a scan is missing.
@@ -102,7 +105,7 @@ def completions(data: bytes) -> list[bytes]:
 
 
 def _has_all_scans(data: bytes) -> bool:
-    """Return whether there are scans of all components and, if progressive, of all coefficients."""
+    """Return whether all components were scanned and, if progressive, all coefficients."""
     place, progressive, missing = 2, False, None
     for segment in _segments(data):
         place = segment.end

@@ -1,10 +1,11 @@
-"""Drops what stands beside the pixels of an image, after its orientation was read.
+"""Drops the metadata of an image, after reading its orientation.
 
 What a camera, an editor or a network did to a colour profile, a text or a preview then decides
 nothing, and what hostile files hide there is not read. Browsers, too, show an image whose metadata
 is damaged. Bounded work: linear in the file, of which one copy is made.
 """
 
+import math
 import re
 import struct
 import zlib
@@ -17,13 +18,16 @@ from serving.orientation import SIZES, UPRIGHT, read_orientation
 MAX_TEXT = 1_000_000  # bytes of a text in a PNG, unpacked, in which an orientation is looked for
 MAX_BLOCKS = 4_000  # of a GIF's metadata, of up to 255 bytes each
 PNG_START = b"\x89PNG\r\n\x1a\n"
-PNG_TRANSPARENCY = b"tRNS"  # belongs to the pixels, though it is no critical chunk
+# tRNS belongs to the pixels, though it is no critical chunk. By colour type (grey, RGB, palette):
+# the fewest and most bytes that it may have.
+PNG_TRANSPARENCY = {0: (2, math.inf), 2: (6, math.inf), 3: (1, 256)}
 PNG_ORIENTATION = {b"eXIf", b"tEXt", b"zTXt", b"iTXt"}  # may be in these
 LOWER_CASE = ord("a")
 PNG_EXIF, PNG_XMP = b"Raw profile type exif\0", b"XML:com.adobe.xmp\0"  # the texts' keywords
 WEBP_METADATA = {b"ICCP", b"EXIF", b"XMP "}
 WEBP_FLAGS = 0b0010_1100  # of the same three, in the chunk VP8X
 GIF_EXTENSION, GIF_METADATA = 0x21, {0x01, 0xFE, 0xFF}  # plain text, comment, application
+GIF_TRANSPARENCY = 0xF9  # of 4 bytes
 # The tags of a TIFF that decide about its pixels; PIL.TiffTags names them.
 TIFF_PIXELS = {256, 257, 258, 259, 262, 266, 273, 274, 277, 278, 279, 284, 292, 293, 317, 320, 322}
 TIFF_PIXELS |= {323, 324, 325, 332, 334, 336, 338, 339, 347, 512, 513, 514, 515, 517, 518, 519, 520}
@@ -76,12 +80,13 @@ def _strip_jpeg(data: bytes) -> Stripped:
 def _strip_png(data: bytes) -> Stripped:
     """Drop the chunks that are neither critical nor tRNS, whatever their checksums."""
     kept, found, place, begun = [], {}, len(PNG_START), 0
+    fewest, most = PNG_TRANSPARENCY.get(int.from_bytes(data[25:26]), (1, 0))
     while place + 8 <= len(data):
         length, kind = struct.unpack_from(">I4s", data, place)
         end = place + 12 + length
         if not kind.isalpha():
             break
-        if kind[0] >= LOWER_CASE and kind != PNG_TRANSPARENCY:
+        if kind[0] >= LOWER_CASE and not (kind == b"tRNS" and fewest <= length <= most):
             kept.append(data[begun:place])
             begun = end
             if kind in PNG_ORIENTATION:
@@ -93,7 +98,7 @@ def _strip_png(data: bytes) -> Stripped:
 
 
 def _keyword_chunk(chunk: bytes) -> dict[bytes, bytes]:
-    """Return {what it holds: content} of a `chunk` that holds EXIF or XMP, else {}."""
+    """Return {name: content} of a `chunk` with EXIF or XMP, else {}."""
     kind, content, checksum = chunk[:4], chunk[4:-4], chunk[-4:]
     names = (kind,) if kind == b"eXIf" else (PNG_EXIF, PNG_XMP)
     name = next((name for name in names if content.startswith(name) or name == kind), b"")
@@ -157,14 +162,15 @@ def _strip_gif(data: bytes) -> Stripped:
         blocks += 1
         if blocks > MAX_BLOCKS or end >= len(data):
             return Stripped(data)
-        if data[place + 1] not in GIF_METADATA:
+        too_short = data[place + 1] == GIF_TRANSPARENCY and data[place + 2] < 4
+        if data[place + 1] not in GIF_METADATA and not too_short:
             kept.append(data[place : end + 1])
         place = end + 1
     return Stripped(b"".join([*kept, data[place:]]))
 
 
 def _strip_tiff(data: bytes) -> Stripped:
-    """Drop the tags that are not about pixels from the first directory, and further pages.
+    """Drop further pages, and the tags that are not about pixels.
 
     Keeps XMP, where it is complete: Pillow reads the orientation of a TIFF, and turns it.
     """

@@ -1,4 +1,7 @@
-"""Reads the orientation of an image from its EXIF or XMP, as Pillow reads it but within bounds."""
+"""Reads the orientation of an image from EXIF or XMP.
+
+The result is Pillow's; the work is bounded.
+"""
 
 import re
 import struct
@@ -14,7 +17,7 @@ XMP_ORIENTATION = re.compile(rb'tiff:Orientation(?:="|>)([0-9])')
 
 
 def read_orientation(exif: bytes, xmp: bytes = b"") -> int:
-    """Return the orientation, 1 (upright, the default) to 8, that `exif` or else `xmp` has."""
+    """Return the orientation in `exif`, or else in `xmp`: 1 (upright) to 8."""
     orientation = _of_exif(exif)
     if orientation is None:
         found = XMP_ORIENTATION.search(xmp)

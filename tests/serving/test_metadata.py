@@ -13,12 +13,24 @@ from serving import image, metadata
 from serving.errors import ImageError, TooLargeError
 from serving.image import open_image
 from serving.orientation import read_orientation
-from tests.fuzz.make_corpus import chunk, encoded, exif, insert, png, rgba, scanlines, segment, tiff
+from tests.fuzz.make_corpus import (
+    GREY,
+    PALETTE,
+    RGB,
+    RGB_ALPHA,
+    chunk,
+    encoded,
+    exif,
+    insert,
+    png,
+    rgba,
+    scanlines,
+    segment,
+    tiff,
+)
 
 # pytest replaces the filters that serving.pillow_limits sets.
 pytestmark = pytest.mark.filterwarnings("ignore::UserWarning:PIL.TiffImagePlugin")
-
-PALETTE = 3
 
 
 def painted() -> Image.Image:
@@ -84,6 +96,15 @@ def test_a_damaged_chunk_that_decides_about_the_pixels_is_refused():
         assert refused(plain.replace(part, part[:-4] + b"\1\2\3\4"))
     assert refused(PNG[:33] + chunk(b"QrSt", b"")[:-1] + b"\0" + PNG[33:])
     assert refused(PNG[: len(PNG) - 40])
+
+
+@pytest.mark.parametrize(("color", "length"), [(GREY, 1), (RGB, 5), (PALETTE, 257), (RGB_ALPHA, 6)])
+def test_transparency_that_says_nothing_changes_nothing(color, length):
+    depth = 4 if color == PALETTE else 8
+    palette = [chunk(b"PLTE", bytes(range(48)))] if color == PALETTE else []
+    plain = png(24, 16, depth, color, scanlines(depth, color, False), *palette)
+    more = chunk(b"tRNS", bytes(length))
+    assert same(png(24, 16, depth, color, scanlines(depth, color, False), *palette, more), plain)
 
 
 # JPEG.
@@ -209,6 +230,7 @@ def test_comments_and_applications_blocks_of_a_gif_change_nothing():
     start = 13 + 3 * 16
     for extension in (
         *(b"!\xfe\0", b"!\xfe\3abc\0", b"!\xff\0", b"!\xff\x0bNETSCAPE2.0\0", b"!\1\1x\0"),
+        b"!\xf9\2\1\0\0",
         b"!\xff\x0bXMP DataXMP\x03abc\x02de\0",
         b"!\xfe" + (b"\xff" + b"x" * 255) * 3_000 + b"\0",
     ):
