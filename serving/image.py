@@ -1,6 +1,9 @@
 """Decodes a file into an upright RGB image."""
 
+import hashlib
 import math
+import os
+import stat
 from io import BytesIO
 from pathlib import Path
 from typing import IO, Any, cast
@@ -11,7 +14,6 @@ import numpy as np
 from PIL import (  # noqa: F401
     AvifImagePlugin,
     BmpImagePlugin,
-    ExifTags,
     GifImagePlugin,
     Image,
     ImageFile,
@@ -21,11 +23,14 @@ from PIL import (  # noqa: F401
     WebPImagePlugin,
 )
 
-from serving import pillow_limits
+from serving import file_types, jpeg, metadata, pillow_limits
 from serving.errors import ImageError, TooLargeError, UnsupportedTypeError
+from serving.orientation import read_orientation
 
-# Pillow's other formats stay unreachable for strangers. JPEG includes MPO, which phones call JPEG.
+# Pillow's other formats stay unreachable for strangers.
 FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "AVIF")
+# Of a file on disk: as many bytes as the largest image has with four channels of 16 bits.
+MAX_FILE_BYTES = 400_000_000
 MAX_PIXELS = 50_000_000  # a 48-megapixel phone image passes, 150 MB when decoded
 MAX_RLE_PIXELS = 20_000_000  # of a run-length encoded BMP; Pillow decodes it in Python: 2 s
 MAX_SIDE = 65_535  # JPEG's limit; Pillow needs far more memory for a column than for a square
@@ -58,37 +63,81 @@ def open_image(source: bytes | str | Path, size: tuple[int, int] | None = None) 
     """Return the image in `source` as upright RGB.
 
     `source` is a file's bytes or path. Applies EXIF orientation, blends transparency with white,
-    scales other depths to 8 bits, and takes the first of several images. `info` becomes
-    {"format": ..., "size": ...}: one of `FORMATS`, and (width, height) as stored, or upright for
-    a TIFF.
+    scales other depths to 8 bits, and takes the first of several images. Metadata, damaged or not,
+    changes nothing else. `info` becomes {"format": ..., "size": ...}: one of `FORMATS`, and (width,
+    height) as stored, or upright for a TIFF.
 
     Pass `size`, the (height, width) to resize to later, to save memory: an image that is at least
     twice `REDUCED` times larger is reduced to no less than `REDUCED` times `size`. After
     `resize`, pixels differ by 0.3 of 255 on average from those of the whole image.
 
     Raises:
-        UnsupportedTypeError: it is not an image in one of `FORMATS`.
-        ImageError: it cannot be decoded completely.
+        UnsupportedTypeError: it is not an image in one of `FORMATS`; the message says what it is.
+        ImageError: it cannot be decoded completely, or the path is no file.
         TooLargeError: it has more than `MAX_PIXELS` pixels, `MAX_SIDE` pixels a side or
-            `MAX_SCANNED_PIXELS`; checked before decoding.
+            `MAX_SCANNED_PIXELS`, checked before decoding; the file has more than `MAX_FILE_BYTES`,
+            or memory is full.
         OSError: the path `source` cannot be opened.
     """
-    data = source if isinstance(source, bytes) else Path(source).read_bytes()
-    if not _is_known(data[:16]):
-        raise UnsupportedTypeError(
-            f"Expected an image ({', '.join(FORMATS)}). Received: something else. "
-            "Send it as JPEG or PNG."
-        )
-    file = pillow_limits.BoundedFile(BytesIO(data), reads=OPENING_READS)
     try:
-        with Image.open(cast("IO[bytes]", file), formats=FORMATS) as image:
-            _check_size(image, data)
-            stored: dict[Any, Any] = {"format": image.format, "size": image.size}
-            file.reads = math.inf
-            upright = _upright_rgb(image, size)
+        data = source if isinstance(source, bytes) else read_image_file(source)
+        _check_type(data[: file_types.HEAD])
+        return _decode(metadata.strip(data), size)
+    except MemoryError:
+        raise _too_large("what fits into memory", "more") from None
+
+
+def read_image_file(path: str | Path) -> bytes:
+    """Return the content of the image file at `path`.
+
+    The first bytes of a large file decide whether the rest is read.
+
+    Raises:
+        UnsupportedTypeError: it has more than `file_types.HEAD` bytes, and is not an image by them.
+        ImageError: it is a folder, pipe or device.
+        TooLargeError: it has more than `MAX_FILE_BYTES`, or memory is full.
+        OSError: it cannot be read.
+    """
+    status = os.stat(path)
+    if not stat.S_ISREG(status.st_mode):
+        received = "a folder" if stat.S_ISDIR(status.st_mode) else "a pipe or a device"
+        raise ImageError(f"Expected an image file. Received: {received}. Check the path.")
+    if status.st_size > file_types.HEAD:
+        with open(path, "rb") as file:
+            _check_type(file.read(file_types.HEAD))
+    if status.st_size > MAX_FILE_BYTES:
+        raise _too_large(f"{MAX_FILE_BYTES // 1_000_000} MB", "more")
+    try:
+        return Path(path).read_bytes()
+    except MemoryError:
+        raise _too_large("what fits into memory", "more") from None
+
+
+def _check_type(head: bytes) -> None:
+    """Raise UnsupportedTypeError unless a file that begins with `head` is supported."""
+    accepts = [Image.OPEN[name][1] for name in FORMATS]
+    if file_types.is_heif(head) or not any(accept(head[:16]) for accept in accepts if accept):
+        received, advice = file_types.describe(head)
+        raise UnsupportedTypeError(
+            f"Expected an image ({', '.join(FORMATS)}). Received: {received}. {advice}"
+        )
+
+
+def _decode(stripped: metadata.Stripped, size: tuple[int, int] | None) -> Image.Image:
+    """Return the image in the file `stripped` as `open_image` does."""
+    data, orientation = stripped
+    try:
+        if not data.startswith(jpeg.START) or not jpeg.lacks_end(data):
+            return _open(data, orientation, size)
+        completed = jpeg.completions(data)
+        noisy = {_digest(_open(c, orientation, size, len(completed))) for c in completed[1:]}
+        opened = _open(completed[0], orientation, size, len(completed))
+        if noisy != {_digest(opened)}:
+            raise EOFError("pixels are missing")
+        return opened
     except Image.DecompressionBombError:
         raise _too_large(f"{MAX_PIXELS // 1_000_000} million pixels", "far more") from None
-    except TooLargeError:
+    except (TooLargeError, MemoryError):
         raise
     except Exception as error:
         # Pillow raises nearly anything on broken files: OSError, SyntaxError, ValueError,
@@ -97,18 +146,30 @@ def open_image(source: bytes | str | Path, size: tuple[int, int] | None = None) 
             "Expected a complete image. Received: one that is truncated, damaged or of an unusual "
             "kind. Save it again as JPEG or PNG."
         ) from error
-    upright.info = stored | {"format": "JPEG"} if stored["format"] == "MPO" else stored
+
+
+def _open(
+    data: bytes, orientation: int, size: tuple[int, int] | None, times: int = 1
+) -> Image.Image:
+    """Return the image in the file `data`, which is decoded `times` times."""
+    file = pillow_limits.BoundedFile(BytesIO(data), reads=OPENING_READS)
+    with Image.open(cast("IO[bytes]", file), formats=FORMATS) as image:
+        _check_size(image, data, times)
+        stored: dict[Any, Any] = {"format": image.format, "size": image.size}
+        file.reads = math.inf
+        if image.format == "AVIF":  # turned by its container alone, which Pillow gives as EXIF
+            orientation = read_orientation(image.info.get("exif", b""))
+        upright = _upright_rgb(image, orientation, size)
+    upright.info = stored
     return upright
 
 
-def _is_known(head: bytes) -> bool:
-    """Return whether a file that begins with `head` (16 bytes) is supported."""
-    accepts = [Image.OPEN[name][1] for name in FORMATS]
-    return any(accept(head) for accept in accepts if accept)
+def _digest(image: Image.Image) -> bytes:
+    return hashlib.sha256(image.tobytes()).digest()
 
 
-def _check_size(image: ImageFile.ImageFile, data: bytes) -> None:
-    """Raise TooLargeError if decoding `image`, opened from `data`, would take too long."""
+def _check_size(image: ImageFile.ImageFile, data: bytes, times: int) -> None:
+    """Raise TooLargeError if decoding `image`, opened from `data`, `times` takes too long."""
     width, height = image.size
     most = MAX_RLE_PIXELS if image.tile and image.tile[0][0] == "bmp_rle" else MAX_PIXELS
     if width * height > most:
@@ -120,8 +181,8 @@ def _check_size(image: ImageFile.ImageFile, data: bytes) -> None:
         tile = [side for side in map(image.tag_v2.get, tags) if isinstance(side, int)]
         if math.prod(tile) > MAX_PIXELS:  # a tile is decoded completely, however small the image
             raise _too_large(f"{MAX_PIXELS // 1_000_000} million pixels", "far more")
-    if image.format in ("JPEG", "MPO"):
-        scans = data.count(b"\xff\xda")
+    if image.format == "JPEG":
+        scans = data.count(b"\xff\xda") * times
         if scans * width * height > MAX_SCANNED_PIXELS:
             raise _too_large(f"{MAX_SCANNED_PIXELS // (width * height)} scans", str(scans))
 
@@ -130,8 +191,9 @@ def _too_large(most: str, received: str) -> TooLargeError:
     return TooLargeError(f"Expected at most {most}. Received: {received}. Send a smaller image.")
 
 
-def _upright_rgb(image: Image.Image, size: tuple[int, int] | None) -> Image.Image:
-    orientation = _orientation(image)
+def _upright_rgb(image: Image.Image, orientation: int, size: tuple[int, int] | None) -> Image.Image:
+    if image.format != "JPEG":  # which draft() may still reduce
+        image.load()
     factors, extent = (1, 1), image.size
     if size:
         height, width = size[::-1] if orientation in SWAPS_SIDES else size
@@ -145,19 +207,6 @@ def _upright_rgb(image: Image.Image, size: tuple[int, int] | None) -> Image.Imag
     if extent != reduced.size:
         reduced = reduced.resize(reduced.size, Image.Resampling.BICUBIC, (0, 0, *extent))
     return reduced.transpose(TURNS[orientation]) if orientation in TURNS else reduced
-
-
-def _orientation(image: Image.Image) -> int:
-    """Return the EXIF orientation of `image`, 1 (upright, the default) to 8."""
-    if image.format not in ("JPEG", "MPO"):
-        image.load()  # otherwise getexif() does, in the try below, which hides broken pixels
-    if image.format == "TIFF":  # Pillow has applied it
-        return 1
-    try:
-        orientation = image.getexif().get(ExifTags.Base.Orientation)
-    except Exception:  # Pillow raises many on broken EXIF, without which the image is whole
-        return 1
-    return orientation if isinstance(orientation, int) and orientation in TURNS else 1
 
 
 def _reduced_rgb(image: Image.Image, factors: tuple[int, int]) -> Image.Image:

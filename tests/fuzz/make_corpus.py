@@ -67,9 +67,10 @@ def refused() -> dict[str, bytes]:
         "no-pixels.png": png(0, 16, 8, GREY, b""),
         "column.png": png(1, 50_000_000, 8, GREY, b""),
         "huge.png": png(60_000, 60_000, 1, GREY, b""),
-        "profile-bomb.png": png(
-            *(1, 1, 8, GREY, bytes(2)),
-            chunk(b"iCCP", b"x\0\0" + zlib.compress(bytes(2_000_000))),
+        "half-without-end.jpg": flower[: len(flower) * 3 // 4],
+        "checksum.png": png(
+            *(WIDTH, HEIGHT, 4, PALETTE, scanlines(4, PALETTE, False)),
+            chunk(b"PLTE", bytes(48))[:-4] + bytes(4),
         ),
         "half.webp": encoded(drawn(), "WEBP")[:100],
         "canvas.webp": riff(b"VP8X\x0a\0\0\0\x02\0\0\0\xff\xff\xff\xff\xff\xff"),
@@ -88,6 +89,7 @@ def jpegs() -> dict[str, bytes]:
     image = drawn()
     plain = encoded(image, "JPEG", quality=60)
     cmyk = encoded(image.convert("CMYK"), "JPEG", quality=60)
+    two = encoded(image, "MPO", quality=60, save_all=True, append_images=[image])
     adobe = cmyk.index(b"Adobe") + 11  # the flag that says whether CMYK is stored as YCCK
     return {
         "420.jpg": plain,
@@ -101,7 +103,14 @@ def jpegs() -> dict[str, bytes]:
         "exif-6.jpg": encoded(image, "JPEG", quality=60, exif=exif(6)),
         "exif-broken.jpg": encoded(image, "JPEG", quality=60, exif=exif(6)[:-8]),
         "profile.jpg": encoded(image, "JPEG", quality=60, icc_profile=b"no profile"),
-        "two.mpo": encoded(image, "MPO", quality=60, save_all=True, append_images=[image]),
+        "two.mpo": two,
+        "broken-mpo.jpg": two.replace(
+            struct.pack("<HHII", 0xB001, 4, 1, 2), struct.pack("<HHII", 0xB001, 4, 1, 9)
+        ),
+        "broken-jfif.jpg": insert(plain, segment(0xE0, b"JFIF\0")),
+        "broken-profile.jpg": insert(plain, segment(0xE2, b"ICC_PROFILE\0\1")),
+        "without-end.jpg": plain[:-2],
+        "progressive-without-end.jpg": encoded(image, "JPEG", progressive=True)[:-1] + bytes(9),
     }
 
 
@@ -141,6 +150,12 @@ def pngs() -> dict[str, bytes]:
             chunk(b"iTXt", b"XML:com.adobe.xmp\0\0\0\0\0<x tiff:Orientation='9'/>"),
         ),
         "exif-6.png": png(*plain, chunk(b"eXIf", exif(6)[6:])),
+        "profile-bomb.png": png(*plain, chunk(b"iCCP", b"x\0\0" + zlib.compress(bytes(2_000_000)))),
+        "broken-metadata.png": png(
+            *plain,
+            chunk(b"gAMA", b""),
+            chunk(b"iCCP", b"name") + chunk(b"pHYs", bytes(9))[:-4] + bytes(4),
+        ),
         "animated.png": encoded(frames[0], "PNG", save_all=True, append_images=frames[1:]),
     }
 
@@ -188,6 +203,7 @@ def tiffs() -> dict[str, bytes]:
         "white-is-0.tif": tiff({258: 8, 262: 0}, grey.tobytes()),
         "exif-6.tif": encoded(image, "TIFF", exif=exif(6)),
         "pages.tif": encoded(image, "TIFF", save_all=True, append_images=[image]),
+        "broken-description.tif": tiff({258: 8, 270: (99, 99, 99)}, grey.tobytes())[:-3],
     }
 
 
@@ -228,6 +244,7 @@ def others() -> dict[str, bytes]:
         "lossless.webp": encoded(image, "WEBP", lossless=True),
         "alpha.webp": encoded(rgba(), "WEBP", quality=50),
         "exif-6.webp": encoded(image, "WEBP", quality=50, exif=exif(6)),
+        "broken-exif.webp": encoded(image, "WEBP", quality=50, exif=exif(6))[:-20],
         "animated.webp": encoded(image, "WEBP", quality=50, **frames),
         "lossy.avif": encoded(image, "AVIF", quality=50),
         "alpha.avif": encoded(rgba(), "AVIF", quality=50),
@@ -265,6 +282,16 @@ def encoded(image: Image.Image, name: str, **options: object) -> bytes:
     buffer = BytesIO()
     image.save(buffer, name, **options)
     return buffer.getvalue()
+
+
+def insert(jpeg: bytes, segments: bytes) -> bytes:
+    """Return `jpeg` with `segments` before its others."""
+    return jpeg[:2] + segments + jpeg[2:]
+
+
+def segment(marker: int, content: bytes) -> bytes:
+    """Return a segment of a JPEG."""
+    return b"\xff" + bytes([marker]) + struct.pack(">H", len(content) + 2) + content
 
 
 def chunk(kind: bytes, content: bytes) -> bytes:

@@ -1,5 +1,6 @@
 """serving.image: bytes to upright RGB."""
 
+import os
 import struct
 import subprocess
 import sys
@@ -373,6 +374,59 @@ def test_pixels_may_come_in_as_many_pieces_as_they_like(image):
     assert np.array_equal(open_image(head + b"".join(pieces) + tail), image)
 
 
+def test_what_is_no_file_is_refused_without_waiting_for_it(tmp_path):
+    os.mkfifo(tmp_path / "pipe.jpg")
+    for path, received in (
+        (tmp_path, "a folder"),
+        (tmp_path / "pipe.jpg", "a pipe or a device"),
+        ("/dev/zero", "a pipe or a device"),
+    ):
+        with pytest.raises(ImageError) as caught:
+            open_image(path)
+        assert str(caught.value) == (
+            f"Expected an image file. Received: {received}. Check the path."
+        )
+
+
+def test_the_first_bytes_of_a_large_file_decide(tmp_path, monkeypatch):
+    """A video may be larger than the memory."""
+    monkeypatch.setattr(Path, "read_bytes", lambda path: pytest.fail("read"))
+    for begins, error, sentence in (
+        (b"\0\0\0\x18ftypmp42", UnsupportedTypeError, r"Received: a video \(MP4\)\. "),
+        (b"", UnsupportedTypeError, "Received: only zeros"),
+        (encoded(Image.new("L", (9, 9)), "TIFF"), TooLargeError, "at most 400 MB. Received: more"),
+    ):
+        path = tmp_path / "large"
+        path.write_bytes(begins)
+        os.truncate(path, 6_000_000_000)  # takes no space
+        with pytest.raises(error, match=sentence):
+            open_image(path)
+
+
+def test_a_file_as_large_as_allowed_is_read(image, tmp_path, monkeypatch):
+    path = tmp_path / "image.png"
+    path.write_bytes(encoded(image, "PNG"))
+    monkeypatch.setattr(module, "MAX_FILE_BYTES", path.stat().st_size)
+    assert np.array_equal(open_image(path), image)
+    monkeypatch.setattr(module, "MAX_FILE_BYTES", path.stat().st_size - 1)
+    with pytest.raises(TooLargeError, match="Received: more"):
+        open_image(path)
+
+
+def test_a_full_memory_is_told(image, tmp_path, monkeypatch):
+    def fail(*_: object) -> None:
+        raise MemoryError
+
+    path = tmp_path / "image.png"
+    path.write_bytes(encoded(image, "PNG"))
+    sentence = r"^Expected at most what fits into memory\. Received: more\. Send a smaller image\.$"
+    for owner, name in ((Path, "read_bytes"), (Image.Image, "reduce")):
+        with monkeypatch.context() as patch:
+            patch.setattr(owner, name, fail)
+            with pytest.raises(TooLargeError, match=sentence):
+                open_image(path)
+
+
 def test_a_missing_file_is_an_os_error(tmp_path):
     with pytest.raises(FileNotFoundError):
         open_image(tmp_path / "none.jpg")
@@ -408,8 +462,8 @@ def too_large(most, received):
 
 def test_a_file_that_is_no_image_is_refused_with_the_formats():
     assert refusal(b"hello") == (
-        "Expected an image (JPEG, PNG, WEBP, GIF, BMP, TIFF, AVIF). Received: something else. "
-        "Send it as JPEG or PNG."
+        "Expected an image (JPEG, PNG, WEBP, GIF, BMP, TIFF, AVIF). Received: text. "
+        "Send the image itself as JPEG or PNG."
     )
 
 

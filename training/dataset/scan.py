@@ -5,14 +5,13 @@ import re
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
-from io import BytesIO
 from pathlib import Path
 
 import numpy as np
 from PIL import Image
 
 from serving.errors import ServingError
-from serving.image import FORMATS, open_image
+from serving.image import open_image, read_image_file
 from training.dataset.perceptual_hash import perceptual_hash, thumbnail
 from training.errors import DataError
 
@@ -204,9 +203,9 @@ def _check_file(path: Path) -> _File:
     if not path.is_file():
         return _File("not a file")
     try:
-        content = path.read_bytes()
-        if not content:
+        if not path.stat().st_size:
             return _File("empty")
+        content = read_image_file(path)
         image = open_image(content)
     except ServingError as error:
         return _File(str(error))
@@ -215,15 +214,13 @@ def _check_file(path: Path) -> _File:
     return _File(
         digest=hashlib.sha256(content).hexdigest(),
         thumbnail=thumbnail(image),
-        mismatch=_mismatch(path.suffix.lower(), content),
+        mismatch=_mismatch(path.suffix.lower(), image.info["format"]),
     )
 
 
-def _mismatch(suffix: str, content: bytes) -> str | None:
-    """Return how `suffix`, such as ".png", contradicts the `content` of an image, or None."""
+def _mismatch(suffix: str, held: str) -> str | None:
+    """Return how `suffix`, such as ".png", contradicts the format `held`, or None."""
     if not suffix[1:2].isalpha():  # "rose" and "rose.2" are names without a type
         return None
-    with Image.open(BytesIO(content), formats=FORMATS) as image:  # reads the header only
-        held = SAME_TYPE.get(image.format, image.format)
     named = Image.EXTENSION.get(suffix)
     return None if SAME_TYPE.get(named, named) == held else f"named {suffix}, is {held}"

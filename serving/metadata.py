@@ -1,0 +1,197 @@
+"""Drops the metadata of an image, after reading its orientation.
+
+What a camera, an editor or a network did to a colour profile, a text or a preview then decides
+nothing, and what hostile files hide there is not read. Browsers, too, show an image whose metadata
+is damaged. Bounded work: linear in the file, of which one copy is made.
+"""
+
+import math
+import re
+import struct
+import zlib
+from collections.abc import Callable
+from typing import NamedTuple
+
+from serving import jpeg
+from serving.orientation import SIZES, UPRIGHT, read_orientation
+
+MAX_TEXT = 1_000_000  # bytes of a text in a PNG, unpacked, in which an orientation is looked for
+MAX_BLOCKS = 4_000  # of a GIF's metadata, of up to 255 bytes each
+PNG_START = b"\x89PNG\r\n\x1a\n"
+# tRNS belongs to the pixels, though it is no critical chunk. By colour type (grey, RGB, palette):
+# the fewest and most bytes that it may have.
+PNG_TRANSPARENCY = {0: (2, math.inf), 2: (6, math.inf), 3: (1, 256)}
+PNG_ORIENTATION = {b"eXIf", b"tEXt", b"zTXt", b"iTXt"}  # may be in these
+LOWER_CASE = ord("a")
+PNG_EXIF, PNG_XMP = b"Raw profile type exif\0", b"XML:com.adobe.xmp\0"  # the texts' keywords
+WEBP_METADATA = {b"ICCP", b"EXIF", b"XMP "}
+WEBP_FLAGS = 0b0010_1100  # of the same three, in the chunk VP8X
+GIF_EXTENSION, GIF_METADATA = 0x21, {0x01, 0xFE, 0xFF}  # plain text, comment, application
+GIF_TRANSPARENCY = 0xF9  # of 4 bytes
+# The tags of a TIFF that decide about its pixels; PIL.TiffTags names them.
+TIFF_PIXELS = {256, 257, 258, 259, 262, 266, 273, 274, 277, 278, 279, 284, 292, 293, 317, 320, 322}
+TIFF_PIXELS |= {323, 324, 325, 332, 334, 336, 338, 339, 347, 512, 513, 514, 515, 517, 518, 519, 520}
+TIFF_PIXELS |= {521, 529, 530, 531, 532, 50674}
+TIFF_XMP = 700
+# By the first bytes: (byte order, where the directory's address is, how addresses and the number
+# of tags are written).
+TIFF_KINDS = {
+    b"II*\0": ("<", 4, "L", "H"),
+    b"MM\0*": (">", 4, "L", "H"),
+    b"II+\0": ("<", 8, "Q", "Q"),
+    b"MM\0+": (">", 8, "Q", "Q"),
+}
+AVIF_EXIF = re.compile(rb"(infe(?:\x02.{7}|\x03.{9}))Exif", re.DOTALL)
+
+
+class Stripped(NamedTuple):
+    """An image without metadata.
+
+    Attributes:
+        data: the file.
+        orientation: EXIF orientation, 1 to 8, of its pixels.
+    """
+
+    data: bytes
+    orientation: int = UPRIGHT
+
+
+def strip(data: bytes) -> Stripped:
+    """Return the image `data` without its metadata. Broken files may come back as they are."""
+    strippers: tuple[tuple[bytes, Callable[[bytes], Stripped]], ...] = (
+        (jpeg.START, _strip_jpeg),
+        (PNG_START, _strip_png),
+        (b"RIFF", _strip_webp),
+        (b"GIF8", _strip_gif),
+        (b"II", _strip_tiff),
+        (b"MM", _strip_tiff),
+    )
+    for start, stripper in strippers:
+        if data.startswith(start):
+            return stripper(data)
+    return Stripped(AVIF_EXIF.sub(rb"\1none", data)) if data[4:8] == b"ftyp" else Stripped(data)
+
+
+def _strip_jpeg(data: bytes) -> Stripped:
+    stripped, exif, xmp = jpeg.strip(data)
+    return Stripped(stripped, read_orientation(exif, xmp))
+
+
+def _strip_png(data: bytes) -> Stripped:
+    """Drop the chunks that are neither critical nor tRNS, whatever their checksums."""
+    kept, found, place, begun = [], {}, len(PNG_START), 0
+    fewest, most = PNG_TRANSPARENCY.get(int.from_bytes(data[25:26]), (1, 0))
+    while place + 8 <= len(data):
+        length, kind = struct.unpack_from(">I4s", data, place)
+        end = place + 12 + length
+        if not kind.isalpha():
+            break
+        if kind[0] >= LOWER_CASE and not (kind == b"tRNS" and fewest <= length <= most):
+            kept.append(data[begun:place])
+            begun = end
+            if kind in PNG_ORIENTATION:
+                found |= _keyword_chunk(data[place + 4 : end])
+        place = end
+    exif = found.get(b"eXIf", b"") or _from_hexadecimal(_text(found.get(PNG_EXIF, b"")))
+    stripped = b"".join([*kept, data[begun:]]) if kept else data
+    return Stripped(stripped, read_orientation(exif, _text(found.get(PNG_XMP, b""))))
+
+
+def _keyword_chunk(chunk: bytes) -> dict[bytes, bytes]:
+    """Return {name: content} of a `chunk` with EXIF or XMP, else {}."""
+    kind, content, checksum = chunk[:4], chunk[4:-4], chunk[-4:]
+    names = (kind,) if kind == b"eXIf" else (PNG_EXIF, PNG_XMP)
+    name = next((name for name in names if content.startswith(name) or name == kind), b"")
+    if not name or zlib.crc32(chunk[:-4]) != int.from_bytes(checksum, "big"):
+        return {}
+    return {name: content if name == kind else kind + content.removeprefix(name)}
+
+
+def _text(content: bytes) -> bytes:
+    """Return the text of a chunk, given its kind and what follows its keyword."""
+    kind, content = content[:4], content[4:]
+    packed = kind == b"zTXt"
+    content = content[1:] if packed else content
+    if kind == b"iTXt":
+        packed = content[:1] == b"\1"
+        content = content[2:].split(b"\0", 2)[-1]  # behind the language and the translated keyword
+    try:
+        return zlib.decompressobj().decompress(content, MAX_TEXT) if packed else content
+    except zlib.error:
+        return b""
+
+
+def _from_hexadecimal(text: bytes) -> bytes:
+    """Return the bytes that ImageMagick wrote as `text`, behind three lines about them."""
+    try:
+        return bytes.fromhex(b"".join(text.split(b"\n")[3:]).decode("ascii"))
+    except ValueError:
+        return b""
+
+
+def _strip_webp(data: bytes) -> Stripped:
+    """Drop the profile, EXIF and XMP, and correct the length of what remains."""
+    kept, found, place = [], {}, 12
+    last = min(len(data), 8 + int.from_bytes(data[4:8], "little"))
+    while place + 8 <= last:
+        kind, length = struct.unpack_from("<4sI", data, place)
+        end = place + 8 + length
+        chunk = data[place:end] + bytes(length % 2)
+        place = end + length % 2
+        if kind in WEBP_METADATA:
+            found[kind] = chunk[8:]
+        elif end > len(data):
+            return Stripped(data)
+        else:
+            kept.append(chunk)
+    content = bytearray(b"WEBP" + b"".join(kept))
+    if content.startswith(b"VP8X", 4) and len(content) > 12:
+        content[12] &= ~WEBP_FLAGS
+    stripped = b"RIFF" + len(content).to_bytes(4, "little") + content
+    return Stripped(stripped, read_orientation(found.get(b"EXIF", b""), found.get(b"XMP ", b"")))
+
+
+def _strip_gif(data: bytes) -> Stripped:
+    """Drop comments and what applications wrote before the first image."""
+    place = 13 + (3 << (data[10] & 7) + 1 if data[10:11] >= b"\x80" else 0)
+    kept, blocks = [data[:place]], 0
+    while data[place : place + 1] == bytes([GIF_EXTENSION]):
+        end = place + 2
+        while end < len(data) and data[end]:
+            end, blocks = end + 1 + data[end], blocks + 1
+        blocks += 1
+        if blocks > MAX_BLOCKS or end >= len(data):
+            return Stripped(data)
+        too_short = data[place + 1] == GIF_TRANSPARENCY and data[place + 2] < 4
+        if data[place + 1] not in GIF_METADATA and not too_short:
+            kept.append(data[place : end + 1])
+        place = end + 1
+    return Stripped(b"".join([*kept, data[place:]]))
+
+
+def _strip_tiff(data: bytes) -> Stripped:
+    """Drop further pages, and the tags that are not about pixels.
+
+    Keeps XMP, where it is complete: Pillow reads the orientation of a TIFF, and turns it.
+    """
+    if data[:4] not in TIFF_KINDS:
+        return Stripped(data)
+    order, at, address, number = TIFF_KINDS[data[:4]]
+    tag_format = struct.Struct(f"{order}HH2{address}")
+    try:
+        [start] = struct.unpack_from(order + address, data, at)
+        [count] = struct.unpack_from(order + number, data, start)
+    except (struct.error, OverflowError):  # the file is shorter
+        return Stripped(data)
+    begun = start + struct.calcsize(order + number)
+    listed = data[begun : begun + count * tag_format.size]
+    if len(listed) < count * tag_format.size:
+        return Stripped(data)
+    kept = {}
+    for tag, kind, values, value in tag_format.iter_unpack(listed):
+        complete = value + values * SIZES.get(kind, 0) <= len(data)
+        if tag in TIFF_PIXELS or (tag == TIFF_XMP and complete):
+            kept[tag] = tag_format.pack(tag, kind, values, value)
+    directory = struct.pack(order + number, len(kept)) + b"".join(kept.values())
+    directory += struct.pack(order + address, 0)  # no further page
+    return Stripped(b"".join([data[:start], directory, data[start + len(directory) :]]))
