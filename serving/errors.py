@@ -15,7 +15,7 @@
     │   └── DeadlineError          504
     ├── ModelError                 a model file, or the runtime for it
     ├── AllowError                 FETCH_ALLOW (serving/addresses.py)
-    └── DataError, CacheError, DistributeError, DownloadError: training/errors.py
+    └── DataError, CacheError, TrainingError, DistributeError, DownloadError: training/errors.py
 
 Commands add their own subclasses of `UserError`: an emulator that does not start, for example.
 """

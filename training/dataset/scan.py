@@ -8,14 +8,13 @@ from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass, field
-from io import BytesIO
 from pathlib import Path
 
 import numpy as np
 from PIL import Image
 
 from serving.errors import ImageError, ServingError, TooLargeError
-from serving.image import FORMATS, open_image
+from serving.image import open_image
 from training.dataset.explain import (
     LISTED,
     advise,
@@ -297,15 +296,13 @@ def _check_content(path: Path, content: bytes) -> _File:
     return _File(
         digest=hashlib.sha256(content).hexdigest(),
         thumbnail=thumbnail(image),
-        mismatch=_mismatch(path.suffix.lower(), content),
+        mismatch=_mismatch(path.suffix.lower(), image.info["format"]),
     )
 
 
-def _mismatch(suffix: str, content: bytes) -> str | None:
-    """Return how `suffix`, such as ".png", contradicts the `content` of an image, or None."""
+def _mismatch(suffix: str, held: str) -> str | None:
+    """Return how `suffix`, such as ".png", contradicts the format `held`, or None."""
     if not suffix[1:2].isalpha():  # "rose" and "rose.2" are names without a type
         return None
-    with Image.open(BytesIO(content), formats=FORMATS) as image:  # reads the header only
-        held = SAME_TYPE.get(image.format, image.format)
-    named = Image.EXTENSION.get(suffix)
+    held, named = SAME_TYPE.get(held, held), Image.EXTENSION.get(suffix, "")
     return None if SAME_TYPE.get(named, named) == held else f"named {suffix}, is {held}"
