@@ -181,10 +181,10 @@ def start_run(
         )
     replaced = unreported_checkpoints(options.models) if workers.is_main else []
     if replaced:
+        others = f" and {len(replaced) - 1} more" * (len(replaced) > 1)
         print(
-            f"{replaced[-1]} and {len(replaced) - 1} other checkpoints of an earlier run, without "
-            f"a report, will move to {options.models / EARLIER}{os.sep} then, so that the best of "
-            "this run wins."
+            f"{replaced[-1]}{others} of an earlier run, without a report, will move to "
+            f"{options.models / EARLIER}{os.sep} then: the best of this folder will be of this run."
         )
     return replace(run, replaced=tuple(replaced))
 

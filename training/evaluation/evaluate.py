@@ -47,7 +47,7 @@ LABEL_ISSUES = "probable_wrong_labels.txt"
 # Of the suggested class: less is no more likely than all other classes together.
 MIN_LABEL_CONFIDENCE = 0.5
 POOR_ACCURACY = 0.8  # below it, the summary says what to try
-FLOWERS = Path("flowers")  # where convert_to_tflite.py looks for images without --data
+FLOWERS = Path("flowers")  # where convert_to_tflite.py looks without --data
 
 
 @dataclass(frozen=True)

@@ -272,7 +272,7 @@ def test_the_table_reads_as_follows(metrics):
         "  ash    0.889 (0.565–0.980)  0.800 (0.490–0.943)  0.842 (0.606–0.949)      10",
         "  birch  0.905 (0.711–0.973)  0.950 (0.764–0.991)  0.927 (0.800–0.976)      20",
         "  cedar  1.000 (0.722–1.000)  1.000 (0.722–1.000)  1.000 (0.839–1.000)      10",
-        "  accuracy 0.925 (0.801–0.974) on 40 images, ECE 0.125; "
+        "  accuracy 0.925 (0.801–0.974) on 40 images, ECE 0.125 (by chance up to 0.125); "
         "Wilson's 95 % intervals in brackets",
     ]
 
