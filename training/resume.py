@@ -16,7 +16,7 @@ from training.backend import keras
 from training.checkpoint import BestCheckpoint, read_metadata, split_record
 from training.errors import DataError, TrainingError
 from training.files import write_atomically
-from training.recipes import Recipe, RunOptions
+from training.recipes import ORIGINAL, Recipe, RunOptions
 
 STATE = "xception_fin.resume.weights.h5"
 EARLIER = "earlier"  # folder for checkpoints of a run that another one has replaced
@@ -122,7 +122,7 @@ class RequireFiniteLoss(keras.callbacks.Callback):
             raise TrainingError(
                 f"Expected a {name} that is a number. Received: {value} in epoch {epoch + 1}. "
                 f"Train anew with a lower --learning-rate than {self.learning_rate:g}, "
-                f"such as {self.learning_rate / 10:g}.{kept}"
+                f"such as {min(self.learning_rate / 10, ORIGINAL.learning_rate):g}.{kept}"
             )
 
 

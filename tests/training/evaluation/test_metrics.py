@@ -5,6 +5,7 @@ import json
 import numpy as np
 import pytest
 
+from training.evaluation import metrics as metrics_module
 from training.evaluation.calibration import error_by_chance, expected_calibration_error
 from training.evaluation.metrics import (
     METHODS,
@@ -305,3 +306,10 @@ def test_numbers_are_written_this_way():
 def test_no_images_are_refused_in_this_sentence():
     with pytest.raises(ValueError, match=r"^Expected images to evaluate\. Received: none\.$"):
         evaluate(np.zeros((0, 3)), np.zeros(0, dtype=int), NAMES)
+
+
+def test_the_interval_of_many_classes_is_computed_in_pieces(monkeypatch):
+    counts = np.random.default_rng(1).integers(0, 9, (7, 7))
+    whole = metrics_module.bootstrap_macro_f1(counts)
+    monkeypatch.setattr(metrics_module, "RESAMPLED_CELLS", 7 * 7 * 300 + 1)
+    assert metrics_module.bootstrap_macro_f1(counts) == whole

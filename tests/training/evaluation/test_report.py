@@ -264,7 +264,7 @@ def test_names_that_are_no_text_are_escaped_in_the_report(faultless, tmp_path, m
     monkeypatch.setattr(
         training.evaluation.report,
         "_draw",
-        lambda run, metrics, folder: drawn.append(per_class(metrics)) or [],
+        lambda run, metrics, folder: drawn.append(per_class(metrics)) or ["mistakes.png"],
     )
     images = ("daisy/caf\udce9.jpg", *faultless["images"][1:])
     probabilities = np.roll(faultless["probabilities"], 1, axis=1)  # all of it mistakes
