@@ -47,6 +47,7 @@ LABEL_ISSUES = "probable_wrong_labels.txt"
 # Of the suggested class: less is no more likely than all other classes together.
 MIN_LABEL_CONFIDENCE = 0.5
 POOR_ACCURACY = 0.8  # below it, the summary says what to try
+POOR_RESULT = "docs/training.md#few-images-or-a-poor-result"
 FLOWERS = Path("flowers")  # where convert_to_tflite.py looks without --data
 
 
@@ -207,7 +208,7 @@ def print_summary(result: CalibratedModel, metrics: dict, dataset: Dataset, spli
     name = split.evaluated_name.capitalize()
     print(f"{name} accuracy: {accuracy:.3f} on {len(split.evaluated)} images.")
     if accuracy < POOR_ACCURACY:
-        print(f"{_worst_mistake(metrics)} Few images, or a poor result: docs/training.md.")
+        print(f"{_worst_mistake(metrics)} What to try: {POOR_RESULT}.")
 
 
 def _worst_mistake(metrics: dict) -> str:

@@ -268,7 +268,7 @@ def test_a_poor_result_comes_with_what_to_look_at(accuracy, capsys):
         patch.setattr(evaluate, "table", lambda metrics: "")
         evaluate.print_summary(result, metrics, None, Split(1, (), ("a",) * 10))
     out = capsys.readouterr().out
-    said = "Most frequent mistake: rose predicted as aster (4). Few images, or a poor result:"
+    said = "Most frequent mistake: rose predicted as aster (4). What to try: docs/training.md#few"
     assert (said in out) == (accuracy < 0.8)
 
 
