@@ -20,7 +20,7 @@ SPLITS = {"train", "training", "test", "testing", "val", "valid", "validation", 
 SUFFIXES = IMAGE_SUFFIXES | {".heic", ".heif"}
 ADVICE = {
     "HEIC": "Export HEIC images as JPEG.",
-    "HTML": "Download the images themselves, not the pages about them.",
+    "HTML": "Download the images themselves, not the web pages about them.",
     "LFS": "Fetch the files with `git lfs pull`.",
 }
 

@@ -98,7 +98,7 @@ def test_a_reason_is_shortened_to_what_was_received(reason, short):
     ("content", "advice"),
     [
         ("a HEIC image", "Export HEIC images as JPEG."),
-        ("an HTML page", "Download the images themselves, not the pages about them."),
+        ("an HTML page", "Download the images themselves, not the web pages about them."),
         ("a Git LFS pointer", "Fetch the files with `git lfs pull`."),
     ],
 )
