@@ -18,7 +18,13 @@ from serving.runtimes import RUNTIMES
 from training.checkpoint import load_checkpoint
 from training.cli import make_parser, run_command
 from training.errors import DataError
-from training.export.compare import TOLERANCES, choose_images, compare, evaluate
+from training.export.compare import (
+    FLOWERS,
+    TOLERANCES,
+    choose_images,
+    compare,
+    evaluate,
+)
 from training.export.tflite import make_tflite
 from training.files import write_atomically
 
@@ -30,7 +36,7 @@ def main(arguments: list[str] | None = None) -> int:
     def command() -> None:
         checkpoint = options.checkpoint or best_model(options.models, ".h5")
         if options.evaluate:
-            evaluate(checkpoint, options.data, options.runtime)
+            evaluate(checkpoint, options.data or FLOWERS, options.runtime)
         else:
             convert(checkpoint, options.quantize, options.data, options.runtime)
 
@@ -42,20 +48,22 @@ def main(arguments: list[str] | None = None) -> int:
     )
 
 
-def convert(checkpoint: Path, quantize: str, data: Path, runtime: str | None) -> None:
+def convert(checkpoint: Path, quantize: str, data: Path | None, runtime: str | None) -> None:
     """Write the .tflite file of `checkpoint`, if it predicts what Keras predicts.
+
+    Compares on images of the folder `data`, which for None is flowers/ or, if empty, drawn ones.
 
     Raises:
         ModelError: the checkpoint cannot be read, the runtime cannot load the file, or it differs
             from Keras by more than `TOLERANCES` allows.
-        DataError: int8, and there are no images to calibrate on.
+        DataError: `data` holds no data set, or int8 has no images to calibrate on.
     """
     print(f"Read: {checkpoint}", flush=True)
     model, metadata = load_checkpoint(checkpoint)
     calibration, comparison = choose_images(checkpoint, data, model.input_shape[1:3])
     if quantize == "int8" and not calibration:
         raise DataError(
-            f"Expected training images in {data} to calibrate int8 on. Received: none. "
+            f"Expected training images in {data or FLOWERS} to calibrate int8 on. Received: none. "
             "Run `make data`, or name a folder with --data."
         )
 
@@ -78,7 +86,7 @@ def parse_arguments(arguments: list[str] | None) -> argparse.Namespace:
     add = parser.add_argument
     add("checkpoint", nargs="?", type=Path, help="a .h5 file [the best in --models]")
     add("--quantize", choices=TOLERANCES, default="none", help="kind of weights [none: float32]")
-    add("--data", type=Path, default=Path("flowers"), help="images to compare on [flowers/]")
+    add("--data", type=Path, help="images to compare on [flowers/, or drawn ones if empty]")
     add("--models", type=Path, default=Path("models"), help="where checkpoints are [models/]")
     add("--runtime", choices=RUNTIMES, help="the runtime that will serve it [the first installed]")
     add(

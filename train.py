@@ -30,14 +30,16 @@ from training.backend import keras
 from training.checkpoint import BestCheckpoint, load_checkpoint, remove_checkpoint
 from training.dataset.checks import load_dataset
 from training.dataset.split import split_dataset
+from training.errors import TrainingError
 from training.evaluation.run import RunInfo
 from training.fit import (
     HISTORY,
-    STATE,
     TENSORBOARD,
     Inputs,
     Run,
+    advise_recipe,
     choose_inputs,
+    claim_models,
     fit,
     make_training_model,
     prepare_model,
@@ -46,20 +48,39 @@ from training.fit import (
 from training.images import ImageSource, Source
 from training.model import build_model, unfreeze
 from training.recipes import CACHE, Recipe, RunOptions, add_recipe_flags, read_recipe
-from training.resume import TrainingState
+from training.resume import STATE, TrainingState, describe_stop, how_to_rerun
 
 
 def main(arguments: list[str] | None = None) -> int:
     """Train as the command line says and return the exit code."""
+    started = time.time()
     flags = parse_arguments(arguments)
     recipe, options = read_recipe(flags), RunOptions.read(flags)
+
+    def command() -> None:
+        try:
+            train(recipe, options, distribute.read_flags(flags))
+        except KeyboardInterrupt:
+            raise KeyboardInterrupt(describe_stop(recipe, options, started)) from None
+        except BrokenPipeError:  # the reader of what is printed has ended
+            raise
+        except OSError as error:
+            raise interrupted(error, options, started) from error
+
     return cli.run_command(
-        lambda: train(recipe, options, distribute.read_flags(flags)),
+        command,
         "train.py",
-        paths=f"read {options.data} and write to {options.models} and {options.cache}",
-        advice="Free disk space or fix the permissions, then rerun with --resume.",
-        memory_advice=f"Use a --batch-size below {recipe.batch_size}, then rerun with --resume.",
-        stopped="Stopped before the first epoch. Finished features are kept in the cache.",
+        memory_advice=f"Use a --batch-size below {recipe.batch_size} and train anew; finished "
+        "features are kept.",
+    )
+
+
+def interrupted(error: OSError, options: RunOptions, started: float) -> TrainingError:
+    """Return what to do about an `error` of the disk in a run that `started` then."""
+    return TrainingError(
+        f"Expected to read {options.data} and write to {options.models} and {options.cache}. "
+        f"Received: {cli.reason_of(error)}. Free disk space or fix the permissions, then "
+        f"{how_to_rerun(options, started)}"
     )
 
 
@@ -67,44 +88,46 @@ def train(recipe: Recipe, options: RunOptions, flags: distribute.Flags | None = 
     """Fine-tune Xception by `recipe`; leave the best checkpoint and its report in a folder."""
     started = time.monotonic()
     workers = distribute.initialize(flags or distribute.Flags())  # one process unless --distribute
-    keras.utils.set_random_seed(recipe.seed)
+    with claim_models(options, workers):  # checked in a moment, then this run's alone
+        keras.utils.set_random_seed(recipe.seed)
 
-    # Data: Keras' ImageDataGenerator augments the training images, and no others
-    dataset = load_dataset(options.data, options.exclude)
-    split = split_dataset(
-        dataset,
-        recipe.seed,
-        validation_fraction=recipe.validation_fraction,
-        test_fraction=recipe.test_fraction,
-    )
-    print(f"  {split.describe()}.")
-    images = ImageSource(dataset, recipe.image_size, recipe.augmentation)
-    run = start_run(recipe, options, workers, images, split)
+        # Data: Keras' ImageDataGenerator augments the training images, and no others
+        dataset = load_dataset(options.data, options.exclude)
+        split = split_dataset(
+            dataset,
+            recipe.seed,
+            validation_fraction=recipe.validation_fraction,
+            test_fraction=recipe.test_fraction,
+        )
+        print(f"  {split.describe()}.")
+        images = ImageSource(dataset, recipe.image_size, recipe.augmentation)
+        run = start_run(recipe, options, workers, images, split)
+        advise_recipe(run)
 
-    # Model: Xception without its top, pretrained and frozen, and a new head
-    model = build_model(recipe.image_size, recipe.head, len(dataset.class_names))
-    weights, features = prepare_model(run, model)
-    if recipe.fine_tune_at:
-        unfreeze(model, recipe.fine_tune_at)
+        # Model: Xception without its top, pretrained and frozen, and a new head
+        model = build_model(recipe.image_size, recipe.head, len(dataset.class_names))
+        weights, features = prepare_model(run, model)
+        if recipe.fine_tune_at:
+            unfreeze(model, recipe.fine_tune_at)
 
-    # Inputs: the outputs of whatever is frozen are computed once and cached
-    inputs = choose_inputs(run, model)
+        # Inputs: the outputs of whatever is frozen are computed once and cached
+        inputs = choose_inputs(run, model)
 
-    # Fit, keeping the best epoch as models/xception_fin_{epoch:02d}_{val_accuracy:.3f}.h5
-    training_model = make_training_model(run, inputs.trainable_part)
-    best = BestCheckpoint(
-        options.models,
-        run.checkpoint_pattern,
-        lambda: with_weights_of(training_model, inputs.trainable_part, model),
-        dataset.class_names,
-        split,
-        recipe.monitor,
-    )
-    fit(run, inputs, training_model, best)
+        # Fit, keeping the best epoch as models/xception_fin_{epoch:02d}_{val_accuracy:.3f}.h5
+        training_model = make_training_model(run, inputs.trainable_part)
+        best = BestCheckpoint(
+            options.models,
+            run.checkpoint_pattern,
+            lambda: with_weights_of(training_model, inputs.trainable_part, model),
+            dataset.class_names,
+            split,
+            recipe.monitor,
+        )
+        fit(run, inputs, training_model, best)
 
-    # Report: calibrate, name by accuracy, draw
-    if workers.is_main:
-        report(run, inputs, best.path, features, weights, time.monotonic() - started)
+        # Report: calibrate, name by accuracy, draw
+        if workers.is_main:
+            report(run, inputs, best.path, features, weights, time.monotonic() - started)
 
 
 def with_weights_of(
@@ -155,7 +178,7 @@ def report(
 def describe_run(run: Run, weights: str, seconds: float) -> RunInfo:
     """Return what the report says about how `run` was made, in `seconds`."""
     return RunInfo(
-        command=shlex.join(["python", "train.py", *sys.argv[1:]]),
+        command=run.options.command,
         recipe=asdict(run.recipe),
         seed=run.recipe.seed,
         weights=weights,
@@ -195,7 +218,9 @@ def parse_arguments(arguments: list[str] | None) -> argparse.Namespace:
     add("--tensorboard", action="store_true", help=f"logs for TensorBoard in models/{TENSORBOARD}/")
     add_recipe_flags(parser)
     distribute.add_flags(parser)
+    arguments = sys.argv[1:] if arguments is None else arguments
     options = parser.parse_args(arguments)
+    options.command = shlex.join(["python", "train.py", *arguments])
     if options.distribute:
         options.cache = None  # a cache belongs to one process
     return options

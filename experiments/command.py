@@ -8,7 +8,7 @@ from training import cli
 from training.dataset.checks import load_dataset
 from training.dataset.scan import Dataset
 from training.dataset.split import Split, split_dataset
-from training.recipes import CACHE, FINE_TUNE, ORIGINAL
+from training.recipes import CACHE, FINE_TUNE, MAX_SEED, ORIGINAL, within
 
 OUT = Path(".cache", "experiments")
 
@@ -19,7 +19,10 @@ def make_parser(description: str | None, name: str, epochs: int) -> argparse.Arg
     cli.add_data_flags(parser)
     add = parser.add_argument
     add("--epochs", type=cli.positive(int), default=epochs, help="[%(default)s]")
-    add("--seed", type=int, default=ORIGINAL.seed, help="of split, order and weights [%(default)s]")
+    seed = within(0, MAX_SEED)
+    add(
+        "--seed", type=seed, default=ORIGINAL.seed, help="of split, order and weights [%(default)s]"
+    )
     add("--out", type=cli.path, default=OUT / name, help="where to write to [%(default)s/]")
     return parser
 

@@ -17,7 +17,7 @@
     ├── AllowError                 FETCH_ALLOW (serving/addresses.py)
     ├── SettingError               another environment variable
     ├── EventSourceError           an event of another AWS service; fails the invocation
-    └── DataError, CacheError, DistributeError, DownloadError: training/errors.py
+    └── DataError, CacheError, TrainingError, DistributeError, DownloadError: training/errors.py
 
 Commands add their own subclasses of `UserError`: an emulator that does not start, for example.
 """

@@ -17,6 +17,7 @@ from serving.runtimes import RUNTIMES
 from training.checkpoint import split_record
 from training.dataset.scan import Dataset, scan
 from training.dataset.split import split_dataset
+from training.errors import DataError
 from training.export import compare as module
 from training.export import tflite
 from training.export.compare import TOLERANCES, Tolerance
@@ -26,6 +27,12 @@ from training.export.tflite_process import predict_once
 @pytest.fixture
 def checkpoint(small_checkpoint, tmp_path):
     return Path(shutil.copy(small_checkpoint, tmp_path))
+
+
+@pytest.fixture(autouse=True)
+def _without_flowers(tmp_path, monkeypatch):
+    """Work in a folder without flowers/, where drawn images are compared unless --data is given."""
+    monkeypatch.chdir(tmp_path)
 
 
 def convert(checkpoint, *flags):
@@ -48,7 +55,7 @@ def test_each_kind_says_what_keras_says(checkpoint, drawn, quantize, runtime, ca
 
 def test_a_kind_that_the_runtime_cannot_load_is_refused(trained_like, capsys):
     """TensorFlow 2.21's dynamic-range models are too new for tflite-runtime 2.14."""
-    flags = ["--quantize", "dynamic", "--data", "none"]
+    flags = ["--quantize", "dynamic"]
     assert convert(trained_like, *flags, "--runtime", "tflite-runtime") == 1
     error = capsys.readouterr().err
     assert "that tflite-runtime 2.14.0 can load" in error
@@ -118,7 +125,7 @@ def test_evaluation_fails_where_the_file_is_worse(checkpoint, colored, tmp_path,
     other = tmp_path / "other" / checkpoint.name
     other.parent.mkdir()
     save_checkpoint(model, other, Metadata(("red", "green", "blue"), 7, 0.75))
-    assert convert(other, "--data", "none") == 0
+    assert convert(other) == 0
     before = other.with_suffix(".tflite").read_bytes()
     shutil.copy(checkpoint, other)
     assert convert(other, "--evaluate", "--data", colored) == 1
@@ -278,9 +285,40 @@ def test_beyond_the_tolerance_nothing_is_written(checkpoint, drawn, monkeypatch,
     assert len(list(path.parent.iterdir())) == 2
 
 
-def test_int8_wants_images_to_calibrate_on(checkpoint, tmp_path, capsys):
-    assert convert(checkpoint, "--quantize", "int8", "--data", tmp_path / "none") == 1
-    assert "to calibrate int8 on. Received: none" in capsys.readouterr().err
+def test_int8_wants_images_to_calibrate_on(checkpoint, capsys):
+    assert convert(checkpoint, "--quantize", "int8") == 1
+    assert "in flowers to calibrate int8 on. Received: none" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("quantize", ["none", "int8"])
+def test_a_folder_that_was_named_has_to_hold_images(checkpoint, tmp_path, capsys, quantize):
+    for name in ("rose", "tulip"):
+        (tmp_path / "mine" / name).mkdir(parents=True)
+        (tmp_path / "mine" / name / "1.jpg").write_text("hello")
+    for data, sentence in (
+        ("none", "Received: no such folder."),
+        ("flowers", "Received: no such folder."),
+        ("mine", "Received: 0 in mine/rose (1 × "),
+    ):
+        assert convert(checkpoint, "--quantize", quantize, "--data", data) == 1
+        assert sentence in capsys.readouterr().err
+    assert not list(checkpoint.parent.glob("*.tflite"))
+
+
+def test_drawn_images_are_compared_only_where_flowers_is_empty(
+    checkpoint, tmp_path, capsys, monkeypatch
+):
+    monkeypatch.setattr(module, "drawn_images", lambda size: [size])
+    (tmp_path / "flowers").mkdir()
+    (tmp_path / "flowers" / "README.md").touch()
+    assert module.choose_images(checkpoint, None, (8, 8)) == ([], [(8, 8)])
+    assert capsys.readouterr().out == (
+        "  No --data, and no images in flowers: comparing on drawn images.\n"
+    )
+    for name in ("rose", "tulip"):
+        (tmp_path / "flowers" / name).mkdir()
+    with pytest.raises(DataError, match="Received: 0 in flowers/rose"):
+        module.choose_images(checkpoint, None, (8, 8))
 
 
 def test_it_calibrates_on_training_and_compares_on_validation_images(checkpoint, drawn):
@@ -347,8 +385,7 @@ def test_one_image_that_excites_a_layer_most_of_all_does_not_hide_the_others():
 
 def test_without_an_argument_the_best_of_models(checkpoint, tmp_path, capsys):
     shutil.copy(checkpoint, tmp_path / "xception_fin_01_0.100.h5")
-    flags = ["--models", str(tmp_path), "--data", "none"]
-    assert convert_to_tflite.main(flags) == 0
+    assert convert_to_tflite.main(["--models", str(tmp_path)]) == 0
     assert f"Read: {checkpoint}" in capsys.readouterr().out
 
 
@@ -380,7 +417,7 @@ def test_what_is_no_checkpoint(tmp_path, capsys, name):
 def test_the_same_checkpoint_gives_the_same_file(checkpoint):
     contents = []
     for _ in range(2):
-        convert(checkpoint, "--data", "none")
+        convert(checkpoint)
         contents.append(checkpoint.with_suffix(".tflite").read_bytes())
     assert contents[0] == contents[1]
 

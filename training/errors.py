@@ -11,6 +11,10 @@ class CacheError(UserError):
     """The disk has no room for the cache of features."""
 
 
+class TrainingError(UserError):
+    """Training came to nothing, such as a loss that is not a number."""
+
+
 class DistributeError(UserError):
     """The processes cannot train as one."""
 

@@ -65,7 +65,8 @@ class CachedFeatures:
             missing = self._missing(samples)
             forward = compile_inference(self.frozen, self.policy, batch_size)
             batches = [missing[i : i + batch_size] for i in range(0, len(missing), batch_size)]
-            with progress(len(missing), "  features") as bar:
+            kind = "augmented" if any(view for _, view in missing) else "plain"
+            with progress(len(missing), f"  {kind} images' features") as bar:
                 for batch, inputs in prefetch(batches, self.images.inputs):
                     writer.append([self._name(sample) for sample in batch], forward(inputs))
                     bar.update(len(batch))

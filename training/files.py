@@ -3,6 +3,7 @@
 import fcntl
 import os
 import shutil
+import tempfile
 from collections.abc import Callable, Collection, Generator, Iterable
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -104,6 +105,55 @@ def _copy_others(folder: Path, new: Path, own_names: Collection[str]) -> None:
             shutil.copytree(path, new / path.name)
         else:
             shutil.copy2(path, new / path.name)
+
+
+@contextmanager
+def claim_folder(folder: Path) -> Generator[None]:
+    """Make `folder`, and keep it for this process while the block runs.
+
+    The system releases it when the process ends, whatever ends it. A folder that was made here, and
+    stays empty, is removed again.
+
+    Raises:
+        DataError: another process has claimed it, or it is a file.
+        OSError: it cannot be written.
+    """
+    if folder.exists() and not folder.is_dir():
+        raise DataError(f"Expected a folder to write to. Received: {folder}, which is a file.")
+    made = [path for path in (folder, *folder.parents) if not path.exists()]
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        lock = os.open(folder, os.O_RDONLY)
+        try:
+            _lock(lock, folder)
+            _require_writable(folder)
+            yield
+        finally:
+            os.close(lock)
+    finally:
+        for path in made:
+            with suppress(OSError):  # not empty, so in use
+                path.rmdir()
+
+
+def _lock(lock: int, folder: Path) -> None:
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        raise DataError(
+            f"Expected no other run to write to {folder}. Received: one that has not ended. "
+            "Wait for it, stop it, or name another folder."
+        ) from None
+    except OSError:  # some network file systems lock no folders
+        return
+
+
+def _require_writable(folder: Path) -> None:
+    try:
+        with tempfile.TemporaryFile(dir=folder):
+            pass
+    except OSError as error:
+        raise OSError(error.errno, error.strerror, str(folder)) from None
 
 
 @contextmanager

@@ -1,8 +1,11 @@
 """Inputs, compiling and epochs: how a network is trained. experiments.compare trains by it, too."""
 
+import os
+import shutil
 import sys
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Generator, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
@@ -12,30 +15,39 @@ from serving.errors import ModelError
 from training.backend import keras
 from training.batches import Batches, PaddedBatches, TrainingBatches, image_indices
 from training.checkpoint import CHECKPOINT, BestCheckpoint
+from training.dataset.scan import find_classes
 from training.dataset.split import Split
 from training.distribute import Workers
+from training.errors import DataError
 from training.features import CachedFeatures
-from training.files import remove_unfinished
+from training.files import claim_folder, remove_unfinished
 from training.images import ImageSource, Source
 from training.inference import dtype_policy
 from training.model import split_at_block, with_policy
 from training.pretrained import load_pretrained
 from training.recipes import Recipe, RunOptions
 from training.resume import (
+    EARLIER,
+    STATE,
+    RequireFiniteLoss,
     SaveState,
+    SetAsideEarlierRun,
     TrainingState,
     require_same_settings,
     restore_weights,
     trim_history,
+    unreported_checkpoints,
 )
 
 UNNAMED_BEST = "xception_fin.picked.h5"  # the best epoch, until its test accuracy is known
-STATE = "xception_fin.resume.weights.h5"
 HISTORY = "xception_fin.history.csv"
 TENSORBOARD = "tensorboard"
 MIXED_PARAMETERS = 5_000_000  # a network of fewer, such as a head alone, learns in float32
 HEAD_LEARNING_RATE = 1e-3  # of Adam, while the head is trained alone
 SHIPPED = Path(__file__).parent.parent / "models"  # its base stands in for Keras' download
+MIN_FREE_BYTES = 600e6  # of the disk: two checkpoints and two states
+FEW_BATCHES = 10  # an epoch of fewer changes a fine-tuned network little
+FEW_IMAGES = 500  # of fewer, --recipe fine-tune makes more than a frozen base
 
 
 @dataclass(frozen=True)
@@ -50,6 +62,7 @@ class Run:
         split: which images train and which validate.
         state: what --resume continues, None for a new run.
         state_file: where this process can read the weights that belong to `state`.
+        replaced: checkpoints of an earlier run, which move aside after the first epoch.
     """
 
     recipe: Recipe
@@ -59,6 +72,7 @@ class Run:
     split: Split
     state: TrainingState | None = None
     state_file: Path | None = None
+    replaced: tuple[Path, ...] = ()
 
     @property
     def settings(self) -> dict:
@@ -78,6 +92,65 @@ class Run:
     def checkpoint_pattern(self) -> str:
         """Name of the best epoch's file; with a test set its accuracy comes after training."""
         return UNNAMED_BEST if self.split.test else CHECKPOINT
+
+
+@contextmanager
+def claim_models(options: RunOptions, workers: Workers) -> Generator[None]:
+    """Check in a moment what a run needs, and keep its folder of models for it alone.
+
+    Raises:
+        DataError: there are no class folders, the folders of `options` are in each other's way, the
+            disk is nearly full, or another run writes to the folder of models.
+        ModelError: there is no such weights file, or nothing to resume.
+        OSError: the folder of models cannot be written.
+    """
+    if not workers.is_main:
+        yield
+        return
+    find_classes(options.data)
+    for flag, folder in (("--models", options.models), ("--cache", options.cache)):
+        if folder:
+            _require_outside(flag, folder, options.data)
+    if options.weights not in {"imagenet", "none"} and not Path(options.weights).exists():
+        raise ModelError(
+            "Expected a weights file of Xception without its top, or a checkpoint. Received: "
+            f"{options.weights}, which does not exist. Give another with --weights, or use "
+            "--weights imagenet."
+        )
+    if options.resume and workers.count == 1:  # several find it out together
+        require_state(TrainingState.load(options.models / STATE), options.models)
+    with claim_folder(options.models):
+        free = shutil.disk_usage(options.models).free
+        if free < MIN_FREE_BYTES:
+            raise DataError(
+                f"Expected {MIN_FREE_BYTES / 1e6:.0f} MB of free disk space for checkpoints in "
+                f"{options.models}. Received: {free / 1e6:.0f} MB. Free some, or name another "
+                "folder with --models."
+            )
+        yield
+
+
+def _require_outside(flag: str, folder: Path, data: Path) -> None:
+    """Raise `DataError` if `folder` would be taken for a class of `data` by the next run."""
+    inner, outer = folder.resolve(), data.resolve()
+    if inner != outer and outer not in inner.parents:
+        return
+    if inner != outer and inner.relative_to(outer).parts[0].startswith("."):
+        return
+    raise DataError(
+        f"Expected {flag} outside of {data}, where each folder is a class. "
+        f"Received: {folder}. Name another folder with {flag}."
+    )
+
+
+def require_state(state: TrainingState | None, models: Path) -> TrainingState:
+    """Return `state`; raise `ModelError` if there is none in the folder `models`."""
+    if state is None:
+        raise ModelError(
+            f"Expected an interrupted run in {models}. Received: none. "
+            "Leave --resume out to start one."
+        )
+    return state
 
 
 def start_run(
@@ -106,16 +179,19 @@ def start_run(
             f"{options.models} holds a run of {state.epochs} finished epochs, which --resume would "
             "continue; this new run replaces it when its first epoch ends."
         )
-    return run
+    replaced = unreported_checkpoints(options.models) if workers.is_main else []
+    if replaced:
+        others = f" and {len(replaced) - 1} more" * (len(replaced) > 1)
+        print(
+            f"{replaced[-1]}{others} of an earlier run, without a report, will move to "
+            f"{options.models / EARLIER}{os.sep} then: the best of this folder will be of this run."
+        )
+    return replace(run, replaced=tuple(replaced))
 
 
 def _check_resumable(run: Run, state: TrainingState | None) -> None:
     recipe = run.recipe
-    if state is None:
-        raise ModelError(
-            f"Expected an interrupted run in {run.options.models}. Received: none. "
-            "Leave --resume out to start one."
-        )
+    state = require_state(state, run.options.models)
     require_same_settings(
         state.settings,
         run.settings,
@@ -141,7 +217,19 @@ def prepare_model(run: Run, model: keras.Model) -> tuple[str, np.ndarray | None]
         return "the main process' weights", None
     recipe, options = run.recipe, run.options
     weights = load_pretrained(model, options.weights, SHIPPED)
+    if not all(np.isfinite(values).all() for values in model.get_weights()):
+        raise ModelError(
+            f"Expected weights that are numbers. Received: {weights}, some of which are NaN or "
+            "infinite. Give another file with --weights."
+        )
     print(f"Model: {describe(recipe, weights)}.", flush=True)
+    if options.weights == "imagenet" and weights.startswith("the base of"):
+        print(
+            "  It stands in for ImageNet's weights, and was trained on the flowers of this "
+            "project: accuracies on those come out too high. For images of your own it is a sound "
+            "start.",
+            flush=True,
+        )
     if not options.cache and not recipe.head_epochs:
         return weights, None
     print("Features: running the frozen base once per image.", flush=True)
@@ -235,11 +323,28 @@ def make_training_model(run: Run, part: keras.Model) -> keras.Model:
     return run.workers.replicate(part, run.recipe.seed)
 
 
+def advise_recipe(run: Run) -> None:
+    """Print which settings suit few images, if there are few and it has others."""
+    recipe, count = run.recipe, len(run.split.train)
+    if recipe.steps_per_epoch is None and count < FEW_BATCHES * recipe.batch_size:
+        batches = max(1, count // recipe.batch_size)
+        print(
+            f"  Few images: an epoch is {batches} batch{'es' * (batches > 1)}. Raise --epochs "
+            f"above {recipe.epochs} until the validation loss stops falling, or lower "
+            f"--batch-size from {recipe.batch_size}."
+        )
+    elif recipe.fine_tune_at is None and count < FEW_IMAGES:
+        print(
+            "  Few images: if the result is poor, try --recipe fine-tune, which learns more from "
+            "each, with more --epochs (docs/training.md#few-images-or-a-poor-result)."
+        )
+
+
 def fit(run: Run, inputs: Inputs, training_model: keras.Model, best: BestCheckpoint) -> None:
     """Train `training_model` epoch by epoch, or continue; `best` keeps the best epoch.
 
     Raises:
-        KeyboardInterrupt: with a sentence on how to continue.
+        TrainingError: the loss is not a number.
     """
     recipe, options, workers = run.recipe, run.options, run.workers
     training = training_batches(run, inputs.source)
@@ -263,22 +368,18 @@ def fit(run: Run, inputs: Inputs, training_model: keras.Model, best: BestCheckpo
     )
     if options.tensorboard:
         callbacks.insert(2, keras.callbacks.TensorBoard(options.models / TENSORBOARD))
-    verbose = (1 if sys.stdout.isatty() else 2) if workers.is_main else 0
-    try:
-        fit_epochs(
-            training_model,
-            training,
-            validation_batches(run, inputs.val_source),
-            epochs=(first_epoch, recipe.epochs),
-            verbose=verbose,
-            callbacks=workers.main_process_callbacks(*callbacks),
-        )
-        workers.shutdown()
-    except KeyboardInterrupt:
-        kept = f" The best epoch so far: {best.path}." if best.path else ""
-        raise KeyboardInterrupt(
-            f"Stopped. Rerun with --resume to continue after the last finished epoch.{kept}"
-        ) from None
+    callbacks.insert(0, SetAsideEarlierRun(run.replaced))
+    # Of all processes, as they have the same loss: none waits for another that has ended.
+    guard = RequireFiniteLoss(recipe.learning_rate, best)
+    fit_epochs(
+        training_model,
+        training,
+        validation_batches(run, inputs.val_source),
+        epochs=(first_epoch, recipe.epochs),
+        verbose=(1 if sys.stdout.isatty() else 2) if workers.is_main else 0,
+        callbacks=[guard, *workers.main_process_callbacks(*callbacks)],
+    )
+    workers.shutdown()
 
 
 def training_batches(run: Run, source: Source) -> TrainingBatches:

@@ -97,6 +97,10 @@ FINE_TUNE = Recipe(
 RECIPES = {"original": ORIGINAL, "fine-tune": FINE_TUNE}
 
 CACHE = Path(".cache", "activations")
+INPUT_SIZES = (71, 1024)  # pixels: the least that Xception takes, and what fits into memory
+MAX_BATCH_SIZE = 4096
+MAX_SEED = 2**32 - 1  # NumPy's
+MAX_UNITS, MAX_LAYERS = 16_384, 16  # of a head
 
 
 @dataclass(frozen=True)
@@ -111,6 +115,7 @@ class RunOptions:
         cache: where features are kept; None to compute everything anew in each epoch.
         resume: whether to continue the run in `models`.
         tensorboard: whether to write logs for TensorBoard.
+        command: the command line, quoted for a shell, to be shown.
     """
 
     data: Path = Path("flowers")
@@ -120,11 +125,13 @@ class RunOptions:
     cache: Path | None = CACHE
     resume: bool = False
     tensorboard: bool = False
+    command: str = "python train.py"
 
     @classmethod
     def read(cls, options: argparse.Namespace) -> "RunOptions":
         """Return the parsed command line's."""
-        return cls(**{field.name: getattr(options, field.name) for field in fields(cls)})
+        names = {field.name for field in fields(cls)}
+        return cls(**{name: value for name, value in vars(options).items() if name in names})
 
 
 def read_recipe(options: argparse.Namespace) -> Recipe:
@@ -150,18 +157,19 @@ def add_recipe_flags(parser: argparse.ArgumentParser) -> None:
             group.add_argument(old, dest=name, type=kind, help=argparse.SUPPRESS)
 
     add("head", layers, "dense layers below the softmax, such as 512,128,32, or none")
-    add("inference_size", positive(int), "pixels, of the finished network; None: as trained")
-    add("epochs", positive(int))
-    add("batch_size", positive(int))
+    sizes = within(*INPUT_SIZES)
+    add("inference_size", sizes, "pixels, of the finished network; None: as trained")
+    add("epochs", up_to(100_000))
+    add("batch_size", up_to(MAX_BATCH_SIZE))
     add("learning_rate", positive(float))
     add("momentum", fraction, "0 to 1")
     add("label_smoothing", fraction, "0 to 1")
     add("mixup_alpha", fraction, "0 to 1; 0 mixes no images", "--mixup")
-    add("steps_per_epoch", positive(int), "batches an epoch; None: all training images")
-    add("views", positive(int), "augmented views of each image in the cache")
+    add("steps_per_epoch", up_to(1_000_000), "batches an epoch; None: all training images")
+    add("views", up_to(1000), "augmented views of each image in the cache")
     add("zoom_range", zoom, "0.3: from 0.7 to 1.3; 0.5,1: from and to; below 1 is closer")
     add("fine_tune_at", block, "block, 1 to 14, from which the base learns", "--first-block")
-    add("seed", int, "of split, order and weights")
+    add("seed", within(0, MAX_SEED), "of split, order and weights")
 
 
 def layers(text: str) -> tuple[int, ...]:
@@ -169,7 +177,38 @@ def layers(text: str) -> tuple[int, ...]:
     units = [] if text == "none" else text.split(",")
     if not all(unit.strip().isdecimal() and int(unit) for unit in units):
         raise argparse.ArgumentTypeError(f"expected numbers above 0, or none. Received: {text}")
+    if len(units) > MAX_LAYERS or any(int(unit) > MAX_UNITS for unit in units):
+        raise argparse.ArgumentTypeError(
+            f"expected at most {MAX_LAYERS} layers of {MAX_UNITS} units. Received: {text}"
+        )
     return tuple(map(int, units))
+
+
+def up_to(most: int) -> Callable[[str], int]:
+    """Return an argparse type for whole numbers from 1 to `most`."""
+
+    def parse(text: str) -> int:
+        value = int(positive(int)(text))
+        if value > most:
+            raise argparse.ArgumentTypeError(f"expected at most {most}. Received: {text}")
+        return value
+
+    parse.__name__ = "int"  # argparse names it in its own messages
+    return parse
+
+
+def within(least: int, most: int) -> Callable[[str], int]:
+    """Return an argparse type for whole numbers from `least` to `most`."""
+
+    def parse(text: str) -> int:
+        value = int(text)
+        if not least <= value <= most:
+            bound = f"{least} or more" if value < least else f"at most {most}"
+            raise argparse.ArgumentTypeError(f"expected {bound}. Received: {text}")
+        return value
+
+    parse.__name__ = "int"
+    return parse
 
 
 def zoom(text: str) -> float | tuple[float, ...]:

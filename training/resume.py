@@ -1,8 +1,11 @@
 """The state of a training run: written after each epoch, read by --resume."""
 
 import json
+import math
+import shlex
 import shutil
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
@@ -10,10 +13,13 @@ import h5py
 
 from serving.errors import ModelError
 from training.backend import keras
-from training.checkpoint import BestCheckpoint
-from training.errors import DataError
+from training.checkpoint import BestCheckpoint, read_metadata, split_record
+from training.errors import DataError, TrainingError
 from training.files import write_atomically
+from training.recipes import ORIGINAL, Recipe, RunOptions
 
+STATE = "xception_fin.resume.weights.h5"
+EARLIER = "earlier"  # folder for checkpoints of a run that another one has replaced
 ATTRIBUTE = "run"  # of the HDF5 file
 
 
@@ -96,6 +102,119 @@ class SaveState(keras.callbacks.Callback):
         name = self.checkpoint.path.name if self.checkpoint.path else None
         state = TrainingState(self.settings, epoch + 1, self.checkpoint.best, name)
         state.save(self.path, self.model)
+
+
+class RequireFiniteLoss(keras.callbacks.Callback):
+    """End training after an epoch whose loss is not a number, before anything of it is kept."""
+
+    def __init__(self, learning_rate: float, best: BestCheckpoint):
+        """Advise a rate below `learning_rate`, and name what `best` has kept."""
+        super().__init__()
+        self.learning_rate, self.best = learning_rate, best
+
+    def on_epoch_end(self, epoch: int, logs: dict | None = None) -> None:
+        """Raise `TrainingError` if a loss in `logs` is NaN or infinite; Keras calls this."""
+        for name in ("loss", "val_loss"):
+            value = (logs or {}).get(name)
+            if value is None or math.isfinite(value):
+                continue
+            kept = f" The best epoch before it is kept: {self.best.path}." if self.best.path else ""
+            raise TrainingError(
+                f"Expected a {name} that is a number. Received: {value} in epoch {epoch + 1}. "
+                f"Train anew with a lower --learning-rate than {self.learning_rate:g}, "
+                f"such as {min(self.learning_rate / 10, ORIGINAL.learning_rate):g}.{kept}"
+            )
+
+
+class SetAsideEarlierRun(keras.callbacks.Callback):
+    """After the first epoch, move the `checkpoints` of the run that this one replaces."""
+
+    def __init__(self, checkpoints: Sequence[Path]):
+        """Move `checkpoints`, with what belongs to them, into a folder `EARLIER` beside them."""
+        super().__init__()
+        self.checkpoints = list(checkpoints)
+
+    def on_epoch_end(self, epoch: int, logs: dict | None = None) -> None:
+        """Move them, once; Keras calls this."""
+        while self.checkpoints:
+            set_aside(self.checkpoints.pop())
+
+
+def unreported_checkpoints(folder: Path) -> list[Path]:
+    """Return the checkpoints in `folder` that train.py neither calibrated nor reported on, sorted.
+
+    They are what a run left that was stopped, and the lesser epochs of one that was not.
+    """
+    found = []
+    for path in sorted(folder.glob("xception_fin_*.h5")):
+        with suppress(ModelError):
+            if (
+                split_record(path).exists()
+                and not path.with_suffix("").exists()
+                and read_metadata(path).temperature == 1
+            ):
+                found.append(path)
+    return found
+
+
+def set_aside(checkpoint: Path) -> None:
+    """Move `checkpoint`, its split and what was converted from it into `EARLIER` beside it."""
+    place = checkpoint.parent / EARLIER
+    place.mkdir(exist_ok=True)
+    stem = checkpoint.stem
+    for path in sorted(checkpoint.parent.iterdir()):
+        if path.name.startswith(f"{stem}.") and path.is_file():
+            path.replace(place / path.name)
+
+
+def resume_command(options: RunOptions) -> str:
+    """Return the command line that continues the run of `options`, quoted for a shell."""
+    return options.command if options.resume else f"{options.command} --resume"
+
+
+def how_to_rerun(options: RunOptions, started: float) -> str:
+    """Return how to go on after a run that ended early, having `started` at a time of the clock.
+
+    That is with --resume if an epoch of it was finished, else from its start.
+    """
+    if has_finished_epoch(options, started):
+        return f"rerun with --resume: {resume_command(options)}"
+    return f"start it again: {options.command}"
+
+
+def has_finished_epoch(options: RunOptions, started: float) -> bool:
+    """Return whether --resume can continue the run of `options`, which `started` then."""
+    path = options.models / STATE
+    return path.exists() and (options.resume or path.stat().st_mtime >= started)
+
+
+def describe_stop(recipe: Recipe, options: RunOptions, started: float) -> str:
+    """Return what Ctrl-C leaves behind of a run that `started` then, and the commands to go on."""
+    if not has_finished_epoch(options, started):
+        kept = f" Finished features are kept in {options.cache}." if options.cache else ""
+        return (
+            f"Stopped before the first epoch ended.{kept} To start it again:\n  {options.command}"
+        )
+    lines = [
+        "Stopped. Rerun with --resume to continue after the last finished epoch:",
+        f"  {resume_command(options)}",
+    ]
+    state = TrainingState.load(options.models / STATE)
+    checkpoint = options.models / (state.checkpoint or "") if state else options.models
+    if checkpoint.is_file():
+        lines += [
+            f"The best epoch so far: {checkpoint}. To calibrate it and write its report as it is:",
+            f"  {_report_command(recipe, options, checkpoint)}",
+        ]
+    return "\n".join(lines)
+
+
+def _report_command(recipe: Recipe, options: RunOptions, checkpoint: Path) -> str:
+    words = ["python", "-m", "training.evaluation", str(checkpoint), str(options.models)]
+    words += ["--data", str(options.data)]
+    words += ["--exclude", str(options.exclude)] if options.exclude else []
+    words += ["--inference-size", str(recipe.inference_size)] if recipe.inference_size else []
+    return shlex.join(words)
 
 
 def restore_weights(model: keras.Model, path: Path) -> None:

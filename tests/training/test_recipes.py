@@ -193,4 +193,4 @@ def test_places_are_read_from_the_command_line():
         "tensorboard": True,
     }
     read = RunOptions.read(argparse.Namespace(**values, recipe="original"))
-    assert asdict(read) == values
+    assert asdict(read) == values | {"command": "python train.py"}

@@ -12,7 +12,8 @@ from pathlib import Path
 
 from training.cli import make_parser, run_command
 from training.dataset.checks import check_dataset, format_checks
-from training.dataset.scan import scan
+from training.dataset.names import printable
+from training.dataset.scan import TooFewImagesError, scan
 
 LISTED = 10  # findings of each kind; --json has all
 
@@ -28,14 +29,25 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 def print_checks(folder: Path, exclude: Path | None, as_json: bool) -> None:
-    """Print what is wrong with the images in `folder`."""
-    dataset = scan(folder, exclude)
+    """Print what is wrong with the images in `folder`, also where it cannot be trained on.
+
+    Raises:
+        DataError: it cannot; the sentence says why.
+    """
+    refused = None
+    try:
+        dataset = scan(folder, exclude)
+    except TooFewImagesError as error:
+        dataset, refused = error.dataset, error
     checks = check_dataset(dataset)
     if as_json:
         print(json.dumps(asdict(checks), indent=1))
-        return
-    print(f"{len(dataset.images)} usable images in {folder}: {dataset.describe_counts()}.")
-    print("\n".join(format_checks(checks, limit=LISTED)))
+    else:
+        usable, place = len(dataset.images), printable(folder)
+        print(f"{usable} usable images in {place}: {dataset.describe_counts()}.")
+        print("\n".join(format_checks(checks, limit=LISTED)), flush=True)
+    if refused:
+        raise refused
 
 
 def parse_arguments(arguments: list[str] | None) -> argparse.Namespace:

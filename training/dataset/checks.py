@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from training.dataset.duplicates import find_duplicates
+from training.dataset.names import printable
 from training.dataset.scan import EXCLUDED, Dataset, class_of, scan
 
 Group = tuple[str, ...]  # "class/file" of images that are copies of each other, sorted
@@ -36,7 +37,7 @@ def load_dataset(folder: Path, exclude: Path | None = None) -> Dataset:
     Raises:
         DataError: as `scan`.
     """
-    print(f"Data: checking the images of {folder} ...", flush=True)
+    print(f"Data: checking the images of {printable(folder)} ...", flush=True)
     dataset = scan(folder, exclude)
     for line in format_checks(check_dataset(dataset)):
         print(f"  {line}")
@@ -77,8 +78,7 @@ def format_checks(checks: DatasetChecks, limit: int = 5) -> list[str]:
             "Nothing was deleted. To leave images out, list them in a file, one class/file a line, "
             "and pass --exclude FILE."
         )
-    # File names of old archives may hold bytes that are not text and cannot be printed.
-    return [line.encode(errors="backslashreplace").decode() for line in report]
+    return [printable(line) for line in report]
 
 
 def _sections(checks: DatasetChecks) -> Iterator[tuple[str, list[str]]]:

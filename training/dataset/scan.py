@@ -2,8 +2,11 @@
 
 import hashlib
 import re
+import threading
+from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -12,6 +15,21 @@ from PIL import Image
 
 from serving.errors import ServingError
 from serving.image import open_image, read_image_file
+from training.dataset.explain import (
+    LISTED,
+    advise,
+    explain_empty,
+    explain_skipped,
+    suggest_folder,
+)
+from training.dataset.names import (
+    FileIndex,
+    check_class_names,
+    composed,
+    has_line_break,
+    printable,
+    read_lines,
+)
 from training.dataset.perceptual_hash import perceptual_hash, thumbnail
 from training.errors import DataError
 
@@ -22,6 +40,9 @@ HOW_TO_GET_DATA = (
 )
 EXCLUDED = "excluded by"  # begins the reason why an excluded file is skipped
 SAME_TYPE = {"MPO": "JPEG", "DIB": "BMP"}  # phones' variant of JPEG, Windows' of BMP
+NO_FILE = "not a file"
+SMALL_BYTES = 20_000_000  # files up to this size are read by several threads at once
+_READING_LARGE = threading.Lock()
 
 
 @dataclass(frozen=True)
@@ -55,20 +76,34 @@ class Dataset:
     @property
     def counts(self) -> dict[str, int]:
         """Number of images of each class."""
-        return {name: len(self.of_class(name)) for name in self.class_names}
+        count = Counter(composed(class_of(image)) for image in self.images)
+        return {name: count[composed(name)] for name in self.class_names}
 
     def describe_counts(self) -> str:
         """Return the number of images of each class, for a person."""
-        return ", ".join(f"{name} {count}" for name, count in self.counts.items())
+        return printable(", ".join(f"{name} {count}" for name, count in self.counts.items()))
 
     def of_class(self, name: str) -> list[str]:
         """Return "class/file" of the images of class `name`."""
-        return [image for image in self.images if class_of(image) == name]
+        return [image for image in self.images if composed(class_of(image)) == composed(name)]
 
     def labels(self, images: Iterable[str]) -> np.ndarray:
         """Return the class index of each of `images`, int (images,)."""
-        indices = {name: index for index, name in enumerate(self.class_names)}
-        return np.array([indices[class_of(image)] for image in images], dtype=int)
+        indices = {composed(name): index for index, name in enumerate(self.class_names)}
+        return np.array([indices[composed(class_of(image))] for image in images], dtype=int)
+
+
+class TooFewImagesError(DataError):
+    """A class has too few usable images.
+
+    Attributes:
+        dataset: what is usable.
+    """
+
+    def __init__(self, sentence: str, dataset: Dataset):
+        """Say `sentence` about `dataset`."""
+        super().__init__(sentence)
+        self.dataset = dataset
 
 
 @dataclass(frozen=True)
@@ -93,35 +128,53 @@ def scan(folder: str | Path, exclude: Path | None = None) -> Dataset:
     text file `exclude` lists ("class/file", one a line, `#` begins a comment) are skipped.
 
     Raises:
-        DataError: there is no such folder, it has fewer than two classes or a class with fewer than
-            `MIN_IMAGES` usable images, or `exclude` names a file that does not exist.
+        DataError: there is no such folder, it has fewer than two classes or names that a model
+            cannot carry, or `exclude` names a file that does not exist.
+        TooFewImagesError: a class has fewer than `MIN_IMAGES` usable images.
     """
     folder = Path(folder)
-    class_names = _class_names(folder)
-    files = [
-        f"{name}/{path.name}"
-        for name in class_names
-        for path in sorted((folder / name).iterdir())
-        if not path.name.startswith(".")
-    ]
-    excluded = _excluded(exclude, folder, set(files)) if exclude else set()
+    class_names = find_classes(folder)
+    files, unlisted = [], {}
+    for name in class_names:
+        try:
+            files += [f"{name}/{file}" for file in _list_files(folder / name)]
+        except OSError as error:
+            unlisted[name] = _File(f"cannot be listed ({error.strerror})")
+    excluded = _excluded(exclude, folder, files) if exclude else set()
     excluding = _File(f"{EXCLUDED} {exclude}")
     with ThreadPoolExecutor() as pool:
-        found = dict(
-            zip(
-                files,
-                pool.map(lambda f: excluding if f in excluded else _check_file(folder / f), files),
-                strict=True,
-            )
+        found = zip(
+            files,
+            pool.map(lambda f: excluding if f in excluded else _check_file(folder / f), files),
+            strict=True,
         )
-    dataset = _dataset(folder, class_names, found)
-    for name, count in dataset.counts.items():
-        if count < MIN_IMAGES:
-            raise DataError(
-                f"Expected at least {MIN_IMAGES} images of each class. "
-                f"Received: {count} in {folder / name}. Add some, or take the folder away."
-            )
+        dataset = _dataset(folder, class_names, unlisted | dict(found))
+    _require_enough(dataset)
     return dataset
+
+
+def _list_files(folder: Path) -> list[str]:
+    return sorted(path.name for path in folder.iterdir() if not path.name.startswith("."))
+
+
+def _require_enough(dataset: Dataset) -> None:
+    """Raise `TooFewImagesError`, which says why, if a class has fewer than `MIN_IMAGES`."""
+    folder, skipped = dataset.folder, dataset.skipped
+    short = {name: count for name, count in dataset.counts.items() if count < MIN_IMAGES}
+    if not short:
+        return
+    received = []
+    for name, count in list(short.items())[:LISTED]:
+        why = explain_skipped(folder, name, skipped)
+        if not count and not why:
+            why = explain_empty(folder / name)
+        received.append(f"{count} in {printable(folder / name)}{why}")
+    more = f", and too few in {len(short) - LISTED} more" if len(short) > LISTED else ""
+    raise TooFewImagesError(
+        f"Expected at least {MIN_IMAGES} images of each class. "
+        f"Received: {', '.join(received)}{more}. {advise(folder, list(short), skipped)}",
+        dataset,
+    )
 
 
 def require(dataset: Dataset, images: Sequence[str]) -> None:
@@ -150,44 +203,49 @@ def _dataset(folder: Path, class_names: tuple[str, ...], found: dict[str, _File]
     )
 
 
-def _class_names(folder: Path) -> tuple[str, ...]:
+def find_classes(folder: Path) -> tuple[str, ...]:
+    """Return the names of the class folders in `folder`, sorted.
+
+    Raises:
+        DataError: there is no such folder, it holds fewer than two, or a name is unusable.
+    """
     if not folder.is_dir():
         received = "a file" if folder.exists() else "no such folder"
         raise DataError(
-            f"Expected {folder} to hold one folder of images for each class. "
+            f"Expected {printable(folder)} to hold one folder of images for each class. "
             f"Received: {received}. {HOW_TO_GET_DATA}"
         )
     names = tuple(
         sorted(p.name for p in folder.iterdir() if p.is_dir() and not p.name.startswith("."))
     )
     if len(names) < 2:
-        received = f"only {names[0]}" if names else "none"
+        received = f"only {printable(names[0])}" if names else "none"
         raise DataError(
-            f"Expected {folder} to hold one folder of images for each of two or more classes. "
-            f"Received: {received}. {HOW_TO_GET_DATA}"
+            f"Expected {printable(folder)} to hold one folder of images for each of two or more "
+            f"classes. Received: {received}. {suggest_folder(folder) or HOW_TO_GET_DATA}"
         )
+    check_class_names(folder, names)
     return names
 
 
-def _excluded(path: Path, folder: Path, files: set[str]) -> set[str]:
+def _excluded(path: Path, folder: Path, files: Sequence[str]) -> set[str]:
     """Return the `files` ("class/file") that the text file `path` lists."""
     try:
-        text = path.read_text(encoding="utf-8-sig", errors="surrogateescape")
+        lines = read_lines(path)
     except OSError as error:
         raise DataError(
             "Expected a text file that lists images to exclude. "
             f"Received: {path} ({error.strerror}). Correct its name, or omit --exclude."
         ) from None
-    excluded = set()
-    for number, line in enumerate(text.split("\n"), 1):
+    excluded, index = set(), FileIndex(folder, files)
+    for number, line in enumerate(lines, 1):
         readings = list(_without_comment(line))
-        file = next((reading for reading in readings if reading in files), None)
-        if file:
-            excluded.add(file)
-        elif readings[-1]:
+        found = next(filter(None, map(index.find, readings)), set())
+        excluded |= found
+        if not found and readings[-1]:
             raise DataError(
                 f"Expected each line of {path} to name a file of {folder} as class/file. "
-                f"Received: {readings[-1]} in line {number}. Correct or remove the line."
+                f"Received: {printable(readings[-1])} in line {number}. Correct or remove the line."
             )
     return excluded
 
@@ -201,16 +259,24 @@ def _without_comment(line: str) -> Iterator[str]:
 
 def _check_file(path: Path) -> _File:
     if not path.is_file():
-        return _File("not a file")
+        return _File("a link to nothing" if path.is_symlink() and not path.exists() else NO_FILE)
+    if has_line_break(path.name):
+        return _File("has a line break in its name, which lists cannot hold")
     try:
-        if not path.stat().st_size:
-            return _File("empty")
-        content = read_image_file(path)
-        image = open_image(content)
+        large = path.stat().st_size > SMALL_BYTES
+        with _READING_LARGE if large else nullcontext():
+            return _check_content(path, read_image_file(path))
     except ServingError as error:
-        return _File(str(error))
+        # What comes after it is said to callers of the service, who can send another image.
+        return _File(re.sub(r"(Received: .+?\.) [A-Z].*", r"\1", str(error)))
     except OSError as error:
         return _File(f"cannot be read ({error.strerror})")
+
+
+def _check_content(path: Path, content: bytes) -> _File:
+    if not content:
+        return _File("empty")
+    image = open_image(content)
     return _File(
         digest=hashlib.sha256(content).hexdigest(),
         thumbnail=thumbnail(image),
@@ -222,5 +288,5 @@ def _mismatch(suffix: str, held: str) -> str | None:
     """Return how `suffix`, such as ".png", contradicts the format `held`, or None."""
     if not suffix[1:2].isalpha():  # "rose" and "rose.2" are names without a type
         return None
-    named = Image.EXTENSION.get(suffix)
+    held, named = SAME_TYPE.get(held, held), Image.EXTENSION.get(suffix, "")
     return None if SAME_TYPE.get(named, named) == held else f"named {suffix}, is {held}"

@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 
 from training.dataset.duplicates import find_duplicates
+from training.dataset.names import composed, printable
 from training.dataset.scan import Dataset, class_of
 from training.errors import DataError
 
@@ -55,6 +56,21 @@ class Split:
             for name in ("validation", "test")
         }
         return replace(self, **kept)
+
+    def spelled_as(self, images: Sequence[str]) -> "Split":
+        """Return this split with names spelled as in `images`, where they differ by accents only.
+
+        macOS writes an accented letter as two characters, other systems as one.
+        """
+        known = {composed(image): image for image in images} | {image: image for image in images}
+        spelled = {
+            name: tuple(
+                known.get(image) or known.get(composed(image), image)
+                for image in getattr(self, name)
+            )
+            for name in ("train", "validation", "test")
+        }
+        return replace(self, **spelled)
 
     @property
     def sizes(self) -> dict[str, int]:
@@ -203,7 +219,7 @@ def _check_classes(split: Split, dataset: Dataset, groups: dict[str, tuple[str, 
         members = dataset.of_class(name)
         copies = sum(image in groups for image in members)
         raise DataError(
-            f"Expected images of {name} for each of {len(sets)} sets, where copies, also those "
-            f"in other classes, stay together. Received: {len(members)}, of which {copies} have "
-            "copies. Add different ones, or exclude copies."
+            f"Expected images of {printable(name)} for each of {len(sets)} sets, where copies, "
+            f"also those in other classes, stay together. Received: {len(members)}, of which "
+            f"{copies} have copies. Add different ones, or exclude copies."
         )

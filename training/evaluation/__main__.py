@@ -11,10 +11,9 @@ import shlex
 import sys
 from pathlib import Path
 
-from training.cli import add_data_flags, at_least, make_parser, run_command
+from training.cli import add_data_flags, make_parser, run_command
 from training.evaluation.evaluate import reevaluate
-
-MIN_INPUT_SIZE = 71  # of Xception
+from training.recipes import INPUT_SIZES, within
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -43,7 +42,7 @@ def parse_arguments(arguments: list[str] | None) -> argparse.Namespace:
     add_data_flags(parser)
     add(
         "--inference-size",
-        type=at_least(MIN_INPUT_SIZE),
+        type=within(*INPUT_SIZES),
         metavar="PIXELS",
         help="input size [the checkpoint's]",
     )

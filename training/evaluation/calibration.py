@@ -13,7 +13,6 @@ from training.backend import keras
 
 TEMPERATURES = (0.05, 20.0)  # beyond these, predictions are practically certain or uniform
 BINS = 15  # Guo et al.'s
-TARGET = 0.03  # the expected calibration error that a model should not exceed
 
 
 @dataclass(frozen=True)

@@ -4,6 +4,7 @@
 """
 
 import json
+import shlex
 from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
@@ -11,6 +12,8 @@ from pathlib import Path
 
 import numpy as np
 
+from serving.errors import ModelError, ServingError
+from serving.model_files import best_model
 from training.backend import keras
 from training.batches import Batches
 from training.checkpoint import (
@@ -21,21 +24,31 @@ from training.checkpoint import (
     save_checkpoint,
     split_record,
 )
+from training.dataset.names import composed
 from training.dataset.scan import Dataset, require, scan
 from training.dataset.split import Split
 from training.errors import DataError
 from training.evaluation.calibration import apply_temperature, bake_temperature, fit_temperature
-from training.evaluation.label_errors import list_label_issues, write_label_issues
-from training.evaluation.metrics import evaluate, table
+from training.evaluation.label_errors import (
+    LabelIssue,
+    list_label_issues,
+    write_label_issues,
+)
+from training.evaluation.metrics import evaluate, shown, table, wilson
 from training.evaluation.model_card import CURVES, METRICS
 from training.evaluation.report import write_report
 from training.evaluation.run import EvaluationRun, RunInfo
-from training.files import write_atomically
+from training.files import claim_folder, write_atomically
 from training.images import ImageSource, Source
 from training.model import split_at_block, with_input_size
 
 BATCH_SIZE = 32
 LABEL_ISSUES = "probable_wrong_labels.txt"
+# Of the suggested class: less is no more likely than all other classes together.
+MIN_LABEL_CONFIDENCE = 0.5
+POOR_ACCURACY = 0.8  # below it, the summary says what to try
+POOR_RESULT = "docs/training.md#few-images-or-a-poor-result"
+FLOWERS = Path("flowers")  # where convert_to_tflite.py looks without --data
 
 
 @dataclass(frozen=True)
@@ -126,12 +139,7 @@ def report(
 ) -> None:
     """Write the report on the checkpoint that `save` wrote to `path`, and print a summary."""
     folder = path.with_suffix("")
-    issues = []
-    if sources.features is not None:
-        labels = dataset.labels(dataset.images)
-        issues = list_label_issues(
-            sources.features, dataset.images, labels, dataset.class_names, split.seed
-        )
+    issues = _probable_label_issues(sources.features, dataset, split.seed)
     picked_on = f"The best epoch was picked on {describe_validation(split)}"
     info = replace(
         sources.info,
@@ -158,8 +166,32 @@ def report(
     print_summary(result, metrics, dataset, split)
     if issues:
         print(f"Probably wrong labels: {len(issues)}, in {folder / LABEL_ISSUES}.")
+    with suppress(ModelError):
+        best = best_model(path.parent, ".h5")
+        if best != path:
+            print(
+                f"{best}, of another run, has a higher accuracy in its name: programs that take "
+                "the best of the folder take that one, so name this one to them."
+            )
     print(f"Report: {folder / 'README.md'}")
-    print(f"Use it: python convert_to_tflite.py {path}")
+    print(f"Use it: {convert_command(path, dataset.folder)}")
+
+
+def _probable_label_issues(
+    features: np.ndarray | None, dataset: Dataset, seed: int
+) -> list[LabelIssue]:
+    """Return the labels that are more probably wrong than right, by `features` of all images."""
+    if features is None:
+        return []
+    labels = dataset.labels(dataset.images)
+    issues = list_label_issues(features, dataset.images, labels, dataset.class_names, seed)
+    return [issue for issue in issues if issue.confidence > MIN_LABEL_CONFIDENCE]
+
+
+def convert_command(checkpoint: Path, data: Path) -> str:
+    """Return the command line that converts `checkpoint`, trained on `data`, for a shell."""
+    words = ["python", "convert_to_tflite.py", str(checkpoint)]
+    return shlex.join(words + (["--data", str(data)] if data != FLOWERS else []))
 
 
 def print_summary(result: CalibratedModel, metrics: dict, dataset: Dataset, split: Split) -> None:
@@ -175,6 +207,16 @@ def print_summary(result: CalibratedModel, metrics: dict, dataset: Dataset, spli
     accuracy = result.metadata.val_accuracy
     name = split.evaluated_name.capitalize()
     print(f"{name} accuracy: {accuracy:.3f} on {len(split.evaluated)} images.")
+    if accuracy < POOR_ACCURACY:
+        print(f"{_worst_mistake(metrics)} What to try: {POOR_RESULT}.")
+
+
+def _worst_mistake(metrics: dict) -> str:
+    counts = np.array(metrics["confusion_matrix"])
+    names = [shown(name) for name in metrics["class_names"]]
+    true, predicted = divmod(int((counts - np.diag(np.diag(counts))).argmax()), len(names))
+    count = counts[true, predicted]
+    return f"Most frequent mistake: {names[true]} predicted as {names[predicted]} ({count})."
 
 
 def describe_validation(split: Split) -> str:
@@ -206,11 +248,13 @@ def reevaluate(
     whole_split = read_split(checkpoint)
     size = (input_size, input_size) if input_size else model.input_shape[1:3]
     dataset = scan(data, exclude)
-    if dataset.class_names != metadata.class_names:
+    if set(map(composed, dataset.class_names)) != set(map(composed, metadata.class_names)):
         raise DataError(
             f"Expected folders of the checkpoint's classes, {', '.join(metadata.class_names)}. "
             f"Received: {', '.join(dataset.class_names)}. Name the right folder with --data."
         )
+    dataset = replace(dataset, class_names=metadata.class_names)  # in the order of the outputs
+    whole_split = whole_split.spelled_as([*dataset.images, *dataset.excluded])
     split = whole_split.without(dataset.excluded)
     require(dataset, (*split.validation, *split.test))
     for name, count in whole_split.sizes.items():
@@ -228,11 +272,40 @@ def reevaluate(
         reevaluated_by=command,
         excluded=_describe_excluded(dataset, split),
     )
-    folder.mkdir(parents=True, exist_ok=True)
-    result = calibrate(model, metadata, dataset, split, ImageSource(dataset, size))
-    curves = checkpoint.with_suffix("") / CURVES
-    sources = ReportSources(info, curves=curves if curves.exists() else None)
-    report(result, save(result, folder, split), dataset, split, sources)
+    with claim_folder(folder):
+        result = calibrate(model, metadata, dataset, split, ImageSource(dataset, size))
+        excluded = [image for image in whole_split.evaluated if image in dataset.excluded]
+        info = replace(info, as_labelled=accuracy_as_labelled(result, dataset, split, excluded))
+        curves = checkpoint.with_suffix("") / CURVES
+        sources = ReportSources(info, curves=curves if curves.exists() else None)
+        report(result, save(result, folder, split), dataset, split, sources)
+
+
+def accuracy_as_labelled(
+    result: CalibratedModel, dataset: Dataset, split: Split, excluded: Sequence[str]
+) -> dict:
+    """Return the accuracy on the evaluated images and the `excluded` ones by their labels.
+
+    Keys: `accuracy`, `interval`, `n` and `excluded`, their number; {} where none is excluded, or
+    one cannot be read.
+    """
+    if not excluded:
+        return {}
+    others = replace(dataset, images=tuple(excluded))
+    source = ImageSource(others, result.model.input_shape[1:3])
+    try:
+        predicted = result.model.predict(Batches(source, excluded, BATCH_SIZE), verbose=0)
+    except (ServingError, OSError):
+        return {}
+    hits = (predicted.argmax(axis=1) == others.labels(excluded)).sum()
+    hits += (result.probabilities.argmax(axis=1) == dataset.labels(split.evaluated)).sum()
+    count = len(excluded) + len(split.evaluated)
+    return {
+        "accuracy": float(hits / count),
+        "interval": wilson(int(hits), count),
+        "n": count,
+        "excluded": len(excluded),
+    }
 
 
 def _describe_excluded(dataset: Dataset, split: Split) -> str | None:

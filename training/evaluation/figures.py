@@ -25,6 +25,7 @@ from training.evaluation.metrics import shown, wilson
 MAX_BYTES = 300_000  # of a PNG, so that a page of figures loads quickly
 DPI = 110
 COLOURS = 256  # of a palette, where full colour takes too many bytes
+MAX_ROWS = 100  # classes of a figure; of several thousand, Matplotlib draws none
 ENOUGH = 10  # images in a bin of the reliability diagram; bars of fewer are pale
 
 INK, GREY, PALE = "#222222", "#8a8a8a", "#e6e6e6"
@@ -306,6 +307,7 @@ def _reliability(top: Axes, bottom: Axes, binned: Bins) -> None:
 def per_class(metrics: dict) -> Figure:
     """Draw precision, recall and F1 of each class with intervals, the best F1 on top."""
     rows = sorted(metrics["per_class"].items(), key=lambda item: item[1]["f1"])
+    rows, left_out = rows[:MAX_ROWS], max(0, len(rows) - MAX_ROWS)
     figure = Figure(figsize=(9.5, 1.7 + 0.34 * max(len(rows), 3)), layout="constrained")
     panels = figure.subplots(1, 3, sharey=True, sharex=True)
     for axes, key, colour in zip(
@@ -332,7 +334,9 @@ def per_class(metrics: dict) -> Figure:
     panels[0].set_yticks(
         range(len(rows)), [f"{shown(name)} ({row['support']})" for name, row in rows]
     )
-    figure.supxlabel("dot: value; band: Wilson's 95 % interval; in brackets: images", fontsize=9)
+    others = f"; {left_out} classes of a higher F1 are not shown" * bool(left_out)
+    legend = f"dot: value; band: Wilson's 95 % interval; in brackets: images{others}"
+    figure.supxlabel(legend, fontsize=9)
     return figure
 
 

@@ -8,10 +8,12 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from training.dataset.names import printable
 from training.evaluation.calibration import error_by_chance, expected_calibration_error
 
 CONFIDENCE = 0.95
 RESAMPLES = 2000
+RESAMPLED_CELLS = 4_000_000  # of confusion matrices that are in memory at a time
 SEED = 0
 MAX_NAME = 22  # characters of a class name that are shown where room is short
 METHODS = {
@@ -125,14 +127,18 @@ def bootstrap_macro_f1(counts: np.ndarray) -> list[float]:
     `counts` is the confusion matrix, int (classes, classes): resampling images resamples its
     cells. Without mistakes the interval has no width.
     """
-    total = counts.sum()
-    draws = np.random.default_rng(SEED).multinomial(total, counts.ravel() / total, RESAMPLES)
-    draws = draws.reshape(RESAMPLES, *counts.shape)
-    hits = np.diagonal(draws, axis1=1, axis2=2)
-    sizes = draws.sum(axis=1) + draws.sum(axis=2)
-    f1 = np.divide(2 * hits, sizes, out=np.zeros(hits.shape), where=sizes > 0)
+    total, rng = counts.sum(), np.random.default_rng(SEED)
+    step = max(1, RESAMPLED_CELLS // counts.size)
+    means = []
+    for start in range(0, RESAMPLES, step):
+        draws = rng.multinomial(total, counts.ravel() / total, min(step, RESAMPLES - start))
+        draws = draws.reshape(-1, *counts.shape)
+        hits = np.diagonal(draws, axis1=1, axis2=2)
+        sizes = draws.sum(axis=1) + draws.sum(axis=2)
+        f1 = np.divide(2 * hits, sizes, out=np.zeros(hits.shape), where=sizes > 0)
+        means.append(f1.mean(axis=1))
     tail = 100 * (1 - CONFIDENCE) / 2
-    return [float(bound) for bound in np.percentile(f1.mean(axis=1), [tail, 100 - tail])]
+    return [float(bound) for bound in np.percentile(np.concatenate(means), [tail, 100 - tail])]
 
 
 def table(metrics: dict) -> str:
@@ -149,14 +155,16 @@ def table(metrics: dict) -> str:
     accuracy = with_interval(metrics["accuracy"], metrics["accuracy_interval"])
     lines.append(
         f"  accuracy {accuracy} on {metrics['n']} images, "
-        f"ECE {metrics['expected_calibration_error']:.3f}; Wilson's 95 % intervals in brackets"
+        f"ECE {metrics['expected_calibration_error']:.3f} (by chance up to "
+        f"{metrics['expected_calibration_error_by_chance']:.3f}); Wilson's 95 % intervals in "
+        "brackets"
     )
     return "\n".join(lines)
 
 
 def shown(name: str, limit: int = MAX_NAME) -> str:
     """Return `name` on one line of at most `limit` characters."""
-    name = " ".join(name.split())
+    name = " ".join(printable(name).split())
     return name if len(name) <= limit else name[: limit - 1] + "…"
 
 

@@ -6,8 +6,8 @@ from collections import Counter
 from collections.abc import Sequence
 
 from training.backend import keras
+from training.dataset.names import printable
 from training.dataset.scan import Dataset, class_of
-from training.evaluation.calibration import TARGET
 from training.evaluation.metrics import percent
 from training.evaluation.run import EvaluationRun
 from training.markdown import markdown_table
@@ -79,9 +79,21 @@ def _summary(run: EvaluationRun, metrics: dict) -> list[str]:
         f"Xception, fine-tuned to classify images as {', '.join(names[:-1])} or {names[-1]}.",
         f"Its {run.set_name} accuracy is **{accuracy}** on {metrics['n']} images, with an expected "
         f"calibration error of {metrics['expected_calibration_error']:.3f}.",
+        *_as_labelled(run),
         "",
         f"All numbers are in [{METRICS}]({METRICS}). Intervals are Wilson's 95 % intervals unless "
         "stated otherwise.",
+    ]
+
+
+def _as_labelled(run: EvaluationRun) -> list[str]:
+    known = run.info.as_labelled
+    if not known:
+        return []
+    accuracy = _percent(known["accuracy"], known["interval"])
+    return [
+        f"With the {known['excluded']} excluded images, as they are labelled, it is "
+        f"**{accuracy}** on {known['n']} images."
     ]
 
 
@@ -111,13 +123,14 @@ def _results(run: EvaluationRun, metrics: dict) -> list[str]:
 
 def _calibration(run: EvaluationRun, metrics: dict) -> str:
     error = metrics["expected_calibration_error"]
-    verdict = "within" if error <= TARGET else "**above**"
+    by_chance = metrics["expected_calibration_error_by_chance"]
+    verdict = "no more than chance explains" if error <= by_chance else "more than chance explains"
     return (
-        f"expected calibration error {error:.3f} (15 bins), {verdict} the project's target of "
-        f"{TARGET}; {metrics['before_temperature']['expected_calibration_error']:.3f} before "
+        f"expected calibration error {error:.3f} (15 bins), {verdict}; "
+        f"{metrics['before_temperature']['expected_calibration_error']:.3f} before "
         f"calibration by the temperature T = {run.temperature:.3f}, which is part of the last "
-        "layer's weights. With as many images, a perfectly calibrated model stays below "
-        f"{metrics['expected_calibration_error_by_chance']:.3f} in 19 of 20 cases"
+        f"layer's weights. With {metrics['n']} images, a perfectly calibrated model stays below "
+        f"{by_chance:.3f} in 19 of 20 cases"
     )
 
 
@@ -181,7 +194,7 @@ def _training(run: EvaluationRun, metrics: dict) -> list[str]:
     info = run.info
     lines = ["## Training"]
     if info.command:
-        lines += ["", *(f"    {line}" for line in info.command.splitlines())]
+        lines += ["", *(f"    {line}" for line in printable(info.command).splitlines())]
     facts = {title: getattr(info, name) for name, title in RUN_FACTS.items()}
     facts["time"] = _time(info.seconds)
     known = {title: value for title, value in facts.items() if value is not None}
@@ -206,6 +219,7 @@ def _limits(run: EvaluationRun, metrics: dict) -> list[str]:
         "Accuracy and confidence hold for images like those of the data set; other cameras, places "
         "and seasons may lower both.",
         *_optimism(run),
+        *_stand_in(run),
         *_labels(run),
         "The intervals cover the choice of images only: not another seed, another split, or the "
         "choice of the model.",
@@ -222,6 +236,16 @@ def _optimism(run: EvaluationRun) -> list[str]:
     return [
         "The images that the report is about also picked the epoch and calibrated the model, so "
         "the numbers are slightly better than on new images."
+    ]
+
+
+def _stand_in(run: EvaluationRun) -> list[str]:
+    weights = run.info.weights or ""
+    if not weights.startswith("the base of"):
+        return []
+    return [
+        f"Training started from {_plain(weights)}, not from ImageNet's weights. If that was "
+        "trained on some of these images, the numbers are too high."
     ]
 
 
@@ -260,5 +284,5 @@ def _sentence(text: str) -> str:
 
 def _plain(value: object) -> str:
     """Return `value` as one line of Markdown that renders literally."""
-    text = " ".join(str(value).split())
+    text = " ".join(printable(value).split())
     return re.sub(r"[\\`*|<>\[\]$]|\b_|_\b", r"\\\g<0>", text)

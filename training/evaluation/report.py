@@ -40,7 +40,8 @@ def write_report(folder: Path, run: EvaluationRun) -> dict:
     with replace_folder(folder, {METRICS, CARD, *FIGURES}) as new:
         drawn = _draw(run, metrics, new)
         text = json.dumps(metrics, indent=1, ensure_ascii=False, default=str)
-        (new / METRICS).write_text(text + "\n", encoding="utf-8")
+        # Bytes of file names that are not text become JSON's own escapes.
+        (new / METRICS).write_text(f"{text}\n", encoding="utf-8", errors="backslashreplace")
         (new / CARD).write_text(model_card(run, metrics, drawn), encoding="utf-8")
     return metrics
 

@@ -37,6 +37,8 @@ class RunInfo:
         calibrated_on: which images the temperature was fitted on.
         reevaluated_by: the command line that wrote the report again, without training.
         excluded: what is to be known about excluded images.
+        as_labelled: the accuracy with the excluded images, by their labels: `accuracy`, `interval`,
+            `n` and `excluded`, their number.
     """
 
     command: str | None = None
@@ -49,6 +51,7 @@ class RunInfo:
     calibrated_on: str | None = None
     reevaluated_by: str | None = None
     excluded: str | None = None
+    as_labelled: dict = field(default_factory=dict)
 
     @classmethod
     def read(cls, record: Mapping) -> "RunInfo":

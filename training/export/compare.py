@@ -1,7 +1,7 @@
 """Compares a .tflite file with its checkpoint, on the runtime that will serve it."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib.metadata import version
 from pathlib import Path
 
@@ -13,7 +13,8 @@ from serving.preprocess import resize, scale
 from serving.runtimes import RUNTIMES, find_runtime
 from training.backend import keras
 from training.checkpoint import load_checkpoint, split_record
-from training.dataset.scan import Dataset, class_of, scan
+from training.dataset.names import composed
+from training.dataset.scan import Dataset, scan
 from training.dataset.split import Split
 from training.errors import DataError
 from training.evaluation.metrics import percent, wilson, with_interval
@@ -24,6 +25,7 @@ from training.inference import compile_inference
 from training.prefetch import prefetch, progress
 from training.sample import LABELS, draw
 
+FLOWERS = Path("flowers")
 COMPARISON_IMAGES = 50
 # int8 takes the range of every activation from half of these; see `drop_outliers`.
 CALIBRATION_IMAGES = 100
@@ -56,30 +58,39 @@ TOLERANCES = {
 
 
 def choose_images(
-    checkpoint: Path, data: Path, size: tuple[int, int]
+    checkpoint: Path, data: Path | None, size: tuple[int, int]
 ) -> tuple[list[ImageLoader], list[ImageLoader]]:
     """Return (images to calibrate on, images to compare on), evenly over the classes.
 
-    Training images calibrate, evaluated images are compared. Without a data set in `data` there
-    are none to calibrate on, and drawn ones are compared.
+    Training images calibrate, evaluated images are compared. They are those in `data`; for None in
+    `FLOWERS` or, where that is empty, drawn ones to compare on and none to calibrate on.
+
+    Raises:
+        DataError: the folder holds no data set.
     """
-    try:
-        images = scan(data).images
-    except DataError:
-        print(f"  {data} holds no data set: comparing on drawn images.", flush=True)
+    if data is None and not _holds_folders(FLOWERS):
+        print(f"  No --data, and no images in {FLOWERS}: comparing on drawn images.", flush=True)
         return [], drawn_images(size)
+    folder = data or FLOWERS
+    images = scan(folder).images
     train = evaluated = images
     if split_record(checkpoint).exists():
-        split = Split.read(split_record(checkpoint))
+        split = Split.read(split_record(checkpoint)).spelled_as(images)
         present = set(images)
         train = [image for image in split.train if image in present] or images
         evaluated = [image for image in split.evaluated if image in present] or images
 
     def loaders(chosen: Sequence[str], count: int) -> list[ImageLoader]:
         chosen = take_evenly(chosen, count)
-        return [lambda path=data / image: read_pixels(path, size) for image in chosen]
+        return [lambda path=folder / image: read_pixels(path, size) for image in chosen]
 
     return loaders(train, CALIBRATION_IMAGES), loaders(evaluated, COMPARISON_IMAGES)
+
+
+def _holds_folders(folder: Path) -> bool:
+    return folder.is_dir() and any(
+        path.is_dir() and not path.name.startswith(".") for path in folder.iterdir()
+    )
 
 
 def take_evenly(images: Sequence[str], count: int) -> list[str]:
@@ -167,14 +178,14 @@ def evaluate(checkpoint: Path, data: Path, runtime: str | None) -> None:
     labels = read_labels(path)
     model, _ = load_checkpoint(checkpoint)
     dataset = scan(data)
-    if not set(dataset.class_names) <= set(labels):
+    if not set(map(composed, dataset.class_names)) <= set(map(composed, labels)):
         raise DataError(
             f"Expected images of {', '.join(labels)}. Received: {', '.join(dataset.class_names)} "
             f"in {data}. Name the folder that the model was trained on with --data."
         )
     print(f"Evaluate: {path} on {runtime} {version(runtime)}, and its checkpoint in float32.")
     expected, received = top1_predictions(model, path, dataset, runtime)
-    true_classes = np.array([labels.index(class_of(image)) for image in dataset.images])
+    true_classes = replace(dataset, class_names=labels).labels(dataset.images)
     correct, correct_tflite = expected == true_classes, received == true_classes
     agreeing = expected == received
     print("  images            checkpoint           .tflite              top-1 agreement")
@@ -189,7 +200,7 @@ def _sets(checkpoint: Path, dataset: Dataset) -> dict[str, np.ndarray]:
     """Return which images belong to each set that is reported, bool (images,)."""
     sets = {"all": np.ones(len(dataset.images), bool)}
     if split_record(checkpoint).exists():
-        split = Split.read(split_record(checkpoint))
+        split = Split.read(split_record(checkpoint)).spelled_as(dataset.images)
         evaluated = set(split.evaluated)
         sets[split.evaluated_name] = np.array([image in evaluated for image in dataset.images])
     return sets

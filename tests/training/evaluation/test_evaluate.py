@@ -2,6 +2,8 @@
 
 import json
 from dataclasses import fields, replace
+from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -23,6 +25,7 @@ from training.dataset.split import Split, split_dataset
 from training.evaluation import evaluate
 from training.evaluation.__main__ import main
 from training.evaluation.calibration import apply_temperature, fit_temperature
+from training.evaluation.label_errors import LabelIssue
 from training.evaluation.run import RunInfo
 from training.features import CachedFeatures
 from training.images import ImageSource
@@ -95,6 +98,11 @@ def test_what_is_excluded_is_neither_reported_on_nor_fitted_to(made, drawn, tmp_
     assert path.name == f"xception_fin_04_{accuracy:.3f}.h5"
     assert metadata.val_accuracy == pytest.approx(accuracy)
     assert f"{accuracy:.3f} on {len(split.evaluated)} images" in capsys.readouterr().out
+    with_excluded, labels = answers(path, drawn, whole.evaluated)
+    record = json.loads((path.with_suffix("") / "metrics.json").read_text())["run"]
+    accuracy = (with_excluded.argmax(axis=1) == labels).mean()
+    assert record["as_labelled"]["accuracy"] == pytest.approx(accuracy)
+    assert (record["as_labelled"]["n"], record["as_labelled"]["excluded"]) == (len(labels), 1)
     assert made.read_bytes() == before
 
     # The temperature is fitted on the images that picked the epoch, less the one excluded:
@@ -198,12 +206,17 @@ def test_the_report_is_given_what_was_found_and_probable_wrong_labels(
     arguments = result, path, dataset, split
     history, curves = tmp_path / "history.csv", tmp_path / "curves.png"
     info = RunInfo(seed=1, calibrated_on="none")
+    better = tmp_path / "xception_fin_01_0.900.h5"
+    better.touch()
     evaluate.report(*arguments, evaluate.ReportSources(info, history, curves, features))
 
     [label_issue] = written.pop("label_issues")
     assert label_issue.image == dataset.images[12]
     assert label_issue.image in (tmp_path / "a" / evaluate.LABEL_ISSUES).read_text()
-    assert "Probably wrong labels: 1, in" in capsys.readouterr().out
+    out = capsys.readouterr().out
+    assert "Probably wrong labels: 1, in" in out
+    assert f"{better}, of another run, has a higher accuracy in its name" in out
+    assert out.endswith(f"Use it: python convert_to_tflite.py {path} --data {drawn}\n")
     own = "10 validation images, which are in neither the training nor the test set"
     assert written.pop("info") == RunInfo(
         seed=1,
@@ -228,6 +241,35 @@ def test_the_report_is_given_what_was_found_and_probable_wrong_labels(
 
     evaluate.report(*arguments, evaluate.ReportSources(info))
     assert (written["label_issues"], written["curves"]) == ([], None)
+
+
+def test_labels_that_are_as_probably_right_are_not_listed(monkeypatch, drawn):
+    found = [LabelIssue("rose/1", "rose", "tulip", confidence) for confidence in (0.51, 0.5, 0.4)]
+    monkeypatch.setattr(evaluate, "list_label_issues", lambda *_: found)
+    assert evaluate._probable_label_issues(np.ones((50, 2)), scan(drawn), 1) == found[:1]
+    assert evaluate._probable_label_issues(None, scan(drawn), 1) == []
+
+
+def test_the_next_command_is_quoted_and_names_the_images(tmp_path):
+    checkpoint = Path("my models/a.h5")
+    command = "python convert_to_tflite.py 'my models/a.h5'"
+    assert evaluate.convert_command(checkpoint, Path("flowers")) == command
+    assert evaluate.convert_command(checkpoint, Path("my data")) == f"{command} --data 'my data'"
+
+
+@pytest.mark.parametrize("accuracy", [0.79, 0.81])
+def test_a_poor_result_comes_with_what_to_look_at(accuracy, capsys):
+    metrics = {
+        "confusion_matrix": [[5, 1, 0], [4, 5, 3], [0, 0, 9]],
+        "class_names": ["aster", "rose", "tulip"],
+    }
+    result = SimpleNamespace(metadata=Metadata((), 1, accuracy))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(evaluate, "table", lambda metrics: "")
+        evaluate.print_summary(result, metrics, None, Split(1, (), ("a",) * 10))
+    out = capsys.readouterr().out
+    said = "Most frequent mistake: rose predicted as aster (4). What to try: docs/training.md#few"
+    assert (said in out) == (accuracy < 0.8)
 
 
 def test_activations_stand_for_their_images(made, drawn, tmp_path):
@@ -301,7 +343,7 @@ def test_what_cannot_be_reported_on_ends_with_one_sentence(made, drawn, tmp_path
         error = capsys.readouterr().err
         assert sentence in error
         assert error.count("\n") == 1
-        assert not list((tmp_path / "new").glob("*"))
+        assert not (tmp_path / "new").exists()
 
 
 def test_stopped_by_hand_it_says_so_in_one_line(made, drawn, tmp_path, monkeypatch, capsys):

@@ -5,6 +5,7 @@ import json
 import numpy as np
 import pytest
 
+from training.evaluation import metrics as metrics_module
 from training.evaluation.calibration import error_by_chance, expected_calibration_error
 from training.evaluation.metrics import (
     METHODS,
@@ -272,7 +273,7 @@ def test_the_table_reads_as_follows(metrics):
         "  ash    0.889 (0.565–0.980)  0.800 (0.490–0.943)  0.842 (0.606–0.949)      10",
         "  birch  0.905 (0.711–0.973)  0.950 (0.764–0.991)  0.927 (0.800–0.976)      20",
         "  cedar  1.000 (0.722–1.000)  1.000 (0.722–1.000)  1.000 (0.839–1.000)      10",
-        "  accuracy 0.925 (0.801–0.974) on 40 images, ECE 0.125; "
+        "  accuracy 0.925 (0.801–0.974) on 40 images, ECE 0.125 (by chance up to 0.125); "
         "Wilson's 95 % intervals in brackets",
     ]
 
@@ -305,3 +306,10 @@ def test_numbers_are_written_this_way():
 def test_no_images_are_refused_in_this_sentence():
     with pytest.raises(ValueError, match=r"^Expected images to evaluate\. Received: none\.$"):
         evaluate(np.zeros((0, 3)), np.zeros(0, dtype=int), NAMES)
+
+
+def test_the_interval_of_many_classes_is_computed_in_pieces(monkeypatch):
+    counts = np.random.default_rng(1).integers(0, 9, (7, 7))
+    whole = metrics_module.bootstrap_macro_f1(counts)
+    monkeypatch.setattr(metrics_module, "RESAMPLED_CELLS", 7 * 7 * 300 + 1)
+    assert metrics_module.bootstrap_macro_f1(counts) == whole
