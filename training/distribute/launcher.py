@@ -147,7 +147,7 @@ def _reason(notes: str, killed_by: signal.Signals, cluster: Cluster) -> str:
     if killed_by == signal.SIGKILL:
         return (
             f"Training was killed (SIGKILL{last}), usually for lack of memory. "
-            "Use a smaller --batch-size, then rerun with --resume."
+            "Train anew with a smaller --batch-size."
         )
     return f"Training crashed ({killed_by.name}{last}). Rerun with --resume."
 

@@ -247,13 +247,7 @@ def reevaluate(
     model, metadata = load_checkpoint(checkpoint)
     whole_split = read_split(checkpoint)
     size = (input_size, input_size) if input_size else model.input_shape[1:3]
-    dataset = scan(data, exclude)
-    if set(map(composed, dataset.class_names)) != set(map(composed, metadata.class_names)):
-        raise DataError(
-            f"Expected folders of the checkpoint's classes, {', '.join(metadata.class_names)}. "
-            f"Received: {', '.join(dataset.class_names)}. Name the right folder with --data."
-        )
-    dataset = replace(dataset, class_names=metadata.class_names)  # in the order of the outputs
+    dataset = _scan_classes(data, exclude, metadata.class_names)
     whole_split = whole_split.spelled_as([*dataset.images, *dataset.excluded])
     split = whole_split.without(dataset.excluded)
     require(dataset, (*split.validation, *split.test))
@@ -279,6 +273,17 @@ def reevaluate(
         curves = checkpoint.with_suffix("") / CURVES
         sources = ReportSources(info, curves=curves if curves.exists() else None)
         report(result, save(result, folder, split), dataset, split, sources)
+
+
+def _scan_classes(data: Path, exclude: Path | None, class_names: tuple[str, ...]) -> Dataset:
+    """Return the images of `data`, whose classes have to be `class_names`, in that order."""
+    dataset = scan(data, exclude)
+    if set(map(composed, dataset.class_names)) != set(map(composed, class_names)):
+        raise DataError(
+            f"Expected folders of the checkpoint's classes, {', '.join(class_names)}. "
+            f"Received: {', '.join(dataset.class_names)}. Name the right folder with --data."
+        )
+    return replace(dataset, class_names=class_names)
 
 
 def accuracy_as_labelled(

@@ -218,7 +218,7 @@ def test_a_child_that_was_killed_is_told_after_the_scripts_name(child):
         launcher.relaunch()
     assert end.value.code == (
         "train.py: Training was killed (SIGKILL: \ufffdlast note), usually for lack of memory. "
-        "Use a smaller --batch-size, then rerun with --resume."
+        "Train anew with a smaller --batch-size."
     )
 
 

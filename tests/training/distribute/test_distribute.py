@@ -259,7 +259,7 @@ def watched(tmp_path):
             "import os; os.write(2, b'no memory'); os.kill(os.getpid(), 9)",
             1,
             "script.py: Training was killed (SIGKILL: no memory), usually for lack of memory. "
-            "Use a smaller --batch-size, then rerun with --resume.\n",
+            "Train anew with a smaller --batch-size.\n",
         ),
     ],
 )

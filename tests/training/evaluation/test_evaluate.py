@@ -100,8 +100,8 @@ def test_what_is_excluded_is_neither_reported_on_nor_fitted_to(made, drawn, tmp_
     assert f"{accuracy:.3f} on {len(split.evaluated)} images" in capsys.readouterr().out
     with_excluded, labels = answers(path, drawn, whole.evaluated)
     record = json.loads((path.with_suffix("") / "metrics.json").read_text())["run"]
-    accuracy = (with_excluded.argmax(axis=1) == labels).mean()
-    assert record["as_labelled"]["accuracy"] == pytest.approx(accuracy)
+    as_labelled = (with_excluded.argmax(axis=1) == labels).mean()
+    assert record["as_labelled"]["accuracy"] == pytest.approx(as_labelled)
     assert (record["as_labelled"]["n"], record["as_labelled"]["excluded"]) == (len(labels), 1)
     assert made.read_bytes() == before
 
