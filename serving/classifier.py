@@ -89,14 +89,14 @@ def read_labels(path: Path) -> tuple[str, ...]:
             "Run python convert_to_tflite.py first."
         )
     try:
-        if not is_tflite(path):
-            raise ModelError(f"Expected a .tflite file. Received: {path}, {describe_file(path)}")
         with zipfile.ZipFile(path) as archive:
             labels = tuple(archive.read(LABELS_FILE).decode().splitlines())
     except (zipfile.BadZipFile, zlib.error, KeyError, NotImplementedError, OSError, ValueError):
+        without = f"{path.name} without them. Make it with python convert_to_tflite.py."
+        received = without if is_tflite(path) else f"{path.name}, {describe_file(path)}"
         raise ModelError(
             f"Expected a .tflite file with its class names inside ({LABELS_FILE}). "
-            f"Received: {path.name} without them. Make it with python convert_to_tflite.py."
+            f"Received: {received}"
         ) from None
     if len(set(labels)) < len(labels) or not all(label.strip() for label in labels):
         raise ModelError(

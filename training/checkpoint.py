@@ -119,7 +119,8 @@ def _require_file(path: Path) -> None:
         )
     if not is_keras_file(path):
         raise ModelError(
-            f"Expected a checkpoint (.h5 or .keras). Received: {path}, {describe_file(path)}"
+            "Expected a checkpoint that train.py wrote, or a plain Keras file. "
+            f"Received: {path}, {describe_file(path)}"
         )
 
 
