@@ -154,12 +154,11 @@ def load_checkpoint(path: Path, facts: ModelFacts | None = None) -> tuple[keras.
 
 
 def _load_plain(path: Path, facts: ModelFacts) -> tuple[keras.Model, Metadata]:
-    model = read_network(path)
-    outputs, names = model.output_shape[-1], facts.names()
-    if len(names) != outputs:
+    network, names = read_network(path), facts.names()
+    if len(names) != network.outputs:
         received = f"{len(names)}: {', '.join(names)}" if names else "none"
         raise ModelError(
-            f"Expected {outputs} class names, one for each output of {path}, in their order. "
+            f"Expected {network.outputs} class names, one for each output of {path}, in its order. "
             f"Received: {received}. Give them with --classes A,B,…; Keras' generators sort them."
         )
     if facts.input_scaling is None:
@@ -168,8 +167,8 @@ def _load_plain(path: Path, facts: ModelFacts) -> tuple[keras.Model, Metadata]:
             "Received: nothing. Add --input-scaling 1/255 for rescale=1/255, as the original "
             "trained, --input-scaling xception for Xception's preprocess_input, or none."
         )
-    factor, offset = INPUT_SCALINGS[facts.input_scaling]
-    fold_input_scaling(model, factor, offset)
+    model = network.build()
+    fold_input_scaling(model, *INPUT_SCALINGS[facts.input_scaling])
     return model, Metadata(names, epoch=0, val_accuracy=math.nan)
 
 

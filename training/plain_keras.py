@@ -72,27 +72,55 @@ def is_keras_file(path: Path) -> bool:
         return file.read(8).startswith((HDF5, ZIP))
 
 
-def read_network(path: Path) -> keras.Model:
-    """Return the classifier in `path`, as `build_model` makes it, from its own inputs.
+@dataclass(frozen=True)
+class SavedNetwork:
+    """A classifier as it was found in a file.
 
-    A last layer without activation, which was trained on logits, gets a softmax.
+    Attributes:
+        path: the file.
+        input_size: (height, width) in pixels.
+        base: the layers of Xception.
+        dense: the dense layers behind it.
+    """
+
+    path: Path
+    input_size: tuple[int, int]
+    base: Sequence[SavedLayer]
+    dense: Sequence[SavedLayer]
+
+    @property
+    def outputs(self) -> int:
+        """How many scores it returns."""
+        return self.dense[-1].config["units"]
+
+    def build(self) -> keras.Model:
+        """Return the network as `build_model` makes it, from its own inputs.
+
+        A last layer without activation, which was trained on logits, gets a softmax.
+
+        Raises:
+            ModelError: the weights do not fit.
+        """
+        head = tuple(layer.config["units"] for layer in self.dense[:-1])
+        try:
+            model = build_model(self.input_size, head, self.outputs)
+            _copy_base(self.base, model.get_layer(BASE_LAYER))
+            for source, target in zip(self.dense, model.layers[-len(self.dense) :], strict=True):
+                target.set_weights(source.weights)
+        except (KeyError, ValueError, TypeError) as error:
+            raise _misfit(self.path, error) from error
+        return model
+
+
+def read_network(path: Path) -> SavedNetwork:
+    """Return the classifier in `path`.
 
     Raises:
         ModelError: the file is damaged, or holds something else.
     """
     layers = _read_layers(path)
     base, head = _split(path, layers)
-    dense = _dense_layers(path, head)
-    units = [layer.config["units"] for layer in dense]
-    try:
-        model = build_model(_input_size(path, layers), tuple(units[:-1]), units[-1])
-        _copy_base(base, model.get_layer(BASE_LAYER))
-        targets = [layer for layer in model.layers if isinstance(layer, keras.layers.Dense)]
-        for source, target in zip(dense, targets, strict=True):
-            target.set_weights(source.weights)
-    except (KeyError, ValueError, TypeError) as error:
-        raise UnfitError(path, f"whose weights do not fit ({_first_line(error)})") from error
-    return model
+    return SavedNetwork(path, _input_size(path, layers), base, _dense_layers(path, head))
 
 
 def load_base(path: Path, base_model: keras.Model) -> None:
@@ -105,7 +133,11 @@ def load_base(path: Path, base_model: keras.Model) -> None:
     try:
         _copy_base(base, base_model)
     except (KeyError, ValueError, TypeError) as error:
-        raise UnfitError(path, f"whose weights do not fit ({_first_line(error)})") from error
+        raise _misfit(path, error) from error
+
+
+def _misfit(path: Path, error: Exception) -> UnfitError:
+    return UnfitError(path, f"whose weights do not fit ({_first_line(error)})")
 
 
 def fold_input_scaling(model: keras.Model, factor: float, offset: float) -> None:
