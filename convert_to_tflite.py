@@ -1,25 +1,32 @@
-"""Convert a checkpoint to TFLite, and compare the two.
+r"""Convert a checkpoint to TFLite, and compare the two.
 
     python convert_to_tflite.py                                   # the best of models/
     python convert_to_tflite.py models/xception_fin_05_0.893.h5 --quantize float16
     python convert_to_tflite.py --quantize int8 --data flowers/   # calibrated on images
     python convert_to_tflite.py --evaluate --data flowers/        # an existing file, on all images
+    python convert_to_tflite.py xception_fin_23_0_880.h5 --input-scaling 1/255 \
+        --classes daisy,dandelion,rose,sunflower,tulip            # a plain Keras file of Xception
 
-Writes models/<stem>.tflite beside the checkpoint, with the class names inside. Nothing is written
-where the serving runtime and Keras differ by more than the kind's tolerance.
+Writes <stem>.tflite, or for example <stem>.int8.tflite, beside the checkpoint, with the class names
+inside. Nothing is written where the serving runtime and Keras differ by more than the kind's
+tolerance.
 """
 
 import argparse
+import shlex
 import sys
 from pathlib import Path
 
-from serving.model_files import best_model
-from serving.runtimes import RUNTIMES
-from training.checkpoint import load_checkpoint
+from serving.errors import ModelError
+from serving.model_files import best_model, kind_of, tflite_path
+from serving.runtimes import RUNTIMES, find_runtime
+from training.checkpoint import Metadata, load_checkpoint, split_record
 from training.cli import make_parser, run_command
 from training.errors import DataError
 from training.export.compare import (
     FLOWERS,
+    MAX_ACCURACY_DROP,
+    MIN_AGREEMENT,
     TOLERANCES,
     choose_images,
     compare,
@@ -27,6 +34,10 @@ from training.export.compare import (
 )
 from training.export.tflite import make_tflite
 from training.files import write_atomically
+from training.model_facts import ModelFacts, add_model_flags
+
+ROOT = Path(__file__).resolve().parent
+FASTEST = {"int8": "openvino", "dynamic": "openvino"}  # {kind of weights: runtime}
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -34,11 +45,14 @@ def main(arguments: list[str] | None = None) -> int:
     options = parse_arguments(arguments)
 
     def command() -> None:
-        checkpoint = options.checkpoint or best_model(options.models, ".h5")
+        checkpoint = find_checkpoint(options.checkpoint, options.models)
+        facts = ModelFacts.read(options, options.data or FLOWERS)
         if options.evaluate:
-            evaluate(checkpoint, options.data or FLOWERS, options.runtime)
+            path = find_tflite(checkpoint, options.quantize)
+            evaluate(checkpoint, path, options.data or FLOWERS, options.runtime, facts)
         else:
-            convert(checkpoint, options.quantize, options.data, options.runtime)
+            kind = options.quantize or "none"
+            convert(checkpoint, kind, options.data, options.runtime, facts)
 
     return run_command(
         command,
@@ -48,10 +62,43 @@ def main(arguments: list[str] | None = None) -> int:
     )
 
 
-def convert(checkpoint: Path, quantize: str, data: Path | None, runtime: str | None) -> None:
+def find_checkpoint(checkpoint: Path | None, models: Path) -> Path:
+    """Return `checkpoint` or, if that is a folder or None, the best in it or in `models`.
+
+    Raises:
+        ModelError: there is none.
+    """
+    if models.is_file():
+        raise ModelError(
+            f"Expected a folder for --models. Received: {models}, which is a file. "
+            f"Name it alone: {shlex.join(['python', 'convert_to_tflite.py', str(models)])}"
+        )
+    folder = models if checkpoint is None else checkpoint
+    if folder.is_dir() and not (folder / "saved_model.pb").exists():
+        return best_model(folder, ".h5", ".keras")
+    return checkpoint or best_model(models, ".h5", ".keras")
+
+
+def find_tflite(checkpoint: Path, kind: str | None) -> Path:
+    """Return the .tflite file of `checkpoint` and `kind`, or else the newest of any kind."""
+    if kind:
+        return tflite_path(checkpoint, kind)
+    paths = [tflite_path(checkpoint, each) for each in TOLERANCES]
+    newest_first = sorted(filter(Path.exists, paths), key=lambda path: -path.stat().st_mtime)
+    return (newest_first or paths)[0]
+
+
+def convert(
+    checkpoint: Path,
+    quantize: str,
+    data: Path | None,
+    runtime: str | None,
+    facts: ModelFacts | None = None,
+) -> None:
     """Write the .tflite file of `checkpoint`, if it predicts what Keras predicts.
 
     Compares on images of the folder `data`, which for None is flowers/ or, if empty, drawn ones.
+    `facts` are what is known of a checkpoint without metadata.
 
     Raises:
         ModelError: the checkpoint cannot be read, the runtime cannot load the file, or it differs
@@ -59,7 +106,8 @@ def convert(checkpoint: Path, quantize: str, data: Path | None, runtime: str | N
         DataError: `data` holds no data set, or int8 has no images to calibrate on.
     """
     print(f"Read: {checkpoint}", flush=True)
-    model, metadata = load_checkpoint(checkpoint)
+    model, metadata = load_checkpoint(checkpoint, facts)
+    print_notes(checkpoint, metadata, data or FLOWERS)
     calibration, comparison = choose_images(checkpoint, data, model.input_shape[1:3])
     if quantize == "int8" and not calibration:
         raise DataError(
@@ -74,18 +122,59 @@ def convert(checkpoint: Path, quantize: str, data: Path | None, runtime: str | N
         temporary.write_bytes(content)
         compare(model, temporary, comparison, quantize, runtime)
 
-    path = checkpoint.with_suffix(".tflite")
+    path = tflite_path(checkpoint, quantize)
     write_atomically(path, write_compared)
     print(f"Wrote: {path}, {path.stat().st_size / 1e6:.1f} MB.")
-    print("Use it: python predict.py IMAGE, or build the container image: make build")
+    print_next_steps(path, runtime)
+
+
+def print_notes(checkpoint: Path, metadata: Metadata, data: Path) -> None:
+    """Print what a checkpoint lacks that a finished training would have given it."""
+    if not metadata.epoch:
+        names = ", ".join(metadata.class_names)
+        print(f"  Another program made it: {names}; its scores are not calibrated.", flush=True)
+    elif metadata.temperature == 1 and not checkpoint.with_suffix("").is_dir():
+        print("  It is not calibrated and has no report: its training was stopped.")
+        if split_record(checkpoint).exists():
+            again = ["training.evaluation", str(checkpoint), str(checkpoint.parent)]
+            command = shlex.join(["python", "-m", *again, "--data", str(data)])
+            print("  Finish it with train.py's --resume and the run's flags, or without training:")
+            print(f"  {command}", flush=True)
+
+
+def print_next_steps(path: Path, runtime: str | None) -> None:
+    """Print the commands that use the .tflite file `path`."""
+    print(f"Use it: {shlex.join(['python', 'predict.py', '--model', str(path)])} IMAGE")
+    kind, default = kind_of(path), next(iter(RUNTIMES))
+    runtime = runtime or FASTEST.get(kind) or find_runtime()[0]
+    flags = [f"RUNTIME={runtime}"] if runtime != default else []
+    if not path.resolve().is_relative_to(ROOT):
+        print("To build a container image, copy it into a folder of this project, and then:")
+        print(f"  {shlex.join(['make', 'build', 'MODELS=FOLDER', *flags])}")
+        return
+    folder, copy = path.resolve().parent.relative_to(ROOT), ""
+    if is_outranked(path):
+        folder = folder / f"only_{path.name.removesuffix('.tflite')}"
+        new = shlex.quote(f"{folder}/")
+        copy = f"mkdir -p {new} && cp {shlex.quote(str(path))} {new} && "
+    command = shlex.join(["make", "build", f"MODELS={folder}", *flags])
+    print(f"Build the container image: {copy}{command}")
+
+
+def is_outranked(path: Path) -> bool:
+    """Return whether another .tflite file counts as the best of its folder."""
+    try:
+        return best_model(path.parent, ".tflite") != path
+    except ModelError:
+        return True  # several without an accuracy in their names
 
 
 def parse_arguments(arguments: list[str] | None) -> argparse.Namespace:
     """Return the command line's options."""
     parser = make_parser(__doc__)
     add = parser.add_argument
-    add("checkpoint", nargs="?", type=Path, help="a .h5 file [the best in --models]")
-    add("--quantize", choices=TOLERANCES, default="none", help="kind of weights [none: float32]")
+    add("checkpoint", nargs="?", type=Path, help="a .h5 or .keras file [the best in --models]")
+    add("--quantize", choices=TOLERANCES, help="kind of weights [none: float32]")
     add("--data", type=Path, help="images to compare on [flowers/, or drawn ones if empty]")
     add("--models", type=Path, default=Path("models"), help="where checkpoints are [models/]")
     add("--runtime", choices=RUNTIMES, help="the runtime that will serve it [the first installed]")
@@ -93,9 +182,11 @@ def parse_arguments(arguments: list[str] | None) -> argparse.Namespace:
         "--evaluate",
         action="store_true",
         help="convert nothing; evaluate the checkpoint and the .tflite file beside it on all "
-        "images of --data: accuracy and top-1 agreement. Exit code 1 if the file loses more than "
-        "half a percentage point or agrees on less than 98 %%. Takes minutes",
+        "images of --data: accuracy and top-1 agreement. Without --quantize it is the newest. "
+        f"Exit code 1 if the file loses more than {MAX_ACCURACY_DROP:.1%}% of accuracy or agrees "
+        f"on less than {MIN_AGREEMENT:.0%}%. Takes minutes",
     )
+    add_model_flags(parser)
     return parser.parse_args(arguments)
 
 

@@ -35,7 +35,7 @@ from benchmarks.load import (
     read_images,
     service,
 )
-from serving.model_files import MEGABYTES_PER_VCPU, best_model
+from serving.model_files import MEGABYTES_PER_VCPU, best_model, tflite_path
 from training.cli import make_parser, run_command
 from training.markdown import markdown_table
 
@@ -178,7 +178,7 @@ def convert(checkpoint: Path, kind: str, data: Path) -> Path:
     folder = CONVERTED / kind
     folder.mkdir(parents=True, exist_ok=True)
     copy = folder / checkpoint.name
-    path = copy.with_suffix(".tflite")
+    path = tflite_path(copy, kind)
     if path.exists() and path.stat().st_mtime > checkpoint.stat().st_mtime:
         return path
     for source in (checkpoint, checkpoint.with_suffix(".split.json")):

@@ -1,6 +1,7 @@
 """Runs a .tflite model and returns a score for each class."""
 
 import zipfile
+import zlib
 from importlib.metadata import version
 from pathlib import Path
 
@@ -8,6 +9,7 @@ import numpy as np
 from PIL import Image
 
 from serving.errors import ModelError
+from serving.model_files import describe_file, is_tflite
 from serving.preprocess import preprocess
 from serving.runtimes import RUNTIMES, find_runtime, load_network
 
@@ -79,18 +81,27 @@ def read_labels(path: Path) -> tuple[str, ...]:
     """Return the class names stored in the .tflite file at `path`.
 
     Raises:
-        ModelError: the file is missing or has no class names.
+        ModelError: the file is missing, is something else, or has no class names.
     """
-    try:
-        with zipfile.ZipFile(path) as archive:
-            return tuple(archive.read(LABELS_FILE).decode().splitlines())
-    except FileNotFoundError:
+    if not path.exists():
         raise ModelError(
             f"Expected a .tflite file. Received: {path}, which does not exist. "
             "Run python convert_to_tflite.py first."
-        ) from None
-    except (zipfile.BadZipFile, KeyError, OSError):
+        )
+    try:
+        with zipfile.ZipFile(path) as archive:
+            labels = tuple(archive.read(LABELS_FILE).decode().splitlines())
+    except (zipfile.BadZipFile, zlib.error, KeyError, NotImplementedError, OSError, ValueError):
+        without = f"{path.name} without them. Make it with python convert_to_tflite.py."
+        received = without if is_tflite(path) else f"{path.name}, {describe_file(path)}"
         raise ModelError(
             f"Expected a .tflite file with its class names inside ({LABELS_FILE}). "
-            f"Received: {path.name} without them. Make it with python convert_to_tflite.py."
+            f"Received: {received}"
         ) from None
+    if len(set(labels)) < len(labels) or not all(label.strip() for label in labels):
+        raise ModelError(
+            f"Expected a different class name on each line of {LABELS_FILE} in {path.name}. "
+            f"Received: {', '.join(map(repr, labels))}. Convert it again with "
+            "convert_to_tflite.py."
+        )
+    return labels

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from importlib import import_module
 from pathlib import Path
 from types import ModuleType
+from typing import Any
 
 import numpy as np
 
@@ -16,6 +17,23 @@ RUNTIMES = {
     "ai-edge-litert": "ai_edge_litert.interpreter",
     "openvino": "openvino",
 }
+
+
+@dataclass(frozen=True)
+class Tensor:
+    """An input or output of a model.
+
+    Attributes:
+        dtype: such as "float32".
+        shape: one number a dimension, -1 where it varies.
+    """
+
+    dtype: str
+    shape: tuple[int, ...]
+
+    def __str__(self) -> str:
+        shape = ", ".join("?" if size < 0 else str(size) for size in self.shape)
+        return f"{self.dtype} ({shape})"
 
 
 @dataclass(frozen=True)
@@ -31,6 +49,28 @@ class Network:
     input_shape: tuple[int, ...]
     outputs: int
     run: Callable[[np.ndarray], np.ndarray]
+
+
+def require_image_classifier(path: Path, inputs: list[Tensor], outputs: list[Tensor]) -> None:
+    """Raise `ModelError` unless a model takes one image and returns one row of scores.
+
+    Input: float32 (1, height, width, 3). Output: float32 (1, classes). The 1 may vary.
+    """
+    image, scores = len(inputs) == 1 and inputs[0], len(outputs) == 1 and outputs[0]
+    if (
+        not (image and scores)
+        or {image.dtype, scores.dtype} != {"float32"}
+        or (len(image.shape), len(scores.shape)) != (4, 2)
+        or image.shape[3] != 3
+        or min(*image.shape[1:3], scores.shape[1]) < 1
+        or max(image.shape[0], scores.shape[0]) > 1
+    ):
+        raise ModelError(
+            "Expected a model from one image, float32 (1, height, width, 3), to one row of "
+            f"scores, float32 (1, classes). Received: {path.name}, from "
+            f"{' and '.join(map(str, inputs))} to {' and '.join(map(str, outputs))}. "
+            "Convert its checkpoint with python convert_to_tflite.py."
+        )
 
 
 def find_runtime(runtime: str | None = None) -> tuple[str, ModuleType]:
@@ -51,16 +91,21 @@ def find_runtime(runtime: str | None = None) -> tuple[str, ModuleType]:
 
 
 def load_network(module: ModuleType, path: Path, threads: int) -> Network:
-    """Load a model; RuntimeError or ValueError if the runtime cannot."""
+    """Load a model; RuntimeError or ValueError if the runtime cannot.
+
+    Raises:
+        ModelError: the model is no image classifier.
+    """
     load = _load_openvino if module.__name__ == "openvino" else _load_tflite
     return load(module, path, threads)
 
 
 def _load_tflite(interpreter_module: ModuleType, path: Path, threads: int) -> Network:
     interpreter = interpreter_module.Interpreter(model_path=str(path), num_threads=threads)
+    inputs, outputs = interpreter.get_input_details(), interpreter.get_output_details()
+    require_image_classifier(path, *(list(map(_tflite_tensor, each)) for each in (inputs, outputs)))
     interpreter.allocate_tensors()
-    [input_details] = interpreter.get_input_details()
-    [output_details] = interpreter.get_output_details()
+    [input_details], [output_details] = inputs, outputs
 
     def run(inputs: np.ndarray) -> np.ndarray:
         interpreter.set_tensor(input_details["index"], inputs)
@@ -68,6 +113,12 @@ def _load_tflite(interpreter_module: ModuleType, path: Path, threads: int) -> Ne
         return interpreter.get_tensor(output_details["index"])[0]
 
     return Network(tuple(map(int, input_details["shape"])), int(output_details["shape"][-1]), run)
+
+
+def _tflite_tensor(details: dict) -> Tensor:
+    signature = details["shape_signature"]  # empty where no dimension varies
+    shape = signature if len(signature) else details["shape"]
+    return Tensor(np.dtype(details["dtype"]).name, tuple(map(int, shape)))
 
 
 def _load_openvino(openvino: ModuleType, path: Path, threads: int) -> Network:
@@ -82,6 +133,8 @@ def _load_openvino(openvino: ModuleType, path: Path, threads: int) -> Network:
     core = openvino.Core()
     try:
         model = core.read_model(path)
+        ports = (model.inputs, model.outputs)
+        require_image_classifier(path, *(list(map(_openvino_tensor, each)) for each in ports))
         _, *geometry = model.input().partial_shape
         model.reshape([1, *geometry])
         compiled = core.compile_model(model, "CPU", settings)
@@ -90,3 +143,10 @@ def _load_openvino(openvino: ModuleType, path: Path, threads: int) -> Network:
         raise RuntimeError(str(error).strip().splitlines()[-1]) from error
     outputs = compiled.output().shape[-1]
     return Network(tuple(compiled.input().shape), outputs, lambda inputs: compiled(inputs)[0][0])
+
+
+def _openvino_tensor(port: Any) -> Tensor:
+    dtype, shape = port.element_type.to_dtype().name, port.partial_shape
+    if shape.rank.is_dynamic:
+        return Tensor(dtype, ())
+    return Tensor(dtype, tuple(-1 if n.is_dynamic else n.get_length() for n in shape))

@@ -1,5 +1,6 @@
 """convert_to_tflite.py: every kind, compared with Keras by the runtime that will serve it."""
 
+import os
 import re
 import shutil
 import zipfile
@@ -12,6 +13,7 @@ from PIL import Image
 
 import convert_to_tflite
 from serving.errors import ModelError
+from serving.model_files import tflite_path
 from serving.preprocess import scale
 from serving.runtimes import RUNTIMES
 from training.checkpoint import split_record
@@ -20,7 +22,7 @@ from training.dataset.split import split_dataset
 from training.errors import DataError
 from training.export import compare as module
 from training.export import tflite
-from training.export.compare import TOLERANCES, Tolerance
+from training.export.compare import TOLERANCES
 from training.export.tflite_process import predict_once
 
 
@@ -46,11 +48,11 @@ def test_each_kind_says_what_keras_says(checkpoint, drawn, quantize, runtime, ca
     assert convert(checkpoint, *flags) == 0
     out = capsys.readouterr().out
     assert "Compare: with Keras, on 50 images." in out
-    path = checkpoint.with_suffix(".tflite")
+    path = tflite_path(checkpoint, quantize)
     assert f"Wrote: {path}" in out
     with zipfile.ZipFile(path) as archive:
         assert archive.read("labels.txt") == b"red\ngreen\nblue\n"
-    assert sorted(p.name for p in path.parent.iterdir()) == [checkpoint.name, path.name]
+    assert set(path.parent.iterdir()) == {checkpoint, path}
 
 
 def test_a_kind_that_the_runtime_cannot_load_is_refused(trained_like, capsys):
@@ -61,10 +63,10 @@ def test_a_kind_that_the_runtime_cannot_load_is_refused(trained_like, capsys):
     assert "that tflite-runtime 2.14.0 can load" in error
     assert "--runtime ai-edge-litert" in error
     assert "--build-arg RUNTIME=ai-edge-litert" in error
-    assert not trained_like.with_suffix(".tflite").exists()
+    assert not list(trained_like.parent.glob("*.tflite"))
 
     assert convert(trained_like, *flags, "--runtime", "ai-edge-litert") == 0
-    assert trained_like.with_suffix(".tflite").exists()
+    assert trained_like.with_suffix(".dynamic.tflite").exists()
 
 
 @pytest.fixture
@@ -161,6 +163,7 @@ def test_int8_lets_no_operation_stay_in_floating_point(monkeypatch):
     made = SimpleNamespace(from_keras_model=lambda model: converter)
     monkeypatch.setattr(tflite.tf.lite, "TFLiteConverter", made)
     monkeypatch.setattr(tflite, "drop_outliers", lambda model, inputs: inputs)
+    monkeypatch.setattr(tflite, "add_metadata", lambda flatbuffer, class_names: flatbuffer)
     tflite.make_tflite(None, ("a",), "int8", [lambda: noise(0)])
     assert converter.target_spec.supported_ops == [tflite.tf.lite.OpsSet.TFLITE_BUILTINS_INT8]
     assert [array.shape for [array] in converter.representative_dataset()] == [(1, 32, 32, 3)]
@@ -248,8 +251,8 @@ def thousand(checkpoint, small_tflite, monkeypatch):
     [
         (slice(0), slice(4), None),
         (slice(0), slice(6), "Received: 0.6 % and 99.4 %"),  # agree enough
-        (slice(9), slice(990, 1000), None),
-        (slice(10), slice(989, 1000), "Received: 0.1 % and 97.9 %"),  # as good
+        (slice(19), slice(979, 1000), None),
+        (slice(20), slice(978, 1000), "Received: 0.2 % and 95.8 %"),  # as good
         (slice(15), slice(0), None),  # better than the checkpoint
     ],
 )
@@ -276,9 +279,9 @@ def test_evaluation_says_what_each_has_right_and_where_they_agree(thousand, caps
 
 
 def test_beyond_the_tolerance_nothing_is_written(checkpoint, drawn, monkeypatch, capsys):
-    path = checkpoint.with_suffix(".tflite")
+    path = checkpoint.with_suffix(".float16.tflite")
     path.write_bytes(b"an earlier one")
-    monkeypatch.setitem(TOLERANCES, "float16", Tolerance(0.0, 1.0))
+    monkeypatch.setitem(TOLERANCES, "float16", 0.0)
     assert convert(checkpoint, "--quantize", "float16", "--data", drawn) == 1
     assert "Nothing was written" in capsys.readouterr().err
     assert path.read_bytes() == b"an earlier one"
@@ -426,3 +429,152 @@ def test_a_model_that_its_runtime_cannot_load_is_told(tmp_path):
     (tmp_path / "a.tflite").write_bytes(b"hello")
     with pytest.raises(ModelError, match="class names inside"):
         predict_once(tmp_path / "a.tflite", np.zeros((1, 8, 8, 3), "float32"), None)
+
+
+@pytest.fixture
+def quick(monkeypatch, small_tflite, drawn):
+    """Convert without converting or comparing: the file of the small checkpoint is written."""
+    given = []
+
+    def make_tflite(model, class_names, quantize, images):
+        given.append((model, class_names, quantize))
+        return small_tflite.read_bytes()
+
+    monkeypatch.setattr(convert_to_tflite, "make_tflite", make_tflite)
+    monkeypatch.setattr(convert_to_tflite, "compare", lambda *_: None)
+    monkeypatch.setattr(convert_to_tflite, "choose_images", lambda *_: ([noise], []))
+    return given
+
+
+@pytest.mark.usefixtures("quick")
+def test_every_kind_has_a_file_of_its_own(checkpoint):
+    for kind in TOLERANCES:
+        assert convert(checkpoint, "--quantize", kind) == 0
+    assert {path.name for path in checkpoint.parent.glob("*.tflite")} == {
+        "xception_fin_07_0.750.tflite",
+        "xception_fin_07_0.750.float16.tflite",
+        "xception_fin_07_0.750.dynamic.tflite",
+        "xception_fin_07_0.750.int8.tflite",
+    }
+
+
+@pytest.fixture
+def project(monkeypatch, tmp_path, small_checkpoint):
+    """A folder that counts as the project's, with the small checkpoint in "my models"."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(convert_to_tflite, "ROOT", tmp_path)
+    Path("my models").mkdir()
+    return Path(shutil.copy(small_checkpoint, "my models"))
+
+
+def next_steps(capsys):
+    return capsys.readouterr().out.splitlines()[-2:]
+
+
+@pytest.mark.usefixtures("quick")
+@pytest.mark.parametrize(
+    ("flags", "suffix", "runtime"),
+    [
+        ((), "", ""),
+        (("--quantize", "float16"), ".float16", ""),
+        (("--runtime", "ai-edge-litert"), "", " RUNTIME=ai-edge-litert"),
+        (("--quantize", "int8"), ".int8", " RUNTIME=openvino"),
+        (("--quantize", "int8", "--runtime", "ai-edge-litert"), ".int8", " RUNTIME=ai-edge-litert"),
+    ],
+)
+def test_the_next_commands_are_for_this_model_and_the_runtime_that_suits_it(
+    project, capsys, flags, suffix, runtime
+):
+    assert convert(project, *flags) == 0
+    assert next_steps(capsys) == [
+        f"Use it: python predict.py --model 'my models/{project.stem}{suffix}.tflite' IMAGE",
+        f"Build the container image: make build 'MODELS=my models'{runtime}",
+    ]
+
+
+@pytest.mark.usefixtures("quick")
+def test_a_model_that_is_not_the_best_of_its_folder_is_copied_before_it_is_built(project, capsys):
+    (project.parent / "xception_fin_01_0.900.tflite").touch()
+    assert convert(project) == 0
+    copy = "'my models/only_xception_fin_07_0.750/'"
+    assert next_steps(capsys)[1] == (
+        f"Build the container image: mkdir -p {copy} && cp "
+        f"'my models/xception_fin_07_0.750.tflite' {copy} && "
+        "make build 'MODELS=my models/only_xception_fin_07_0.750'"
+    )
+
+
+@pytest.mark.usefixtures("quick")
+def test_docker_does_not_see_a_model_outside_of_the_project(checkpoint, capsys):
+    assert convert(checkpoint) == 0
+    assert next_steps(capsys) == [
+        "To build a container image, copy it into a folder of this project, and then:",
+        "  make build MODELS=FOLDER",
+    ]
+
+
+@pytest.mark.usefixtures("quick")
+def test_what_a_stopped_run_lacks_is_told(checkpoint, capsys):
+    lacks = "It is not calibrated and has no report: its training was stopped."
+    split_dataset(SMALL, 0, validation_fraction=0.2).write(split_record(checkpoint))
+    assert convert(checkpoint, "--data", "my images") == 0
+    out = capsys.readouterr().out
+    assert lacks in out
+    folder = checkpoint.parent
+    assert (f"  python -m training.evaluation {checkpoint} {folder} --data 'my images'\n") in out
+    checkpoint.with_suffix("").mkdir()
+    assert convert(checkpoint) == 0
+    assert lacks not in capsys.readouterr().out
+
+
+SMALL = Dataset(Path(), ("a", "b"), tuple(f"{c}/{i}" for c in "ab" for i in range(10)), ())
+
+
+@pytest.mark.usefixtures("quick")
+def test_a_folder_may_stand_for_its_best_checkpoint(checkpoint, tmp_path, capsys):
+    shutil.copy(checkpoint, tmp_path / "xception_fin_09_0_700.h5")
+    assert convert(tmp_path) == 0
+    assert f"Read: {checkpoint}\n" in capsys.readouterr().out
+    assert convert_to_tflite.main(["--models", str(checkpoint)]) == 1
+    assert capsys.readouterr().err == (
+        f"convert_to_tflite.py: Expected a folder for --models. Received: {checkpoint}, which is "
+        f"a file. Name it alone: python convert_to_tflite.py {checkpoint}\n"
+    )
+
+
+def test_without_a_kind_the_newest_file_is_evaluated(checkpoint):
+    assert convert_to_tflite.find_tflite(checkpoint, None) == tflite_path(checkpoint)
+    for age, kind in enumerate(("int8", "none", "float16")):
+        tflite_path(checkpoint, kind).touch()
+        os.utime(tflite_path(checkpoint, kind), (1000 - age, 1000 - age))
+    assert convert_to_tflite.find_tflite(checkpoint, None) == tflite_path(checkpoint, "int8")
+    assert convert_to_tflite.find_tflite(checkpoint, "none") == tflite_path(checkpoint)
+
+
+def test_a_plain_file_of_keras_is_converted_with_what_the_flags_say(
+    quick, tmp_path, monkeypatch, capsys
+):
+    from training import checkpoint as checkpoints
+    from training.backend import keras
+
+    inputs = keras.Input((32, 48, 3))
+    network = SimpleNamespace(outputs=2, build=lambda: keras.Model(inputs, inputs))
+    monkeypatch.setattr(checkpoints, "read_network", lambda path: network)
+    folded = []
+    monkeypatch.setattr(checkpoints, "fold_input_scaling", lambda model, *s: folded.append(s))
+    path = tmp_path / "xception_fin_23_0.880.h5"
+    keras.Model(inputs, inputs).save(path)
+    assert convert(path, "--data", "none") == 1
+    assert "Received: none. Give them with --classes" in capsys.readouterr().err
+    assert convert(path, "--classes", "rose, tulip", "--input-scaling", "1./255") == 0
+    assert folded == [(0.5, 0.5)]
+    assert quick[0][1:] == (("rose", "tulip"), "none")
+    said = "  Another program made it: rose, tulip; its scores are not calibrated.\n"
+    assert said in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("classes", ["rose", "rose,", "rose,rose", ""])
+def test_class_names_are_two_or_more_and_differ(classes, capsys):
+    with pytest.raises(SystemExit):
+        convert("a.h5", "--classes", classes)
+    assert "expected two or more different names" in capsys.readouterr().err

@@ -8,6 +8,8 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cache
 
+from training.distribute.launcher import is_worker
+
 
 @contextmanager
 def stderr_held_back() -> Generator[None]:
@@ -31,12 +33,23 @@ def stderr_held_back() -> Generator[None]:
 # The notes that come after the import, such as the one on missing GPUs.
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 
+# Settings that other projects need, in the environment or in Keras' own file, would change what is
+# trained here. Only the processes of train.py --distribute compute on another backend.
+if not is_worker():
+    os.environ["KERAS_BACKEND"] = "tensorflow"
+for name in ("TF_USE_LEGACY_KERAS", "KERAS_MAX_EPOCHS", "KERAS_MAX_STEPS_PER_EPOCH"):
+    os.environ.pop(name, None)
+
 with stderr_held_back():
     import tensorflow as tf
 
     import keras  # isort: skip  (TensorFlow is its backend)
 
     from absl import logging as absl_logging
+
+keras.config.set_image_data_format("channels_last")
+keras.config.set_floatx("float32")
+keras.config.set_epsilon(1e-7)
 
 if keras.backend.backend() == "jax":
     # TensorFlow only lends its ImageDataGenerator then, and would take the GPUs' memory.

@@ -2,7 +2,7 @@
 
 The root attributes of the file hold what Keras does not store:
 `class_names` (JSON list), `input_scaling` (keras-image-helper's name), `val_accuracy`, `epoch`,
-`temperature`.
+`temperature`. Plain Keras files of Xception, which have none of it, are read with `ModelFacts`.
 """
 
 import json
@@ -18,10 +18,13 @@ from PIL import Image
 
 from serving.classifier import named_scores
 from serving.errors import ModelError
+from serving.model_files import describe_file
 from serving.preprocess import INPUT_SCALING, preprocess
 from training.backend import keras
 from training.dataset.split import Split
 from training.files import write_atomically
+from training.model_facts import INPUT_SCALINGS, ModelFacts
+from training.plain_keras import fold_input_scaling, is_keras_file, read_network
 
 CHECKPOINT = "xception_fin_{epoch:02d}_{val_accuracy:.3f}.h5"
 
@@ -32,8 +35,8 @@ class Metadata:
 
     Attributes:
         class_names: in the order of the model's outputs.
-        epoch: how many epochs it was trained.
-        val_accuracy: accuracy on the validation images, 0 to 1.
+        epoch: how many epochs it was trained, 0 if another program did.
+        val_accuracy: accuracy on the validation images, 0 to 1, NaN if another program trained it.
         temperature: what the last layer's weights were divided by to calibrate the scores; 1
             before calibration.
     """
@@ -64,12 +67,20 @@ def write_metadata(file: h5py.File, metadata: Metadata) -> None:
     file.attrs["temperature"] = metadata.temperature
 
 
+def has_metadata(path: Path) -> bool:
+    """Return whether `path` is a HDF5 file with the class names of `write_metadata` inside."""
+    with suppress(OSError), h5py.File(path) as file:
+        return "class_names" in file.attrs
+    return False
+
+
 def read_metadata(path: Path) -> Metadata:
     """Return what the checkpoint at `path` says of itself.
 
     Raises:
         ModelError: no such file, or no checkpoint of ours.
     """
+    _require_file(path)
     try:
         with h5py.File(path) as file:
             attributes = dict(file.attrs)
@@ -80,15 +91,16 @@ def read_metadata(path: Path) -> Metadata:
             float(attributes.get("temperature", 1.0)),
         )
         scaling = attributes["input_scaling"]
-    except FileNotFoundError:
+    except OSError as error:
         raise ModelError(
-            f"Expected a checkpoint (.h5). Received: {path}, which does not exist. "
-            "Run python train.py first, or name another."
+            "Expected a checkpoint that train.py wrote. "
+            f"Received: {path}, which is damaged ({str(error).splitlines()[0]}). Copy it again."
         ) from None
-    except (OSError, KeyError, ValueError):
+    except (KeyError, ValueError):
         raise ModelError(
             "Expected a checkpoint that train.py wrote, with its class names inside. "
-            f"Received: {path}. Train it again with python train.py."
+            f"Received: {path} without them. If another program made it, only "
+            "convert_to_tflite.py, predict.py and train.py --weights can use it."
         ) from None
     if scaling != INPUT_SCALING:
         raise ModelError(
@@ -98,14 +110,66 @@ def read_metadata(path: Path) -> Metadata:
     return metadata
 
 
-def load_checkpoint(path: Path) -> tuple[keras.Model, Metadata]:
+def _require_file(path: Path) -> None:
+    """Raise `ModelError` unless `path` begins like a .h5 or .keras file."""
+    if not path.exists():
+        raise ModelError(
+            f"Expected a checkpoint (.h5). Received: {path}, which does not exist. "
+            "Run python train.py first, or name another."
+        )
+    if not is_keras_file(path):
+        raise ModelError(
+            "Expected a checkpoint that train.py wrote, or a plain Keras file. "
+            f"Received: {path}, {describe_file(path)}"
+        )
+
+
+def load_checkpoint(path: Path, facts: ModelFacts | None = None) -> tuple[keras.Model, Metadata]:
     """Return the model in the checkpoint at `path`, not compiled, and what it says of itself.
 
+    With `facts`, a plain Keras file of Xception is read as well. Its input scaling is folded into
+    its weights, so that every model takes float32 (n, height, width, 3), -1 to 1.
+
     Raises:
-        ModelError: no such file, or no checkpoint of ours.
+        ModelError: no such file, no such network, or `facts` do not suit it.
     """
+    _require_file(path)
+    if facts and not has_metadata(path):
+        return _load_plain(path, facts)
     metadata = read_metadata(path)
-    return keras.models.load_model(path, compile=False), metadata
+    if facts and (facts.class_names or facts.input_scaling not in {None, INPUT_SCALING}):
+        raise ModelError(
+            "Expected --classes and --input-scaling only for a checkpoint without metadata. "
+            f"Received: {path}, which has the classes {', '.join(metadata.class_names)} inside. "
+            "Leave both out."
+        )
+    try:
+        return keras.models.load_model(path, compile=False), metadata
+    except (OSError, KeyError, TypeError, ValueError) as error:
+        reason = str(error).strip().split("\n", 1)[0]
+        raise ModelError(
+            f"Expected a checkpoint that Keras {keras.__version__} can load. "
+            f"Received: {path} ({reason}). Copy it again, or train anew with python train.py."
+        ) from error
+
+
+def _load_plain(path: Path, facts: ModelFacts) -> tuple[keras.Model, Metadata]:
+    network, names = read_network(path), facts.names()
+    if len(names) != network.outputs:
+        received = f"{len(names)}: {', '.join(names)}" if names else "none"
+        raise ModelError(
+            f"Expected {network.outputs} class names, one for each output of {path}, in its order. "
+            f"Received: {received}. Give them with --classes A,B,…; Keras' generators sort them."
+        )
+    if facts.input_scaling is None:
+        raise ModelError(
+            f"Expected how {path} had its pixels scaled in training, which it does not say. "
+            "Received: nothing. Add --input-scaling 1/255 for rescale=1/255, as the original "
+            "trained, --input-scaling xception for Xception's preprocess_input, or none."
+        )
+    model = network.build()
+    fold_input_scaling(model, *INPUT_SCALINGS[facts.input_scaling])
+    return model, Metadata(names, epoch=0, val_accuracy=math.nan)
 
 
 def split_record(checkpoint: Path) -> Path:
@@ -135,11 +199,11 @@ def remove_checkpoint(checkpoint: Path) -> None:
 
 
 class CheckpointClassifier:
-    """A `.h5` checkpoint with the interface of `serving.classifier.Classifier`."""
+    """A `.h5` or `.keras` checkpoint with the interface of `serving.classifier.Classifier`."""
 
-    def __init__(self, path: Path):
+    def __init__(self, path: Path, facts: ModelFacts | None = None):
         """Load `path`; raises `ModelError` as `load_checkpoint` does."""
-        self.model, metadata = load_checkpoint(path)
+        self.model, metadata = load_checkpoint(path, facts)
         self.labels = metadata.class_names
         self.input_size = self.model.input_shape[1:3]
 

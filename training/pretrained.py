@@ -1,14 +1,21 @@
 """Pretrained weights of the base: Keras' download, a file, or the shipped checkpoint."""
 
+import warnings
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 
 import h5py
 
 from serving.errors import ModelError
-from serving.model_files import best_model
+from serving.model_files import best_model, describe_file
 from training.backend import keras
+from training.checkpoint import has_metadata, load_checkpoint
 from training.model import BASE_LAYER
+from training.plain_keras import is_keras_file, load_base
+
+EXPECTED = "Expected a weights file of Xception without its top, or a checkpoint"
+MISSING = "which does not exist. Give another with --weights, or use --weights imagenet."
 
 
 class WeightsDownloadError(ModelError):
@@ -33,7 +40,8 @@ def load_pretrained(model: keras.Model, weights: str, shipped: Path) -> str:
 
     `weights` is "imagenet" (Keras' download or, where that cannot be reached, the base of the
     best checkpoint in the folder `shipped`), "none" (left as initialized), or a path: Keras'
-    own weights file of Xception without its top, or a checkpoint of ours.
+    own weights file of Xception without its top, or a checkpoint: ours, or a plain Keras file of
+    Xception.
 
     Raises:
         ModelError: the weights cannot be had, or do not fit.
@@ -82,18 +90,47 @@ def _load_imagenet(base_model: keras.Model, shipped: Path) -> str:
 
 
 def _load_file(base_model: keras.Model, path: Path) -> str:
+    if not path.is_file():
+        received = f"{path}, {describe_file(path)}" if path.exists() else f"{path}, {MISSING}"
+        raise ModelError(f"{EXPECTED}. Received: {received}")
+    if not is_keras_file(path):
+        raise ModelError(f"{EXPECTED}. Received: {path}, {describe_file(path)}")
+    if has_metadata(path):
+        model, _ = load_checkpoint(path)
+        _copy_weights(base_model, model, path)
+    elif _holds_network(path):
+        load_base(path, base_model)
+    else:
+        _load_weights(base_model, path)
+        return f"the weights of {path}"
+    return f"the base of {path}"
+
+
+def _holds_network(path: Path) -> bool:
+    """Return whether `path` has a network beside its weights."""
+    with suppress(OSError), h5py.File(path) as file:
+        return "model_config" in file.attrs
+    return True  # a .keras file, or a damaged one
+
+
+def _copy_weights(base_model: keras.Model, model: keras.Model, path: Path) -> None:
     try:
-        with h5py.File(path) as file:
-            is_checkpoint = "model_config" in file.attrs
-        if is_checkpoint:
-            source = keras.models.load_model(path, compile=False).get_layer(BASE_LAYER)
-            base_model.set_weights(source.get_weights())
-        else:
+        base_model.set_weights(model.get_layer(BASE_LAYER).get_weights())
+    except ValueError as error:
+        raise _misfit(path, error) from error
+
+
+def _load_weights(base_model: keras.Model, path: Path) -> None:
+    try:
+        with warnings.catch_warnings(action="ignore"):  # one for each layer that does not fit
             base_model.load_weights(path)
-    except (OSError, ValueError, KeyError) as error:
-        received = f"{path}, which does not exist" if not path.exists() else f"{path} ({error})"
-        raise ModelError(
-            "Expected a weights file of Xception without its top, or a checkpoint of train.py. "
-            f"Received: {received}. Give another with --weights, or use --weights imagenet."
-        ) from error
-    return f"the base of {path}" if is_checkpoint else f"the weights of {path}"
+    except (OSError, KeyError, ValueError, TypeError) as error:
+        raise _misfit(path, error) from error
+
+
+def _misfit(path: Path, error: Exception) -> ModelError:
+    reason = " ".join(str(error).split())[:200]
+    return ModelError(
+        f"{EXPECTED}. Received: {path} ({reason}). "
+        "Give another with --weights, or use --weights imagenet."
+    )

@@ -35,6 +35,7 @@ threads = len(os.listdir("/proc/self/task")) if os.path.exists("/proc/self/task"
 print(json.dumps([classifier.input_size, classifier.runtime, scores, threads]))
 """
 GUARDED = "import ctypes, os, socket; from tests.seccomp import *; forbid_writes_and_sockets(); "
+MODEL = b"\x1c\0\0\0TFL3"  # how every .tflite file begins
 TFLITE = ("tflite-runtime", "ai-edge-litert")
 linux = pytest.mark.skipif(
     sys.platform != "linux" or platform.machine() not in seccomp.ARCHITECTURE,
@@ -205,12 +206,41 @@ def test_a_missing_file_and_one_without_labels_are_refused(tmp_path, read):
         "Expected a .tflite file with its class names inside (labels.txt). "
         "Received: a.tflite without them. Make it with python convert_to_tflite.py."
     )
-    path.write_bytes(b"TFL3")
+    path.write_bytes(MODEL)
     assert refusal(read, path) == without
-    with zipfile.ZipFile(path, "w") as archive:
-        archive.writestr("other.txt", "red\n")
-    assert refusal(read, path) == without
-    assert refusal(read, tmp_path) == without.replace("a.tflite", tmp_path.name)
+    for content in (b"red\xff", b"red"):
+        with zipfile.ZipFile(path, "w") as archive:
+            archive.writestr("labels.txt" if content == b"red\xff" else "other.txt", content)
+        path.write_bytes(MODEL + path.read_bytes())
+        assert refusal(read, path) == without
+
+
+@pytest.mark.parametrize(
+    ("content", "said"),
+    [
+        (b"version https://git-lfs.github.com/spec/v1\noid", "a Git LFS pointer in place of the"),
+        (b"\r\n<html>", "an HTML page. Download the file itself."),
+        (
+            b"\x89HDF\r\n\x1a\n",
+            "an HDF5 file such as Keras' .h5. Convert it with python convert_to",
+        ),
+        (b"PK\x03\x04", "a zip archive. Unpack it, or convert it first if it is Keras' (.keras)."),
+        (b"hello", "no model file. Download or copy it again."),
+        (b"", "an empty file. Copy it again."),
+        (None, "a folder. Name a file in it."),
+    ],
+)
+def test_a_file_of_another_kind_is_named(tmp_path, content, said):
+    path = tmp_path / "a.tflite"
+    path.mkdir() if content is None else path.write_bytes(content)
+    assert f"Received: a.tflite, {said}" in refusal(Classifier, path)
+
+
+@pytest.mark.parametrize("labels", ["a\nb\na\n", "a\n\nb\n"])
+def test_class_names_that_are_equal_or_missing_are_refused(tmp_path, labels):
+    path = with_labels(tmp_path / "a.tflite", MODEL, labels)
+    said = refusal(read_labels, path)
+    assert said.startswith("Expected a different class name on each line of labels.txt in a.tflite")
 
 
 def test_the_sentence_has_the_telling_line_of_the_runtimes_reason(tmp_path, monkeypatch):

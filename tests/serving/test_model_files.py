@@ -5,7 +5,7 @@ import os
 import pytest
 
 from serving.errors import ModelError
-from serving.model_files import best_model, thread_count
+from serving.model_files import QUANTIZED, best_model, kind_of, tflite_path, thread_count
 
 
 def make(folder, *names):
@@ -43,6 +43,38 @@ def test_what_is_no_model_is_not_taken_for_one(tmp_path):
         "xception_fin_01_0.500.h5",
     )
     assert best_model(tmp_path, ".h5").name == "xception_fin_01_0.500.h5"
+
+
+@pytest.mark.parametrize(
+    ("names", "best"),
+    [
+        (["xception_fin_23_0_880.h5", "xception_fin_02_0.879.h5"], "xception_fin_23_0_880.h5"),
+        (["xception_fin_23_0.999.h5", "xception_fin_02_1_000.h5"], "xception_fin_02_1_000.h5"),
+        (["mine.h5"], "mine.h5"),
+        (["mine.h5", "mine.tflite"], "mine.tflite"),
+        (["mine.h5", "xception_fin_02_0.100.h5"], "xception_fin_02_0.100.h5"),
+        (["mine.h5", "mine.weights.h5"], "mine.h5"),
+        (["a_1_0.500.int8.tflite", "a_1_0.500.tflite"], "a_1_0.500.int8.tflite"),
+        (["a_1_0.500.tflite", "a_1_0.500.float16.tflite"], "a_1_0.500.tflite"),
+        (["a_1_0.500.dynamic.tflite", "a_2_0.600.tflite"], "a_2_0.600.tflite"),
+    ],
+)
+def test_how_a_model_is_named_decides_and_then_which_is_newer(tmp_path, names, best):
+    make(tmp_path, *names)
+    assert best_model(tmp_path, ".tflite", ".h5").name == best
+
+
+def test_kinds_of_one_checkpoint_have_names_of_their_own(tmp_path):
+    checkpoint = tmp_path / "xception_fin_07_0.750.h5"
+    assert tflite_path(checkpoint) == tmp_path / "xception_fin_07_0.750.tflite"
+    for kind in ("none", *QUANTIZED):
+        assert kind_of(tflite_path(checkpoint, kind)) == kind
+    assert tflite_path(checkpoint, "int8") == tmp_path / "xception_fin_07_0.750.int8.tflite"
+
+
+def test_a_file_in_the_place_of_a_folder_is_named(tmp_path):
+    (tmp_path / "a.h5").touch()
+    assert "Received: a file; name its folder." in refusal(best_model, tmp_path / "a.h5", ".h5")
 
 
 def test_without_a_model_the_sentence_says_what_to_run(tmp_path):

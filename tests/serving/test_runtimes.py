@@ -1,6 +1,8 @@
 """serving.runtimes: which package runs a model, what it is given, and what it computes."""
 
+import zipfile
 from importlib import import_module
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -9,7 +11,7 @@ from PIL import Image
 from serving.classifier import Classifier
 from serving.errors import ModelError
 from serving.preprocess import preprocess
-from serving.runtimes import RUNTIMES, find_runtime
+from serving.runtimes import RUNTIMES, Tensor, find_runtime, require_image_classifier
 
 
 def refusal(function, *arguments):
@@ -89,3 +91,74 @@ def test_a_runtime_that_is_not_installed(monkeypatch):
     monkeypatch.setitem(RUNTIMES, "other-runtime", "no_such_module.interpreter")
     with pytest.raises(ModelError, match="^Expected other-runtime to be installed"):
         find_runtime("other-runtime")
+
+
+IMAGE, SCORES = Tensor("float32", (1, 32, 48, 3)), Tensor("float32", (1, 5))
+
+
+@pytest.mark.parametrize(
+    ("inputs", "outputs"),
+    [
+        ([Tensor("uint8", (1, 32, 48, 3))], [SCORES]),
+        ([Tensor("float32", (1, 32, 48, 1))], [SCORES]),
+        ([Tensor("float32", (1, 3, 32, 48))], [SCORES]),
+        ([Tensor("float32", (8, 32, 48, 3))], [SCORES]),
+        ([Tensor("float32", (-1, -1, -1, 3))], [SCORES]),
+        ([Tensor("float32", (32, 48, 3))], [SCORES]),
+        ([Tensor("float32", ())], [SCORES]),
+        ([IMAGE, IMAGE], [SCORES]),
+        ([], [SCORES]),
+        ([IMAGE], [SCORES, SCORES]),
+        ([IMAGE], []),
+        ([IMAGE], [Tensor("int8", (1, 5))]),
+        ([IMAGE], [Tensor("float32", (1, -1))]),
+        ([IMAGE], [Tensor("float32", (5,))]),
+        ([IMAGE], [Tensor("float32", (1, 1, 1, 5))]),
+        ([IMAGE], [Tensor("float32", (4, 5))]),
+    ],
+)
+def test_what_is_no_image_classifier_is_refused(inputs, outputs):
+    said = refusal(require_image_classifier, Path("a.tflite"), inputs, outputs)
+    assert f"Received: a.tflite, from {' and '.join(map(str, inputs))} to " in said
+
+
+def test_the_number_of_images_may_vary():
+    varying = (Tensor("float32", (-1, *IMAGE.shape[1:])), Tensor("float32", (-1, 5)))
+    for image, scores in ((IMAGE, SCORES), varying):
+        require_image_classifier(Path("a.tflite"), [image], [scores])
+
+
+@pytest.fixture(scope="module")
+def others(tmp_path_factory):
+    """Other people's .tflite files: uint8, of one channel, of any size, with two outputs."""
+    from training.backend import keras, tf
+
+    def network(*shape, outputs=1):
+        inputs = keras.Input(shape)
+        pooled = keras.layers.GlobalAveragePooling2D()(keras.layers.Conv2D(4, 3)(inputs))
+        scores = [keras.layers.Dense(3, "softmax")(pooled) for _ in range(outputs)]
+        return tf.lite.TFLiteConverter.from_keras_model(keras.Model(inputs, scores))
+
+    uint8 = network(32, 32, 3)
+    uint8.optimizations = [tf.lite.Optimize.DEFAULT]
+    uint8.representative_dataset = lambda: ([np.zeros((1, 32, 32, 3), "float32")] for _ in range(2))
+    uint8.inference_input_type = uint8.inference_output_type = tf.uint8
+    made = {
+        "uint8 (?, 32, 32, 3) to uint8 (?, 3)": uint8,
+        "float32 (?, 28, 28, 1) to float32 (?, 3)": network(28, 28, 1),
+        "float32 (?, ?, ?, 3) to float32 (?, 3)": network(None, None, 3),
+        "float32 (?, 8, 8, 3) to float32 (?, 3) and float32 (?, 3)": network(8, 8, 3, outputs=2),
+    }
+    folder = tmp_path_factory.mktemp("others")
+    for number, (described, converter) in enumerate(made.items()):
+        path = made[described] = folder / f"{number}.tflite"
+        path.write_bytes(converter.convert())
+        with zipfile.ZipFile(path, "a") as archive:
+            archive.writestr("labels.txt", "a\nb\nc\n")
+    return made
+
+
+@pytest.mark.parametrize("runtime", RUNTIMES)
+def test_another_model_is_refused_when_it_is_loaded(others, runtime):
+    for described, path in others.items():
+        assert f"Received: {path.name}, from {described}." in refusal(Classifier, path, 1, runtime)

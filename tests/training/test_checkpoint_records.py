@@ -92,10 +92,14 @@ def test_what_is_no_checkpoint_is_told(attributes, tmp_path):
     path = tmp_path / "a.h5"
     ours = (
         "Expected a checkpoint that train.py wrote, with its class names inside. "
-        f"Received: {path}. Train it again with python train.py."
+        f"Received: {path} without them. If another program made it, only convert_to_tflite.py, "
+        "predict.py and train.py --weights can use it."
     )
     path.write_text("hello")
-    assert refusal(read_metadata, path) == ours
+    assert refusal(read_metadata, path) == (
+        "Expected a checkpoint that train.py wrote, or a plain Keras file. "
+        f"Received: {path}, no model file. Download or copy it again."
+    )
     for name in ("class_names", "epoch", "val_accuracy", "input_scaling"):
         assert refusal(read_metadata, attributes(**{name: None})) == ours
     assert refusal(read_metadata, attributes(class_names="[")) == ours

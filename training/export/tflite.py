@@ -1,15 +1,14 @@
-"""Makes a .tflite file of a Keras model: quantization, and class names inside."""
+"""Makes a .tflite file of a Keras model: quantization, metadata and class names inside."""
 
 import contextlib
 import io
-import zipfile
 from collections.abc import Callable, Sequence
 
 import numpy as np
 
-from serving.classifier import LABELS_FILE
 from serving.preprocess import scale
 from training.backend import keras, stderr_held_back, tf
+from training.export.metadata import add_metadata
 
 ImageLoader = Callable[[], np.ndarray]  # returns an image: uint8 (height, width, 3), 0 to 255
 
@@ -20,7 +19,7 @@ def make_tflite(
     quantize: str = "none",
     calibration_images: Sequence[ImageLoader] = (),
 ) -> bytes:
-    """Return a .tflite file of `model` with `class_names` inside.
+    """Return a .tflite file of `model` with metadata and `class_names` inside.
 
     `quantize` is "none" (float32), "float16", "dynamic" or "int8"; int8 takes the range of each
     activation from `calibration_images`. Inputs and outputs stay float32.
@@ -37,7 +36,7 @@ def make_tflite(
     # The converter prints a few hundred lines.
     with stderr_held_back(), contextlib.redirect_stdout(io.StringIO()):
         flatbuffer = converter.convert()
-    return flatbuffer + labels_archive(class_names)
+    return add_metadata(flatbuffer, class_names)
 
 
 def drop_outliers(model: keras.Model, inputs: np.ndarray) -> np.ndarray:
@@ -56,15 +55,3 @@ def drop_outliers(model: keras.Model, inputs: np.ndarray) -> np.ndarray:
     typical = np.maximum(np.median(peaks, axis=0), np.finfo(np.float32).tiny)
     order = np.argsort((peaks / typical).max(axis=1))
     return inputs[order[: -(-len(inputs) // 2)]]
-
-
-def labels_archive(class_names: tuple[str, ...]) -> bytes:
-    """Return the zip archive with the class names that is appended to the flatbuffer.
-
-    This is how TFLite Metadata attaches files: runtimes ignore it, zipfile finds it.
-    """
-    buffer = io.BytesIO()
-    with zipfile.ZipFile(buffer, "w") as archive:
-        # A fixed date, so that the same checkpoint gives the same file.
-        archive.writestr(zipfile.ZipInfo(LABELS_FILE), "\n".join(class_names) + "\n")
-    return buffer.getvalue()

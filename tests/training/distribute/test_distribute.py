@@ -117,7 +117,7 @@ def alone(small, drawn, tmp_path_factory):
     """The folder of a run of two epochs in one process, without --distribute."""
     models = tmp_path_factory.mktemp("alone")
     command = [sys.executable, small, "--data", drawn, "--models", models, "--weights", "none"]
-    environment = os.environ | {"KERAS_BACKEND": "jax"}
+    environment = os.environ | {"KERAS_BACKEND": "jax", launcher.WORKER: "1"}
     subprocess.run([*command, "--no-cache"], env=environment, check=True, timeout=PATIENCE)
     return models
 

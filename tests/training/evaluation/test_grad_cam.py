@@ -11,6 +11,7 @@ from conftest import ROOT
 
 from serving.errors import ModelError
 from training.backend import keras
+from training.distribute.launcher import WORKER
 from training.evaluation.grad_cam import grad_cam, is_possible
 from training.model import BASE_LAYER
 
@@ -111,7 +112,8 @@ def test_jax_shows_the_same(images, tmp_path):
     path = os.pathsep.join(map(str, [ROOT, ROOT / "tests", Path(__file__).parent]))
     subprocess.run(
         [sys.executable, "-c", script],
-        env=os.environ | {"KERAS_BACKEND": "jax", "PYTHONPATH": path, "JAX_PLATFORMS": "cpu"},
+        env=os.environ
+        | {"KERAS_BACKEND": "jax", WORKER: "1", "PYTHONPATH": path, "JAX_PLATFORMS": "cpu"},
         check=True,
     )
     expected = grad_cam(colour_model(2), images, np.array([0, 1]))
