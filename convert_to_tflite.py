@@ -13,6 +13,7 @@ import argparse
 import sys
 from pathlib import Path
 
+import training  # noqa: F401 - first, since it explains missing packages
 from serving.model_files import best_model
 from serving.runtimes import RUNTIMES
 from training.checkpoint import load_checkpoint

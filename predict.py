@@ -14,6 +14,9 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Protocol
 
+import training  # noqa: F401 - first, since it explains missing packages
+
+# isort: split
 from PIL import Image
 
 from serving.classifier import Classifier
