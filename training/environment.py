@@ -19,7 +19,7 @@ def explain_missing_packages() -> None:
     default = sys.excepthook
 
     def hook(
-        kind: type[BaseException], error: BaseException, trace: "types.TracebackType | None"
+        kind: type[BaseException], error: BaseException, trace: types.TracebackType | None
     ) -> None:
         if isinstance(error, ModuleNotFoundError) and is_package(error.name or ""):
             print(explanation(f"no package {(error.name or '').split('.')[0]}"), file=sys.stderr)
