@@ -25,7 +25,7 @@ def pick(models: str, target: Path) -> None:
         ModelError: there is none.
     """
     folder = Path(os.path.normpath(models))
-    if folder.is_absolute() or folder.parts[0] != "models":
+    if folder.is_absolute() or folder.parts[:1] != ("models",):
         raise ModelError(
             f"Expected MODELS to be models or a folder in it. Received: {models}. Move it there."
         )
