@@ -44,25 +44,18 @@ COPY lambda_function.py code/
 COPY serving code/serving
 RUN python3 -m compileall -q --invalidation-mode unchecked-hash code
 
-# COPY fails if nothing matches, so Pipfile comes along: best_model then says what to do.
 ARG MODELS=models
-COPY Pipfile ${MODELS}/*.tflite found/${MODELS}/
+COPY models found/models/
+RUN cd found && PYTHONPATH=../code python3 -m serving.image_build pick "$MODELS"
 # Lambda runs the image as an unknown user, so all users may read.
-RUN cd found && mkdir ../models && PYTHONPATH=../code python3 -c "import shutil, sys; \
-        sys.excepthook = lambda kind, error, _: print(f'{kind.__name__}: {error}', file=sys.stderr); \
-        from serving.model_files import best_model; \
-        shutil.copy(best_model('${MODELS}', '.tflite'), '../models')" \
-    && chmod -R a+rX ../code ../models
+RUN chmod -R a+rX code models
 
 FROM ${RUNTIME}
 COPY --from=build /build/packages ${LAMBDA_TASK_ROOT}/
 COPY --from=build /build/models ${LAMBDA_TASK_ROOT}/models/
 COPY --from=build /build/code ${LAMBDA_TASK_ROOT}/
 # A model that this runtime cannot run fails the build, not the first request.
-RUN python3 -c "import base64, io, sys; \
-        sys.excepthook = lambda kind, error, _: print(f'{kind.__name__}: {error}', file=sys.stderr); \
-        from PIL import Image; from lambda_function import lambda_handler; \
-        image = io.BytesIO(); Image.new('RGB', (320, 240), 'crimson').save(image, 'JPEG'); \
-        answer = lambda_handler({'image': base64.b64encode(image.getvalue()).decode()}, None); \
-        print(answer); sys.exit('error' in answer)"
+RUN python3 -m serving.image_build run
+# Elsewhere than on Lambda, requests wait for each other.
+ENTRYPOINT ["/bin/sh", "/var/task/serving/entrypoint.sh"]
 CMD ["lambda_function.lambda_handler"]

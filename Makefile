@@ -3,7 +3,10 @@
 PYTHON := .venv/bin/python
 LINT_IMPORTS := .venv/bin/lint-imports
 IMAGE =
+MODELS =
+PORT =
 RUNTIME =
+TAG =
 ARGS =
 
 .DEFAULT_GOAL := help
@@ -19,8 +22,11 @@ help: ## list all commands
 	@echo "           data, sample, explore, compare, tune, benchmark, fuzz and mutants:"
 	@echo "           make train ARGS=\"--epochs 5\", make train ARGS=--help"
 	@echo "  IMAGE    file, folder or URL to classify: make predict IMAGE=rose.jpg"
+	@echo "  MODELS   folder of the model for the container image: make build MODELS=models/mine"
+	@echo "  PORT     where the container listens on this machine: make run PORT=8081"
 	@echo "  RUNTIME  of the container image, tflite-runtime, ai-edge-litert or openvino:"
 	@echo "           make build RUNTIME=openvino"
+	@echo "  TAG      name of the container image: make build TAG=mine, make run TAG=mine"
 
 setup: ## install the packages of Pipfile.lock into .venv
 	@bash tools/setup.sh
@@ -45,13 +51,13 @@ convert: setup ## convert the best checkpoint in models/ to TFLite
 predict: setup ## classify IMAGE
 	@$(PYTHON) predict.py $(if $(IMAGE),"$(IMAGE)") $(ARGS)
 
-build: setup ## build the container image `flowers`; convert first if there is no .tflite file
-	ls models/*.tflite >/dev/null 2>&1 || $(PYTHON) convert_to_tflite.py
-	BUILDX_NO_DEFAULT_ATTESTATIONS=1 \
-		docker build -t flowers $(if $(RUNTIME),--build-arg RUNTIME=$(RUNTIME)) $(ARGS) .
+build: setup ## build the container image with the best model of MODELS; convert it first if needed
+	@$(PYTHON) -m tools.container build $(if $(MODELS),--models "$(MODELS)") \
+		$(if $(RUNTIME),--runtime "$(RUNTIME)") $(if $(TAG),--tag "$(TAG)") -- $(ARGS)
 
-run: ## serve the container image `flowers` on port 8080 until Ctrl-C
-	docker run --rm -p 8080:8080 $(ARGS) flowers
+run: setup ## serve the container image on PORT of this machine until Ctrl-C
+	@$(PYTHON) -m tools.container run $(if $(PORT),--port "$(PORT)") \
+		$(if $(TAG),--tag "$(TAG)") -- $(ARGS)
 
 http: setup ## serve HTTP on port 9000 in front of `make run`, like a Function URL
 	$(PYTHON) -m tools.function_url $(ARGS)

@@ -17,6 +17,7 @@ import shlex
 import sys
 from pathlib import Path
 
+import training  # noqa: F401 - first, since it explains missing packages
 from serving.errors import ModelError
 from serving.model_files import best_model, kind_of, tflite_path
 from serving.runtimes import RUNTIMES, find_runtime

@@ -16,6 +16,7 @@ import math
 import sys
 import time
 import urllib.error
+import urllib.parse
 import urllib.request
 from pathlib import Path
 from typing import TypeGuard
@@ -28,6 +29,11 @@ WAIT = 30.0  # seconds for the container to come up
 RETRY = 0.2  # seconds between two tries
 ANSWER_TIMEOUT = 60.0  # seconds for one answer
 MAX_PAYLOAD = 6 * 1024 * 1024  # bytes; Lambda takes no larger event
+NOT_STARTED = "Start it with `make run`, or pass another --endpoint."
+DROPPED = (
+    "The connection was dropped: probably the container is still starting, or the emulator in it "
+    "has ended. See the container's log, and restart it with `make run`."
+)
 # Containers on this machine are not behind the proxy that the environment may name.
 OPENER = urllib.request.build_opener(urllib.request.ProxyHandler({}))
 
@@ -43,7 +49,7 @@ def main(arguments: list[str] | None = None) -> int:
     expected = options.expect or (IMAGE_LABEL if image == IMAGE else None)
     try:
         event = file_event(options.file) if options.file else {"url": image}
-        scores = parse_scores(invoke(options.endpoint, event, options.wait))
+        scores = parse_scores(invoke(options.endpoint, event, options.wait), event.get("url"))
         print_scores(image, scores)
         check_label(scores, expected)
     except CheckError as error:
@@ -84,13 +90,14 @@ def invoke(endpoint: str, event: dict[str, str], wait: float) -> bytes:
         CheckError: none listens after `wait` seconds, or it does not answer in time.
     """
     deadline = time.monotonic() + wait
-    tries = 0
+    tries, dropped = 0, False
     while True:
         try:
             return post(endpoint, event)
         except (ConnectionError, http.client.BadStatusLine, http.client.IncompleteRead) as error:
             # Refused, or accepted by Docker and dropped because the service is not up yet.
             reason = error
+            dropped = dropped or not isinstance(error, ConnectionRefusedError)
         except (OSError, ValueError, http.client.HTTPException) as error:
             raise CheckError(
                 f"Expected an answer from {endpoint}. Received: {sentence_part(error)}. "
@@ -99,8 +106,7 @@ def invoke(endpoint: str, event: dict[str, str], wait: float) -> bytes:
         if time.monotonic() >= deadline:
             raise CheckError(
                 f"Expected a service at {endpoint} within {wait:g} seconds. "
-                f"Received: {sentence_part(reason)}. "
-                "Start it with `make run`, or pass another --endpoint."
+                f"Received: {sentence_part(reason)}. {DROPPED if dropped else NOT_STARTED}"
             )
         if tries == 0:
             print(f"Waiting for {endpoint} ...", file=sys.stderr, flush=True)
@@ -134,13 +140,18 @@ def sentence_part(error: Exception) -> str:
     return text.rstrip(".")
 
 
-def parse_scores(body: bytes) -> dict[str, float]:
-    """Return the {label: score} in a response body.
+def parse_scores(body: bytes, url: str | None = None) -> dict[str, float]:
+    """Return the {label: score} in a response body, to an event with `url` if that is given.
 
     Raises:
         CheckError: it is an error or something else.
     """
-    text = body.decode(errors="replace")
+    text = body.decode(errors="replace").strip()
+    if text[:1] == "<":
+        raise CheckError(
+            "Expected scores ({label: score}). Received: a web page, so another server listens "
+            "there. Check --endpoint and its port."
+        )
     try:
         answer = json.loads(text)
     except ValueError:
@@ -149,7 +160,8 @@ def parse_scores(body: bytes) -> dict[str, float]:
         # Errors of our handler, then of Lambda: a crash, no memory left, a timeout.
         error = answer.get("error")
         if isinstance(error, dict) and "message" in error:
-            raise CheckError(f"Expected scores. Received: {error.get('type')}: {error['message']}")
+            sentence = f"Expected scores. Received: {error.get('type')}: {error['message']}"
+            raise CheckError(sentence + private_advice(url, error.get("type")))
         if "errorMessage" in answer:
             name = answer.get("errorType", "an error")
             raise CheckError(
@@ -158,10 +170,28 @@ def parse_scores(body: bytes) -> dict[str, float]:
             )
     if not is_scores(answer):
         raise CheckError(
-            f"Expected scores ({{label: score}}). Received: {text.strip()[:200] or 'nothing'}. "
+            f"Expected scores ({{label: score}}). Received: {text[:200] or 'nothing'}. "
             "Check --endpoint."
         )
     return answer
+
+
+def private_advice(url: str | None, kind: object) -> str:
+    """Return how the service may fetch `url` where that failed and the host is not public."""
+    host = urllib.parse.urlsplit(url or "").hostname or ""
+    local = host in ("localhost", "::1", "host.docker.internal") or host.startswith("127.")
+    if local and kind in ("AddressError", "FetchError", "FetchTimeoutError"):
+        return (
+            " In a container, localhost is the container itself. To fetch from this machine, write "
+            "host.docker.internal in the URL, and start the container with: make run "
+            'ARGS="--add-host host.docker.internal:host-gateway '
+            '-e FETCH_ALLOW=host.docker.internal". The program that serves the image has to listen '
+            "on all interfaces. On Linux, this works with the URL as it is: make run "
+            'ARGS="--network host -e FETCH_ALLOW=localhost,127.0.0.1"'
+        )
+    if kind == "AddressError":
+        return f' If you trust it, start the container with: make run ARGS="-e FETCH_ALLOW={host}"'
+    return ""
 
 
 def is_scores(answer: object) -> TypeGuard[dict[str, float]]:

@@ -5,9 +5,11 @@ Needs a Docker daemon (tests/container/daemon.sh starts one) and the package ind
 
 import base64
 import contextlib
+import http.client
 import json
 import os
 import shutil
+import signal
 import subprocess
 import sys
 import time
@@ -15,6 +17,7 @@ import urllib.error
 import urllib.request
 import uuid
 import zipfile
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
 import pytest
@@ -111,7 +114,9 @@ def project(tmp_path_factory, small_tflite):
         (folder / name / "not_for_the_image.jpg").touch()
     shutil.copy(small_tflite, folder / "models" / "xception_fin_02_0.875.tflite")
     shutil.copy(small_tflite, folder / "models" / "xception_fin_09_0.874.tflite")
-    shutil.copy(small_tflite, folder / "models" / "demo" / "xception_fin_01_0.500.tflite")
+    for name in ("demo", "my flowers.v2"):
+        (folder / "models" / name).mkdir(exist_ok=True)
+        shutil.copy(small_tflite, folder / "models" / name / "xception_fin_01_0.500.tflite")
     return folder
 
 
@@ -205,6 +210,65 @@ def test_another_label_than_expected(service, images):
     process = docker_test(service, "--file", images / "red.png", "--expect", "blue")
     assert process.returncode == 1
     assert process.stdout.endswith("Expected the label blue. Received: red.\n")
+
+
+def test_requests_at_once_wait_for_each_other(service, images):
+    event = {"image": base64.b64encode((images / "red.png").read_bytes()).decode()}
+    with ThreadPoolExecutor(8) as pool:
+        answers = [
+            json.loads(text) for text in pool.map(lambda _: invoke(service, event), "x" * 16)
+        ]
+    assert [max(answer, key=answer.get) for answer in answers] == ["red"] * 16
+
+
+def test_clients_that_give_up_do_not_end_it(service, images):
+    event = {"image": base64.b64encode((images / "red.png").read_bytes()).decode()}
+    host, _, path = service.endpoint.removeprefix("http://").partition("/")
+    for _ in range(3):
+        connection = http.client.HTTPConnection(host)
+        connection.request("POST", f"/{path}", json.dumps(event))
+        connection.close()
+    assert set(json.loads(invoke(service, event))) == {"red", "green", "blue"}
+
+
+def test_docker_stop_ends_it_at_once(docker, service, images):
+    name = f"{service.container}-stopped"
+    endpoint = start(docker, service.image, name)
+    try:
+        stopped = Service(service.runtime, service.image, name, endpoint)
+        docker_test(stopped, "--file", images / "red.png")  # waits until it is up
+        started = time.monotonic()
+        run(docker, "stop", "--time", "30", name)
+        assert time.monotonic() - started < 10
+        state = run(docker, "inspect", "--format", "{{.State.ExitCode}}", name).stdout
+        assert int(state) == 128 + signal.SIGTERM
+    finally:
+        run(docker, "rm", "--force", name, check=False)
+
+
+def test_on_lambda_the_base_images_entry_point_starts_the_handler(service):
+    """AWS_LAMBDA_RUNTIME_API is set there, and by the emulator of `sam local`."""
+    serve = (
+        "from http.server import BaseHTTPRequestHandler as B, HTTPServer as S\n"
+        "import os, subprocess\n"
+        "class H(B):\n"
+        "    def do_GET(self):\n"
+        "        print('asked', self.path)\n"
+        "        processes = [p for p in os.listdir('/proc') if p.isdigit()]\n"
+        "        print([open(f'/proc/{p}/cmdline').read() for p in processes], flush=True)\n"
+        "        os._exit(0)\n"
+        "server = S(('127.0.0.1', 9001), H)\n"
+        "subprocess.Popen(['/bin/sh', '/var/task/serving/entrypoint.sh',\n"
+        "    'lambda_function.lambda_handler'],\n"
+        "    env=os.environ | {'AWS_LAMBDA_RUNTIME_API': '127.0.0.1:9001'})\n"
+        "server.handle_request()"
+    )
+    command = ("docker", "run", "--rm", *AS_LAMBDA, "--entrypoint", "python3", service.image)
+    printed = run(*command, "-c", serve).stdout
+    assert "asked /2018-06-01/runtime/invocation/next" in printed
+    assert "'python\\x00-m\\x00awslambdaric\\x00lambda_function.lambda_handler\\x00'" in printed
+    assert "lambda-rie" not in printed
+    assert "emulator_queue" not in printed
 
 
 def test_a_url_that_leads_nowhere(service):
@@ -322,12 +386,15 @@ def test_only_what_the_dockerfile_copies_is_sent_to_the_daemon(docker, project, 
         "models/xception_fin_02_0.875.tflite",
         "models/xception_fin_09_0.874.tflite",
         "models/demo/xception_fin_01_0.500.tflite",
+        "models/my flowers.v2/xception_fin_01_0.500.tflite",
     }
     assert not [name for name in sent if name.endswith((".pyc", ".h5", ".jpg"))]
 
 
-def test_another_folder_of_models(docker, project, tag):
-    build(project, "--tag", tag, "--build-arg", "MODELS=models/demo")
+@pytest.mark.parametrize("models", ["models/demo", "./models/my flowers.v2/"])
+def test_another_folder_of_models(docker, project, tag, models):
+    printed = build(project, "--tag", tag, "--build-arg", f"MODELS={models}").stdout
+    assert f"Model: {os.path.normpath(models)}/xception_fin_01_0.500.tflite" in printed
     listed = run(docker, "run", "--rm", "--entrypoint", "ls", tag, "models").stdout
     assert listed.split() == ["xception_fin_01_0.500.tflite"]
 
@@ -338,6 +405,7 @@ def failed_build(project, tmp_path, *arguments, model=None):
     shutil.copytree(project, folder)
     for path in folder.rglob("*.tflite"):
         path.unlink()
+    shutil.rmtree(folder / "models" / "demo")
     for name, data in (model or {}).items():
         (folder / "models" / name).write_bytes(data)
     process = build(folder, *arguments, check=False)
@@ -346,9 +414,20 @@ def failed_build(project, tmp_path, *arguments, model=None):
     return process.stdout
 
 
-def test_without_a_model_the_build_says_what_to_run(docker, project, tmp_path):
-    printed = failed_build(project, tmp_path)
-    assert "in models. Received: none. Run python convert_to_tflite.py first" in printed
+@pytest.mark.parametrize(
+    ("models", "sentence"),
+    [
+        ("models", "in models. Received: none. Run python convert_to_tflite.py"),
+        (
+            "models/demo",
+            "Expected MODELS to be a folder with a .tflite file. Received: models/demo.",
+        ),
+        ("mine", "Expected MODELS to be models or a folder in it. Received: mine."),
+    ],
+)
+def test_without_a_model_the_build_says_what_to_run(docker, project, tmp_path, models, sentence):
+    printed = failed_build(project, tmp_path, "--build-arg", f"MODELS={models}")
+    assert sentence in printed
 
 
 def test_a_file_that_is_no_model_fails_the_build(docker, project, tmp_path):

@@ -1,6 +1,7 @@
 """docker_test.py, run as a person runs it, against services good, bad, late and missing."""
 
 import base64
+import contextlib
 import json
 import os
 import re
@@ -237,6 +238,50 @@ def test_nobody_there():
     assert f"Expected a service at {endpoint} within 0 seconds" in sentence(process)
     assert "Received: Connection refused. Start it with `make run`" in process.stderr
     assert time.monotonic() - start < 5
+
+
+@pytest.mark.parametrize("then", ["drops on", "ends"])
+def test_a_dropped_connection_is_told_with_its_probable_reason(then):
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        endpoint = f"http://127.0.0.1:{listener.getsockname()[1]}{PATH}"
+
+        def drop():
+            for _ in range(1 if then == "ends" else 99):
+                with contextlib.suppress(OSError):
+                    listener.accept()[0].close()
+            listener.close()
+
+        thread = threading.Thread(target=drop, daemon=True)
+        thread.start()
+        process = run("--endpoint", endpoint, "--wait", 0.5)
+    line = process.stderr.splitlines()[-1]
+    assert process.returncode == 1
+    assert "or the emulator in it has ended" in line
+    assert line.endswith("restart it with `make run`.")
+
+
+@pytest.mark.parametrize("page", [b"<!DOCTYPE html><html>secret", b"\n <html>", b"<?xml a?>"])
+def test_the_page_of_another_server_is_not_printed(page):
+    process, _ = ask(page, status=404)
+    line = sentence(process)
+    assert "Received: a web page, so another server listens there. Check --endpoint" in line
+    assert "html" not in line
+
+
+@pytest.mark.parametrize(
+    ("url", "kind", "advice"),
+    [
+        ("http://localhost:8000/a.jpg", "AddressError", "-e FETCH_ALLOW=host.docker.internal"),
+        ("http://127.0.0.1/a.jpg", "FetchError", "--add-host host.docker.internal:host-gateway"),
+        ("http://192.168.0.5/a.jpg", "AddressError", 'make run ARGS="-e FETCH_ALLOW=192.168.0.5"'),
+        ("https://example.com/a.jpg", "FetchError", None),
+        ("http://localhost/a.jpg", "ImageError", None),
+    ],
+)
+def test_hosts_that_are_not_public_are_told_with_the_way_to_them(url, kind, advice):
+    process, _ = ask({"error": {"type": kind, "message": "Expected. Received."}}, "--url", url)
+    line = sentence(process)
+    assert (advice in line) if advice else line.endswith(f"{kind}: Expected. Received.")
 
 
 @pytest.mark.parametrize("host", ["a..b", "localhost:port", "local host"])

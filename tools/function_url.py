@@ -10,25 +10,31 @@ handles one request at a time.
 
 import base64
 import contextlib
+import http.client
 import json
+import logging
 import sys
 import threading
 import time
 import urllib.request
 import uuid
 from collections.abc import Callable, Generator
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
-from typing import cast
-from urllib.parse import parse_qs, urlsplit
+from urllib.parse import parse_qs
 
+import waitress
+
+from serving.errors import UserError
 from tools.emulator import INVOCATIONS
 from training.cli import make_parser, port, run_command
 
 ENDPOINT = f"http://localhost:8080{INVOCATIONS}"
 PORT = 9000
 MAX_PAYLOAD = 6 * 1024 * 1024  # bytes of an event: Lambda's limit
+MAX_BODY = 16 * MAX_PAYLOAD  # bytes of a body that is read before it is refused
+TOO_LONG = b'{"message":"Request Too Long"}'
 TIMEOUT = 60.0  # seconds for an answer
-Invoke = Callable[[dict], dict]  # from an event to the function's answer
+Invoke = Callable[[dict], object]  # from an event to the function's answer
+Response = tuple[int, list[tuple[str, str]], bytes]  # status, headers, body
 # Containers on this machine are not behind the proxy that the environment may name.
 OPENER = urllib.request.build_opener(urllib.request.ProxyHandler({}))
 
@@ -38,22 +44,23 @@ def to_event(method: str, target: str, headers: dict[str, str], body: bytes, pee
 
     `target` is the path with the query.
     """
-    parts = urlsplit(target)
-    query = {name: ",".join(v) for name, v in parse_qs(parts.query, True).items()}
+    path, _, text = target.partition("?")
+    query = {name: ",".join(v) for name, v in parse_qs(text, True).items()}
+    headers = {name.lower(): value for name, value in headers.items()}
     return {
         "version": "2.0",
         "routeKey": "$default",
-        "rawPath": parts.path,
-        "rawQueryString": parts.query,
-        "headers": {name.lower(): value for name, value in headers.items()},
+        "rawPath": path,
+        "rawQueryString": text,
+        "headers": headers,
         **({"queryStringParameters": query} if query else {}),
         "requestContext": {
             "http": {
                 "method": method,
-                "path": parts.path,
+                "path": path,
                 "protocol": "HTTP/1.1",
                 "sourceIp": peer,
-                "userAgent": headers.get("User-Agent", ""),
+                "userAgent": headers.get("user-agent", ""),
             },
             "requestId": str(uuid.uuid4()),
             "routeKey": "$default",
@@ -66,82 +73,158 @@ def to_event(method: str, target: str, headers: dict[str, str], body: bytes, pee
     }
 
 
+class AnswerError(UserError):
+    """The function gave no usable answer; `str(error)` says why.
+
+    Attributes:
+        body: of the response, by default as AWS has it.
+    """
+
+    body = "Internal Server Error"
+
+
+class UnreachableError(AnswerError):
+    """No container answers."""
+
+    def __init__(self, sentence: str):
+        """Take a sentence, which is the response's body, too."""
+        super().__init__(sentence)
+        self.body = sentence
+
+
 def invoker(endpoint: str) -> Invoke:
-    """Return a function that posts an event to the emulator at `endpoint`."""
+    """Return a function that posts an event to the emulator at `endpoint`.
+
+    It raises `AnswerError` where that gives no JSON.
+    """
 
     def invoke(event: dict) -> dict:
         request = urllib.request.Request(endpoint, json.dumps(event).encode())
-        with OPENER.open(request, timeout=TIMEOUT) as response:
-            return json.load(response)
+        try:
+            with OPENER.open(request, timeout=TIMEOUT) as response:
+                text = response.read().decode(errors="replace")
+        except (OSError, http.client.HTTPException) as error:
+            raise UnreachableError(
+                f"Expected the container's answer from {endpoint}. Received: {describe(error)}. "
+                "Start it with `make run`, or pass its address with --endpoint."
+            ) from None
+        try:
+            return json.loads(text)
+        except ValueError:
+            raise AnswerError(
+                f"Expected an answer in JSON from {endpoint}. Received: {text[:200]!r}."
+            ) from None
 
     return invoke
 
 
-class FunctionServer(ThreadingHTTPServer):
-    """Serves HTTP on 127.0.0.1 through a function, one request at a time."""
+def describe(error: Exception) -> str:
+    """Return the reason in `error`, to be used inside a sentence."""
+    reason = getattr(error, "reason", error)
+    if isinstance(reason, TimeoutError):
+        return f"none within {TIMEOUT:g} seconds"
+    return (getattr(reason, "strerror", None) or str(reason) or type(reason).__name__).rstrip(".")
 
-    def __init__(self, invoke: Invoke, port: int):
-        """Listen on `port` and call `invoke` with each event."""
-        super().__init__(("127.0.0.1", port), _Handler)
+
+def to_response(answer: object) -> Response:
+    """Return the HTTP response that a function's `answer` describes.
+
+    Raises:
+        AnswerError: it describes none.
+    """
+    if not isinstance(answer, dict) or not is_status(answer.get("statusCode")):
+        raise AnswerError(
+            "Expected an answer with a statusCode. Received: "
+            f"{json.dumps(answer)[:200]}. See the container's log."
+        )
+    try:
+        text = answer.get("body") or ""
+        body = base64.b64decode(text) if answer.get("isBase64Encoded") else text.encode()
+        headers = [(name, str(value)) for name, value in (answer.get("headers") or {}).items()]
+        headers += [("Set-Cookie", cookie) for cookie in answer.get("cookies") or ()]
+    except (ValueError, AttributeError, TypeError) as error:
+        raise AnswerError(f"Expected headers and a body as text. Received: {error}.") from None
+    kept = [(n, v) for n, v in headers if n.lower() not in ("connection", "transfer-encoding")]
+    return answer["statusCode"], kept, body
+
+
+def is_status(value: object) -> bool:
+    """Return whether `value` is the status code of a response."""
+    return type(value) is int and 200 <= value < 600
+
+
+class FunctionApp:
+    """A WSGI application that answers through a function, one request at a time."""
+
+    def __init__(self, invoke: Invoke):
+        """Call `invoke` with each event."""
         self._invoke, self._lock = invoke, threading.Lock()
 
-    def answer(self, event: dict) -> dict:
-        """Return the function's answer to `event`, or AWS's answer if that fails."""
-        if len(json.dumps(event)) > MAX_PAYLOAD:
-            return {"statusCode": 413, "body": '{"message":"Request Too Long"}'}
+    def __call__(self, environ: dict, start_response: Callable) -> list[bytes]:
+        """Answer one HTTP request."""
+        status, headers, body = self._answer(environ)
+        head_only = environ["REQUEST_METHOD"] == "HEAD"
+        given = [value for name, value in headers if name.lower() == "content-length"]
+        headers = [(name, value) for name, value in headers if name.lower() != "content-length"]
+        if status not in (204, 304):
+            # Without a body, the answer to HEAD may name the length that GET's would have.
+            length = given[0] if given and head_only and not body else str(len(body))
+            headers.append(("Content-Length", length))
+        start_response(f"{status} {http.client.responses.get(status, 'Unknown')}", headers)
+        return [] if head_only or status in (204, 304) else [body]
+
+    def _answer(self, environ: dict) -> Response:
+        event = event_of(environ)
+        if event is None:
+            return 413, [("Content-Type", "application/json")], TOO_LONG
         try:
             with self._lock:
                 answer = self._invoke(event)
-            if isinstance(answer.get("statusCode"), int):
-                return answer
-        except (OSError, ValueError, AttributeError):
-            pass  # the function crashed, or its answer is not HTTP
-        return {"statusCode": 502, "body": "Internal Server Error"}
+            return to_response(answer)
+        except AnswerError as error:
+            print(f"tools.function_url: {error}", file=sys.stderr, flush=True)
+            return 502, [("Content-Type", "text/plain; charset=utf-8")], error.body.encode()
 
 
-class _Handler(BaseHTTPRequestHandler):
-    protocol_version = "HTTP/1.1"
-
-    def _handle(self) -> None:
-        body = self.rfile.read(int(self.headers.get("Content-Length") or 0))
-        headers, peer = dict(self.headers), self.client_address[0]
-        event = to_event(self.command, self.path, headers, body, peer)
-        self._write(cast(FunctionServer, self.server).answer(event))
-
-    def _write(self, answer: dict) -> None:
-        body = answer.get("body") or ""
-        data = base64.b64decode(body) if answer.get("isBase64Encoded") else body.encode()
-        self.send_response(answer["statusCode"])
-        for name, value in (answer.get("headers") or {}).items():
-            self.send_header(name, value)
-        if answer["statusCode"] != 204 and "Content-Length" not in (answer.get("headers") or {}):
-            self.send_header("Content-Length", str(len(data)))
-        self.end_headers()
-        self.wfile.write(data)
-
-    def __getattr__(self, name: str) -> Callable[[], None]:
-        if name.startswith("do_"):  # any method: the function decides
-            return self._handle
-        raise AttributeError(name)
-
-    def log_message(self, format: str, *args: object) -> None:
-        pass
+def event_of(environ: dict) -> dict | None:
+    """Return AWS's event for a request in WSGI's `environ`, None if it exceeds Lambda's limit."""
+    if int(environ.get("CONTENT_LENGTH") or 0) > MAX_PAYLOAD:
+        return None
+    names = {name: name.removeprefix("HTTP_") for name in environ if name.startswith("HTTP_")}
+    names |= {name: name for name in ("CONTENT_TYPE", "CONTENT_LENGTH") if name in environ}
+    headers = {name.replace("_", "-").lower(): environ[key] for key, name in names.items()}
+    body, peer = environ["wsgi.input"].read(), environ["REMOTE_ADDR"]
+    event = to_event(environ["REQUEST_METHOD"], environ["REQUEST_URI"], headers, body, peer)
+    return event if len(json.dumps(event)) <= MAX_PAYLOAD else None
 
 
 @contextlib.contextmanager
-def serving(invoke: Invoke, port: int = 0) -> Generator[FunctionServer]:
-    """Serve HTTP on 127.0.0.1 through `invoke` while the context lasts.
+def serving(invoke: Invoke, port: int = 0) -> Generator[int]:
+    """Serve HTTP on 127.0.0.1 through `invoke` while the context lasts; yield the port.
 
     Port 0 stands for a free one.
     """
-    server = FunctionServer(invoke, port)
-    thread = threading.Thread(target=server.serve_forever, args=(0.05,), daemon=True)
+    sockets: dict = {}  # of the server, which runs while there are any
+    server = waitress.create_server(
+        FunctionApp(invoke),
+        map=sockets,
+        host="127.0.0.1",
+        port=port,
+        ident=None,
+        max_request_body_size=MAX_BODY,
+    )
+    logging.getLogger("waitress.queue").setLevel(logging.ERROR)  # waiting is normal here
+    thread = threading.Thread(target=server.run, daemon=True)
     thread.start()
     try:
-        yield server
+        yield server.effective_port
     finally:
-        server.shutdown()
-        server.server_close()
+        opened = list(sockets.values())
+        server.trigger.pull_trigger(sockets.clear)
+        thread.join()
+        server.task_dispatcher.shutdown()
+        for each in opened:
+            each.close()
 
 
 def main(arguments: list[str] | None = None) -> int:

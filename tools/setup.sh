@@ -1,6 +1,8 @@
 #!/usr/bin/env bash
 # Make .venv with Python 3.11 and install the packages of Pipfile.lock, checked by hash.
-# Quick if that is done already. After an interruption it starts over.
+# Quick if that is done already. After an interruption it starts over. An active environment, or
+# Pipenv's own, that has these packages already takes the place of .venv. Where there is no Python
+# 3.11, uv or pyenv gets it.
 set -euo pipefail
 cd -- "$(dirname -- "${BASH_SOURCE[0]}")/.."
 
@@ -10,6 +12,7 @@ readonly DONE="$VENV/.installed.lock"      # a copy of the lock that is installe
 readonly UNFINISHED="$VENV/.unfinished"    # there while something is being installed
 readonly LOG="$PWD/.cache/setup.log"
 readonly WANTED="3.11"
+readonly UV="$PWD/.cache/uv"               # uv from the package index
 
 say() { printf 'Setup: %s\n' "$*" >&2; }
 
@@ -37,9 +40,54 @@ find_python() {
     for candidate in "python$WANTED" python3 python; do
         base_python "$candidate" && return
     done
+    python_of_pyenv && return
+    if command -v uv >/dev/null; then
+        python_of_uv uv && return
+    elif command -v pyenv >/dev/null; then
+        say "no Python $WANTED here, so pyenv builds one; this takes minutes"
+        pyenv install --skip-existing "$WANTED" >"$LOG" 2>&1 && python_of_pyenv && return
+    fi
+    uv_of_the_index && python_of_uv "$UV/bin/uv" && return
     fail "expected Python $WANTED with its venv module. Received: none as python$WANTED, python3 or" \
-        "python. Install it: apt install python$WANTED python$WANTED-venv (Debian, Ubuntu)," \
+        "python, and none from pyenv or uv. Install it:" \
+        "apt install python$WANTED python$WANTED-venv (Debian, Ubuntu)," \
         "brew install python@$WANTED (macOS), uv python install $WANTED, or from python.org."
+}
+
+# Print a Python that pyenv has.
+python_of_pyenv() {
+    local candidate
+    command -v pyenv >/dev/null || return 1
+    for candidate in "$(pyenv root)/versions/$WANTED".*/bin/python; do
+        base_python "$candidate" && return
+    done
+    return 1
+}
+
+# Print a Python that the uv at $1 has or downloads.
+python_of_uv() {
+    local find=("$1" python find --no-project --system "$WANTED")
+    base_python "$("${find[@]}" 2>/dev/null)" && return
+    say "no Python $WANTED here, so uv downloads one"
+    UV_PYTHON_INSTALL_BIN=0 "$1" python install "$WANTED" >"$LOG" 2>&1 || return 1
+    base_python "$("${find[@]}" 2>/dev/null)"
+}
+
+# Install uv, of whatever Python there is, into .cache/.
+uv_of_the_index() {
+    local python requirements="$UV.txt" pip
+    [ -x "$UV/bin/uv" ] && return
+    for python in python3 python; do
+        locked_requirements "$python" python >"$requirements" 2>/dev/null || continue
+        say "no Python $WANTED here, so uv is fetched to get it"
+        pip=(-m pip install --disable-pip-version-check --require-hashes --no-deps
+            --only-binary=:all: --target "$UV" --requirement "$requirements")
+        "$python" "${pip[@]}" >"$LOG" 2>&1 && return
+        # Debian's Python has no pip of its own where a package is missing.
+        "$python" -m venv "$UV-venv" >>"$LOG" 2>&1 &&
+            "$UV-venv/bin/python" "${pip[@]}" >>"$LOG" 2>&1 && return
+    done
+    return 1
 }
 
 # Run command $2... and only where it fails show what it printed; $1 says what it does.
@@ -54,19 +102,68 @@ quietly() {
     fi
 }
 
-# Print the lock's [dev-packages] as pip's requirements. Pipenv and all that it needs are there.
-development_requirements() {
-    "$PYTHON" - <<'PYTHON'
+# Print category $2 of the lock as pip's requirements, with the help of Python $1.
+locked_requirements() {
+    "$1" - "$2" <<'PYTHON'
 import json
+import sys
 
 with open("Pipfile.lock", encoding="utf-8") as lock:
-    packages = json.load(lock)["develop"]
+    packages = json.load(lock)[sys.argv[1]]
 for name, package in packages.items():
     extras = ",".join(package.get("extras", []))
     marker = "; " + package["markers"] if "markers" in package else ""
     hashes = "".join(" --hash=" + digest for digest in package["hashes"])
     print(name + ("[" + extras + "]" if extras else "") + package["version"] + marker + hashes)
 PYTHON
+}
+
+# Print what Python $1 lacks of the lock, in words; nothing where it has everything.
+lacking_packages() {
+    "$1" - "$WANTED" <<'PYTHON'
+import json
+import sys
+from importlib.metadata import PackageNotFoundError, version
+
+if "%d.%d" % sys.version_info[:2] != sys.argv[1]:
+    sys.exit(print("Python " + sys.argv[1]))
+with open("Pipfile.lock", encoding="utf-8") as lock:
+    content = json.load(lock)
+packages = dict(content["default"], **content["develop"])
+try:
+    from packaging.markers import Marker
+except ImportError:
+    Marker = None
+lacking = []
+for name, package in packages.items():
+    if Marker and "markers" in package and not Marker(package["markers"]).evaluate():
+        continue
+    try:
+        found = "==" + version(name)
+    except PackageNotFoundError:
+        found = None
+    if found != package["version"]:
+        lacking.append(name)
+if lacking:
+    print("%d of %d packages of Pipfile.lock, such as %s" % (len(lacking), len(packages), lacking[0]))
+PYTHON
+}
+
+# Make .venv a link to an environment that has all packages already: the active one, or Pipenv's.
+adopt_environment() {
+    local folder lacking
+    for folder in "${VIRTUAL_ENV:-}" "$(env -u VIRTUAL_ENV pipenv --venv 2>/dev/null)"; do
+        [ -n "$folder" ] && [ "$folder" != "$VENV" ] && [ -x "$folder/bin/python" ] || continue
+        if lacking="$(lacking_packages "$folder/bin/python" 2>/dev/null)" && [ -z "$lacking" ]; then
+            ln -s -- "$folder" "$VENV"
+            cp -- Pipfile.lock "$DONE" 2>/dev/null || true
+            say "using $folder as .venv, since it has the packages of Pipfile.lock"
+            return
+        fi
+        say "$folder lacks ${lacking:-a Python that works}, so .venv is made as well. To use" \
+            "that instead: remove .venv, run pipenv sync --dev in it, then this again"
+    done
+    return 1
 }
 
 make_venv() {
@@ -84,7 +181,7 @@ install_packages() {
     touch -- "$UNFINISHED"
     rm -f -- "$DONE"
     say "installing pipenv"
-    development_requirements >"$requirements"
+    locked_requirements "$PYTHON" develop >"$requirements"
     quietly "installing pipenv" "$PYTHON" -m pip install --disable-pip-version-check \
         --require-hashes --requirement "$requirements"
     rm -f -- "$requirements"
@@ -101,7 +198,9 @@ install_packages() {
 main() {
     [ -f Pipfile.lock ] || fail "expected Pipfile.lock in $PWD. Received: none. Check it out again."
     mkdir -p -- "$(dirname -- "$LOG")"
-    if [ -e "$UNFINISHED" ] || ! "$PYTHON" -c '' 2>/dev/null; then
+    if [ ! -e "$VENV" ] && [ ! -L "$VENV" ] && adopt_environment; then
+        return
+    elif [ -e "$UNFINISHED" ] || ! "$PYTHON" -c '' 2>/dev/null; then
         make_venv
     elif ! "$PYTHON" -c "import sys; sys.exit('%d.%d' % sys.version_info[:2] != '$WANTED')"; then
         fail "expected .venv to be of Python $WANTED. Received: $("$PYTHON" --version)." \

@@ -9,8 +9,9 @@ import re
 import select
 import sys
 import tempfile
-from collections.abc import Generator
+from collections.abc import Callable, Generator
 from contextlib import contextmanager, suppress
+from functools import partial
 from io import TextIOWrapper
 from types import TracebackType
 
@@ -34,8 +35,7 @@ def prepare() -> None:
         if isinstance(stream, TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")
     atexit.register(flush_or_drop)
-    if sys.excepthook is sys.__excepthook__:
-        sys.excepthook = _print_exception
+    sys.excepthook = partial(_print_exception, sys.excepthook)
 
 
 def printable(text: str) -> str:
@@ -98,10 +98,13 @@ def without_info_lines() -> Generator[None]:
 
 
 def _print_exception(
-    kind: type[BaseException], error: BaseException, traceback: TracebackType | None
+    previous: Callable,
+    kind: type[BaseException],
+    error: BaseException,
+    traceback: TracebackType | None,
 ) -> None:
-    """Print an error that nothing caught, as Python does; of Ctrl-C during imports only a word."""
+    """Print an uncaught error as `previous` does, but of Ctrl-C during imports only a word."""
     if issubclass(kind, KeyboardInterrupt):
         print_error("\nStopped.")
     else:
-        sys.__excepthook__(kind, error, traceback)
+        previous(kind, error, traceback)

@@ -1,10 +1,13 @@
 """tools.function_url: HTTP in front of a function, as AWS puts it there."""
 
+import base64
 import contextlib
 import importlib
 import json
 import os
+import re
 import signal
+import socket
 import subprocess
 import sys
 import threading
@@ -17,7 +20,7 @@ import pytest
 from conftest import ROOT
 
 from tools.emulator import EmulatorError, free_port, local_service, sample_event
-from tools.function_url import MAX_PAYLOAD, invoker, main, serving, to_event
+from tools.function_url import MAX_PAYLOAD, UnreachableError, invoker, main, serving, to_event
 
 ECHO = """
 import json
@@ -38,8 +41,8 @@ def address(tmp_path):
         free_port(), folder=tmp_path, handler="echo.handle", log=tmp_path / "log"
     )
     try:
-        with service as endpoint, serving(invoker(endpoint)) as server:
-            yield f"http://127.0.0.1:{server.server_address[1]}"
+        with service as endpoint, serving(invoker(endpoint)) as port:
+            yield f"http://127.0.0.1:{port}"
     except EmulatorError as error:
         pytest.skip(str(error))
 
@@ -57,11 +60,8 @@ def ask(url, data=None, **options):
 @contextlib.contextmanager
 def served(function):
     """HTTP in front of `function`, without an emulator between them."""
-    with serving(function) as server:
-        assert server.server_address[0] == "127.0.0.1", (
-            "a container's function is not for the network"
-        )
-        yield f"http://127.0.0.1:{server.server_address[1]}"
+    with serving(function) as port:
+        yield f"http://127.0.0.1:{port}"
 
 
 def test_http_becomes_an_event_and_an_answer_http(address):
@@ -141,6 +141,149 @@ def test_events_have_the_client_the_time_and_the_method():
             assert event["headers"]["x-some"] == "Value"
 
 
+def echo_body(event):
+    """A function that answers with the request's path and its body, as it was sent."""
+    body = base64.b64decode(event.get("body", "")) or event["rawPath"].encode()
+    return {
+        "statusCode": 200,
+        "body": base64.b64encode(body).decode(),
+        "isBase64Encoded": True,
+    }
+
+
+def send(url, data):
+    """Return all that comes back for the bytes `data`, which ask to close the connection."""
+    host, port = url.removeprefix("http://").split(":")
+    with socket.create_connection((host, int(port)), timeout=20) as connection:
+        connection.sendall(data)
+        return b"".join(iter(lambda: connection.recv(65536), b""))
+
+
+LAST = b"GET /last HTTP/1.1\r\nHost: a\r\nConnection: close\r\n\r\n"
+
+
+def test_a_chunked_body_is_one_request():
+    with served(echo_body) as url:
+        answer = send(
+            url,
+            b"POST /a HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: chunked\r\n\r\n"
+            b"3\r\n\x00\xffa\r\n2;x=y\r\nbc\r\n0\r\n\r\n" + LAST,
+        )
+    assert answer.count(b"HTTP/1.1 ") == answer.count(b"HTTP/1.1 200 OK") == 2
+    first, _, second = answer.partition(b"\x00\xffabc")
+    assert first.startswith(b"HTTP/1.1 200 OK")
+    assert second.endswith(b"\r\n\r\n/last")
+
+
+def test_requests_in_one_packet_are_answered_in_order():
+    requests = b"".join(b"GET /%d HTTP/1.1\r\nHost: a\r\n\r\n" % n for n in range(5))
+    with served(echo_body) as url:
+        answer = send(url, requests + LAST)
+    assert re.findall(rb"\r\n\r\n(/last|/\d)", answer) == [
+        b"/0",
+        b"/1",
+        b"/2",
+        b"/3",
+        b"/4",
+        b"/last",
+    ]
+
+
+@pytest.mark.parametrize(
+    "header",
+    ["Content-Length: x", "Content-Length: -1", "Content-Length: 1_0", "Content-Length: +1"],
+)
+def test_a_malformed_length_is_refused(header, capfd):
+    with served(lambda _: pytest.fail("asked")) as url:
+        answer = send(url, f"POST / HTTP/1.1\r\nHost: a\r\n{header}\r\n\r\nabc".encode())
+    assert answer.startswith(b"HTTP/1.1 400 ")
+    assert "Traceback" not in capfd.readouterr().err
+
+
+def test_a_client_that_gives_up_leaves_no_traceback(capfd):
+    asked, answered = threading.Event(), threading.Event()
+
+    def slow(event):
+        asked.set()
+        answered.wait(10)
+        return echo_body(event) | {"body": base64.b64encode(bytes(10**6)).decode()}
+
+    with served(slow) as url:
+        host, port = url.removeprefix("http://").split(":")
+        for unfinished in (b"", b"Content-Length: 9\r\n\r\nhalf", b"\r\n"):
+            with socket.create_connection((host, int(port))) as connection:
+                connection.sendall(b"POST / HTTP/1.1\r\nHost: a\r\n" + unfinished)
+                if unfinished == b"\r\n":
+                    assert asked.wait(10)
+        answered.set()
+        assert len(ask(url)[2]) == 10**6
+    assert capfd.readouterr().err == ""
+
+
+def test_many_headers_reach_the_function():
+    with served(lambda event: {"statusCode": 200, "body": json.dumps(event["headers"])}) as url:
+        headers = json.loads(ask(url, headers={f"X-{n}": str(n) for n in range(150)})[2])
+    assert all(headers[f"x-{n}"] == str(n) for n in range(150))
+
+
+@pytest.mark.parametrize(
+    ("answer", "length"),
+    [
+        ({"body": "äö"}, "4"),
+        ({"body": "AAEC", "isBase64Encoded": True}, "3"),
+        ({"body": "", "headers": {"content-length": "17"}}, "17"),
+        ({}, "0"),
+    ],
+)
+def test_head_names_the_length_of_the_body_that_get_would_have(answer, length, capfd):
+    with served(lambda _: answer | {"statusCode": 200}) as url:
+        head = send(url, LAST.replace(b"GET", b"HEAD"))
+    assert f"\r\nContent-Length: {length}\r\n".encode() in head
+    assert head.endswith(b"\r\n\r\n")
+    assert capfd.readouterr().err == ""
+
+
+def test_headers_of_the_function_are_sent_as_it_means_them():
+    answer = {
+        "statusCode": 200,
+        "headers": {"X-Number": 5, "Connection": "keep-alive", "Content-Length": "99"},
+        "cookies": ["a=1", "b=2"],
+        "body": "abc",
+    }
+    with served(lambda _: answer) as url:
+        sent = send(url, LAST)
+    assert b"\r\nX-Number: 5\r\n" in sent
+    assert b"\r\nContent-Length: 3\r\n" in sent
+    assert sent.count(b"Set-Cookie: ") == 2
+    assert b"keep-alive" not in sent
+
+
+def test_without_a_container_the_answer_says_what_to_start(capfd):
+    endpoint = f"http://127.0.0.1:{free_port()}/2015-03-31/functions/function/invocations"
+    with serving(invoker(endpoint)) as port:
+        status, _, body = ask(f"http://127.0.0.1:{port}")
+    sentence = (
+        f"Expected the container's answer from {endpoint}. Received: Connection refused. "
+        "Start it with `make run`, or pass its address with --endpoint."
+    )
+    assert (status, body.decode()) == (502, sentence)
+    assert capfd.readouterr().err == f"tools.function_url: {sentence}\n"
+
+
+@pytest.mark.parametrize(
+    ("emulator", "reason"),
+    [
+        ({"statusCode": 200, "body": "Task timed out"}, "Expected an answer in JSON from"),
+        ({"statusCode": 404, "body": "none"}, "Received: Not Found."),
+        ({"statusCode": 200, "body": '{"errorMessage": "crashed"}'}, "crashed"),
+    ],
+)
+def test_the_reason_of_a_502_is_printed(emulator, reason, capfd):
+    with served(lambda _: emulator) as inner, serving(invoker(inner)) as port:
+        assert ask(f"http://127.0.0.1:{port}")[0] == 502
+    assert reason in capfd.readouterr().err
+
+
 FAILED = (502, b"Internal Server Error")
 
 
@@ -154,6 +297,10 @@ FAILED = (502, b"Internal Server Error")
         ({"statusCode": 200}, (200, b"")),
         ({"statusCode": "200", "body": "a"}, FAILED),
         ({"body": "a"}, FAILED),
+        ({"statusCode": 99, "body": "a"}, FAILED),
+        ({"statusCode": 200, "body": {"a": 1}}, FAILED),
+        ({"statusCode": 200, "body": "a", "isBase64Encoded": True}, FAILED),
+        ({"statusCode": 200, "headers": [1]}, FAILED),
         ([], FAILED),
         (None, FAILED),
     ],
@@ -198,7 +345,7 @@ def test_waiting_for_a_silent_endpoint_ends(monkeypatch):
     monkeypatch.setattr("tools.function_url.TIMEOUT", 0.1)
     ended = threading.Event()
     with served(lambda _: ended.wait(10) or {}) as url:
-        with pytest.raises(OSError, match="timed out"):
+        with pytest.raises(UnreachableError, match=r"Received: none within 0\.1 seconds\."):
             invoker(f"{url}/")({})
         ended.set()
 
@@ -268,6 +415,8 @@ def test_more_than_lambda_takes_is_refused(address):
     most = 4_718_592 - 1500  # bytes: 6 MiB in base64 together with the rest of an event
     assert ask(address, bytes(4_718_592))[0] == 413
     assert ask(address, b"x" * MAX_PAYLOAD)[0] == 413
+    status, _, body = ask(address, bytes(20_000_000))
+    assert (status, json.loads(body)) == (413, {"message": "Request Too Long"})
     with served(lambda event: {"statusCode": 200, "body": event["body"][:4]}) as url:
         assert ask(url, bytes(most))[::2] == (200, b"AAAA")
 
@@ -295,8 +444,7 @@ def test_events_have_the_fields_of_awss_own():
 
 
 def test_a_port_that_is_taken():
-    with serving(lambda _: {}) as server:
-        port = server.server_address[1]
+    with serving(lambda _: {}) as port:
         done = subprocess.run(
             [sys.executable, "-m", "tools.function_url", "--port", str(port)],
             cwd=ROOT,

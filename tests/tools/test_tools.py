@@ -49,8 +49,10 @@ def checkout(tmp_path: Path) -> Path:
     return folder
 
 
-def set_up(checkout: Path, path: str | None = None) -> subprocess.CompletedProcess:
-    environment = os.environ | ({"PATH": path} if path else {})
+def set_up(
+    checkout: Path, path: str | None = None, **variables: str
+) -> subprocess.CompletedProcess:
+    environment = os.environ | {"VIRTUAL_ENV": ""} | ({"PATH": path} if path else {}) | variables
     return subprocess.run(
         [shutil.which("bash"), checkout / "tools" / "setup.sh"],
         cwd=checkout.parent,
@@ -67,7 +69,12 @@ def path_without_python(tmp_path: Path) -> str:
     programs.mkdir()
     for name in ("bash", "cat", "cmp", "cp", "dirname", "env", "mkdir", "rm", "tail", "touch"):
         (programs / name).symlink_to(shutil.which(name))
-    write_program(programs / "python3", "exit 1")
+    # It runs programs as this Python would, and has another version.
+    write_program(
+        programs / "python3",
+        f'[ "$2" = 3.11 ] && exit 1\ncase "$*" in *pip*|*venv*) exit 1;; esac\n'
+        f'exec {sys.executable} "$@"',
+    )
     return str(programs)
 
 
@@ -79,6 +86,68 @@ def test_setup_says_how_to_get_python(checkout: Path, path_without_python: str) 
     )
     assert "apt install python3.11 python3.11-venv" in done.stderr
     assert done.stderr.count("\n") == 1
+    assert not (checkout / ".venv").exists()
+
+
+def program_that_gets_python(path: Path, condition: str) -> None:
+    """Write a uv that finds Python 3.11, which makes no .venv, only once it has installed it."""
+    got, python = path.parent.parent / "got", path.parent.parent / "got-python"
+    write_program(python, '[ "$1" = - ] && echo "$0"')
+    write_program(
+        path,
+        f'echo "$(basename "$0") $*" >> {path.parent.parent}/calls.txt\n'
+        f'case "$*" in\n'
+        f"    *find*) [ -e {got} ] && echo {python} || exit 2;;\n"
+        f"    *install*) {condition} : > {got};;\n"
+        f"esac",
+    )
+
+
+def test_setup_gets_python_with_an_installed_uv(checkout: Path, path_without_python: str) -> None:
+    programs = Path(path_without_python)
+    program_that_gets_python(programs / "uv", "")
+    (programs / "basename").symlink_to(shutil.which("basename"))
+    done = set_up(checkout, path_without_python)
+    assert "Setup: no Python 3.11 here, so uv downloads one\n" in done.stderr
+    assert f"Setup: making .venv with {programs.parent / 'got-python'}\n" in done.stderr
+    calls = (programs.parent / "calls.txt").read_text(encoding="utf-8").splitlines()
+    assert "uv python install 3.11" in calls
+
+
+def test_setup_that_cannot_download_python_ends_in_the_same_sentence(
+    checkout: Path, path_without_python: str
+) -> None:
+    programs = Path(path_without_python)
+    program_that_gets_python(programs / "uv", "exit 1;")
+    (programs / "basename").symlink_to(shutil.which("basename"))
+    done = set_up(checkout, path_without_python)
+    assert done.returncode == 1
+    assert done.stderr.splitlines()[-1].startswith("Setup: expected Python 3.11 with its venv")
+    assert not (checkout / ".venv").exists()
+
+
+def test_setup_uses_an_active_environment_that_has_the_packages(checkout: Path) -> None:
+    active = checkout.parent / "active"
+    subprocess.run([sys.executable, "-m", "venv", "--without-pip", active], check=True)
+    done = set_up(checkout, VIRTUAL_ENV=str(active))
+    assert (done.returncode, done.stderr) == (
+        0,
+        f"Setup: using {active} as .venv, since it has the packages of Pipfile.lock\n",
+    )
+    assert (checkout / ".venv").resolve() == active
+    assert set_up(checkout).stderr == "Setup: .venv is up to date\n"
+
+
+def test_setup_says_what_an_active_environment_lacks(
+    checkout: Path, path_without_python: str
+) -> None:
+    active = checkout.parent / "active"
+    subprocess.run([sys.executable, "-m", "venv", "--without-pip", active], check=True)
+    packages = {name: {"version": "==1.0", "hashes": []} for name in ("one", "two")}
+    lock = {"_meta": {"sources": []}, "default": packages, "develop": {}}
+    (checkout / "Pipfile.lock").write_text(json.dumps(lock), encoding="utf-8")
+    done = set_up(checkout, path_without_python, VIRTUAL_ENV=str(active))
+    assert f"Setup: {active} lacks 2 of 2 packages of Pipfile.lock, such as one" in done.stderr
     assert not (checkout / ".venv").exists()
 
 

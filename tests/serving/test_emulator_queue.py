@@ -1,0 +1,263 @@
+"""The queue in front of AWS's emulator: one request at a time, whatever clients do."""
+
+import contextlib
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+import urllib.error
+import urllib.request
+from concurrent.futures import ThreadPoolExecutor
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+
+import pytest
+from conftest import ROOT
+
+from serving import emulator_queue
+from serving.emulator_queue import MAX_BODY, QueueServer, free_port, main
+
+QUEUE = ROOT / "serving" / "emulator_queue.py"
+PATH = "/2015-03-31/functions/function/invocations"
+
+
+class Emulator(ThreadingHTTPServer):
+    """Answers with what it was sent, after `seconds`; notes the most requests at once."""
+
+    daemon_threads = True
+
+    def __init__(self, seconds=0.0):
+        self.requests, self.inside, self.most, self.seconds = [], 0, 0, seconds
+        super().__init__(("127.0.0.1", 0), Handler)
+
+
+class Handler(BaseHTTPRequestHandler):
+    protocol_version = "HTTP/1.1"
+
+    def do_POST(self):
+        server = self.server
+        server.inside += 1
+        server.most = max(server.most, server.inside)
+        body = self.rfile.read(int(self.headers["Content-Length"] or 0))
+        time.sleep(server.seconds)
+        server.requests.append((self.command, self.path, dict(self.headers), body))
+        self.send_response(202)
+        self.send_header("X-Of", "emulator")
+        self.send_header("Content-Length", str(len(body)))
+        self.end_headers()
+        server.inside -= 1
+        if self.command != "HEAD":
+            self.wfile.write(body)
+
+    def do_HEAD(self):
+        self.do_POST()
+
+    def log_message(self, *_):
+        pass
+
+
+@contextlib.contextmanager
+def running(server):
+    thread = threading.Thread(target=server.serve_forever, args=(0.02,), daemon=True)
+    thread.start()
+    try:
+        yield server
+    finally:
+        server.shutdown()
+        server.server_close()
+
+
+@pytest.fixture
+def emulator():
+    with running(Emulator()) as server:
+        yield server
+
+
+@pytest.fixture
+def port(emulator):
+    with running(QueueServer(0, emulator.server_address[1])) as server:
+        yield server.server_address[1]
+
+
+def post(port, body, timeout=20, **headers):
+    """Return status, headers and body of the answer to `body` on `port`."""
+    request = urllib.request.Request(f"http://127.0.0.1:{port}{PATH}", body, headers)
+    try:
+        with urllib.request.urlopen(request, timeout=timeout) as response:
+            return response.status, dict(response.headers), response.read()
+    except urllib.error.HTTPError as error:
+        with error:
+            return error.code, dict(error.headers), error.read()
+
+
+def send(port, data):
+    """Return all that comes back for the bytes `data`."""
+    with socket.create_connection(("127.0.0.1", port), timeout=20) as connection:
+        connection.sendall(data)
+        return b"".join(iter(lambda: connection.recv(65536), b""))
+
+
+def test_requests_and_answers_pass_as_they_are(emulator, port):
+    status, headers, body = post(port, b'{"url": "a"}', **{"X-Amz-Client-Context": "e30="})
+    assert (status, headers["X-Of"], body) == (202, "emulator", b'{"url": "a"}')
+    assert headers["Connection"] == "close"
+    method, path, sent, body = emulator.requests[0]
+    assert (method, path, body) == ("POST", PATH, b'{"url": "a"}')
+    assert sent["X-Amz-Client-Context"] == "e30="
+    assert sent["Content-Length"] == "12"
+
+
+def test_one_request_at_a_time_reaches_the_emulator(emulator, port):
+    emulator.seconds = 0.01
+    bodies = [str(number).encode() for number in range(40)]
+    with ThreadPoolExecutor(20) as pool:
+        answers = list(pool.map(lambda body: post(port, body)[2], bodies))
+    assert (answers, emulator.most) == (bodies, 1)
+
+
+def test_the_request_of_a_client_that_gave_up_is_finished_first(emulator, port, capfd):
+    emulator.seconds = 0.2
+    for _ in range(3):
+        with pytest.raises(OSError, match="timed out"):
+            post(port, b"given up", timeout=0.02)
+    assert post(port, b"again")[2] == b"again"
+    assert [body for *_, body in emulator.requests] == [b"given up"] * 3 + [b"again"]
+    assert emulator.most == 1
+    assert "Traceback" not in capfd.readouterr().err
+
+
+def test_a_client_that_is_slow_to_send_keeps_nobody_waiting(port):
+    head = f"POST {PATH} HTTP/1.1\r\nHost: a\r\nContent-Length: 9\r\n\r\nhalf".encode()
+    with socket.create_connection(("127.0.0.1", port)) as slow:
+        slow.sendall(head)
+        assert post(port, b"quick", timeout=5)[2] == b"quick"
+    assert post(port, b"and after", timeout=5)[2] == b"and after"
+
+
+def test_only_so_many_connections_are_read_at_once(port, monkeypatch):
+    monkeypatch.setattr(emulator_queue._Handler, "timeout", 0.3)
+    with contextlib.ExitStack() as silent:
+        for _ in range(emulator_queue.MAX_CONNECTIONS):
+            silent.enter_context(socket.create_connection(("127.0.0.1", port)))
+        started = time.monotonic()
+        assert post(port, b"waits its turn", timeout=10)[2] == b"waits its turn"
+        assert time.monotonic() - started > 0.2
+
+
+def test_chunked_bodies_are_read(emulator, port):
+    head = f"POST {PATH} HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: chunked\r\n\r\n".encode()
+    chunks = b"3;name=value\r\n{}\n\r\n00000A\r\n0123456789\r\n0\r\nTrailer: a\r\n\r\n"
+    answer = send(port, head + chunks)
+    assert answer.endswith(b"\r\n\r\n{}\n0123456789")
+    assert answer.startswith(b"HTTP/1.1 202 ")
+    assert "Transfer-Encoding" not in emulator.requests[0][2]
+
+
+@pytest.mark.parametrize(
+    ("headers", "body"),
+    [
+        ("Content-Length: x", ""),
+        ("Content-Length: -1", ""),
+        ("Content-Length: +1", "a"),
+        ("Content-Length: 1_0", ""),
+        ("Content-Length: ", ""),
+        ("Content-Length: 1\r\nContent-Length: 2", "ab"),
+        ("Content-Length: 1\r\nTransfer-Encoding: chunked", "0\r\n\r\n"),
+        ("Transfer-Encoding: gzip, chunked", "0\r\n\r\n"),
+        ("Transfer-Encoding: chunked", "-1\r\n\r\n"),
+        ("Transfer-Encoding: chunked", "0x1\r\na\r\n"),
+        ("Transfer-Encoding: chunked", "\r\n"),
+        ("Transfer-Encoding: chunked", "1" * 2000 + "\r\n"),
+    ],
+)
+def test_malformed_bodies_are_refused(emulator, port, headers, body):
+    answer = send(port, f"POST {PATH} HTTP/1.1\r\nHost: a\r\n{headers}\r\n\r\n{body}".encode())
+    assert answer.startswith(b"HTTP/1.1 400 ")
+    assert json.loads(answer.partition(b"\r\n\r\n")[2])["errorMessage"].startswith("Expected ")
+    assert emulator.requests == []
+
+
+def test_more_than_lambda_takes_is_refused(emulator, port):
+    assert post(port, b"x" * MAX_BODY)[0] == 202
+    status, _, body = post(port, b"x" * (MAX_BODY + 1))
+    assert (status, json.loads(body)["errorType"]) == (413, "RequestTooLargeException")
+    assert len(emulator.requests) == 1
+
+
+def test_head_names_the_length_without_a_body(port):
+    answer = send(port, f"HEAD {PATH} HTTP/1.1\r\nHost: a\r\nContent-Length: 2\r\n\r\nab".encode())
+    assert b"\r\nContent-Length: 2\r\n" in answer
+    assert answer.endswith(b"\r\n\r\n")
+
+
+def test_many_headers_are_passed_on(emulator, port):
+    status, _, _ = post(port, b"{}", **{f"X-{number}": "a" for number in range(150)})
+    assert status == 202
+    assert emulator.requests[0][2]["X-149"] == "a"
+
+
+def test_without_an_emulator_the_answer_says_so():
+    with running(QueueServer(0, free_port())) as server:
+        status, _, body = post(server.server_address[1], b"{}")
+    assert status == 502
+    assert "The Lambda emulator did not answer: " in json.loads(body)["errorMessage"]
+
+
+def test_a_port_that_is_taken(emulator, capsys):
+    # Sets handlers of signals, so the tests' own come back.
+    handlers = [(number, signal.getsignal(number)) for number in (signal.SIGTERM, signal.SIGINT)]
+    try:
+        assert main(emulator.server_address[1], ["/bin/false"]) == 1
+    finally:
+        for number, handler in handlers:
+            signal.signal(number, handler)
+    assert f"Expected port {emulator.server_address[1]} to be free." in capsys.readouterr().err
+
+
+@contextlib.contextmanager
+def queue_in_front_of(folder, code):
+    """The queue's process in front of a program, and its port."""
+    program = folder / "emulator"
+    program.write_text(f"#!{sys.executable}\nimport os, signal, sys, time\n{code}\n")
+    program.chmod(0o755)
+    port = free_port()
+    process = subprocess.Popen([sys.executable, "-I", QUEUE, str(port), program, "bootstrap"])
+    try:
+        yield process, port
+    finally:
+        process.kill()
+        process.wait()
+
+
+@pytest.mark.parametrize(
+    ("ending", "code"), [("sys.exit(3)", 3), ("os.kill(os.getpid(), 9)", 137)], ids=str
+)
+def test_it_ends_with_the_emulator(tmp_path, ending, code):
+    with queue_in_front_of(tmp_path, ending) as (process, _):
+        assert process.wait(20) == code
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT], ids=["docker stop", "Ctrl-C"])
+def test_a_signal_ends_it_and_an_emulator_that_does_not_want_to(tmp_path, number):
+    note = tmp_path / "started"
+    stubborn = (
+        "signal.signal(signal.SIGTERM, signal.SIG_IGN)\n"
+        f"open({str(note)!r} + '.new', 'w').write(f'{{os.getpid()}} {{sys.argv[1:]}}')\n"
+        f"os.rename({str(note)!r} + '.new', {str(note)!r})\ntime.sleep(60)"
+    )
+    with queue_in_front_of(tmp_path, stubborn) as (process, _):
+        deadline = time.monotonic() + 20
+        while not note.exists() and time.monotonic() < deadline:
+            time.sleep(0.01)
+        process_id, arguments = note.read_text().split(" ", 1)
+        assert arguments.startswith("['--runtime-interface-emulator-address', '127.0.0.1:")
+        assert arguments.endswith(", 'bootstrap']")
+        started = time.monotonic()
+        process.send_signal(number)
+        assert process.wait(20) == 128 + number
+        assert time.monotonic() - started < 5
+    with pytest.raises(ProcessLookupError):
+        os.kill(int(process_id), 0)

@@ -1,0 +1,174 @@
+"""tools.container: `make build` and `make run`, in front of a `docker` that only talks."""
+
+import os
+import socket
+import subprocess
+import sys
+
+import pytest
+from conftest import ROOT
+
+from tools import container
+
+CONVERT = """
+import pathlib, sys
+print(*sys.argv)
+if pathlib.Path("refuses").exists():
+    sys.exit(1)
+pathlib.Path(sys.argv[2], "xception_fin_01_0.900.tflite").touch()
+"""
+DOCKER = """#!/bin/sh
+case "$1 $2" in
+    "version "*) [ ! -e no-daemon ] || { echo Cannot connect to the daemon. >&2; exit 1; };;
+    "image inspect") [ "$3" = flowers ] || [ "$3" = mine ];;
+    "build "*) printf ' <%s>' "$@"; echo; [ ! -e build-fails ];;
+    "run "*) printf ' <%s>' "$@"; echo; [ ! -e run-fails ] || exit 125;;
+esac
+"""
+
+
+@pytest.fixture
+def project(tmp_path, monkeypatch):
+    """A project whose models/ has a model, an own one not yet converted, and an empty folder."""
+    (tmp_path / "convert_to_tflite.py").write_text(CONVERT)
+    (tmp_path / "bin").mkdir()
+    (tmp_path / "bin" / "docker").write_text(DOCKER)
+    (tmp_path / "bin" / "docker").chmod(0o755)
+    for name in ("my own", "empty"):
+        (tmp_path / "models" / name).mkdir(parents=True)
+    (tmp_path / "models" / "xception_fin_15_0.966.tflite").touch()
+    (tmp_path / "models" / "my own" / "xception_fin_01_0.900.h5").touch()
+    monkeypatch.setenv("PATH", f"{tmp_path / 'bin'}{os.pathsep}{os.environ['PATH']}")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(container, "ROOT", tmp_path)
+    return tmp_path
+
+
+def call(capfd, *arguments):
+    """Return the exit code, the output and the errors of the command."""
+    code = container.main([*map(str, arguments)])
+    return code, *capfd.readouterr()
+
+
+def test_the_best_model_is_built_into_the_image_and_named(project, capfd):
+    code, printed, _ = call(capfd, "build")
+    model = "models/xception_fin_15_0.966.tflite"
+    assert (code, printed.splitlines()) == (
+        0,
+        [
+            f"Build: flowers with {model}",
+            " <build> <-t> <flowers> <--build-arg> <MODELS=models> <.>",
+            f"Built: flowers with {model}. Run it: make run",
+        ],
+    )
+
+
+@pytest.mark.parametrize("models", ["models/my own", "./models/my own/", "absolute"])
+def test_a_folder_without_a_converted_model_has_its_own_converted(project, capfd, models):
+    models = project / "models" / "my own" if models == "absolute" else models
+    named = ("--runtime", "openvino", "--tag", "mine", "--", "--pull")
+    code, printed, _ = call(capfd, "build", "--models", models, *named)
+    assert code == 0
+    assert "Convert: models/my own has no .tflite file, so xception_fin_01_0.900.h5 is" in printed
+    assert "convert_to_tflite.py --models models/my own\n" in printed
+    assert (
+        " <-t> <mine> <--build-arg> <MODELS=models/my own> <--build-arg> <RUNTIME=openvino>"
+        in printed
+    )
+    assert "<--pull> <.>" in printed
+    assert printed.endswith(
+        "Built: mine with models/my own/xception_fin_01_0.900.tflite. Run it: make run TAG=mine\n"
+    )
+    _, again, _ = call(capfd, "build", "--models", models)
+    assert "Convert:" not in again
+
+
+@pytest.mark.parametrize(
+    ("arguments", "sentence"),
+    [
+        (("build", "--models", "models/none"), "Received: models/none, which is none. Check its"),
+        (("build", "--models", "mine"), "Expected MODELS to be models or a folder in it"),
+        (("build", "--models", ".."), "Expected MODELS to be models or a folder in it"),
+        (
+            ("build", "--models", "models/empty"),
+            "Expected a model such as xception_fin_01_0.900.h5",
+        ),
+        (("build", "--runtime", "tflite"), "Expected RUNTIME to be tflite-runtime, ai-edge-litert"),
+        (("build", "--", "--build-arg", "MODELS=models/x"), "Run: make build MODELS=models/x"),
+        (
+            ("run", "--tag", "other"),
+            "Expected a container image other. Received: none of that name.",
+        ),
+    ],
+)
+def test_what_cannot_be_built_or_run_is_one_sentence(project, capfd, arguments, sentence):
+    code, printed, errors = call(capfd, *arguments)
+    assert (code, printed) == (1, "")
+    assert errors.startswith("tools.container: Expected ")
+    assert sentence in errors
+    assert errors.count("\n") == 1
+
+
+@pytest.mark.parametrize(
+    ("fault", "arguments", "sentence"),
+    [
+        ("no-daemon", ("build",), "Received: Cannot connect to the daemon. Start Docker"),
+        ("no-daemon", ("run",), "Received: Cannot connect to the daemon. Start Docker"),
+        ("build-fails", ("build",), "docker build failed; its reason is above."),
+        ("run-fails", ("run", "--port", "{free}"), "choose another: make run PORT="),
+        (
+            "refuses",
+            ("build", "--models", "models/my own"),
+            "--models 'models/my own' --data FOLDER",
+        ),
+    ],
+)
+def test_failures_of_other_programs_are_followed_by_a_sentence(
+    project, capfd, fault, arguments, sentence
+):
+    (project / fault).touch()
+    code, _, errors = call(capfd, *(word.format(free=container_port()) for word in arguments))
+    assert code == 1
+    assert sentence in errors
+
+
+def test_without_docker_it_says_so(project, capfd, monkeypatch):
+    monkeypatch.setenv("PATH", str(project))
+    code, _, errors = call(capfd, "run")
+    assert code == 1
+    assert "Expected Docker. Received: no such program." in errors
+
+
+def container_port():
+    """Return a free port of 127.0.0.1."""
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        return listener.getsockname()[1]
+
+
+def test_the_container_is_for_this_machine_only_and_has_no_rights(project, capfd):
+    port = container_port()
+    code, printed, _ = call(capfd, "run", "--port", port, "--tag", "mine", "--", "-e", "A=b c")
+    assert code == 0
+    assert f"Serve: mine on http://localhost:{port}; press Ctrl-C to stop." in printed
+    assert f" <run> <--rm> <-p> <127.0.0.1:{port}:8080> <--read-only>" in printed
+    for words in ("<--cap-drop> <ALL>", "<--security-opt> <no-new-privileges>", "<--memory>"):
+        assert words in printed
+    assert "<--user> <65534:65534>" in printed
+    assert printed.endswith(" <-e> <A=b c> <mine>\n")
+
+
+def test_a_port_that_is_taken_is_told_with_another(project, capfd):
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        port = listener.getsockname()[1]
+        code, printed, errors = call(capfd, "run", "--port", port)
+    assert (code, printed) == (1, "")
+    assert f"Expected port {port} to be free. Received: a program listens on it." in errors
+    assert f"make run PORT={port + 1}" in errors
+
+
+@pytest.mark.parametrize("port", ["0", "65536", "http", "-1", "8080:8080"])
+def test_ports_are_numbers(port):
+    command = [sys.executable, "-m", "tools.container", "run", f"--port={port}"]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 2
+    assert f"expected PORT to be a number from 1 to 65535. Received: {port}" in done.stderr
