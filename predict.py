@@ -27,6 +27,7 @@ from serving.errors import InternalError, ModelError, ServingError, UserError, e
 from serving.fetch import prepare
 from serving.model_files import best_model, thread_count
 from training.image_files import expand, is_url, read_image
+from training.model_facts import ModelFacts, add_model_flags
 from training.streams import print_error, printable, without_info_lines
 
 if TYPE_CHECKING:
@@ -34,7 +35,8 @@ if TYPE_CHECKING:
 
 MODELS = Path("models")
 BESIDE = Path(__file__).resolve().parent  # where models/ is looked for next
-SUFFIXES = (".tflite", ".h5")  # of models; of equally good ones the first
+CHECKPOINTS = (".h5", ".keras")
+SUFFIXES = (".tflite", *CHECKPOINTS)  # of models; of equally good ones the first
 LISTED = 10  # class names in the line about the model
 
 
@@ -56,7 +58,7 @@ def main(arguments: list[str] | None = None) -> int:
     """Classify images as the command line says and return the exit code."""
     flags = parse_arguments(arguments)
     return cli.run_command(
-        lambda: predict(flags.images, flags.model, flags.printer),
+        lambda: predict(flags.images, flags.model, ModelFacts.read(flags), flags.printer),
         "predict.py",
         paths="read the model and print the scores",
         advice="Check the paths, their permissions and the free disk space.",
@@ -64,18 +66,22 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 def predict(
-    images: list[str], model: Path | None, make_printer: Callable[[AnyClassifier], PrintAnswer]
+    images: list[str],
+    model: Path | None,
+    facts: ModelFacts,
+    make_printer: Callable[[AnyClassifier], PrintAnswer],
 ) -> int:
     """Print the scores of each image and return the exit code.
 
-    It is 1 if an image could not be read.
+    It is 1 if an image could not be read. `facts` are what is known of a checkpoint of another
+    program.
 
     Raises:
         ModelError: there is no model, or it cannot be loaded.
         AllowError: FETCH_ALLOW is malformed and there are URLs.
     """
     path = find_model(model)
-    classifier = load_classifier(path)
+    classifier = load_classifier(path, facts)
     print_error(describe_model(path, classifier))
     if any(map(is_url, images)):
         prepare()
@@ -105,18 +111,18 @@ def find_model(model: Path | None) -> Path:
     return best_model(model, *SUFFIXES)
 
 
-def load_classifier(path: Path) -> AnyClassifier:
-    """Return the classifier in `path`, a `.tflite` or `.h5` file.
+def load_classifier(path: Path, facts: ModelFacts | None = None) -> AnyClassifier:
+    """Return the classifier in `path`, a `.tflite`, `.h5` or `.keras` file.
 
     Raises:
-        ModelError: the file is missing, damaged, or was not made by this project.
+        ModelError: the file is missing, damaged, or no image classifier that can be read.
     """
     try:
-        if path.suffix == ".h5":
+        if path.suffix in CHECKPOINTS:
             # Imported only here, because TensorFlow takes seconds.
             from training.checkpoint import CheckpointClassifier
 
-            return CheckpointClassifier(path)
+            return CheckpointClassifier(path, facts)
         with without_info_lines():  # TFLite says at each start that it uses XNNPACK
             return Classifier(path, threads=thread_count())
     except (UserError, OSError, ImportError):
@@ -218,7 +224,8 @@ def parse_arguments(arguments: list[str] | None) -> argparse.Namespace:
     parser = cli.make_parser(__doc__)
     add = parser.add_argument
     add("images", nargs="+", metavar="IMAGE_OR_URL", help="file, folder or URL")
-    add("--model", type=cli.path, help=".tflite or .h5 file, or a folder [the best in models/]")
+    add("--model", type=cli.path, help="model file, or a folder [the best in models/]")
+    add_model_flags(parser)
     output = parser.add_mutually_exclusive_group()
     for flag, printer, text in (
         ("--json", json_printer, "print one JSON object per line"),

@@ -237,7 +237,7 @@ def answers(monkeypatch):
                 raise scores[image]
             return scores[image]
 
-        monkeypatch.setattr(script, "load_classifier", lambda _: Stub())
+        monkeypatch.setattr(script, "load_classifier", lambda *_: Stub())
         monkeypatch.setattr(script, "read_image", read)
         return ["--model", "stub.tflite", *scores]
 
