@@ -6,7 +6,9 @@ import zipfile
 import h5py
 import numpy as np
 import pytest
+from PIL import Image
 
+import predict
 from serving.errors import ModelError
 from serving.preprocess import scale
 from training.backend import keras
@@ -276,6 +278,20 @@ def test_what_a_plain_file_does_not_say_has_to_be_given(networks, tmp_path):
         (tmp_path / "flowers" / name).mkdir(parents=True)
     _, metadata = load_checkpoint(path, ModelFacts((), "1/255", tmp_path / "flowers"))
     assert metadata.class_names == NAMES
+
+
+def test_predict_takes_a_plain_file(networks, tmp_path, capsys):
+    path, image = tmp_path / "a.h5", tmp_path / "a.png"
+    write_keras_2(networks["nested"], path)
+    Image.fromarray(PIXELS[0].astype("uint8")).save(image)
+    flags = ["--input-scaling", "1/255", "--classes", ",".join(NAMES)]
+    assert predict.main(["--json", "--model", str(path), str(image), *flags]) == 0
+    scores = json.loads(capsys.readouterr().out)["scores"]
+    expected = np.asarray(networks["nested"](TRAINED_ON["1/255"][:1], training=False))[0]
+    assert list(scores) == list(NAMES)
+    assert list(scores.values()) == pytest.approx(expected, abs=1e-4)
+    assert predict.main(["--model", str(path), str(image)]) == 1
+    assert "--classes" in capsys.readouterr().err
 
 
 def test_what_a_checkpoint_says_itself_is_not_given(small_checkpoint):
