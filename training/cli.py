@@ -66,7 +66,7 @@ def run_command(
 def reason_of(error: OSError) -> str:
     """Return what went wrong, and with which file, on one line; HDF5 writes a page."""
     text = os.strerror(error.errno) if error.errno else str(error).split("\n", 1)[0]
-    return f"{text} ({streams.printable(str(error.filename))})" if error.filename else text
+    return f"{text} ({streams.printable(error.filename)})" if error.filename else text
 
 
 def first_line(error: Exception) -> str:

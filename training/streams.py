@@ -38,9 +38,9 @@ def prepare() -> None:
     sys.excepthook = partial(_print_exception, sys.excepthook)
 
 
-def printable(text: str) -> str:
+def printable(text: object) -> str:
     """Return `text` on one line, with escapes for what a terminal would obey or cannot show."""
-    return UNPRINTABLE.sub(lambda found: found[0].encode("unicode_escape").decode(), text)
+    return UNPRINTABLE.sub(lambda found: found[0].encode("unicode_escape").decode(), str(text))
 
 
 def print_error(text: str) -> None:

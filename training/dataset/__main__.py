@@ -12,8 +12,8 @@ from pathlib import Path
 
 from training.cli import make_parser, run_command
 from training.dataset.checks import check_dataset, format_checks
-from training.dataset.names import printable
 from training.dataset.scan import TooFewImagesError, scan
+from training.streams import printable
 
 LISTED = 10  # findings of each kind; --json has all
 

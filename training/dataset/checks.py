@@ -6,8 +6,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from training.dataset.duplicates import find_duplicates
-from training.dataset.names import printable
 from training.dataset.scan import EXCLUDED, Dataset, class_of, scan
+from training.streams import printable
 
 Group = tuple[str, ...]  # "class/file" of images that are copies of each other, sorted
 

@@ -9,8 +9,8 @@ from pathlib import Path
 from PIL import Image
 
 from serving.image import FORMATS
-from training.dataset.names import printable
 from training.files import IMAGE_SUFFIXES
+from training.streams import printable
 
 LISTED = 3  # reasons, folders or classes that a sentence names
 LOOKED_AT = 50  # files of a folder, to find an image among them

@@ -12,16 +12,12 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from training.errors import DataError
+from training.streams import printable
 
 # Unicode categories that a class name may not have: control characters, bytes that are not text,
 # and line or paragraph separators.
 UNWRITABLE = {"Cc", "Cs", "Zl", "Zp"}
 INVISIBLE = "\ufeff\u200b\u200c\u200d\u2060"  # zero-width characters, which copying picks up
-
-
-def printable(text: object) -> str:
-    """Return `text` with bytes that are not text escaped, so that it can be printed."""
-    return str(text).encode(errors="backslashreplace").decode()
 
 
 def composed(name: str) -> str:
@@ -50,7 +46,7 @@ def check_class_names(folder: Path, names: Sequence[str]) -> None:
         if any(unicodedata.category(c) in UNWRITABLE for c in name) or not name.strip():
             raise DataError(
                 "Expected folders whose names are one line of text (UTF-8), as they become the "
-                f"class names. Received: {printable(ascii(name))} in {printable(folder)}. "
+                f"class names. Received: {name!a} in {printable(folder)}. "
                 "Rename it."
             )
         if name != name.strip():

@@ -27,11 +27,11 @@ from training.dataset.names import (
     check_class_names,
     composed,
     has_line_break,
-    printable,
     read_lines,
 )
 from training.dataset.perceptual_hash import perceptual_hash, thumbnail
 from training.errors import DataError
+from training.streams import printable
 
 MIN_IMAGES = 5  # in each class, so that a fifth of it is at least one
 HOW_TO_GET_DATA = (

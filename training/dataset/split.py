@@ -10,9 +10,10 @@ from pathlib import Path
 import numpy as np
 
 from training.dataset.duplicates import find_duplicates
-from training.dataset.names import composed, printable
+from training.dataset.names import composed
 from training.dataset.scan import Dataset, class_of
 from training.errors import DataError
+from training.streams import printable
 
 
 @dataclass(frozen=True)

@@ -8,8 +8,8 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from training.dataset.names import printable
 from training.evaluation.calibration import error_by_chance, expected_calibration_error
+from training.streams import printable
 
 CONFIDENCE = 0.95
 RESAMPLES = 2000
@@ -164,7 +164,7 @@ def table(metrics: dict) -> str:
 
 def shown(name: str, limit: int = MAX_NAME) -> str:
     """Return `name` on one line of at most `limit` characters."""
-    name = " ".join(printable(name).split())
+    name = printable(" ".join(name.split()))
     return name if len(name) <= limit else name[: limit - 1] + "…"
 
 

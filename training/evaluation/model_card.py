@@ -6,11 +6,11 @@ from collections import Counter
 from collections.abc import Sequence
 
 from training.backend import keras
-from training.dataset.names import printable
 from training.dataset.scan import Dataset, class_of
 from training.evaluation.metrics import percent
 from training.evaluation.run import EvaluationRun
 from training.markdown import markdown_table
+from training.streams import printable
 
 METRICS = "metrics.json"
 CARD = "README.md"
@@ -284,5 +284,5 @@ def _sentence(text: str) -> str:
 
 def _plain(value: object) -> str:
     """Return `value` as one line of Markdown that renders literally."""
-    text = " ".join(printable(value).split())
+    text = printable(" ".join(str(value).split()))
     return re.sub(r"[\\`*|<>\[\]$]|\b_|_\b", r"\\\g<0>", text)

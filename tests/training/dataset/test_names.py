@@ -3,10 +3,11 @@
 import pytest
 from PIL import Image
 
-from training.dataset.names import FileIndex, check_class_names, look, printable, read_lines
+from training.dataset.names import FileIndex, check_class_names, look, read_lines
 from training.dataset.scan import require, scan
 from training.dataset.split import Split
 from training.errors import DataError
+from training.streams import printable
 
 CAFE = "caf\u00e9"  # composed, as Linux and Windows write it
 CAFE_OF_MAC = "cafe\u0301"  # decomposed
