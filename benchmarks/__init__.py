@@ -1,3 +1,3 @@
 """Speed and memory, as ratios measured side by side in one run."""
 
-import training  # noqa: F401 - first, since it explains missing packages
+from training import environment  # noqa: F401 - first, since its package explains missing ones

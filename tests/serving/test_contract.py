@@ -28,8 +28,8 @@ def handler(small_tflite):
 
 @pytest.fixture(scope="module")
 def address(handler):
-    with serving(handler.handle) as server:
-        yield f"http://127.0.0.1:{server.server_address[1]}"
+    with serving(handler.handle) as port:
+        yield f"http://127.0.0.1:{port}"
 
 
 def test_every_answer_is_as_the_openapi_document_says(address, tmp_path):
