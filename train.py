@@ -162,7 +162,7 @@ def report(
         )
     source = report_source(run, inputs)
     result = evaluate.calibrate(*load_checkpoint(checkpoint), dataset, split, source)
-    path = evaluate.save(result, models, split)
+    path = evaluate.save(result, models, split, checkpoint)
     if checkpoint != path:
         TrainingState.update(models / STATE, checkpoint=path.name)
         remove_checkpoint(checkpoint)

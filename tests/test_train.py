@@ -1028,7 +1028,7 @@ def test_the_best_epoch_is_calibrated_named_and_reported_on(monkeypatch, tmp_pat
     sources = evaluate.ReportSources(info, tmp_path / train.HISTORY, features="features")
     assert calls == [
         ("calibrate", f"model of {path.name}", "facts", dataset, split, "features for validation"),
-        ("save", calibrated, tmp_path, split),
+        ("save", calibrated, tmp_path, split, path),
         ("report", calibrated, named, dataset, split, sources),
     ]
     assert noted == {(state, "reported"): 48} | (

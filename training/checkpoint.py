@@ -7,6 +7,7 @@ The root attributes of the file hold what Keras does not store:
 
 import json
 import math
+import shutil
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
@@ -27,6 +28,7 @@ from training.model_facts import INPUT_SCALINGS, ModelFacts
 from training.plain_keras import fold_input_scaling, is_keras_file, read_network
 
 CHECKPOINT = "xception_fin_{epoch:02d}_{val_accuracy:.3f}.h5"
+EARLIER = "earlier"  # folder for checkpoints of a run that another one has replaced
 
 
 @dataclass(frozen=True)
@@ -198,6 +200,18 @@ def remove_checkpoint(checkpoint: Path) -> None:
     split_record(checkpoint).unlink(missing_ok=True)
 
 
+def set_aside(checkpoint: Path) -> None:
+    """Move `checkpoint`, its split, report and .tflite files into `EARLIER` beside it."""
+    place = checkpoint.parent / EARLIER
+    place.mkdir(exist_ok=True)
+    for path in sorted(checkpoint.parent.iterdir()):
+        if path.name == checkpoint.stem or path.name.startswith(f"{checkpoint.stem}."):
+            new = place / path.name
+            if new.is_dir():
+                shutil.rmtree(new)
+            path.replace(new)
+
+
 class CheckpointClassifier:
     """A `.h5` or `.keras` checkpoint with the interface of `serving.classifier.Classifier`."""
 
@@ -262,18 +276,20 @@ class BestCheckpoint(keras.callbacks.Callback):
         if self.path and self._rank(accuracy, loss) <= self._rank(*self.best):
             return
         path = self.folder / self.pattern.format(epoch=epoch + 1, val_accuracy=accuracy)
-        if path.name == self.pattern or not _holds_better(path, accuracy):
-            metadata = Metadata(self.class_names, epoch + 1, accuracy)
-            save_checkpoint(self.full_model(), path, metadata)
-            write_atomically(split_record(path), self.split.write)
+        if path.name != self.pattern and _is_of_another_run(path, accuracy):
+            set_aside(path)
+        metadata = Metadata(self.class_names, epoch + 1, accuracy)
+        save_checkpoint(self.full_model(), path, metadata)
+        write_atomically(split_record(path), self.split.write)
         self.best, self.path = (accuracy, loss), path
 
     def _rank(self, accuracy: float, loss: float) -> tuple[float, float]:
         return (accuracy, -loss) if self.monitor == "val_accuracy" else (-loss, accuracy)
 
 
-def _holds_better(path: Path, accuracy: float) -> bool:
-    """Return whether another run's checkpoint with this name is better than `accuracy`."""
+def _is_of_another_run(path: Path, accuracy: float) -> bool:
+    """Return whether there is a file `path` that no run with this `accuracy` has just written."""
     with suppress(ModelError):
-        return read_metadata(path).val_accuracy > accuracy
-    return False
+        metadata = read_metadata(path)
+        return metadata.val_accuracy != accuracy or metadata.temperature != 1
+    return path.exists()

@@ -14,7 +14,7 @@ import numpy as np
 from serving.errors import ModelError
 from training.backend import keras
 from training.batches import Batches, PaddedBatches, TrainingBatches, image_indices
-from training.checkpoint import CHECKPOINT, BestCheckpoint
+from training.checkpoint import CHECKPOINT, EARLIER, BestCheckpoint
 from training.dataset.scan import find_classes
 from training.dataset.split import Split
 from training.distribute import Workers
@@ -27,7 +27,6 @@ from training.model import split_at_block, with_policy
 from training.pretrained import load_pretrained
 from training.recipes import Recipe, RunOptions
 from training.resume import (
-    EARLIER,
     STATE,
     RequireFiniteLoss,
     SaveState,

@@ -13,13 +13,12 @@ import h5py
 
 from serving.errors import ModelError
 from training.backend import keras
-from training.checkpoint import BestCheckpoint, read_metadata, split_record
+from training.checkpoint import BestCheckpoint, read_metadata, set_aside, split_record
 from training.errors import DataError, TrainingError
 from training.files import write_atomically
 from training.recipes import ORIGINAL, Recipe, RunOptions
 
 STATE = "xception_fin.resume.weights.h5"
-EARLIER = "earlier"  # folder for checkpoints of a run that another one has replaced
 ATTRIBUTE = "run"  # of the HDF5 file
 
 
@@ -155,16 +154,6 @@ def unreported_checkpoints(folder: Path) -> list[Path]:
             ):
                 found.append(path)
     return found
-
-
-def set_aside(checkpoint: Path) -> None:
-    """Move `checkpoint`, its split and what was converted from it into `EARLIER` beside it."""
-    place = checkpoint.parent / EARLIER
-    place.mkdir(exist_ok=True)
-    stem = checkpoint.stem
-    for path in sorted(checkpoint.parent.iterdir()):
-        if path.name.startswith(f"{stem}.") and path.is_file():
-            path.replace(place / path.name)
 
 
 def resume_command(options: RunOptions) -> str:

@@ -249,14 +249,13 @@ def test_a_resumed_run_whose_best_was_removed_keeps_the_next_one(model, tmp_path
     assert best.path.exists()
 
 
-def test_a_better_checkpoint_of_the_same_name_is_not_overwritten(model, tmp_path):
+def test_another_checkpoint_of_the_same_name_is_not_overwritten(model, tmp_path):
     best_checkpoint(model, tmp_path).on_epoch_end(0, {"val_accuracy": 0.8004, "val_loss": 1.0})
     before = (tmp_path / "xception_fin_01_0.800.h5").read_bytes()
     train(model, 3)
     best_checkpoint(model, tmp_path).on_epoch_end(0, {"val_accuracy": 0.8001, "val_loss": 1.0})
-    assert (tmp_path / "xception_fin_01_0.800.h5").read_bytes() == before
-    best_checkpoint(model, tmp_path).on_epoch_end(0, {"val_accuracy": 0.8004, "val_loss": 1.0})
-    assert (tmp_path / "xception_fin_01_0.800.h5").read_bytes() != before
+    assert (tmp_path / "earlier" / "xception_fin_01_0.800.h5").read_bytes() == before
+    assert read_metadata(tmp_path / "xception_fin_01_0.800.h5").val_accuracy == 0.8001
 
 
 def test_a_run_goes_on_exactly(model, tmp_path):

@@ -15,6 +15,7 @@ from serving.preprocess import preprocess
 from training import checkpoint as module
 from training.backend import keras
 from training.checkpoint import (
+    EARLIER,
     BestCheckpoint,
     CheckpointClassifier,
     Metadata,
@@ -261,20 +262,36 @@ def test_what_beats_an_accuracy_of_a_half_at_a_loss_of_one(
     assert (best.best == (0.5, 1.0)) == (not better)
 
 
-def test_another_runs_checkpoint_of_this_name_stays_where_it_is_better(tmp_path, monkeypatch):
+@pytest.mark.parametrize(("accuracy", "temperature"), [(0.5003, 1.0), (0.5001, 0.8), (None, 1.0)])
+def test_another_runs_checkpoint_of_this_name_moves_aside(
+    tmp_path, monkeypatch, accuracy, temperature
+):
     saved = Saved(monkeypatch)
-    path = tmp_path / "p_01_0.500.h5"
-    with h5py.File(path, "w") as file:
-        write_metadata(file, Metadata(("a", "b"), 1, 0.5003))
+    path, earlier = tmp_path / "p_01_0.500.h5", tmp_path / EARLIER
+    if accuracy:
+        with h5py.File(path, "w") as file:
+            write_metadata(file, Metadata(("a", "b"), 1, accuracy, temperature))
+    else:
+        path.write_text("no checkpoint at all")
+    content = path.read_bytes()
+    for folder in (tmp_path / "p_01_0.500", earlier / "p_01_0.500"):
+        folder.mkdir(parents=True)
+        (folder / "README.md").write_text(f"in {folder.parent.name}")
     best = best_of(tmp_path)
     end(best, 0, 0.5001, 1.0)
-    assert saved.saved == []
-    assert (best.best, best.path) == ((0.5001, 1.0), path)
-    end(best_of(tmp_path), 0, 0.5003, 1.0)
     assert len(saved.saved) == 1
-    path.write_text("no checkpoint at all")
-    end(best_of(tmp_path), 0, 0.5, 1.0)
-    assert len(saved.saved) == 2
+    assert (best.best, best.path) == ((0.5001, 1.0), path)
+    assert (earlier / path.name).read_bytes() == content
+    assert (earlier / "p_01_0.500" / "README.md").read_text() == f"in {tmp_path.name}"
+
+
+def test_an_epoch_that_is_repeated_replaces_its_checkpoint(tmp_path, monkeypatch):
+    saved = Saved(monkeypatch)
+    with h5py.File(tmp_path / "p_01_0.500.h5", "w") as file:
+        write_metadata(file, Metadata(("a", "b"), 1, 0.5001))
+    end(best_of(tmp_path), 0, 0.5001, 1.0)
+    assert len(saved.saved) == 1
+    assert not (tmp_path / EARLIER).exists()
 
 
 @pytest.mark.parametrize("checkpoint", [None, "gone.h5"])

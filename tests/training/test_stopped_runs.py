@@ -15,14 +15,13 @@ import train
 from serving.errors import ModelError, UserError
 from training import fit as module
 from training.backend import keras
-from training.checkpoint import Metadata, write_metadata
+from training.checkpoint import EARLIER, Metadata, write_metadata
 from training.dataset.split import Split
 from training.distribute.workers import Workers
 from training.errors import DataError, TrainingError
 from training.fit import advise_recipe, claim_models, fit_epochs, learning_rate, prepare_model
 from training.recipes import FINE_TUNE, ORIGINAL, RunOptions
 from training.resume import (
-    EARLIER,
     STATE,
     RequireFiniteLoss,
     SetAsideEarlierRun,

@@ -22,6 +22,7 @@ from training.checkpoint import (
     load_checkpoint,
     read_split,
     save_checkpoint,
+    set_aside,
     split_record,
 )
 from training.dataset.names import composed
@@ -40,7 +41,7 @@ from training.evaluation.report import write_report
 from training.evaluation.run import EvaluationRun, RunInfo
 from training.files import claim_folder, write_atomically
 from training.images import ImageSource, Source
-from training.model import split_at_block, with_input_size
+from training.model import split_at_block, weights_digest, with_input_size
 
 BATCH_SIZE = 32
 LABEL_ISSUES = "probable_wrong_labels.txt"
@@ -106,14 +107,26 @@ def calibrate(
     )
 
 
-def save(result: CalibratedModel, models: Path, split: Split) -> Path:
-    """Write the checkpoint, named by its accuracy, and its split into `models`; return its path."""
+def save(result: CalibratedModel, models: Path, split: Split, evaluated: Path) -> Path:
+    """Write the checkpoint, named by its accuracy, and its split into `models`; return its path.
+
+    Another model of that name moves aside, unless it is `evaluated`, which this one was made from.
+    """
     path = models / CHECKPOINT.format(
         epoch=result.metadata.epoch, val_accuracy=result.metadata.val_accuracy
     )
+    if path.exists() and not path.samefile(evaluated) and not _holds(path, result.model):
+        set_aside(path)
     save_checkpoint(result.model, path, result.metadata)
     write_atomically(split_record(path), split.write)
     return path
+
+
+def _holds(path: Path, model: keras.Model) -> bool:
+    """Return whether the checkpoint at `path` has the weights of `model`."""
+    with suppress(ModelError):
+        return weights_digest(load_checkpoint(path)[0]) == weights_digest(model)
+    return False
 
 
 @dataclass(frozen=True)
@@ -272,7 +285,7 @@ def reevaluate(
         info = replace(info, as_labelled=accuracy_as_labelled(result, dataset, split, excluded))
         curves = checkpoint.with_suffix("") / CURVES
         sources = ReportSources(info, curves=curves if curves.exists() else None)
-        report(result, save(result, folder, split), dataset, split, sources)
+        report(result, save(result, folder, split, checkpoint), dataset, split, sources)
 
 
 def _scan_classes(data: Path, exclude: Path | None, class_names: tuple[str, ...]) -> Dataset:

@@ -78,6 +78,23 @@ def answers(path, drawn, images):
     return network.predict(inputs, verbose=0), dataset.labels(images)
 
 
+def test_only_another_model_of_the_same_name_moves_aside(made, drawn, tmp_path):
+    _, [path] = run(made, tmp_path, drawn)
+    _, [again] = run(made, tmp_path, drawn)
+    assert again == path
+    assert not (tmp_path / "earlier").exists(), "it was the same model"
+    network, metadata = load_checkpoint(path)
+    network.layers[-1].set_weights([weights * 2 for weights in network.layers[-1].get_weights()])
+    save_checkpoint(network, path, metadata)
+    other = path.read_bytes()
+    _, [again] = run(made, tmp_path, drawn)
+    assert (tmp_path / "earlier" / path.name).read_bytes() == other
+    assert (tmp_path / "earlier" / path.stem / "README.md").exists()
+    assert (path.with_suffix("") / "README.md").exists()
+    _, [again] = run(path, tmp_path, drawn)  # in place
+    assert len(list((tmp_path / "earlier").glob("*.h5"))) == 1
+
+
 def test_what_is_excluded_is_neither_reported_on_nor_fitted_to(made, drawn, tmp_path, capsys):
     whole = Split.read(split_record(made))
     out = {whole.evaluated[0], whole.validation[0], whole.train[0]}
