@@ -6,6 +6,7 @@ import json
 import re
 
 from serving import events
+from serving.bodies import is_binary
 from serving.errors import EventSourceError
 
 SCHEDULERS = ("aws.events", "aws.scheduler")  # EventBridge's rules and its Scheduler
@@ -97,10 +98,10 @@ def refuse(service: str) -> EventSourceError:
 
 
 def unwrap(event: object) -> object:
-    """Return the JSON in the `body` of an `event` without HTTP, as tests in the console have it.
+    """Return the request in the `body` of an `event` without HTTP, as tests in the console have it.
 
     Raises:
-        InvalidRequestError: there is a body, but it is not JSON.
+        InvalidRequestError: there is a body, but it is neither JSON nor an image.
     """
     if not isinstance(event, dict) or events.named_keys(event):
         return event
@@ -108,7 +109,9 @@ def unwrap(event: object) -> object:
     if not isinstance(body, str):
         return body if isinstance(body, dict) else event
     try:
-        encoded = event.get("isBase64Encoded") is True
-        return json.loads(base64.b64decode(body, validate=True) if encoded else body)
+        if event.get("isBase64Encoded") is not True:
+            return json.loads(body)
+        data = base64.b64decode(body, validate=True)
+        return {"image": body} if is_binary(data) else json.loads(data)
     except (ValueError, RecursionError, binascii.Error):
         raise events.refusal("a body that is not JSON") from None

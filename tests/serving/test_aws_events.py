@@ -1,5 +1,6 @@
 """serving.aws_events: whose an event of a direct invocation is."""
 
+import base64
 import json
 from types import SimpleNamespace
 
@@ -145,6 +146,11 @@ def test_over_http_none_of_them_is_anything_but_a_wrong_body(event, handler):
 def test_the_console_s_events_have_their_json_in_a_body(event, handler):
     assert unwrap(event)["url"] == URL["url"]
     assert "Received: another scheme" in handler.handle(event)["error"]["message"]
+
+
+def test_the_console_s_events_may_have_an_image_as_body():
+    text = base64.b64encode(b"\xff\xd8\xff\xe0").decode()
+    assert unwrap({"body": text, "isBase64Encoded": True}) == {"image": text}
 
 
 @pytest.mark.parametrize("body", ["", "{", "[" * 100_000, "rose"])
