@@ -49,14 +49,24 @@ KEYS = {
     ("alarmData", "alarmArn"): "CloudWatch alarms",
     ("bot", "sessionState"): "Amazon Lex",
     ("bot", "currentIntent"): "Amazon Lex",
+    ("context", "request", "version"): "Alexa",
     ("session", "request", "version"): "Alexa",
+    ("directive",): "Alexa",
     ("Name", "Details"): "Amazon Connect",
     ("labelingJobArn",): "Amazon SageMaker",
     ("summaryVersion", "envelope"): "Amazon WorkMail",
     ("Error", "Cause"): "AWS Step Functions",
     ("cf",): "Amazon CloudFront",
     ("messageVersion", "agent"): "Amazon Bedrock",
+    ("messageVersion", "flow"): "Amazon Bedrock",
     ("arguments", "info"): "AWS AppSync",
+    ("arguments", "fieldName"): "AWS AppSync",
+    ("authorizationToken", "requestContext"): "AWS AppSync",
+    ("fragment", "transformId"): "AWS CloudFormation",
+    ("DeploymentId", "LifecycleEventHookExecutionId"): "AWS CodeDeploy",
+    ("TopicArn", "Type"): "Amazon SNS",
+    ("serverId", "username"): "AWS Transfer Family",
+    ("serverId", "token"): "AWS Transfer Family",
     ("requestPayload", "responsePayload"): "a Lambda destination",
 }
 UNKNOWN = "an AWS service"
@@ -85,8 +95,16 @@ def find_service(event: object) -> str | None:
     said = first.get("eventSource", first.get("EventSource"))
     if isinstance(said, str):
         return RECORDS.get(said, said if _NAME.fullmatch(said) else UNKNOWN)
+    if is_web_socket(first):
+        return "an API Gateway WebSocket"
     by_keys = (name for keys, name in KEYS.items() if all(key in first for key in keys))
     return next(by_keys, UNKNOWN if has_records else None)
+
+
+def is_web_socket(event: dict) -> bool:
+    """Return whether `event` is one of API Gateway's WebSocket APIs."""
+    context = event.get("requestContext")
+    return isinstance(context, dict) and "connectionId" in context
 
 
 def refuse(service: str) -> EventSourceError:

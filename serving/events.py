@@ -34,7 +34,7 @@ _LINK = re.compile(
 )
 # What a sentence puts behind a URL. Programs that turn URLs into links leave it out.
 _PUNCTUATION = ".,;:!\u3001\u3002\uff01\uff0c\uff1a\uff1b\u2026"
-_SCHEME = re.compile(r"^(https?):[/\\]*", re.IGNORECASE)
+_SCHEME = re.compile(r"^(https?):[/\\]+", re.IGNORECASE)
 _URL_START = re.compile(r"(?:^|\s)https?:[/\\]", re.IGNORECASE)
 # The part of a data: URL before its data. Some clients omit what stands before "base64".
 _DATA_URL = re.compile(

@@ -58,6 +58,26 @@ FOREIGN = [
     ({"deliveryStreamArn": "arn", "records": []}, "Amazon Data Firehose"),
     ({"RequestType": "Create", "ResponseURL": "https://a"}, "AWS CloudFormation"),
     ({"requestContext": {}, "requestPayload": URL, "responsePayload": {}}, "a Lambda destination"),
+    (
+        {"requestContext": {"connectionId": "a", "eventType": "MESSAGE"}, "body": json.dumps(URL)},
+        "an API Gateway WebSocket",
+    ),
+    *(
+        (
+            {"type": "REQUEST", arn: "arn", "httpMethod": "POST", "requestContext": {"stage": "a"}},
+            "an API Gateway authorizer",
+        )
+        for arn in ("methodArn", "routeArn")
+    ),
+    ({"authorizationToken": "a", "requestContext": {"apiId": "a"}}, "AWS AppSync"),
+    ({"typeName": "Query", "fieldName": "a", "arguments": {}}, "AWS AppSync"),
+    ({"version": "1.0", "context": {}, "request": {"type": "LaunchRequest"}}, "Alexa"),
+    ({"directive": {"header": {}}}, "Alexa"),
+    ({"messageVersion": "1.0", "flow": {}, "node": {}}, "Amazon Bedrock"),
+    ({"fragment": {}, "transformId": "a"}, "AWS CloudFormation"),
+    ({"DeploymentId": "a", "LifecycleEventHookExecutionId": "b"}, "AWS CodeDeploy"),
+    ({"Type": "Notification", "TopicArn": "arn", "Message": "a"}, "Amazon SNS"),
+    ({"serverId": "a", "username": "b", "password": "c"}, "AWS Transfer Family"),
 ]
 WARM_UPS = [
     {"warmup": True},

@@ -74,7 +74,7 @@ ADDRESS = "https://example.com/a.jpg"
             f"[{ADDRESS}]({ADDRESS} 'A rose')",
         ),
         *(f"<{ADDRESS}|a rose>", f"<{ADDRESS}|{ADDRESS}>"),
-        *(ADDRESS.replace("//", slashes) for slashes in ("", "/", "///", "\\", "/\\")),
+        *(ADDRESS.replace("//", slashes) for slashes in ("/", "///", "\\", "/\\")),
         *("https:\\/\\/example.com\\/a.jpg", "https:\\\\example.com\\a.jpg"),
         *(
             "https://exam\nple.com/\r\n   a.jpg",
