@@ -6,6 +6,7 @@ import json
 import re
 
 from serving import events
+from serving.bodies import is_binary
 from serving.errors import EventSourceError
 
 SCHEDULERS = ("aws.events", "aws.scheduler")  # EventBridge's rules and its Scheduler
@@ -48,14 +49,24 @@ KEYS = {
     ("alarmData", "alarmArn"): "CloudWatch alarms",
     ("bot", "sessionState"): "Amazon Lex",
     ("bot", "currentIntent"): "Amazon Lex",
+    ("context", "request", "version"): "Alexa",
     ("session", "request", "version"): "Alexa",
+    ("directive",): "Alexa",
     ("Name", "Details"): "Amazon Connect",
     ("labelingJobArn",): "Amazon SageMaker",
     ("summaryVersion", "envelope"): "Amazon WorkMail",
     ("Error", "Cause"): "AWS Step Functions",
     ("cf",): "Amazon CloudFront",
     ("messageVersion", "agent"): "Amazon Bedrock",
+    ("messageVersion", "flow"): "Amazon Bedrock",
     ("arguments", "info"): "AWS AppSync",
+    ("arguments", "fieldName"): "AWS AppSync",
+    ("authorizationToken", "requestContext"): "AWS AppSync",
+    ("fragment", "transformId"): "AWS CloudFormation",
+    ("DeploymentId", "LifecycleEventHookExecutionId"): "AWS CodeDeploy",
+    ("TopicArn", "Type"): "Amazon SNS",
+    ("serverId", "username"): "AWS Transfer Family",
+    ("serverId", "token"): "AWS Transfer Family",
     ("requestPayload", "responsePayload"): "a Lambda destination",
 }
 UNKNOWN = "an AWS service"
@@ -84,8 +95,16 @@ def find_service(event: object) -> str | None:
     said = first.get("eventSource", first.get("EventSource"))
     if isinstance(said, str):
         return RECORDS.get(said, said if _NAME.fullmatch(said) else UNKNOWN)
+    if is_web_socket(first):
+        return "an API Gateway WebSocket"
     by_keys = (name for keys, name in KEYS.items() if all(key in first for key in keys))
     return next(by_keys, UNKNOWN if has_records else None)
+
+
+def is_web_socket(event: dict) -> bool:
+    """Return whether `event` is one of API Gateway's WebSocket APIs."""
+    context = event.get("requestContext")
+    return isinstance(context, dict) and "connectionId" in context
 
 
 def refuse(service: str) -> EventSourceError:
@@ -97,10 +116,10 @@ def refuse(service: str) -> EventSourceError:
 
 
 def unwrap(event: object) -> object:
-    """Return the JSON in the `body` of an `event` without HTTP, as tests in the console have it.
+    """Return the request in the `body` of an `event` without HTTP, as tests in the console have it.
 
     Raises:
-        InvalidRequestError: there is a body, but it is not JSON.
+        InvalidRequestError: there is a body, but it is neither JSON nor an image.
     """
     if not isinstance(event, dict) or events.named_keys(event):
         return event
@@ -108,7 +127,9 @@ def unwrap(event: object) -> object:
     if not isinstance(body, str):
         return body if isinstance(body, dict) else event
     try:
-        encoded = event.get("isBase64Encoded") is True
-        return json.loads(base64.b64decode(body, validate=True) if encoded else body)
+        if event.get("isBase64Encoded") is not True:
+            return json.loads(body)
+        data = base64.b64decode(body, validate=True)
+        return {"image": body} if is_binary(data) else json.loads(data)
     except (ValueError, RecursionError, binascii.Error):
         raise events.refusal("a body that is not JSON") from None

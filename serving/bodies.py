@@ -2,24 +2,29 @@
 
 import json
 import logging
+import re
 import zlib
 from collections.abc import Sequence
 from dataclasses import dataclass
+from io import StringIO
+from itertools import islice
 from urllib.parse import parse_qsl
 
-from serving import events
+from serving import events, file_types
 from serving.errors import InvalidRequestError, TooLargeError, UnsupportedTypeError
 from serving.events import ONE, SEVERAL, Request, Source
 
 MAX_UNPACKED = 6 * 1024 * 1024  # bytes: of an event, Lambda takes as many
 MULTIPART = "multipart/form-data"
 URLENCODED = "application/x-www-form-urlencoded"  # what `curl -d` and `--data-binary` send
+# Of these types clients send any file: an image, but some also JSON.
 IMAGE_TYPES = ("application/octet-stream", "binary/octet-stream")  # and image/*
 JSON_TYPES = ("application/json", "text/json", "")  # and +json
 # Of these types clients send anything, so the first bytes decide whether it is an image.
 UNNAMED_TYPES = ("", "text/plain", URLENCODED)
 # zlib's window bits: gzip; zlib; raw deflate, which some clients send as deflate.
 CODINGS = {"gzip": (31,), "x-gzip": (31,), "deflate": (15, -15)}
+_INDEX = re.compile(r"\[\d{0,3}\]$")  # of a list's item, as PHP and axios write it
 ADDRESSES = (b"http://", b"https://", b"data:")
 HEAD = 64  # bytes that tell text from other files
 MAX_PARTS = 64  # of a form, files and fields
@@ -57,6 +62,8 @@ def parse(body: Body) -> Request:
     if kind == MULTIPART:
         return _form_request(_multipart_fields(body))
     is_image = kind.startswith("image/") or kind in IMAGE_TYPES
+    if kind in IMAGE_TYPES and file_types.describe(body.data)[0] == "JSON":
+        return events.parse(_json(body.data))
     if is_image or (kind in UNNAMED_TYPES and is_binary(body.data)):
         return Request((Source(image=_image(body)),))
     if kind == URLENCODED and _is_form(body.data):
@@ -154,6 +161,8 @@ def _no_json(data: bytes) -> str:
     start = data[:HEAD].lstrip().lower()
     if start.startswith(ADDRESSES):
         return 'an address alone. Send it as {"url": "https://..."}'
+    if file_types.describe(data)[0] == "base64":
+        return 'base64 alone. Send it as {"image": "<base64>"}'
     if start.startswith((b"url=", b"urls=", b"image=", b"images=")):
         return f"a form. Send it as {URLENCODED}"
     return "text that is not JSON. Check its quotes"
@@ -170,7 +179,7 @@ def _form_request(fields: Sequence[tuple[str, str | bytes]]) -> Request:
     if len(images) > events.MAX_IMAGES:
         raise events.too_many(len(images))
     top = next((value for name, value in fields if name == "top" and isinstance(value, str)), None)
-    lists = [name for name, _ in fields if name in SEVERAL or name.endswith("[]")]
+    lists = [name for name, _ in fields if name in SEVERAL or _INDEX.search(name)]
     return Request(
         events.parse_sources(images),
         is_batch=bool(lists) or len(images) > 1,
@@ -180,11 +189,15 @@ def _form_request(fields: Sequence[tuple[str, str | bytes]]) -> Request:
 
 def _images_in(name: str, value: str | bytes) -> list[tuple[str, object]]:
     """Return the (key, value) of each image in a form's field; none in fields of other names."""
-    key = name.removesuffix("[]")
+    key = _INDEX.sub("", name)
     if isinstance(value, bytes):
         return [("image", value)]
     if key == "urls":  # a text area may have one a line
-        return [("url", line) for line in value.splitlines() if line.strip()]
+        lines = (line for line in StringIO(value, newline=None) if line.strip())
+        urls = list(islice(lines, events.MAX_IMAGES))
+        if more := sum(1 for _ in lines):
+            raise events.too_many(len(urls) + more, key)
+        return [("url", line) for line in urls]
     if key not in (*ONE, *SEVERAL) or not value.strip():
         return []
     return [(SEVERAL.get(key, key), value)]

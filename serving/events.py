@@ -22,16 +22,19 @@ SHOWN = 40  # characters of each
 # What copying brings along, and no URL contains: soft hyphens, zero-width spaces, marks of the
 # writing direction (RFC 3987, section 4.1), and byte order marks.
 _INVISIBLE = re.compile("[\u00ad\u200b\u200e\u200f\u202a-\u202e\u2060\u2066-\u2069\ufeff]")
-_CLOSING = {
-    "<": ">",
-    "(": ")",
-    "[": "]",
-    "\u201c": "\u201d",
-    "\u2018": "\u2019",
-    "\u00ab": "\u00bb",
-}
-_CLOSING |= {"\u201e": "\u201c\u201d", "\u2039": "\u203a", '"': '"', "'": "'", "`": "`"}
-MAX_NESTED = 4  # quotes and brackets around a URL
+# Brackets and quotation marks, each opening one before its closing one.
+_PAIRS = "<>()[]{}\u201c\u201d\u2018\u2019\u00ab\u00bb\u00bb\u00ab\u2039\u203a\u203a\u2039"
+_PAIRS += "\uff08\uff09\u3010\u3011\u300c\u300d\u300a\u300b"
+_CLOSING = dict(zip(_PAIRS[::2], _PAIRS[1::2], strict=True)) | {"\u201e": "\u201c\u201d"}
+_CLOSING |= {mark: mark for mark in "\"'`*_~|"}  # quotes, and Markdown's emphasis
+MAX_NESTED = 8  # quotes and brackets around a URL
+# A link in Markdown, [text](URL "title"), and in Slack's format, <URL|text>.
+_LINK = re.compile(
+    r"!?\[[^\]]*\]\(\s*<?(https?:\S*?)>?(?:\s[^)]*)?\)|<(https?:[^|>\s]*)\|[^>]*>", re.IGNORECASE
+)
+# What a sentence puts behind a URL. Programs that turn URLs into links leave it out.
+_PUNCTUATION = ".,;:!\u3001\u3002\uff01\uff0c\uff1a\uff1b\u2026"
+_SCHEME = re.compile(r"^(https?):[/\\]+", re.IGNORECASE)
 _URL_START = re.compile(r"(?:^|\s)https?:[/\\]", re.IGNORECASE)
 # The part of a data: URL before its data. Some clients omit what stands before "base64".
 _DATA_URL = re.compile(
@@ -104,8 +107,9 @@ def parse_top(value: object) -> int | None:
     if value is None:
         return None
     if type(value) is not int or value < 1:
+        received = shown(str(value)) if type(value) in (int, float) else kind_of(value)
         raise InvalidRequestError(
-            f"Expected top to be a whole number from 1. Received: {kind_of(value)}. "
+            f"Expected top to be a whole number from 1. Received: {received}. "
             "Leave it out for all classes."
         )
     return value
@@ -150,8 +154,9 @@ def parse_sources(
 def clean_url(text: str) -> str:
     """Return the URL in `text` without what copying adds to it.
 
-    Removes invisible characters, line breaks, and quotes or angle brackets around it. Reads
-    backslashes as slashes, as browsers do.
+    Removes invisible characters, line breaks, quotes or brackets around it and punctuation behind
+    it, and takes the URL out of a link in Markdown. As browsers do, reads backslashes as slashes,
+    and any number of them before the host as two.
 
     Raises:
         InvalidRequestError: nothing is left, or there are several URLs.
@@ -160,13 +165,17 @@ def clean_url(text: str) -> str:
     if len(_URL_START.findall(text)) > 1:
         raise refusal('several addresses as url. Send them as {"urls": [...]}')
     text = "".join(line.strip() for line in text.splitlines()).replace("\t", "")
+    if link := _LINK.fullmatch(text):
+        text = link[1] or link[2]
     for _ in range(MAX_NESTED):
         if closing := _CLOSING.get(text[:1]):
             text = text[1:].strip()
             text = text[:-1].strip() if text[-1:] in closing else text
-    text = text.rstrip('"<>` ')
+    text = text.rstrip('"<>` ' + _PUNCTUATION)
+    text = text if "(" in text else text.rstrip(")" + _PUNCTUATION)
     if not text:
         raise refusal("an empty string as url")
+    text = _SCHEME.sub(r"\1://", text)
     end = min((text.find(mark) for mark in "?#" if mark in text), default=len(text))
     return text[:end].replace("\\/", "/").replace("\\", "/") + text[end:]
 

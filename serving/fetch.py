@@ -210,7 +210,8 @@ def _prepare(url: str) -> requests.PreparedRequest:
     if len(normalized) > MAX_URL:
         raise _wrong_url(f"one of more than {MAX_URL} characters")
     if parts.scheme not in SCHEMES:
-        raise _wrong_url("another scheme")
+        has_address = re.search("https?://", url, re.IGNORECASE)
+        raise _wrong_url("text before the address" if has_address else "another scheme")
     if not host:
         raise _wrong_url("an address without a host")
     if "@" in parts.netloc:

@@ -13,12 +13,15 @@ from dataclasses import dataclass
 from http import HTTPStatus
 from pathlib import Path
 
-from serving import bodies, events
+from serving import aws_events, bodies, events
 from serving.bodies import Body
 from serving.errors import InvalidRequestError, MethodError, NotFoundError, SettingError
 from serving.events import Request
 from serving.service import Result, Service
 
+# Keys of events with a requestContext that are no HTTP requests: what another function answered,
+# which Lambda hands on, and what authorizers of API Gateway and AppSync are asked.
+NOT_HTTP = {"requestPayload", "methodArn", "routeArn", "authorizationToken"}
 PAGES = ("health", "openapi.json")  # routes to GET; images may be posted to any other
 OPENAPI = Path(__file__).with_name("openapi.json")
 # What pages may send: types, codings, and what authorizers, usage plans and AWS_IAM ask for.
@@ -73,7 +76,7 @@ def read_event(event: object) -> HttpRequest | None:
     """Return the HTTP request in `event`, or None for a direct invocation."""
     if not isinstance(event, dict) or not isinstance(event.get("requestContext"), dict):
         return None
-    if "requestPayload" in event:  # Lambda hands on what another function answered
+    if aws_events.is_web_socket(event) or NOT_HTTP.intersection(event):
         return None
     context = event["requestContext"]
     if event.get("version") == "2.0":

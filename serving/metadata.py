@@ -139,7 +139,7 @@ def _strip_webp(data: bytes) -> Stripped:
         chunk = data[place:end] + bytes(length % 2)
         place = end + length % 2
         if kind in WEBP_METADATA:
-            found[kind] = chunk[8:]
+            found.setdefault(kind, chunk[8:])  # the first counts, as for libwebp
         elif end > len(data):
             return Stripped(data)
         else:

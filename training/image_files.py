@@ -11,6 +11,7 @@ from urllib.parse import unquote
 from PIL import Image
 
 from serving.errors import ImageError
+from serving.events import clean_url
 from serving.fetch import MAX_BYTES, fetch, too_large
 from serving.image import open_image
 from training.cli import reason_of
@@ -87,7 +88,7 @@ def _list_once(folder: str, seen: set[tuple[int, int]]) -> list[str]:
 def read_image(image: str, size: tuple[int, int]) -> Image.Image:
     """Return the upright RGB image at a path or URL.
 
-    `size` is the (height, width) that it will be resized to.
+    `size` is the (height, width) that it will be resized to. What copying adds to a URL is dropped.
 
     Raises:
         ServingError: it cannot be read or fetched, or is not an image.
@@ -95,7 +96,7 @@ def read_image(image: str, size: tuple[int, int]) -> Image.Image:
     if re.match(NO_FILE, image) and not os.path.lexists(image):
         raise _unreadable(image, "no file and no http address", advice_on(image))
     if is_url(image):
-        return open_image(fetch(image), size)
+        return open_image(fetch(clean_url(image)), size)
     try:
         return open_image(_read_pipe(image) or _regular_file(image), size)
     except OSError as error:

@@ -1,5 +1,6 @@
 """serving.aws_events: whose an event of a direct invocation is."""
 
+import base64
 import json
 from types import SimpleNamespace
 
@@ -57,6 +58,26 @@ FOREIGN = [
     ({"deliveryStreamArn": "arn", "records": []}, "Amazon Data Firehose"),
     ({"RequestType": "Create", "ResponseURL": "https://a"}, "AWS CloudFormation"),
     ({"requestContext": {}, "requestPayload": URL, "responsePayload": {}}, "a Lambda destination"),
+    (
+        {"requestContext": {"connectionId": "a", "eventType": "MESSAGE"}, "body": json.dumps(URL)},
+        "an API Gateway WebSocket",
+    ),
+    *(
+        (
+            {"type": "REQUEST", arn: "arn", "httpMethod": "POST", "requestContext": {"stage": "a"}},
+            "an API Gateway authorizer",
+        )
+        for arn in ("methodArn", "routeArn")
+    ),
+    ({"authorizationToken": "a", "requestContext": {"apiId": "a"}}, "AWS AppSync"),
+    ({"typeName": "Query", "fieldName": "a", "arguments": {}}, "AWS AppSync"),
+    ({"version": "1.0", "context": {}, "request": {"type": "LaunchRequest"}}, "Alexa"),
+    ({"directive": {"header": {}}}, "Alexa"),
+    ({"messageVersion": "1.0", "flow": {}, "node": {}}, "Amazon Bedrock"),
+    ({"fragment": {}, "transformId": "a"}, "AWS CloudFormation"),
+    ({"DeploymentId": "a", "LifecycleEventHookExecutionId": "b"}, "AWS CodeDeploy"),
+    ({"Type": "Notification", "TopicArn": "arn", "Message": "a"}, "Amazon SNS"),
+    ({"serverId": "a", "username": "b", "password": "c"}, "AWS Transfer Family"),
 ]
 WARM_UPS = [
     {"warmup": True},
@@ -145,6 +166,11 @@ def test_over_http_none_of_them_is_anything_but_a_wrong_body(event, handler):
 def test_the_console_s_events_have_their_json_in_a_body(event, handler):
     assert unwrap(event)["url"] == URL["url"]
     assert "Received: another scheme" in handler.handle(event)["error"]["message"]
+
+
+def test_the_console_s_events_may_have_an_image_as_body():
+    text = base64.b64encode(b"\xff\xd8\xff\xe0").decode()
+    assert unwrap({"body": text, "isBase64Encoded": True}) == {"image": text}
 
 
 @pytest.mark.parametrize("body", ["", "{", "[" * 100_000, "rose"])

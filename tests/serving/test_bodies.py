@@ -87,6 +87,14 @@ def test_json_may_begin_with_a_mark_and_be_in_any_unicode(kind, start, encoding)
         assert parse(Body((start + JSON).encode(encoding), kind)) == OF_URL
 
 
+@pytest.mark.parametrize("start", ["", "\ufeff \n"])
+def test_json_may_be_sent_as_a_file_of_any_kind(start):
+    assert parse(Body((start + JSON).encode(), "application/octet-stream")) == OF_URL
+    pages = (b"<html>", b"{\\rtf1", b"{")
+    for page in pages:
+        assert parse(Body(page, "binary/octet-stream")) == Request((Source(image=page),))
+
+
 @pytest.mark.parametrize(
     ("data", "received"),
     [
@@ -94,6 +102,7 @@ def test_json_may_begin_with_a_mark_and_be_in_any_unicode(kind, start, encoding)
         (IMAGE, "bytes that are no text. Name the image's type in the header Content-Type"),
         (URL.encode(), 'an address alone. Send it as {"url": "https://..."}'),
         (b"DATA:;base64,aGk=", 'an address alone. Send it as {"url": "https://..."}'),
+        (base64.b64encode(IMAGE), 'base64 alone. Send it as {"image": "<base64>"}'),
         (b"url=" + URL.encode(), f"a form. Send it as {URLENCODED}"),
         (b"{'url': 'a'}", "text that is not JSON. Check its quotes"),
         (json.dumps(URL).encode(), "a string"),
@@ -133,7 +142,7 @@ def test_a_file_may_have_any_name(name):
     assert parse(form(file(name), top="2", csrf="a")) == Request(OF_IMAGE.sources, top=2)
 
 
-@pytest.mark.parametrize("name", ["images", "urls", "file[]"])
+@pytest.mark.parametrize("name", ["images", "urls", "file[]", "images[0]"])
 def test_names_of_lists_are_answered_by_lists(name):
     assert parse(form(file(name))) == Request(OF_IMAGE.sources, is_batch=True)
 
@@ -155,6 +164,9 @@ def test_a_form_may_have_urls_or_an_image_as_text():
     assert parse(form(urls=f"{URL}\r\n\r\nhttps://b\r\n")) == Request(
         (Source(url=URL), Source(url="https://b")), is_batch=True
     )
+    assert parse(form(("urls[0]", (None, URL)))) == Request(OF_URL.sources, is_batch=True)
+    many = form(urls="a\n\n" * 1_000_000)
+    assert "a list of 1 to 16. Received: 1000000." in refused(many)
     encoded = base64.b64encode(IMAGE).decode()
     for text in (encoded, f"data:image/jpeg;base64,{encoded}"):
         assert parse(form(image=text)) == OF_IMAGE

@@ -62,6 +62,19 @@ ADDRESS = "https://example.com/a.jpg"
         *(f"{mark}{ADDRESS}{mark}" for mark in "\ufeff\u200b\u200e\u2060\u00ad\u00a0\u3000 \n"),
         *(f"<{ADDRESS}>", f'"{ADDRESS}"', f"'{ADDRESS}'", f"`{ADDRESS}`", f"({ADDRESS})"),
         *(f"\u201c{ADDRESS}\u201d", f"\u00ab {ADDRESS} \u00bb", f'"<{ADDRESS}>"', f'{ADDRESS}"'),
+        *(f"**{ADDRESS}**", f"|| {ADDRESS} ||", f"_{ADDRESS}_", f"{{{ADDRESS}}}"),
+        *(f"\uff08{ADDRESS}\uff09", f"\u300c{ADDRESS}\u300d", f"\u00bb{ADDRESS}\u00ab"),
+        *(
+            f"{ADDRESS}{mark}"
+            for mark in (".", ",", ";", "...", "\u3002", "\u2026", ")", "),", '",')
+        ),
+        *(
+            f"[a rose]({ADDRESS})",
+            f"![]( <{ADDRESS}> )",
+            f"[{ADDRESS}]({ADDRESS} 'A rose')",
+        ),
+        *(f"<{ADDRESS}|a rose>", f"<{ADDRESS}|{ADDRESS}>"),
+        *(ADDRESS.replace("//", slashes) for slashes in ("/", "///", "\\", "/\\")),
         *("https:\\/\\/example.com\\/a.jpg", "https:\\\\example.com\\a.jpg"),
         *(
             "https://exam\nple.com/\r\n   a.jpg",
@@ -79,6 +92,8 @@ def test_what_copying_adds_to_a_url_is_dropped(text):
     "url",
     [
         "https://en.wikipedia.org/wiki/Rose_(flower)",
+        "https://web.archive.org/web/2020/https://example.com/a.jpg",
+        "https://example.com/a|b*_~]",
         "https://example.com/it's'",
         "https://example.com/my rose.jpg",
         "https://example.com/a?b=\\c#\\d",
@@ -91,7 +106,23 @@ def test_what_may_belong_to_a_url_stays(url):
 
 
 @pytest.mark.parametrize(
-    "text", [" ", '"', "\n", "%", "\\n", ",", "\u200b", "b'", "http:/ ", "base64"]
+    "text",
+    [
+        " ",
+        '"',
+        "\n",
+        "%",
+        "\\n",
+        ",",
+        "\u200b",
+        "b'",
+        "http:/ ",
+        "base64",
+        "(",
+        "[",
+        "](https:/",
+        " ).",
+    ],
 )
 @pytest.mark.parametrize("start", ["", "data:a;base64,"])
 def test_long_texts_take_no_longer_than_they_are(text, start):
@@ -140,9 +171,11 @@ def test_top(top):
     assert parse({"url": "http://a", "top": top}).top == top
 
 
-@pytest.mark.parametrize("top", [0, -1, 1.0, True, "", "1", [1], {}])
+@pytest.mark.parametrize("top", [0, -1, 1.5, True, "", "1", [1], {}])
 def test_top_is_a_whole_number_from_1(top):
-    with pytest.raises(InvalidRequestError, match="^Expected top to be a whole number from 1"):
+    shown = top if type(top) in (int, float) else "an?"
+    sentence = f"^Expected top to be a whole number from 1. Received: {shown}"
+    with pytest.raises(InvalidRequestError, match=sentence):
         parse({"url": "http://a", "top": top})
 
 

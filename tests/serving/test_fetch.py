@@ -1120,6 +1120,8 @@ def refusal(url):
         (f"http://{'a' * 64}.com/", "an address that cannot be read"),
         ("file:///etc/passwd", "another scheme"),
         ("ftp://localhost/a.jpg", "another scheme"),
+        ("A rose: HTTPS://localhost/a.jpg", "text before the address"),
+        ("view-source:http://localhost/a.jpg", "text before the address"),
         ("http:///rose.jpg", "an address that cannot be read"),
         ("http://127.0.0.1/" + "a" * 8176, "one of more than 8192 characters"),
         ("http://127.0.0.1/" + "ü" * 2000, "one of more than 8192 characters"),

@@ -226,6 +226,12 @@ def test_damaged_metadata_of_a_webp_changes_nothing():
     assert refused(whole[: len(whole) // 2])
 
 
+def test_of_two_orientations_in_a_webp_the_first_counts():
+    first, second = (b"EXIF" + struct.pack("<I", len(exif(n))) + exif(n) for n in (6, 3))
+    assert same(chunks_of_webp(first, second), chunks_of_webp(first))
+    assert not same(chunks_of_webp(second), chunks_of_webp(first))
+
+
 def test_comments_and_applications_blocks_of_a_gif_change_nothing():
     start = 13 + 3 * 16
     for extension in (

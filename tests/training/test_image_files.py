@@ -63,6 +63,13 @@ def test_a_file_that_looks_like_a_url_is_read(red, tmp_path, monkeypatch):
         assert read_image(name, SIZE).size == (60, 40)
 
 
+@pytest.mark.parametrize("text", ["\ufeff{}", "<{}>", "[a rose]({})", "{}\u200b "])
+def test_a_url_may_be_as_people_copy_it(text, red, monkeypatch):
+    answers = {"https://x.org/a.png": red.read_bytes()}
+    monkeypatch.setattr(image_files, "fetch", answers.__getitem__)
+    assert read_image(text.format(*answers), SIZE).size == (60, 40)
+
+
 def test_a_folder_is_read_to_its_end_whatever_is_in_it(red, tmp_path, monkeypatch):
     (tmp_path / "broken").symlink_to("nowhere")
     (tmp_path / "circle").symlink_to("circle")
