@@ -149,9 +149,9 @@ def print_next_steps(path: Path, runtime: str | None) -> None:
     kind, default = kind_of(path), next(iter(RUNTIMES))
     runtime = runtime or FASTEST.get(kind) or find_runtime()[0]
     flags = [f"RUNTIME={runtime}"] if runtime != default else []
-    if not path.resolve().is_relative_to(ROOT):
-        print("To build a container image, copy it into a folder of this project, and then:")
-        print(f"  {shlex.join(['make', 'build', 'MODELS=FOLDER', *flags])}")
+    if not path.resolve().is_relative_to(ROOT / "models"):
+        print("To build a container image, copy it into a folder in models/, and then:")
+        print(f"  {shlex.join(['make', 'build', 'MODELS=models/FOLDER', *flags])}")
         return
     folder, copy = path.resolve().parent.relative_to(ROOT), ""
     if is_outranked(path):

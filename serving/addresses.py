@@ -8,6 +8,7 @@ from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network, ip_add
 from serving.errors import AddressError, UserError
 
 VARIABLE = "FETCH_ALLOW"
+ALLOWING = f"{VARIABLE}, set where this runs, allows others."
 PORTS = (80, 443)
 
 # IPv6 addresses of the Internet come from this block only (RFC 4291, section 2.4). It excludes
@@ -109,12 +110,12 @@ def check_addresses(host: str, port: int, addresses: Iterable[str], allowed: All
         if port not in PORTS:
             raise AddressError(
                 "Expected a url at port 80 or 443, the ports of http and https. "
-                "Received: another port. Use a host on the public Internet."
+                f"Received: another port. Use one of these; {ALLOWING}"
             )
         if not is_public(address):
             raise AddressError(
                 "Expected the address of a host on the public Internet. "
-                "Received: one that is private or reserved. Use a public host."
+                f"Received: one that is private or reserved. Use a public host; {ALLOWING}"
             )
 
 

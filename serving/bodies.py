@@ -101,7 +101,7 @@ def unpack(data: bytes, coding: str) -> bytes:
         if len(unpacked) > MAX_UNPACKED:
             raise TooLargeError(
                 f"Expected at most {MAX_UNPACKED >> 20} MB when unpacked. Received: more. "
-                "Send a smaller image."
+                "Use a smaller image."
             )
         if unpacker.eof:
             return unpacked

@@ -120,7 +120,7 @@ def user_agent() -> str:
 def too_large() -> TooLargeError:
     """Return the error for an image of more than `MAX_BYTES`."""
     return TooLargeError(
-        f"Expected at most {MAX_BYTES / 1e6:.0f} MB. Received: more. Send a smaller image."
+        f"Expected at most {MAX_BYTES / 1e6:.0f} MB. Received: more. Use a smaller image."
     )
 
 

@@ -8,14 +8,14 @@ HEAD = 4096  # bytes of a file that decide
 
 SAVE = "Save it as JPEG or PNG."
 ADDRESS = "Give the address of the image itself, not of a page about it."
-ITSELF = "Send the image itself as JPEG or PNG."
+ITSELF = "Use the image itself, as JPEG or PNG."
 FRAME = "Save one of its frames as JPEG or PNG."
-UNPACK = "Unpack it, and send the images in it."
+UNPACK = "Unpack it, and use the images in it."
 INSIDE = "Save the image in it as JPEG or PNG."
 AGAIN = "Copy it again from where it came from."
 BINARY = "Copy or send it again, as binary data."
 CAMERA = "Export it as JPEG."
-DECODE = "Decode it first, and send its bytes."
+DECODE = "Decode it first."
 
 # (offset, the bytes there, what it is, what to do); the first that fits counts.
 SIGNATURES = (
@@ -82,7 +82,12 @@ SIGNATURES = (
     (0, b"\x93NUMPY", "a NumPy array", SAVE),
     (0, b"SQLite format 3\0", "a database (SQLite)", ITSELF),
     (0, b"\0\0\0\1Bud1", "settings of a macOS folder", ITSELF),
-    (0, b"\0\x05\x16\x07", "what macOS stores beside a file", "Send the file without ._ instead."),
+    (
+        0,
+        b"\0\x05\x16\x07",
+        "what macOS stores beside a file",
+        "Use the file without ._ in its name.",
+    ),
     (0, b"\x7fELF", "a program", ITSELF),
     (0, b"MZ", "a program", ITSELF),
     (0, b"\x89PNG", "a PNG changed by a transfer as text", BINARY),
@@ -124,7 +129,7 @@ def describe(head: bytes) -> tuple[str, str]:
     """
     head = head[:HEAD]
     if not head:
-        return "nothing", "Send an image as JPEG or PNG."
+        return "nothing", "Use an image, as JPEG or PNG."
     if not head.strip(b"\0"):
         return "only zeros", AGAIN
     if head[4:8] == b"ftyp":
@@ -134,7 +139,7 @@ def describe(head: bytes) -> tuple[str, str]:
             return what, advice
     if head[:1] == head[188:189] == head[376:377] == b"G":
         return "a video (MPEG)", FRAME
-    return _describe_text(head) or ("a file of an unknown type", "Send it as JPEG or PNG.")
+    return _describe_text(head) or ("a file of an unknown type", "Save it as JPEG or PNG.")
 
 
 def is_heif(head: bytes) -> bool:

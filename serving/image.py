@@ -188,7 +188,7 @@ def _check_size(image: ImageFile.ImageFile, data: bytes, times: int) -> None:
 
 
 def _too_large(most: str, received: str) -> TooLargeError:
-    return TooLargeError(f"Expected at most {most}. Received: {received}. Send a smaller image.")
+    return TooLargeError(f"Expected at most {most}. Received: {received}. Use a smaller image.")
 
 
 def _upright_rgb(image: Image.Image, orientation: int, size: tuple[int, int] | None) -> Image.Image:

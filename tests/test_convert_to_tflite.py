@@ -460,11 +460,11 @@ def test_every_kind_has_a_file_of_its_own(checkpoint):
 
 @pytest.fixture
 def project(monkeypatch, tmp_path, small_checkpoint):
-    """A folder that counts as the project's, with the small checkpoint in "my models"."""
+    """A folder that counts as the project's, with the small checkpoint in "models/my own"."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(convert_to_tflite, "ROOT", tmp_path)
-    Path("my models").mkdir()
-    return Path(shutil.copy(small_checkpoint, "my models"))
+    Path("models/my own").mkdir(parents=True)
+    return Path(shutil.copy(small_checkpoint, "models/my own"))
 
 
 def next_steps(capsys):
@@ -487,8 +487,8 @@ def test_the_next_commands_are_for_this_model_and_the_runtime_that_suits_it(
 ):
     assert convert(project, *flags) == 0
     assert next_steps(capsys) == [
-        f"Use it: python predict.py --model 'my models/{project.stem}{suffix}.tflite' IMAGE",
-        f"Build the container image: make build 'MODELS=my models'{runtime}",
+        f"Use it: python predict.py --model 'models/my own/{project.stem}{suffix}.tflite' IMAGE",
+        f"Build the container image: make build 'MODELS=models/my own'{runtime}",
     ]
 
 
@@ -496,11 +496,11 @@ def test_the_next_commands_are_for_this_model_and_the_runtime_that_suits_it(
 def test_a_model_that_is_not_the_best_of_its_folder_is_copied_before_it_is_built(project, capsys):
     (project.parent / "xception_fin_01_0.900.tflite").touch()
     assert convert(project) == 0
-    copy = "'my models/only_xception_fin_07_0.750/'"
+    copy = "'models/my own/only_xception_fin_07_0.750/'"
     assert next_steps(capsys)[1] == (
         f"Build the container image: mkdir -p {copy} && cp "
-        f"'my models/xception_fin_07_0.750.tflite' {copy} && "
-        "make build 'MODELS=my models/only_xception_fin_07_0.750'"
+        f"'models/my own/xception_fin_07_0.750.tflite' {copy} && "
+        "make build 'MODELS=models/my own/only_xception_fin_07_0.750'"
     )
 
 
@@ -508,8 +508,8 @@ def test_a_model_that_is_not_the_best_of_its_folder_is_copied_before_it_is_built
 def test_docker_does_not_see_a_model_outside_of_the_project(checkpoint, capsys):
     assert convert(checkpoint) == 0
     assert next_steps(capsys) == [
-        "To build a container image, copy it into a folder of this project, and then:",
-        "  make build MODELS=FOLDER",
+        "To build a container image, copy it into a folder in models/, and then:",
+        "  make build MODELS=models/FOLDER",
     ]
 
 

@@ -10,6 +10,7 @@ folder has no .tflite file.
 import argparse
 import errno
 import os
+import re
 import shlex
 import shutil
 import socket
@@ -55,7 +56,7 @@ def build(options: argparse.Namespace) -> int:
     """
     if options.runtime not in ("", *RUNTIMES):
         raise ContainerError(
-            f"Expected RUNTIME to be {', '.join(RUNTIMES)}. Received: {options.runtime}."
+            f"Expected RUNTIME to be one of {', '.join(RUNTIMES)}. Received: {options.runtime}."
         )
     refuse_build_arguments(options.docker)
     models = model_folder(options.models)
@@ -134,6 +135,11 @@ def run(options: argparse.Namespace) -> int:
     Raises:
         ContainerError: there is no such image, the port is taken, or Docker does not answer.
     """
+    if any(re.match(r"-p|--publish|-P", word) for word in options.docker):
+        raise ContainerError(
+            "Expected the port as a variable of make. Received: one in ARGS, which would be open "
+            "to other machines. Run: make run PORT=8081"
+        )
     require_docker()
     require_image(options.tag)
     require_free_port(options.port)

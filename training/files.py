@@ -119,7 +119,9 @@ def claim_folder(folder: Path) -> Generator[None]:
         OSError: it cannot be written.
     """
     if folder.exists() and not folder.is_dir():
-        raise DataError(f"Expected a folder to write to. Received: {folder}, which is a file.")
+        raise DataError(
+            f"Expected a folder to write to. Received: {folder}, which is a file. Name another."
+        )
     made = [path for path in (folder, *folder.parents) if not path.exists()]
     try:
         folder.mkdir(parents=True, exist_ok=True)
@@ -193,7 +195,9 @@ def fill_folder(out: str | Path) -> Generator[Path]:
 def require_empty(out: Path) -> None:
     """Raise `DataError` if `out` is not a folder, or holds images or folders with content."""
     if out.exists() and not out.is_dir():
-        raise DataError(f"Expected a folder to fill. Received: {out}, which is a file.")
+        raise DataError(
+            f"Expected a folder to fill. Received: {out}, which is a file. Name another."
+        )
     for path in sorted(out.iterdir()) if out.exists() else ():
         if path.name.startswith("."):
             continue

@@ -1178,7 +1178,7 @@ def test_a_redirect_that_cannot_be_read_is_refused_like_a_url(http_server):
         (
             (200, {"Content-Length": "10000001"}, b""),
             TooLargeError,
-            "Expected at most 10 MB. Received: more. Send a smaller image.",
+            "Expected at most 10 MB. Received: more. Use a smaller image.",
         ),
     ],
 )
@@ -1220,12 +1220,14 @@ def test_addresses_that_are_off_limits_are_refused_in_these_sentences(monkeypatc
     assert refusal("http://127.0.0.1/") == (
         AddressError,
         "Expected the address of a host on the public Internet. "
-        "Received: one that is private or reserved. Use a public host.",
+        "Received: one that is private or reserved. Use a public host; "
+        "FETCH_ALLOW, set where this runs, allows others.",
     )
     assert refusal("http://1.1.1.1:81/") == (
         AddressError,
         "Expected a url at port 80 or 443, the ports of http and https. "
-        "Received: another port. Use a host on the public Internet.",
+        "Received: another port. Use one of these; "
+        "FETCH_ALLOW, set where this runs, allows others.",
     )
 
 

@@ -98,7 +98,7 @@ def test_what_came_is_named(data, received):
     [
         (PAGE.encode(), "Give the address of the image itself, not of a page about it."),
         (boxes(b"heic"), "Save it as JPEG."),
-        (b"PK\3\4", "Unpack it, and send the images in it."),
+        (b"PK\3\4", "Unpack it, and use the images in it."),
         (b"version https://git-lfs.github.com/spec/v1", "Run `git lfs pull` first."),
     ],
 )

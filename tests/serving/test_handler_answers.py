@@ -152,7 +152,7 @@ def test_as_many_bytes_as_may_be_fetched_may_be_sent(handler, monkeypatch):
     assert handler.handle({"image": base64_of(RED)}) == OF_RED
     assert handler.handle({"image": base64_of(RED + b"x")})["error"] == {
         "type": "TooLargeError",
-        "message": "Expected at most 10 MB. Received: more. Send a smaller image.",
+        "message": "Expected at most 10 MB. Received: more. Use a smaller image.",
     }
 
 

@@ -419,7 +419,7 @@ def test_a_full_memory_is_told(image, tmp_path, monkeypatch):
 
     path = tmp_path / "image.png"
     path.write_bytes(encoded(image, "PNG"))
-    sentence = r"^Expected at most what fits into memory\. Received: more\. Send a smaller image\.$"
+    sentence = r"^Expected at most what fits into memory\. Received: more\. Use a smaller image\.$"
     for owner, name in ((Path, "read_bytes"), (Image.Image, "reduce")):
         with monkeypatch.context() as patch:
             patch.setattr(owner, name, fail)
@@ -457,13 +457,13 @@ def refusal(data):
 
 
 def too_large(most, received):
-    return f"Expected at most {most}. Received: {received}. Send a smaller image."
+    return f"Expected at most {most}. Received: {received}. Use a smaller image."
 
 
 def test_a_file_that_is_no_image_is_refused_with_the_formats():
     assert refusal(b"hello") == (
         "Expected an image (JPEG, PNG, WEBP, GIF, BMP, TIFF, AVIF). Received: text. "
-        "Send the image itself as JPEG or PNG."
+        "Use the image itself, as JPEG or PNG."
     )
 
 

@@ -93,7 +93,7 @@ def test_a_folder_without_a_converted_model_has_its_own_converted(project, capfd
             ("build", "--models", "models/empty"),
             "Expected a model such as xception_fin_01_0.900.h5",
         ),
-        (("build", "--runtime", "tflite"), "Expected RUNTIME to be tflite-runtime, ai-edge-litert"),
+        (("build", "--runtime", "tflite"), "Expected RUNTIME to be one of tflite-runtime, ai-edge"),
         (("build", "--", "--build-arg", "MODELS=models/x"), "Run: make build MODELS=models/x"),
         (
             ("run", "--tag", "other"),
@@ -155,6 +155,14 @@ def test_the_container_is_for_this_machine_only_and_has_no_rights(project, capfd
         assert words in printed
     assert "<--user> <65534:65534>" in printed
     assert printed.endswith(" <-e> <A=b c> <mine>\n")
+
+
+@pytest.mark.parametrize("word", ["-p", "-p8081:8080", "--publish=8081:8080", "-P"])
+def test_a_port_open_to_other_machines_is_refused(project, capfd, word):
+    code, printed, errors = call(capfd, "run", "--", "--privileged", word)
+    assert code == 1
+    assert errors.endswith("Run: make run PORT=8081\n")
+    assert not printed
 
 
 def test_a_port_that_is_taken_is_told_with_another(project, capfd):

@@ -282,7 +282,8 @@ def test_a_folder_to_fill_may_hold_anything_but_images(tmp_path):
     with pytest.raises(DataError) as caught:
         require_empty(tmp_path / "README.md")
     assert str(caught.value) == (
-        f"Expected a folder to fill. Received: {tmp_path / 'README.md'}, which is a file."
+        f"Expected a folder to fill. Received: {tmp_path / 'README.md'}, which is a file. "
+        "Name another."
     )
 
 
