@@ -143,7 +143,11 @@ def test_all_others_are_requests(event, handler, log):
     assert (line["event"], line["errors"]) == ("direct", 1)
 
 
-@pytest.mark.parametrize("event", [*(event for event, _ in FOREIGN), *WARM_UPS], ids=str)
+@pytest.mark.parametrize(
+    "event",
+    [*(event for event, _ in FOREIGN), *WARM_UPS],
+    ids=range(len(FOREIGN) + len(WARM_UPS)),
+)
 def test_over_http_none_of_them_is_anything_but_a_wrong_body(event, handler):
     body = json.dumps(event)
     http = {"requestContext": {}, "httpMethod": "POST", "path": "/", "body": body}
