@@ -35,6 +35,7 @@ SEED = 0
 SHARED = ("drawn", "small_checkpoint", "small_tflite")  # fixtures of tests/conftest.py
 KEPT = Path("fixtures")  # within FOLDER, where mutmut runs the tests
 NOTICED = ("killed", "timeout", "segfault")
+NOT_RUN = 255  # mutmut's exit code where pytest refused its arguments, which it calls a timeout
 # Threads of BLAS wait for each other by spinning, which takes for ever where the cores are busy.
 ONE_THREAD = {"OPENBLAS_NUM_THREADS": "1", "OMP_NUM_THREADS": "1"}
 
@@ -103,7 +104,7 @@ def report(chosen: set[str], total: int) -> None:
         file = str(meta.relative_to(FOLDER)).removesuffix(".meta")
         for name, code in json.loads(meta.read_text())["exit_code_by_key"].items():
             if name in chosen:
-                status = status_by_exit_code[code]
+                status = "not run" if code == NOT_RUN else status_by_exit_code[code]
                 counts.setdefault(file, Counter())[status] += 1
                 if status not in NOTICED:
                     unnoticed.append(f"{name} ({status})")

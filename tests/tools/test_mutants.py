@@ -68,21 +68,25 @@ def test_ctrl_c_ends_it_in_one_line(started, monkeypatch, capsys):
 def test_the_report_counts_by_file_and_names_what_nobody_noticed(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(mutants, "FOLDER", tmp_path)
     (tmp_path / "a").mkdir()
-    codes = {"a/b.py": {"b.1": 1, "b.2": 0, "b.3": 36, "b.4": None}, "a/c.py": {"c.1": 33}}
+    codes = {
+        "a/b.py": {"b.1": 1, "b.2": 0, "b.3": 36, "b.4": None},
+        "a/c.py": {"c.1": 33, "c.2": 255},
+    }
     for file, results in codes.items():
         (tmp_path / f"{file}.meta").write_text(json.dumps({"exit_code_by_key": results}))
-    mutants.report({"b.1", "b.2", "b.3", "c.1"}, 10)
+    mutants.report({"b.1", "b.2", "b.3", "c.1", "c.2"}, 10)
     assert capsys.readouterr().out.splitlines() == [
         "",
         "Not noticed:",
         "b.2 (survived)",
         "c.1 (no tests)",
+        "c.2 (not run)",
         "",
         "                           mutants  noticed survived  no test   share",
         "a/b.py                           3        2        1        0   66.7%",
-        "a/c.py                           1        0        0        1    0.0%",
-        "all                              4        2        1        1   50.0%",
-        "4 of 10 mutants. Look at one with: mutmut show NAME",
+        "a/c.py                           2        0        0        1    0.0%",
+        "all                              5        2        1        1   40.0%",
+        "5 of 10 mutants. Look at one with: mutmut show NAME",
     ]
 
 
