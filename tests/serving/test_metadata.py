@@ -364,3 +364,26 @@ def test_alpha_is_still_laid_on_white():
         assert same(
             encoded(rgba(), name, exif=exif(1), **options), encoded(rgba(), name, **options)
         )
+
+
+def test_a_text_behind_the_exif_of_a_png_does_not_hide_it():
+    plain = encoded(PAINTED, "PNG")
+    more = chunk(b"eXIf", exif(6)[6:]) + chunk(b"tEXt", b"Comment\0none")
+    turned = plain[:33] + more + plain[33:]  # behind the header
+    assert open_image(turned).size == PAINTED.size[::-1]
+    assert np.array_equal(open_image(turned), PAINTED.transpose(Image.Transpose.ROTATE_270))
+
+
+@pytest.mark.parametrize("byte_order", ["<", ">"])
+def test_private_tags_of_a_tiff_are_dropped_in_either_byte_order(byte_order):
+    start = (b"II*\0" if byte_order == "<" else b"MM\0*") + struct.pack(f"{byte_order}I", 8)
+    tags = [struct.pack(f"{byte_order}HHII", tag, 4, 1, tag) for tag in (256, 257, 65_000)]
+    directory = struct.pack(f"{byte_order}H", 3) + b"".join(tags) + bytes(4)
+    stripped = metadata.strip(start + directory).data
+    assert stripped[8:].startswith(struct.pack(f"{byte_order}H", 2) + tags[0] + tags[1])
+
+
+def test_comments_of_a_gif_without_a_palette_of_its_own_are_dropped():
+    head = b"GIF89a" + struct.pack("<HHBBB", 4, 4, 0, 0, 0)
+    comment, rest = b"\x21\xfe\x04rose\0", b"\x2c the image"
+    assert metadata.strip(head + comment + rest).data == head + rest
