@@ -127,7 +127,11 @@ def claim_folder(folder: Path) -> Generator[None]:
         folder.mkdir(parents=True, exist_ok=True)
         lock = os.open(folder, os.O_RDONLY)
         try:
-            _lock(lock, folder)
+            _lock(
+                lock,
+                f"Expected no other run to write to {folder}. Received: one that has not ended. "
+                "Wait for it, stop it, or name another folder.",
+            )
             _require_writable(folder)
             yield
         finally:
@@ -138,14 +142,12 @@ def claim_folder(folder: Path) -> Generator[None]:
                 path.rmdir()
 
 
-def _lock(lock: int, folder: Path) -> None:
+def _lock(lock: int, sentence: str) -> None:
+    """Lock the open file or folder `lock`, or raise `DataError` with `sentence`."""
     try:
         fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
-        raise DataError(
-            f"Expected no other run to write to {folder}. Received: one that has not ended. "
-            "Wait for it, stop it, or name another folder."
-        ) from None
+        raise DataError(sentence) from None
     except OSError:  # some network file systems lock no folders
         return
 
@@ -213,13 +215,11 @@ def require_empty(out: Path) -> None:
 def _locked(staging: Path) -> Generator[None]:
     """Hold the lock of `staging`, which the system releases when the process ends."""
     with open(staging / "lock", "w") as lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise DataError(
-                f"Expected no other process to use {staging.parent}. Received: one that is "
-                "filling it. Wait until that has ended."
-            ) from None
+        _lock(
+            lock.fileno(),
+            f"Expected no other process to use {staging.parent}. Received: one that is "
+            "filling it. Wait until that has ended.",
+        )
         yield
 
 

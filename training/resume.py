@@ -192,7 +192,8 @@ def describe_stop(recipe: Recipe, options: RunOptions, started: float) -> str:
     checkpoint = options.models / (state.checkpoint or "") if state else options.models
     if checkpoint.is_file():
         lines += [
-            f"The best epoch so far: {checkpoint}. To calibrate it and write its report as it is:",
+            f"The best epoch so far: {checkpoint}. To calibrate it and write its report "
+            "without further training:",
             f"  {_report_command(recipe, options, checkpoint)}",
         ]
     return "\n".join(lines)

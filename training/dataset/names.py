@@ -26,7 +26,7 @@ def composed(name: str) -> str:
 
 
 def look(name: str) -> str:
-    """Return what is equal for names that a person cannot tell apart, or takes for the same."""
+    """Return a key that is equal for names that look the same."""
     text = unicodedata.normalize("NFKC", name).casefold()
     visible = "".join(c for c in text if unicodedata.category(c) != "Cf")
     return " ".join(visible.split())

@@ -21,7 +21,7 @@ with stderr_held_back():
 
 IDENTIFIER = b"M001"  # of the schema
 ENTRY = "TFLITE_METADATA"  # name of the model's buffer with it
-# {table: its fields, in the order of the schema}; the fields behind the last one used are left out.
+# {table: its fields, in the order of the schema}; the fields after the last one used are omitted.
 FIELDS = {
     "ModelMetadata": (
         *("name", "description", "version", "subgraph_metadata", "author", "license"),
