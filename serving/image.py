@@ -25,18 +25,18 @@ from PIL import (  # noqa: F401
 
 from serving import file_types, jpeg, metadata, pillow_limits
 from serving.errors import ImageError, TooLargeError, UnsupportedTypeError
+from serving.limits import (
+    MAX_FILE_BYTES,
+    MAX_PIXELS,
+    MAX_RLE_PIXELS,
+    MAX_SCANNED_PIXELS,
+    MAX_SIDE,
+    too_large,
+)
 from serving.orientation import read_orientation
 
 # Pillow's other formats stay unreachable for strangers.
 FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "AVIF")
-# Of a file on disk: as many bytes as the largest image has with four channels of 16 bits.
-MAX_FILE_BYTES = 400_000_000
-MAX_PIXELS = 50_000_000  # a 48-megapixel phone image passes, 150 MB when decoded
-MAX_RLE_PIXELS = 20_000_000  # of a run-length encoded BMP; Pillow decodes it in Python: 2 s
-MAX_SIDE = 65_535  # JPEG's limit; Pillow needs far more memory for a column than for a square
-# Each scan of a JPEG, however few its bytes, visits all pixels: a hundred scans of the largest
-# image take two seconds. One to twelve are usual.
-MAX_SCANNED_PIXELS = 100 * MAX_PIXELS
 REDUCED = 2  # an image is reduced while it is read to at least this many times the wanted size
 STRIP_PIXELS = 1_000_000  # converted at a time
 # Pillow reads metadata before the pixels in pieces, and joins some of them in quadratic time. A
@@ -84,7 +84,7 @@ def open_image(source: bytes | str | Path, size: tuple[int, int] | None = None) 
         _check_type(data[: file_types.HEAD])
         return _decode(metadata.strip(data), size)
     except MemoryError:
-        raise _too_large("what fits into memory", "more") from None
+        raise too_large("what fits into memory", "more") from None
 
 
 def read_image_file(path: str | Path) -> bytes:
@@ -106,11 +106,11 @@ def read_image_file(path: str | Path) -> bytes:
         with open(path, "rb") as file:
             _check_type(file.read(file_types.HEAD))
     if status.st_size > MAX_FILE_BYTES:
-        raise _too_large(f"{MAX_FILE_BYTES // 1_000_000} MB", "more")
+        raise too_large(f"{MAX_FILE_BYTES // 1_000_000} MB", "more")
     try:
         return Path(path).read_bytes()
     except MemoryError:
-        raise _too_large("what fits into memory", "more") from None
+        raise too_large("what fits into memory", "more") from None
 
 
 def _check_type(head: bytes) -> None:
@@ -136,7 +136,7 @@ def _decode(stripped: metadata.Stripped, size: tuple[int, int] | None) -> Image.
             raise EOFError("pixels are missing")
         return opened
     except Image.DecompressionBombError:
-        raise _too_large(f"{MAX_PIXELS // 1_000_000} million pixels", "far more") from None
+        raise too_large(f"{MAX_PIXELS // 1_000_000} million pixels", "far more") from None
     except (TooLargeError, MemoryError):
         raise
     except Exception as error:
@@ -173,22 +173,18 @@ def _check_size(image: ImageFile.ImageFile, data: bytes, times: int) -> None:
     width, height = image.size
     most = MAX_RLE_PIXELS if image.tile and image.tile[0][0] == "bmp_rle" else MAX_PIXELS
     if width * height > most:
-        raise _too_large(f"{most // 1_000_000} million pixels", f"{width}×{height}")
+        raise too_large(f"{most // 1_000_000} million pixels", f"{width}×{height}")
     if max(width, height) > MAX_SIDE:
-        raise _too_large(f"{MAX_SIDE} pixels a side", f"{width}×{height}")
+        raise too_large(f"{MAX_SIDE} pixels a side", f"{width}×{height}")
     if isinstance(image, TiffImagePlugin.TiffImageFile):
         tags = (TiffImagePlugin.TILEWIDTH, TiffImagePlugin.TILELENGTH)
         tile = [side for side in map(image.tag_v2.get, tags) if isinstance(side, int)]
         if math.prod(tile) > MAX_PIXELS:  # a tile is decoded completely, however small the image
-            raise _too_large(f"{MAX_PIXELS // 1_000_000} million pixels", "far more")
+            raise too_large(f"{MAX_PIXELS // 1_000_000} million pixels", "far more")
     if image.format == "JPEG":
         scans = data.count(b"\xff\xda") * times
         if scans * width * height > MAX_SCANNED_PIXELS:
-            raise _too_large(f"{MAX_SCANNED_PIXELS // (width * height)} scans", str(scans))
-
-
-def _too_large(most: str, received: str) -> TooLargeError:
-    return TooLargeError(f"Expected at most {most}. Received: {received}. Use a smaller image.")
+            raise too_large(f"{MAX_SCANNED_PIXELS // (width * height)} scans", str(scans))
 
 
 def _upright_rgb(image: Image.Image, orientation: int, size: tuple[int, int] | None) -> Image.Image:

@@ -1,0 +1,17 @@
+"""What an image may cost, and the error of one that costs more."""
+
+from serving.errors import TooLargeError
+
+# Of a file on disk: as many bytes as the largest image has with four channels of 16 bits.
+MAX_FILE_BYTES = 400_000_000
+MAX_PIXELS = 50_000_000  # a 48-megapixel phone image passes, 150 MB when decoded
+MAX_RLE_PIXELS = 20_000_000  # of a run-length encoded BMP; Pillow decodes it in Python: 2 s
+MAX_SIDE = 65_535  # JPEG's limit; Pillow needs far more memory for a column than for a square
+# Each scan of a JPEG, however few its bytes, visits all pixels: a hundred scans of the largest
+# image take two seconds. One to twelve are usual.
+MAX_SCANNED_PIXELS = 100 * MAX_PIXELS
+
+
+def too_large(most: str, received: str) -> TooLargeError:
+    """Return the error for an image of which `most` is accepted and more was `received`."""
+    return TooLargeError(f"Expected at most {most}. Received: {received}. Use a smaller image.")
