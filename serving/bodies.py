@@ -178,12 +178,13 @@ def _form_request(fields: Sequence[tuple[str, str | bytes]]) -> Request:
         raise events.refusal(" and ".join(sorted(keys, reverse=True)) or "a form without these")
     if len(images) > events.MAX_IMAGES:
         raise events.too_many(len(images))
-    top = next((value for name, value in fields if name == "top" and isinstance(value, str)), None)
+    texts = dict(reversed([(name, v) for name, v in fields if isinstance(v, str)]))  # the first
     lists = [name for name, _ in fields if name in SEVERAL or _INDEX.search(name)]
     return Request(
         events.parse_sources(images),
         is_batch=bool(lists) or len(images) > 1,
-        top=events.parse_top(events.decimal(top or None)),
+        top=events.parse_top(events.decimal(texts.get("top") or None)),
+        details=events.parse_details(texts.get("details")),
     )
 
 

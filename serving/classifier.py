@@ -8,10 +8,11 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
+from serving.details import read_details
 from serving.errors import ModelError
 from serving.model_files import describe_file, is_tflite
 from serving.preprocess import preprocess
-from serving.runtimes import RUNTIMES, find_runtime, load_network
+from serving.runtimes import RUNTIMES, Prediction, find_runtime, load_network
 
 LABELS_FILE = "labels.txt"  # TFLite Metadata's zip entry for class names
 DECIMALS = 5
@@ -32,6 +33,7 @@ class Classifier:
         labels: class names, in the order of the model's outputs.
         input_size: (height, width) in pixels.
         runtime: package that runs the model.
+        details: what the model's file holds to tell more than scores.
     """
 
     def __init__(self, path: str | Path, threads: int = 1, runtime: str | None = None):
@@ -42,7 +44,7 @@ class Classifier:
         """
         path = Path(path)
         self.runtime, module = find_runtime(runtime)
-        self.labels = read_labels(path)
+        self.labels, self.details = read_labels(path), read_details(path)
         try:
             self._network = load_network(module, path, threads)
         except (RuntimeError, ValueError) as error:
@@ -65,12 +67,16 @@ class Classifier:
             f"Use {' or '.join(others)}, or convert it with another --quantize."
         )
 
-    def probabilities(self, inputs: np.ndarray) -> np.ndarray:
-        """Return the probability of each class, float32 (classes,), 0 to 1.
+    def predict(self, inputs: np.ndarray) -> Prediction:
+        """Return what the model makes of one image.
 
-        `inputs` is one image from `preprocess`: float32 (1, height, width, 3), -1 to 1.
+        `inputs` is what `preprocess` returns: float32 (1, height, width, 3), -1 to 1.
         """
         return self._network.run(inputs)
+
+    def probabilities(self, inputs: np.ndarray) -> np.ndarray:
+        """Return the probability of each class, float32 (classes,), 0 to 1, as `predict`."""
+        return self.predict(inputs).probabilities
 
     def classify(self, image: Image.Image) -> dict[str, float]:
         """Return {label: score} for an upright RGB image, with five decimals."""

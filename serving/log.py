@@ -18,6 +18,8 @@ METRICS = {
     "decode_ms": "Milliseconds",
     "infer_ms": "Milliseconds",
     "errors": "Count",
+    "classified": "Count",  # images with scores
+    "unknown": "Count",  # of these
 }
 _QUERY = re.compile(r"\?\S*")
 
@@ -34,6 +36,8 @@ class ImageLog:
     height: int | None = None
     decode_ms: float | None = None  # to decode and preprocess
     infer_ms: float | None = None
+    known: float | None = None  # conformal p-value, 0 to 1
+    unknown: bool | None = None  # whether that is below UNKNOWN_BELOW
     error: str | None = None  # class name
 
     def to_json(self) -> dict:
@@ -63,6 +67,8 @@ class RequestLog:
             line["errors"] = sum(image.error is not None for image in self.images)
             for name in ("decode_ms", "infer_ms"):
                 line[name] = round(sum(getattr(image, name) or 0 for image in self.images), 1)
+            line["classified"] = sum(image.infer_ms is not None for image in self.images)
+            line["unknown"] = sum(image.unknown is True for image in self.images)
         return {name: v for name, v in line.items() if v is not None or name == "request_id"}
 
 

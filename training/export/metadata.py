@@ -13,6 +13,8 @@ import flatbuffers
 import numpy as np
 
 from serving.classifier import LABELS_FILE
+from serving.details import DETAILS_FILE, Details
+from serving.runtimes import ACTIVATIONS, PROBABILITIES
 from training.backend import stderr_held_back
 
 with stderr_held_back():
@@ -50,12 +52,18 @@ MEAN = STD = 127.5
 Table = tuple[str, dict]  # name, {field: value}
 
 
-def add_metadata(flatbuffer: bytes, class_names: Sequence[str]) -> bytes:
-    """Return the .tflite file `flatbuffer` with its metadata and `class_names` inside.
+def add_metadata(flatbuffer: bytes, class_names: Sequence[str], details: Details) -> bytes:
+    """Return the .tflite file `flatbuffer` with its metadata, `class_names` and `details` inside.
 
-    The names are in a zip archive behind it, one a line. Runtimes ignore that; zipfile finds it.
+    They are in a zip archive behind it, the names one a line. Runtimes ignore that; zipfile finds
+    it. The outputs are named `PROBABILITIES` and, if there is a second one, `ACTIVATIONS`.
     """
     model = flatbuffer_utils.convert_bytearray_to_object(flatbuffer)
+    graph = model.subgraphs[0]
+    # Programs that know of one output take the first.
+    graph.outputs = sorted(graph.outputs, key=lambda index: len(graph.tensors[index].shape))
+    for index, name in zip(graph.outputs, (PROBABILITIES, ACTIVATIONS), strict=False):
+        graph.tensors[index].name = name
     content = schema.BufferT()
     content.data = np.frombuffer(describe_classifier(), np.uint8)
     entry = schema.MetadataT()
@@ -66,6 +74,7 @@ def add_metadata(flatbuffer: bytes, class_names: Sequence[str]) -> bytes:
     with zipfile.ZipFile(file, "a") as archive:
         # A fixed date, so that the same checkpoint gives the same file.
         archive.writestr(zipfile.ZipInfo(LABELS_FILE), "\n".join(class_names) + "\n")
+        archive.writestr(zipfile.ZipInfo(DETAILS_FILE), details.to_bytes())
     return file.getvalue()
 
 
