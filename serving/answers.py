@@ -4,14 +4,15 @@ import os
 
 import numpy as np
 
-from serving.classifier import Classifier, named_scores
+from serving.classifier import named_scores
 from serving.details import Details
 from serving.errors import SettingError
 from serving.runtimes import Prediction
 
 UNKNOWN_BELOW = "UNKNOWN_BELOW"  # environment variable
 DEFAULT_UNKNOWN_BELOW = 0.02
-DECIMALS = 3  # of a heat map's values
+P_DECIMALS = 4  # of a p-value: as fine as 10,000 validation images make it
+HEAT_DECIMALS = 3  # of a heat map's values
 
 
 def read_unknown_below() -> float:
@@ -45,11 +46,20 @@ def known(details: Details, prediction: Prediction) -> float | None:
     """Return the p-value of an image, 0 to 1; None if its model does not tell."""
     if details.familiarity is None or prediction.activations is None:
         return None
-    return round(details.familiarity.known(prediction.activations), DECIMALS)
+    return round(details.familiarity.known(prediction.activations), P_DECIMALS)
+
+
+def is_unknown(p: float | None, unknown_below: float) -> bool | None:
+    """Return whether the p-value `p` is below `unknown_below`; None if there is none."""
+    return None if p is None else p < unknown_below
 
 
 def describe(
-    classifier: Classifier, prediction: Prediction, top: int | None, unknown_below: float
+    labels: tuple[str, ...],
+    details: Details,
+    prediction: Prediction,
+    unknown_below: float,
+    top: int | None = None,
 ) -> dict:
     """Return all that a model tells of an image, ready for JSON; null is what it does not tell.
 
@@ -57,26 +67,23 @@ def describe(
     whether that is below `unknown_below`; `prediction_set`, labels, best first; and `heatmap`,
     `rows`, `columns` and their `values` row by row, 0 to 1, for `label`.
     """
-    labels, details = classifier.labels, classifier.details
     order = np.argsort(-prediction.probabilities, kind="stable")
-    best, p = int(order[0]), known(details, prediction)
+    p = known(details, prediction)
     chosen = details.prediction_set(prediction.probabilities)
     return {
-        "label": labels[best],
+        "label": labels[order[0]],
         "scores": top_k(labels, prediction.probabilities, top),
         "known": p,
-        "unknown": None if p is None else p < unknown_below,
+        "unknown": is_unknown(p, unknown_below),
         "prediction_set": None if chosen is None else [labels[i] for i in order if chosen[i]],
-        "heatmap": _heatmap(details, prediction, best),
+        "heatmap": _heatmap(details, prediction, int(order[0])),
     }
 
 
 def _heatmap(details: Details, prediction: Prediction, index: int) -> dict | None:
-    if prediction.activations is None:
+    if prediction.activations is None or not details.head:
         return None
-    values = details.activation_map(prediction.activations, index)
-    if values is None:
-        return None
-    rows, columns = values.shape
-    flat = [round(float(value), DECIMALS) for value in values.flat]
-    return {"rows": rows, "columns": columns, "values": flat}
+    heat = details.activation_map(prediction.activations, index)
+    rows, columns = heat.shape
+    values = [round(float(value), HEAT_DECIMALS) for value in heat.flat]
+    return {"rows": rows, "columns": columns, "values": values}

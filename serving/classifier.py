@@ -6,12 +6,10 @@ from importlib.metadata import version
 from pathlib import Path
 
 import numpy as np
-from PIL import Image
 
 from serving.details import read_details
 from serving.errors import ModelError
 from serving.model_files import describe_file, is_tflite
-from serving.preprocess import preprocess
 from serving.runtimes import RUNTIMES, Prediction, find_runtime, load_network
 
 LABELS_FILE = "labels.txt"  # TFLite Metadata's zip entry for class names
@@ -40,11 +38,12 @@ class Classifier:
         """Load `path` into `runtime` (default: the first one installed), with `threads` threads.
 
         Raises:
-            ModelError: the file is missing, has no class names, or the runtime cannot load it.
+            ModelError: the file is missing, has no class names, is damaged, or the runtime cannot
+                load it.
         """
         path = Path(path)
         self.runtime, module = find_runtime(runtime)
-        self.labels, self.details = read_labels(path), read_details(path)
+        self.labels = read_labels(path)
         try:
             self._network = load_network(module, path, threads)
         except (RuntimeError, ValueError) as error:
@@ -57,6 +56,7 @@ class Classifier:
                 f"{path.name}. Received: {len(self.labels)}. "
                 "Convert it again with convert_to_tflite.py."
             )
+        self.details = read_details(path, self._network.channels, len(self.labels))
 
     def _cannot_load(self, path: Path, error: Exception) -> str:
         others = [name for name in RUNTIMES if name != self.runtime]
@@ -77,10 +77,6 @@ class Classifier:
     def probabilities(self, inputs: np.ndarray) -> np.ndarray:
         """Return the probability of each class, float32 (classes,), 0 to 1, as `predict`."""
         return self.predict(inputs).probabilities
-
-    def classify(self, image: Image.Image) -> dict[str, float]:
-        """Return {label: score} for an upright RGB image, with five decimals."""
-        return named_scores(self.labels, self.probabilities(preprocess(image, self.input_size)))
 
 
 def read_labels(path: Path) -> tuple[str, ...]:

@@ -5,6 +5,7 @@ convolution. `training.evaluation.familiarity` fits the statistics.
 """
 
 import io
+import struct
 import zipfile
 import zlib
 from collections.abc import Mapping
@@ -17,8 +18,8 @@ import numpy as np
 from serving.errors import ModelError
 
 DETAILS_FILE = "details.npz"  # zip entry of the .tflite file
-MAX_DETAILS_BYTES = 50_000_000  # of it, unpacked
 COVERAGE = 0.95  # of prediction sets
+MAX_HALF = 65504.0  # the largest float16
 
 
 @dataclass(frozen=True)
@@ -44,13 +45,22 @@ class Familiarity:
     rest: float
     distances: np.ndarray
 
+    def __post_init__(self) -> None:
+        """Raise ValueError unless the statistics fit each other."""
+        channels, rank = self.directions.shape
+        if (self.mean.shape, self.variances.shape) != ((channels,), (rank,)):
+            raise ValueError("statistics of different shapes")
+        if self.rest <= 0 or (self.variances <= 0).any():
+            raise ValueError("variances of 0 or less")
+        _require_ascending(self.distances)
+
     def known(self, activations: np.ndarray) -> float:
         """Return the share of validation images that are at least as far, 0 to 1.
 
         `activations` is float32 (rows, columns, channels). The share is a conformal p-value: of
         images like those of training, at most 2 % have 0.02 or less.
         """
-        return p_value(self.distance(activations.mean(axis=(0, 1))), self.distances)
+        return float(p_value(self.distance(activations.mean(axis=(0, 1))), self.distances))
 
     def distance(self, features: np.ndarray) -> float:
         """Return the squared distance of `features` (channels,), not yet of length 1."""
@@ -60,10 +70,16 @@ class Familiarity:
         return float((along**2 / self.variances).sum()) + across / self.rest
 
 
-def p_value(value: float, others: np.ndarray) -> float:
-    """Return the conformal p-value of `value` among `others` (n,), ascending."""
-    larger = len(others) - int(np.searchsorted(others, value))
+def p_value(values: float | np.ndarray, others: np.ndarray) -> np.ndarray:
+    """Return the conformal p-value of each of `values` among `others` (n,), ascending."""
+    larger = len(others) - np.searchsorted(others, values)
     return (larger + 1) / (len(others) + 1)
+
+
+def _require_ascending(values: np.ndarray) -> None:
+    """Raise ValueError unless `values` are (n,), at least one, and ascending."""
+    if values.ndim != 1 or not len(values) or (np.diff(values) < 0).any():
+        raise ValueError("no ascending list")
 
 
 Layer = tuple[np.ndarray, np.ndarray]  # kernel (inputs, units) and bias (units,), float32
@@ -85,6 +101,29 @@ class Details:
     nonconformity: np.ndarray | None = None
     head: tuple[Layer, ...] = ()
 
+    def __post_init__(self) -> None:
+        """Raise ValueError unless each layer fits the one before."""
+        if self.nonconformity is not None:
+            _require_ascending(self.nonconformity)
+        inputs = [kernel.shape[0] for kernel, _ in self.head[1:]]
+        outputs = [bias.shape[0] for _, bias in self.head]
+        if inputs != outputs[:-1] or any(k.shape[1:] != b.shape for k, b in self.head):
+            raise ValueError("layers of different shapes")
+
+    def of_model(self, channels: int | None, classes: int) -> "Details":
+        """Return what a model can tell that returns activations of `channels`, None for none.
+
+        Raises:
+            ValueError: the statistics are of another model.
+        """
+        if channels is None:
+            return Details(nonconformity=self.nonconformity)
+        if self.familiarity is not None and self.familiarity.mean.shape != (channels,):
+            raise ValueError("familiarity of other activations")
+        if self.head and (len(self.head[0][0]), len(self.head[-1][1])) != (channels, classes):
+            raise ValueError("layers of another model")
+        return self
+
     def prediction_set(self, probabilities: np.ndarray) -> np.ndarray | None:
         """Return which classes are in the split-conformal set at `COVERAGE`, bool (classes,).
 
@@ -94,19 +133,17 @@ class Details:
         """
         if self.nonconformity is None:
             return None
-        values = np.array([p_value(1 - p, self.nonconformity) for p in probabilities])
-        chosen = values > 1 - COVERAGE
+        chosen = p_value(1 - probabilities, self.nonconformity) > 1 - COVERAGE
         chosen[np.argmax(probabilities)] = True
         return chosen
 
-    def activation_map(self, activations: np.ndarray, index: int) -> np.ndarray | None:
+    def activation_map(self, activations: np.ndarray, index: int) -> np.ndarray:
         """Return how much each region speaks for class `index`: float32 (rows, columns), 0 to 1.
 
+        `activations` is float32 (rows, columns, channels), and there has to be a `head`.
         It is Grad-CAM (Selvaraju et al. 2017), whose gradients are known where dense layers follow
         a pooling. The most important region has 1; if none speaks for the class, all have 0.
         """
-        if not self.head:
-            return None
         x, active = activations.mean(axis=(0, 1)), []
         for kernel, bias in self.head[:-1]:
             x = np.maximum(x @ kernel + bias, 0)
@@ -116,10 +153,13 @@ class Details:
             weights = kernel @ (weights * mask)
         found = np.maximum(activations @ weights, 0)
         peak = found.max()
-        return found / peak if peak > 0 else found
+        return found / peak if 0 < peak < np.inf else np.zeros_like(found)
 
     def to_bytes(self) -> bytes:
-        """Return the content of `DETAILS_FILE`; kernels and directions lose half their bits."""
+        """Return the content of `DETAILS_FILE`, empty if there are no details.
+
+        Kernels and directions lose half their bits.
+        """
         arrays: dict[str, Any] = {}
         if self.familiarity is not None:
             arrays |= {name: np.float32(value) for name, value in vars(self.familiarity).items()}
@@ -127,7 +167,10 @@ class Details:
         if self.nonconformity is not None:
             arrays["nonconformity"] = np.float32(self.nonconformity)
         for number, (kernel, bias) in enumerate(self.head):
-            arrays |= {f"kernel_{number}": np.float16(kernel), f"bias_{number}": np.float32(bias)}
+            half = np.float16(np.clip(kernel, -MAX_HALF, MAX_HALF))
+            arrays |= {f"kernel_{number}": half, f"bias_{number}": np.float32(bias)}
+        if not arrays:
+            return b""
         file = io.BytesIO()
         np.savez(file, **arrays)
         return file.getvalue()
@@ -137,9 +180,11 @@ class Details:
         """Return what `to_bytes` wrote, from its arrays.
 
         Raises:
-            KeyError, ValueError: they are not complete.
+            KeyError, ValueError: they are incomplete, do not fit each other or are no numbers.
         """
         arrays = {name: np.asarray(values, np.float32) for name, values in arrays.items()}
+        if not all(np.isfinite(values).all() for values in arrays.values()):
+            raise ValueError("not a number")
         familiarity = None
         if "mean" in arrays:
             names = ("mean", "directions", "variances", "distances")
@@ -150,23 +195,46 @@ class Details:
         return cls(familiarity, arrays.get("nonconformity"), head)
 
 
-def read_details(path: Path) -> Details:
+def read_details(path: Path, channels: int | None, classes: int) -> Details:
     """Return the details in the .tflite file at `path`; none if it has no `DETAILS_FILE`.
 
+    The model returns activations of `channels`, None for none, and scores of `classes`.
+
     Raises:
-        ModelError: they are damaged.
+        ModelError: they are damaged, or of another model.
     """
     try:
         with zipfile.ZipFile(path) as archive:
             if DETAILS_FILE not in archive.namelist():
                 return Details()
-            if archive.getinfo(DETAILS_FILE).file_size > MAX_DETAILS_BYTES:
-                raise ValueError("too large")
-            content = archive.read(DETAILS_FILE)
-        with np.load(io.BytesIO(content), allow_pickle=False) as arrays:
-            return Details.from_arrays(arrays)
-    except (zipfile.BadZipFile, zlib.error, KeyError, NotImplementedError, OSError, ValueError):
+            content = _read_entry(archive, DETAILS_FILE, path.stat().st_size)
+        return Details.from_arrays(_unpack(content)).of_model(channels, classes)
+    # RuntimeError: an encrypted entry, or a header nested too deep.
+    except (zipfile.BadZipFile, zlib.error, struct.error, EOFError, LookupError, OSError,
+            RuntimeError, TypeError, ValueError):  # fmt: skip
         raise ModelError(
-            f"Expected a .tflite file with complete statistics inside ({DETAILS_FILE}). "
+            f"Expected a .tflite file with complete statistics of its own inside ({DETAILS_FILE}). "
             f"Received: {path.name} with damaged ones. Convert it again with convert_to_tflite.py."
         ) from None
+
+
+def _read_entry(archive: zipfile.ZipFile, name: str, most: int) -> bytes:
+    """Return an entry of `archive`; ValueError if it is larger than `most` bytes, as bombs are."""
+    if archive.getinfo(name).file_size > most:
+        raise ValueError("packed")
+    return archive.read(name)
+
+
+def _unpack(content: bytes) -> dict[str, np.ndarray]:
+    """Return the arrays of an .npz file; unlike `np.load`, trust no size in their headers."""
+    arrays = {}
+    with zipfile.ZipFile(io.BytesIO(content)) as archive:
+        for name in archive.namelist():
+            data = _read_entry(archive, name, len(content))
+            file = io.BytesIO(data)
+            np.lib.format.read_magic(file)
+            shape, is_fortran, dtype = np.lib.format.read_array_header_1_0(file)
+            values = np.frombuffer(data, dtype, offset=file.tell())
+            order = "F" if is_fortran else "C"
+            arrays[name.removesuffix(".npy")] = values.reshape(shape, order=order)
+    return arrays

@@ -17,7 +17,7 @@ EXPECTED = (
     'or {"images": [...]}.'
 )
 OPTIONS = ("top", "details")  # keys beside them
-YES, NO = ("true", "1", "yes", "on"), ("false", "0", "no", "off", "")  # of options, in lower case
+YES, NO = ("true", "1", "yes", "on"), ("false", "0", "no", "off")  # of queries and forms
 SHOWN_KEYS = 3  # in a sentence
 SHOWN = 40  # characters of each
 
@@ -120,20 +120,20 @@ def parse_top(value: object) -> int | None:
 
 
 def parse_details(value: object) -> bool:
-    """Return whether more than scores is asked for; in a query or form as text.
+    """Return whether more than scores is asked for.
 
     Raises:
-        InvalidRequestError: `value` is none of `YES` and `NO`.
+        InvalidRequestError: `value` is neither true nor false.
     """
-    text = str(value).lower() if isinstance(value, bool | int | str) else value
-    if text is None or text in NO:
+    if value is None:
         return False
-    if text in YES:
-        return True
-    received = shown(str(value)) if isinstance(value, str | int | float) else kind_of(value)
-    raise InvalidRequestError(
-        f"Expected details to be true or false. Received: {received}. Leave it out for scores only."
-    )
+    if not isinstance(value, bool):
+        received = shown(str(value)) if isinstance(value, int | float) else kind_of(value)
+        raise InvalidRequestError(
+            f"Expected details to be true or false. Received: {received}. "
+            "Leave it out for scores only."
+        )
+    return value
 
 
 def parse_source(key: str, value: object) -> Source:
@@ -250,6 +250,12 @@ def decimal(text: str | None) -> int | str | None:
     """Return `text` as an int if it is decimal, else unchanged."""
     digits = text and len(text) < 10 and text.isascii() and text.isdecimal()
     return int(text) if digits else text
+
+
+def yes_or_no(text: str | None) -> bool | str | None:
+    """Return `text` as a bool if it is one of `YES` or `NO`, else unchanged."""
+    word = text and text.strip().lower()
+    return (word in YES) if word in (*YES, *NO) else text
 
 
 def _sources(key: str, values: object) -> tuple[Source | InvalidRequestError, ...]:

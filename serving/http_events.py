@@ -141,16 +141,17 @@ def parse_body(request: HttpRequest) -> Request:
         TooLargeError: it unpacks to more than Lambda takes.
     """
     query = request.query
-    top, details = events.parse_top(events.decimal(query.get("top"))), query.get("details")
+    top = events.parse_top(events.decimal(query.get("top")))
+    details = events.parse_details(events.yes_or_no(query.get("details")))
     data = bodies.unpack(_bytes(request), request.headers.get("content-encoding", ""))
-    if not data and "url" in request.query:
+    if not data and "url" in query:
         raise events.refusal("nothing as the body, but url in the query. Send it in the body")
     kind = request.headers.get("content-type", "")
     parsed = bodies.parse(Body(data, kind, is_text=not request.is_base64))
     return replace(
         parsed,
-        top=parsed.top if top is None else top,
-        details=parsed.details if details is None else events.parse_details(details),
+        top=top if "top" in query else parsed.top,
+        details=details if "details" in query else parsed.details,
     )
 
 

@@ -18,7 +18,7 @@ METRICS = {
     "decode_ms": "Milliseconds",
     "infer_ms": "Milliseconds",
     "errors": "Count",
-    "classified": "Count",  # images with scores
+    "classified": "Count",  # images; only if the model tells which it does not know
     "unknown": "Count",  # of these
 }
 _QUERY = re.compile(r"\?\S*")
@@ -67,8 +67,9 @@ class RequestLog:
             line["errors"] = sum(image.error is not None for image in self.images)
             for name in ("decode_ms", "infer_ms"):
                 line[name] = round(sum(getattr(image, name) or 0 for image in self.images), 1)
-            line["classified"] = sum(image.infer_ms is not None for image in self.images)
-            line["unknown"] = sum(image.unknown is True for image in self.images)
+            told = [image.unknown for image in self.images if image.unknown is not None]
+            if told:
+                line["classified"], line["unknown"] = len(told), sum(told)
         return {name: v for name, v in line.items() if v is not None or name == "request_id"}
 
 

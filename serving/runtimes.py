@@ -1,6 +1,6 @@
 """The packages that can run a .tflite file."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from importlib import import_module
 from pathlib import Path
@@ -60,30 +60,33 @@ class Network:
     Attributes:
         input_shape: (1, height, width, 3).
         outputs: number of scores.
+        channels: of its activations, None if it does not return them.
         run: from float32 inputs of `input_shape` to what it predicts.
     """
 
     input_shape: tuple[int, ...]
     outputs: int
+    channels: int | None
     run: Callable[[np.ndarray], Prediction]
 
 
-def find_outputs(path: Path, inputs: list[Tensor], outputs: list[Tensor]) -> tuple[int, int | None]:
-    """Return which of `outputs` are the scores and the activations, None if there are none.
+def find_outputs(path: Path, inputs: list[Tensor], outputs: list[Tensor]) -> list[int]:
+    """Return which of `outputs` are the scores and, if there are any, the activations.
 
     Raises:
         ModelError: the model does not take one image, float32 (1, height, width, 3), and return one
             row of scores, float32 (1, classes), and nothing else but an output named `ACTIVATIONS`,
             float32 (1, rows, columns, channels). The 1 may vary.
     """
-    activations = [
-        index
-        for index, tensor in enumerate(outputs)
+    found = [
+        place
+        for place, tensor in enumerate(outputs)
         if tensor.name == ACTIVATIONS and tensor.dtype == "float32" and len(tensor.shape) == 4
     ]
-    others = [index for index in range(len(outputs)) if index not in activations]
-    require_image_classifier(path, inputs, [outputs[index] for index in others])
-    return others[0], activations[0] if activations else None
+    found = found if len(found) == 1 else []
+    others = [place for place in range(len(outputs)) if place not in found]
+    require_image_classifier(path, inputs, [outputs[place] for place in others])
+    return others + found
 
 
 def require_image_classifier(path: Path, inputs: list[Tensor], outputs: list[Tensor]) -> None:
@@ -139,17 +142,25 @@ def _load_tflite(interpreter_module: ModuleType, path: Path, threads: int) -> Ne
     interpreter = interpreter_module.Interpreter(model_path=str(path), num_threads=threads)
     inputs, outputs = interpreter.get_input_details(), interpreter.get_output_details()
     tensors = (list(map(_tflite_tensor, each)) for each in (inputs, outputs))
-    scores, activations = find_outputs(path, *tensors)
+    outputs = [outputs[place] for place in find_outputs(path, *tensors)]
     interpreter.allocate_tensors()
-    shape, index = inputs[0]["shape"], inputs[0]["index"]
-    indices = [outputs[place]["index"] for place in (scores, activations) if place is not None]
+    [image] = inputs
 
     def run(inputs: np.ndarray) -> Prediction:
-        interpreter.set_tensor(index, inputs)
+        interpreter.set_tensor(image["index"], inputs)
         interpreter.invoke()
-        return Prediction(*(interpreter.get_tensor(index)[0] for index in indices))
+        return Prediction(*(interpreter.get_tensor(output["index"])[0] for output in outputs))
 
-    return Network(tuple(map(int, shape)), int(outputs[scores]["shape"][-1]), run)
+    shapes = [output["shape"] for output in outputs]
+    return _network(image["shape"], shapes, run)
+
+
+def _network(
+    image: Sequence[int], outputs: list[Sequence[int]], run: Callable[[np.ndarray], Prediction]
+) -> Network:
+    """Return the network that `run` runs; shapes of `outputs` are as `find_outputs` sorts them."""
+    scores, *activations = (int(shape[-1]) for shape in outputs)
+    return Network(tuple(map(int, image)), scores, activations[0] if activations else None, run)
 
 
 def _tflite_tensor(details: dict) -> Tensor:
@@ -171,20 +182,20 @@ def _load_openvino(openvino: ModuleType, path: Path, threads: int) -> Network:
     try:
         model = core.read_model(path)
         tensors = (list(map(_openvino_tensor, each)) for each in (model.inputs, model.outputs))
-        found = find_outputs(path, *tensors)
+        places = find_outputs(path, *tensors)
         _, *geometry = model.input().partial_shape
         model.reshape([1, *geometry])
         compiled = core.compile_model(model, "CPU", settings)
     except RuntimeError as error:
         # All lines but the last name OpenVINO's source files.
         raise RuntimeError(str(error).strip().splitlines()[-1]) from error
-    places = [place for place in found if place is not None]
 
     def run(inputs: np.ndarray) -> Prediction:
         results = compiled(inputs)
         return Prediction(*(results[place][0] for place in places))
 
-    return Network(tuple(compiled.input().shape), compiled.output(places[0]).shape[-1], run)
+    shapes = [compiled.output(place).shape for place in places]
+    return _network(compiled.input().shape, shapes, run)
 
 
 def _openvino_tensor(port: Any) -> Tensor:

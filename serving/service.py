@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from serving import log, resources
-from serving.answers import describe, known, read_unknown_below, top_k
+from serving.answers import describe, is_unknown, known, read_unknown_below, top_k
 from serving.classifier import Classifier
 from serving.decoder import MAX_CPU_S, CpuLimitError, Decoder, out_of_time, too_slow
 from serving.errors import InternalError, ServingError, error_body
@@ -32,7 +32,7 @@ class ImageResult:
     """The result of one image."""
 
     data: bytes = b""  # of its file, until it is decoded
-    answer: dict = field(default_factory=dict)  # {label: score}, or the body of the error
+    answer: dict = field(default_factory=dict)  # scores, details, or the body of the error
     error: ServingError | None = None
     log: ImageLog = field(default_factory=ImageLog)
 
@@ -132,8 +132,7 @@ class Service:
             self._longest_run = max(self._longest_run, time.monotonic() - started)
             image.log.infer_ms = log.milliseconds(started)
             image.log.known = known(self.classifier.details, prediction)
-            if image.log.known is not None:
-                image.log.unknown = image.log.known < self._unknown_below
+            image.log.unknown = is_unknown(image.log.known, self._unknown_below)
             image.answer = self._answer(prediction, request)
         except CpuLimitError:
             if limits.cpu_s < MAX_CPU_S:
@@ -148,9 +147,10 @@ class Service:
         return True
 
     def _answer(self, prediction: Prediction, request: Request) -> dict:
+        labels, details = self.classifier.labels, self.classifier.details
         if request.details:
-            return describe(self.classifier, prediction, request.top, self._unknown_below)
-        return top_k(self.classifier.labels, prediction.probabilities, request.top)
+            return describe(labels, details, prediction, self._unknown_below, request.top)
+        return top_k(labels, prediction.probabilities, request.top)
 
     def _decode(self, image: ImageResult, limits: Limits) -> np.ndarray:
         """Return `image` as the model's input, float32 (1, height, width, 3), -1 to 1.

@@ -10,12 +10,14 @@ import sys
 import threading
 from pathlib import Path
 
+import numpy as np
 import pytest
 from conftest import ROOT
 from PIL import Image
 
 import predict as script
-from serving.runtimes import find_runtime
+from serving.details import Details
+from serving.runtimes import Prediction, find_runtime
 
 
 def environment(allow="127.0.0.1", **settings):
@@ -222,9 +224,10 @@ class Stub:
 
     labels = ("a, b", "error")
     input_size = (8, 8)
+    details = Details()
 
-    def classify(self, image):
-        return {"a, b": 0.25, "error": image}
+    def predict(self, score):
+        return Prediction(np.array([0.25, score]))
 
 
 @pytest.fixture
@@ -235,10 +238,11 @@ def answers(monkeypatch):
         def read(image, _):
             if isinstance(scores[image], Exception):
                 raise scores[image]
-            return scores[image]
+            return [scores[image]]
 
         monkeypatch.setattr(script, "load_classifier", lambda *_: Stub())
-        monkeypatch.setattr(script, "read_image", read)
+        monkeypatch.setattr(script, "read_images", read)
+        monkeypatch.setattr(script, "preprocess", lambda image, _: image)
         return ["--model", "stub.tflite", *scores]
 
     return give

@@ -15,16 +15,17 @@ from pathlib import Path
 
 import h5py
 import numpy as np
-from PIL import Image
 
-from serving.classifier import named_scores
+from serving.details import Details
 from serving.errors import ModelError
 from serving.model_files import describe_file
-from serving.preprocess import INPUT_SCALING, preprocess
+from serving.preprocess import INPUT_SCALING
+from serving.runtimes import Prediction
 from training.backend import keras
 from training.dataset.split import Split
 from training.files import write_atomically
 from training.model_facts import INPUT_SCALINGS, ModelFacts
+from training.outputs import read_head, with_activations
 from training.plain_keras import fold_input_scaling, is_keras_file, read_network
 
 CHECKPOINT = "xception_fin_{epoch:02d}_{val_accuracy:.3f}.h5"
@@ -217,17 +218,16 @@ class CheckpointClassifier:
 
     def __init__(self, path: Path, facts: ModelFacts | None = None):
         """Load `path`; raises `ModelError` as `load_checkpoint` does."""
-        self.model, metadata = load_checkpoint(path, facts)
+        model, metadata = load_checkpoint(path, facts)
         self.labels = metadata.class_names
-        self.input_size = self.model.input_shape[1:3]
+        self.input_size = model.input_shape[1:3]
+        self.details = Details(head=read_head(model))
+        self._model = with_activations(model)
 
-    def probabilities(self, inputs: np.ndarray) -> np.ndarray:
-        """Return the model's answer to one image: float32 (classes,), 0 to 1."""
-        return np.asarray(self.model(inputs, training=False))[0]
-
-    def classify(self, image: Image.Image) -> dict[str, float]:
-        """Return {label: score} of an upright RGB image, scores 0 to 1 with five decimals."""
-        return named_scores(self.labels, self.probabilities(preprocess(image, self.input_size)))
+    def predict(self, inputs: np.ndarray) -> Prediction:
+        """Return what the model makes of one image, float32 (1, height, width, 3), -1 to 1."""
+        outputs = keras.tree.flatten(self._model(inputs, training=False))
+        return Prediction(*(keras.ops.convert_to_numpy(output)[0] for output in outputs))
 
 
 class BestCheckpoint(keras.callbacks.Callback):

@@ -39,4 +39,5 @@ def read_head(model: keras.Model) -> tuple[Layer, ...]:
     hidden = all(layer.activation is keras.activations.relu for layer in dense[:-1])
     if not hidden or not all(layer.use_bias for layer in dense):
         return ()
-    return tuple(tuple(np.float32(w) for w in layer.get_weights()) for layer in dense)
+    weights = [[np.asarray(each, np.float32) for each in layer.get_weights()] for layer in dense]
+    return tuple((kernel, bias) for kernel, bias in weights)

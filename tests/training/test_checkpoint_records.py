@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from serving.details import Details
 from serving.errors import ModelError
 from serving.preprocess import preprocess
 from training import checkpoint as module
@@ -139,11 +140,11 @@ def test_a_checkpoint_classifies_an_image_as_its_weights_do(small_checkpoint):
     classifier = CheckpointClassifier(small_checkpoint)
     assert classifier.labels == ("red", "green", "blue")
     assert classifier.input_size == (32, 48)
-    probabilities = classifier.probabilities(preprocess(image, (32, 48)))
-    assert probabilities.shape == (3,)
-    assert probabilities == pytest.approx(expected, abs=1e-5)
-    scores = classifier.classify(image)
-    assert list(scores.values()) == [round(float(score), 5) for score in probabilities]
+    prediction = classifier.predict(preprocess(image, (32, 48)))
+    assert prediction.probabilities.shape == (3,)
+    assert prediction.probabilities == pytest.approx(expected, abs=1e-5)
+    assert prediction.activations is None
+    assert classifier.details == Details()
 
 
 # Whole or not at all.

@@ -74,7 +74,8 @@ def add_metadata(flatbuffer: bytes, class_names: Sequence[str], details: Details
     with zipfile.ZipFile(file, "a") as archive:
         # A fixed date, so that the same checkpoint gives the same file.
         archive.writestr(zipfile.ZipInfo(LABELS_FILE), "\n".join(class_names) + "\n")
-        archive.writestr(zipfile.ZipInfo(DETAILS_FILE), details.to_bytes())
+        if content := details.to_bytes():
+            archive.writestr(zipfile.ZipInfo(DETAILS_FILE), content)
     return file.getvalue()
 
 
