@@ -5,9 +5,7 @@ convolution. `training.evaluation.familiarity` fits the statistics.
 """
 
 import io
-import struct
 import zipfile
-import zlib
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -209,13 +207,11 @@ def read_details(path: Path, channels: int | None, classes: int) -> Details:
                 return Details()
             content = _read_entry(archive, DETAILS_FILE, path.stat().st_size)
         return Details.from_arrays(_unpack(content)).of_model(channels, classes)
-    # RuntimeError: an encrypted entry, or a header nested too deep.
-    except (zipfile.BadZipFile, zlib.error, struct.error, EOFError, LookupError, OSError,
-            RuntimeError, TypeError, ValueError):  # fmt: skip
+    except Exception as error:  # zipfile and NumPy raise nearly anything on a damaged file
         raise ModelError(
             f"Expected a .tflite file with complete statistics of its own inside ({DETAILS_FILE}). "
             f"Received: {path.name} with damaged ones. Convert it again with convert_to_tflite.py."
-        ) from None
+        ) from error
 
 
 def _read_entry(archive: zipfile.ZipFile, name: str, most: int) -> bytes:
