@@ -153,11 +153,8 @@ class Details:
         peak = found.max()
         return found / peak if 0 < peak < np.inf else np.zeros_like(found)
 
-    def to_bytes(self) -> bytes:
-        """Return the content of `DETAILS_FILE`, empty if there are no details.
-
-        Kernels and directions lose half their bits.
-        """
+    def to_arrays(self) -> dict[str, Any]:
+        """Return all of it as {name: array}; kernels and directions lose half their bits."""
         arrays: dict[str, Any] = {}
         if self.familiarity is not None:
             arrays |= {name: np.float32(value) for name, value in vars(self.familiarity).items()}
@@ -167,6 +164,11 @@ class Details:
         for number, (kernel, bias) in enumerate(self.head):
             half = np.float16(np.clip(kernel, -MAX_HALF, MAX_HALF))
             arrays |= {f"kernel_{number}": half, f"bias_{number}": np.float32(bias)}
+        return arrays
+
+    def to_bytes(self) -> bytes:
+        """Return the content of `DETAILS_FILE`, empty if there are no details."""
+        arrays = self.to_arrays()
         if not arrays:
             return b""
         file = io.BytesIO()
@@ -175,7 +177,7 @@ class Details:
 
     @classmethod
     def from_arrays(cls, arrays: Mapping[str, np.ndarray]) -> "Details":
-        """Return what `to_bytes` wrote, from its arrays.
+        """Return what `to_arrays` returned.
 
         Raises:
             KeyError, ValueError: they are incomplete, do not fit each other or are no numbers.

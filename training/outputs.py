@@ -1,4 +1,4 @@
-"""What a network returns beside scores: its last activations, and the dense layers behind them."""
+"""What a network returns beside scores: its last activations, and what is behind them."""
 
 import numpy as np
 
@@ -27,6 +27,19 @@ def with_activations(model: keras.Model) -> keras.Model:
     """
     pooling = find_pooling(model)
     return model if pooling is None else keras.Model(model.input, [model.output, pooling.input])
+
+
+def with_features(model: keras.Model) -> keras.Model:
+    """Return `model` with its features behind the probabilities, in one output.
+
+    It is float32 (n, classes + channels); the features are the pooled activations, of which there
+    are none where `find_pooling` finds none.
+    """
+    pooling = find_pooling(model)
+    if pooling is None:
+        return model
+    joined = keras.layers.Concatenate()([model.output, pooling.output])
+    return keras.Model(model.input, joined)
 
 
 def read_head(model: keras.Model) -> tuple[Layer, ...]:
