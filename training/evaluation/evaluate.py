@@ -43,10 +43,11 @@ from training.evaluation.label_errors import (
     list_label_issues,
     write_label_issues,
 )
-from training.evaluation.metrics import evaluate, shown, table, wilson
+from training.evaluation.metrics import evaluate, percent, shown, table, wilson
 from training.evaluation.model_card import CURVES, METRICS
 from training.evaluation.report import write_report
 from training.evaluation.run import EvaluationRun, RunInfo
+from training.evaluation.unknowns import LEVELS, measure
 from training.features import infer_once
 from training.files import claim_folder, write_atomically
 from training.images import ImageSource, Source
@@ -247,6 +248,8 @@ def report(
         label_issues=issues,
         curves=sources.curves,
         set_name=split.evaluated_name,
+        details=result.metadata.details,
+        unknowns=_measure_unknowns(result, dataset, split),
     )
     metrics = write_report(folder, run)
     if issues:
@@ -263,6 +266,19 @@ def report(
             )
     print(f"Report: {folder / 'README.md'}")
     print(f"Use it: {convert_command(path, dataset.folder)}")
+
+
+def _measure_unknowns(result: CalibratedModel, dataset: Dataset, split: Split) -> dict:
+    if result.features is None:
+        return {}
+    return measure(
+        result.model,
+        result.metadata.details,
+        result.features,
+        result.probabilities,
+        dataset.class_names,
+        has_test=bool(split.test),
+    )
 
 
 def _probable_label_issues(
@@ -292,11 +308,23 @@ def print_summary(result: CalibratedModel, metrics: dict, dataset: Dataset, spli
             f"Validation accuracy: {validation['accuracy']:.3f} on {validation['n']} images, "
             f"loss {validation['log_loss']:.3f}."
         )
+    if unknowns := metrics.get("unknowns"):
+        print(_describe_unknowns(unknowns, split.evaluated_name))
     accuracy = result.metadata.val_accuracy
     name = split.evaluated_name.capitalize()
     print(f"{name} accuracy: {accuracy:.3f} on {len(split.evaluated)} images.")
     if accuracy < POOR_ACCURACY:
         print(f"{_worst_mistake(metrics)} What to try: {POOR_RESULT}.")
+
+
+def _describe_unknowns(unknowns: dict, set_name: str) -> str:
+    drawn, level = unknowns["far"]["all"], LEVELS[-1]
+    [alarms] = [row for row in unknowns["false_alarms"] if row["promised"] == level]
+    return (
+        f"Called unknown: {percent(drawn['called_unknown'][str(level)])} of {drawn['n']} drawn "
+        f"images of other things, {percent(alarms['found'], 1)} of {alarms['n']} {set_name} images "
+        f"(promised: at most {percent(level)})."
+    )
 
 
 def _worst_mistake(metrics: dict) -> str:

@@ -68,11 +68,11 @@ def fit(train: np.ndarray, validation: np.ndarray, rank: int = RANK) -> Familiar
     shrunk = (1 - share) * np.append(variances, others) + share * average
     shrunk = np.maximum(shrunk, SMALLEST_VARIANCE * average)
     fitted = Familiarity(
-        mean=np.float32(mean),
+        mean=mean.astype(np.float32),
         # As they will be stored: distances are compared with those that the stored ones give.
-        directions=np.float32(np.float16(directions)),
-        variances=np.float32(shrunk[:-1]),
-        rest=float(np.float32(shrunk[-1])),
+        directions=directions.astype(np.float16).astype(np.float32),
+        variances=shrunk[:-1].astype(np.float32),
+        rest=float(shrunk[-1]),
         distances=np.zeros(1, np.float32),
     )
     return compare_with(fitted, validation)
@@ -85,7 +85,7 @@ def compare_with(familiarity: Familiarity, validation: np.ndarray) -> Familiarit
 
 def distances(familiarity: Familiarity, features: np.ndarray) -> np.ndarray:
     """Return how far images with `features` (n, channels) are, float32 (n,)."""
-    return np.float32([familiarity.distance(row) for row in features])
+    return np.array([familiarity.distance(row) for row in features], np.float32)
 
 
 def _unit(features: np.ndarray) -> np.ndarray:
