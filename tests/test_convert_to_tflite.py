@@ -23,7 +23,7 @@ from training.errors import DataError
 from training.export import compare as module
 from training.export import tflite
 from training.export.compare import TOLERANCES
-from training.export.tflite_process import predict_once
+from training.export.tflite_process import Told, tell_once
 
 
 @pytest.fixture
@@ -163,7 +163,9 @@ def test_int8_lets_no_operation_stay_in_floating_point(monkeypatch):
     made = SimpleNamespace(from_keras_model=lambda model: converter)
     monkeypatch.setattr(tflite.tf.lite, "TFLiteConverter", made)
     monkeypatch.setattr(tflite, "drop_outliers", lambda model, inputs: inputs)
-    monkeypatch.setattr(tflite, "add_metadata", lambda flatbuffer, class_names: flatbuffer)
+    monkeypatch.setattr(tflite, "add_metadata", lambda flatbuffer, *_: flatbuffer)
+    monkeypatch.setattr(tflite, "with_activations", lambda model: model)
+    monkeypatch.setattr(tflite, "read_head", lambda model: ())
     tflite.make_tflite(None, ("a",), "int8", [lambda: noise(0)])
     assert converter.target_spec.supported_ops == [tflite.tf.lite.OpsSet.TFLITE_BUILTINS_INT8]
     assert [array.shape for [array] in converter.representative_dataset()] == [(1, 32, 32, 3)]
@@ -176,10 +178,25 @@ def noise(seed, shape=(32, 32, 3)):
 SCORES = np.tile(np.float32([0.6, 0.4]), (20, 1))
 
 
+@pytest.fixture(autouse=True)
+def stand_ins_have_no_layers(monkeypatch):
+    """Let `SimpleNamespace` stand for a Keras model that returns scores alone."""
+    with_activations, read_head = module.with_activations, module.read_head
+
+    def is_stand_in(model):
+        return isinstance(model, SimpleNamespace)
+
+    monkeypatch.setattr(
+        module, "with_activations", lambda m: m if is_stand_in(m) else with_activations(m)
+    )
+    monkeypatch.setattr(module, "read_head", lambda m: () if is_stand_in(m) else read_head(m))
+
+
 def compare(monkeypatch, received, quantize="none", expected=SCORES):
     """Compare what the file answers, `received`, with what Keras does."""
     model = SimpleNamespace(predict=lambda inputs, **_: expected)
-    monkeypatch.setattr(module, "predict", lambda path, inputs, *_: received)
+    told = Told(received, None, None)
+    monkeypatch.setattr(module, "tell_of", lambda path, inputs, *_: told)
     readers = [lambda seed=seed: noise(seed, (4, 4, 3)) for seed in range(len(received))]
     module.compare(model, Path("a.tflite"), readers, quantize, None)
 
@@ -201,7 +218,9 @@ def test_both_predict_from_the_inputs_that_serving_would_make(monkeypatch):
         given.append(inputs)
         return SCORES[: len(inputs)]
 
-    monkeypatch.setattr(module, "predict", lambda path, inputs, *_: predict(inputs))
+    monkeypatch.setattr(
+        module, "tell_of", lambda path, inputs, *_: Told(predict(inputs), None, None)
+    )
     model = SimpleNamespace(predict=lambda inputs, **_: predict(inputs))
     loaders = [lambda seed=seed: noise(seed) for seed in range(3)]
     module.compare(model, Path("a.tflite"), loaders, "none", None)
@@ -240,7 +259,8 @@ def thousand(checkpoint, small_tflite, monkeypatch):
         """Both are slices of the 1,000 that are answered with blue, of keras and of the file."""
         answers = np.zeros((2, 1000), dtype=int)
         answers[0, expected] = answers[1, received] = 2
-        monkeypatch.setattr(module, "top1_predictions", lambda *_: tuple(answers))
+        found = tuple(module.Answers(each, None) for each in answers)
+        monkeypatch.setattr(module, "predict_all", lambda *_: found)
         return convert(checkpoint, "--evaluate", "--data", "thousand")
 
     return evaluate
@@ -428,7 +448,7 @@ def test_the_same_checkpoint_gives_the_same_file(checkpoint):
 def test_a_model_that_its_runtime_cannot_load_is_told(tmp_path):
     (tmp_path / "a.tflite").write_bytes(b"hello")
     with pytest.raises(ModelError, match="class names inside"):
-        predict_once(tmp_path / "a.tflite", np.zeros((1, 8, 8, 3), "float32"), None)
+        tell_once(tmp_path / "a.tflite", np.zeros((1, 8, 8, 3), "float32"), None)
 
 
 @pytest.fixture
@@ -436,7 +456,7 @@ def quick(monkeypatch, small_tflite, drawn):
     """Convert without converting or comparing: the file of the small checkpoint is written."""
     given = []
 
-    def make_tflite(model, class_names, quantize, images):
+    def make_tflite(model, class_names, quantize, images, details):
         given.append((model, class_names, quantize))
         return small_tflite.read_bytes()
 

@@ -252,6 +252,8 @@ def test_the_report_is_given_what_was_found_and_probable_wrong_labels(
         "history": history,
         "curves": curves,
         "set_name": "test",
+        "details": metadata.details,
+        "unknowns": {},
     }
     assert written.keys() == expected.keys()
     assert all(written[name] is value or written[name] == value for name, value in expected.items())
