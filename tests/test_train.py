@@ -989,8 +989,14 @@ def test_a_defect_is_not_taken_for_lack_of_memory(monkeypatch):
         train.main([])
 
 
-@pytest.mark.parametrize("renamed", [True, False])
-def test_the_best_epoch_is_calibrated_named_and_reported_on(monkeypatch, tmp_path, renamed):
+@pytest.mark.parametrize(
+    ("renamed", "changed"),
+    [(True, {}), (False, {}), (False, {"fine_tune_at": 5}), (False, {"inference_size": 320})],
+    ids=["renamed", "frozen", "fine-tuned", "of another size"],
+)
+def test_the_best_epoch_is_calibrated_named_and_reported_on(
+    monkeypatch, tmp_path, renamed, changed
+):
     """Its parts are stand-ins that note what they get; all of it with files runs above."""
     named = tmp_path / "xception_fin_02_0.800.h5"
     path = tmp_path / UNNAMED_BEST if renamed else named
@@ -1002,8 +1008,12 @@ def test_the_best_epoch_is_calibrated_named_and_reported_on(monkeypatch, tmp_pat
     calibrated = SimpleNamespace(model=SimpleNamespace(input_shape=(None, 48, 44, 3)))
     dataset, split = SimpleNamespace(), SimpleNamespace(sizes={"train": 3})
     images = SimpleNamespace(dataset=dataset)
-    run = Run(ORIGINAL, RunOptions(models=tmp_path), Workers(), images, split)
+    recipe = replace(ORIGINAL, **changed)
+    run = Run(recipe, RunOptions(models=tmp_path), Workers(), images, split)
     inputs = SimpleNamespace(val_source="features for validation")
+    monkeypatch.setattr(train, "report_source", lambda *_: inputs.val_source)
+    # Those of the pretrained base are the final network's only if it stayed as it was.
+    features = None if changed else "features"
 
     def save(*arguments):
         calls.append(("save", *arguments))
@@ -1027,7 +1037,10 @@ def test_the_best_epoch_is_calibrated_named_and_reported_on(monkeypatch, tmp_pat
     info = train.describe_run(run, "weights", 1.0)
     sources = evaluate.ReportSources(info, tmp_path / train.HISTORY, features="features")
     assert calls == [
-        ("calibrate", f"model of {path.name}", "facts", dataset, split, "features for validation"),
+        (
+            *("calibrate", f"model of {path.name}", "facts", dataset, split),
+            *("features for validation", features),
+        ),
         ("save", calibrated, tmp_path, split, path),
         ("report", calibrated, named, dataset, split, sources),
     ]

@@ -70,9 +70,9 @@ def fit(train: np.ndarray, validation: np.ndarray, rank: int = RANK) -> Familiar
     fitted = Familiarity(
         mean=mean.astype(np.float32),
         # As they will be stored: distances are compared with those that the stored ones give.
-        directions=directions.astype(np.float16).astype(np.float32),
+        directions=directions.astype(np.float16, order="C").astype(np.float32),
         variances=shrunk[:-1].astype(np.float32),
-        rest=float(shrunk[-1]),
+        rest=float(shrunk[-1].astype(np.float32)),
         distances=np.zeros(1, np.float32),
     )
     return compare_with(fitted, validation)
