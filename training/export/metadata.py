@@ -116,15 +116,7 @@ def describe_classifier(has_activations: bool = False) -> bytes:
             ],
         },
     )
-    activations = (
-        "TensorMetadata",
-        {
-            "name": ACTIVATIONS,
-            "description": "Activations of the last convolution.",
-            "content": _content(FEATURE_PROPERTIES, ("FeatureProperties", {})),
-        },
-    )
-    outputs = [scores, activations] if has_activations else [scores]
+    outputs = [scores, _describe_activations()] if has_activations else [scores]
     network = {"input_tensor_metadata": [image], "output_tensor_metadata": outputs}
     model = {
         "name": "Image classifier",
@@ -134,6 +126,17 @@ def describe_classifier(has_activations: bool = False) -> bytes:
     builder = flatbuffers.Builder()
     builder.Finish(_write(builder, ("ModelMetadata", model)), IDENTIFIER)
     return bytes(builder.Output())
+
+
+def _describe_activations() -> Table:
+    return (
+        "TensorMetadata",
+        {
+            "name": ACTIVATIONS,
+            "description": "Activations of the last convolution.",
+            "content": _content(FEATURE_PROPERTIES, ("FeatureProperties", {})),
+        },
+    )
 
 
 def _content(kind: int, properties: Table) -> Table:
