@@ -9,8 +9,7 @@ from serving.details import Details
 from serving.errors import SettingError
 from serving.runtimes import Prediction
 
-UNKNOWN_BELOW = "UNKNOWN_BELOW"  # environment variable
-DEFAULT_UNKNOWN_BELOW = 0.02
+UNKNOWN_BELOW = 0.02  # p-value; the environment variable of this name sets another
 P_DECIMALS = 4  # of a p-value: as fine as 10,000 validation images make it
 HEAT_DECIMALS = 3  # of a heat map's values
 
@@ -21,14 +20,14 @@ def read_unknown_below() -> float:
     Raises:
         SettingError: it is not a number from 0 to 1.
     """
-    text = os.environ.get(UNKNOWN_BELOW, "").strip()
+    text = os.environ.get("UNKNOWN_BELOW", "").strip()
     try:
-        value = float(text or DEFAULT_UNKNOWN_BELOW)
+        value = float(text or UNKNOWN_BELOW)
     except ValueError:
         value = -1.0
     if not 0 <= value <= 1:
         raise SettingError(
-            f"Expected {UNKNOWN_BELOW} to be a number from 0 to 1: the share of images like those "
+            "Expected UNKNOWN_BELOW to be a number from 0 to 1: the share of images like those "
             f"of training that may be called unknown. Received: {text!r}. Correct or unset it."
         )
     return value

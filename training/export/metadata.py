@@ -65,7 +65,7 @@ def add_metadata(flatbuffer: bytes, class_names: Sequence[str], details: Details
     for index, name in zip(graph.outputs, (PROBABILITIES, ACTIVATIONS), strict=False):
         graph.tensors[index].name = name
     content = schema.BufferT()
-    content.data = np.frombuffer(describe_classifier(), np.uint8)
+    content.data = np.frombuffer(describe_classifier(len(graph.outputs) > 1), np.uint8)
     entry = schema.MetadataT()
     entry.name, entry.buffer = ENTRY, len(model.buffers)
     model.buffers.append(content)
@@ -79,8 +79,11 @@ def add_metadata(flatbuffer: bytes, class_names: Sequence[str], details: Details
     return file.getvalue()
 
 
-def describe_classifier() -> bytes:
-    """Return the metadata of an image classifier with class names in `LABELS_FILE`."""
+def describe_classifier(has_activations: bool = False) -> bytes:
+    """Return the metadata of an image classifier with class names in `LABELS_FILE`.
+
+    With `has_activations`, it has a second output for them.
+    """
     scaling = ("NormalizationOptions", {"mean": [MEAN], "std": [STD]})
     image = (
         "TensorMetadata",
@@ -113,7 +116,8 @@ def describe_classifier() -> bytes:
             ],
         },
     )
-    network = {"input_tensor_metadata": [image], "output_tensor_metadata": [scores]}
+    outputs = [scores, _describe_activations()] if has_activations else [scores]
+    network = {"input_tensor_metadata": [image], "output_tensor_metadata": outputs}
     model = {
         "name": "Image classifier",
         "subgraph_metadata": [("SubGraphMetadata", network)],
@@ -122,6 +126,17 @@ def describe_classifier() -> bytes:
     builder = flatbuffers.Builder()
     builder.Finish(_write(builder, ("ModelMetadata", model)), IDENTIFIER)
     return bytes(builder.Output())
+
+
+def _describe_activations() -> Table:
+    return (
+        "TensorMetadata",
+        {
+            "name": ACTIVATIONS,
+            "description": "Activations of the last convolution.",
+            "content": _content(FEATURE_PROPERTIES, ("FeatureProperties", {})),
+        },
+    )
 
 
 def _content(kind: int, properties: Table) -> Table:
