@@ -9,7 +9,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from serving.answers import DEFAULT_UNKNOWN_BELOW, UNKNOWN_BELOW
+from serving.answers import UNKNOWN_BELOW
 from serving.details import Details, Familiarity
 
 # Directions of their own variance. Of 8 to 2,048, 128 tell flowers from photographs of other
@@ -19,7 +19,7 @@ RANK = 128
 # other things, 20 give 0.980, and 2,422 give 0.997.
 MIN_TRAINING = 8
 # The smallest p-value of n validation images is 1 / (n + 1).
-MIN_VALIDATION = round(1 / DEFAULT_UNKNOWN_BELOW)
+MIN_VALIDATION = round(1 / UNKNOWN_BELOW)
 # Of features of length 1, summed over all channels: less is rounding errors of equal features.
 SAME = 1e-10
 SMALLEST_VARIANCE = 1e-6  # of a direction, over the mean of all
@@ -141,6 +141,6 @@ def describe_shortage(details: Details, train: int) -> str | None:
     smallest = 1 / (count + 1)
     return (
         f"The model calls no image unknown: {count} validation images give no p-value below "
-        f"{smallest:.3f}, and {UNKNOWN_BELOW} is {DEFAULT_UNKNOWN_BELOW}. Use {MIN_VALIDATION} or "
-        f"more, or set {UNKNOWN_BELOW} above {smallest:.3f}."
+        f"{smallest:.3f}, and UNKNOWN_BELOW is {UNKNOWN_BELOW}. Use {MIN_VALIDATION} or "
+        f"more, or set UNKNOWN_BELOW above {smallest:.3f}."
     )

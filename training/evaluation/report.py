@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from PIL import Image
 
-from serving.answers import DEFAULT_UNKNOWN_BELOW, is_unknown
+from serving.answers import UNKNOWN_BELOW, is_unknown
 from serving.image import open_image
 from serving.preprocess import preprocess
 from training.backend import keras
@@ -167,7 +167,7 @@ def _activation_maps(run: EvaluationRun) -> "Figure | None":
         name = f"{shown(run.dataset.class_names[best], 16)} {percent(probabilities[best])}"
         lines = [(name, figures.INK)]
         if p is not None:
-            colour = figures.ORANGE if is_unknown(p, DEFAULT_UNKNOWN_BELOW) else figures.GREEN
+            colour = figures.ORANGE if is_unknown(p, UNKNOWN_BELOW) else figures.GREEN
             lines.append((f"known: {p:.3f}", colour))
         tiles.append(figures.Tile(image, lines, details.activation_map(activations, best)))
     return figures.gallery("Drawn images: where the predicted class is seen", tiles, columns=4)

@@ -8,7 +8,7 @@ import warnings
 
 import numpy as np
 
-from serving.answers import DEFAULT_UNKNOWN_BELOW
+from serving.answers import UNKNOWN_BELOW
 from serving.details import COVERAGE, Details, Familiarity, p_value
 from serving.preprocess import preprocess
 from training.backend import keras
@@ -23,7 +23,7 @@ from training.evaluation.metrics import wilson
 from training.outputs import with_features
 from training.sample.others import draw_others
 
-LEVELS = (0.05, DEFAULT_UNKNOWN_BELOW)  # p-values below which an image is called unknown
+LEVELS = (0.05, UNKNOWN_BELOW)  # p-values below which an image is called unknown
 LEFT_OUT = 5  # classes, at most: each takes a fit of its own
 BATCH_SIZE = 12
 

@@ -8,7 +8,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from serving.answers import DEFAULT_UNKNOWN_BELOW
+from serving.answers import UNKNOWN_BELOW
 from serving.classifier import read_labels
 from serving.details import Details, p_value
 from serving.errors import ModelError
@@ -258,8 +258,8 @@ def _print_unknown(expected: Answers, received: Answers, sets: dict[str, np.ndar
     """Print how many images each calls unknown, and on how many they agree, if both tell."""
     if expected.known is None or received.known is None:
         return
-    below = expected.known < DEFAULT_UNKNOWN_BELOW, received.known < DEFAULT_UNKNOWN_BELOW
-    print(f"  called unknown (p < {DEFAULT_UNKNOWN_BELOW}): checkpoint, .tflite, where they agree")
+    below = expected.known < UNKNOWN_BELOW, received.known < UNKNOWN_BELOW
+    print(f"  called unknown (p < {UNKNOWN_BELOW}): checkpoint, .tflite, where they agree")
     for name, rows in sets.items():
         hits = (below[0][rows], below[1][rows], (below[0] == below[1])[rows])
         cells = [with_interval(h.mean(), wilson(int(h.sum()), len(h))) for h in hits]

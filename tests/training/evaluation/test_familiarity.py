@@ -169,4 +169,4 @@ def test_what_is_missing_is_said_in_one_sentence():
 
 def test_fifty_validation_images_suffice_to_call_an_image_unknown():
     fitted = fit(images(300), images(MIN_VALIDATION, 1))
-    assert fitted.known(images(1, 3, spread=50)[None]) < familiarity.DEFAULT_UNKNOWN_BELOW
+    assert fitted.known(images(1, 3, spread=50)[None]) < familiarity.UNKNOWN_BELOW
