@@ -25,31 +25,27 @@ class Familiarity:
     """How far the images are from those that a model was trained on.
 
     Features are the activations of the last convolution, averaged over the image and scaled to
-    length 1. Their distance is Mahalanobis' with a covariance of `directions` in which they vary,
-    and one variance for all others (Tipping and Bishop 1999, "Probabilistic Principal Component
-    Analysis"). It is compared with the distances of images that the model has not learned from.
+    length 1. Those of a class vary in a few directions around their mean; the distance is what
+    remains of an image's features beside them, for the class where that is least (Oja 1983,
+    "Subspace Methods of Pattern Recognition"). It is compared with the distances of images that the
+    model has not learned from.
 
     Attributes:
-        mean: of the training images' features, float32 (channels,).
-        directions: float32 (channels, rank), orthonormal.
-        variances: along each direction, float32 (rank,).
-        rest: the variance along any other direction.
+        means: of each class's training images, float32 (classes, channels).
+        directions: in which they vary most, orthonormal, float32 (classes, channels, rank); zeros
+            fill up what a class has fewer.
         distances: of the validation images, float32 (n,), ascending.
     """
 
-    mean: np.ndarray
+    means: np.ndarray
     directions: np.ndarray
-    variances: np.ndarray
-    rest: float
     distances: np.ndarray
 
     def __post_init__(self) -> None:
         """Raise ValueError unless the statistics fit each other."""
-        channels, rank = self.directions.shape
-        if (self.mean.shape, self.variances.shape) != ((channels,), (rank,)):
+        classes, channels, _ = self.directions.shape
+        if not classes or self.means.shape != (classes, channels):
             raise ValueError("statistics of different shapes")
-        if self.rest <= 0 or (self.variances <= 0).any():
-            raise ValueError("variances of 0 or less")
         _require_ascending(self.distances)
 
     def known(self, activations: np.ndarray) -> float:
@@ -61,11 +57,11 @@ class Familiarity:
         return float(p_value(self.distance(activations.mean(axis=(0, 1))), self.distances))
 
     def distance(self, features: np.ndarray) -> float:
-        """Return the squared distance of `features` (channels,), not yet of length 1."""
-        offset = features / max(float(np.linalg.norm(features)), 1e-12) - self.mean
-        along = offset @ self.directions
-        across = max(float(offset @ offset - along @ along), 0.0)
-        return float((along**2 / self.variances).sum()) + across / self.rest
+        """Return the squared distance of `features` (channels,), not yet of length 1: 0 to 4."""
+        offsets = features / max(float(np.linalg.norm(features)), 1e-12) - self.means
+        along = np.matmul(offsets[:, np.newaxis], self.directions)[:, 0]
+        beside = (offsets**2).sum(axis=1) - (along**2).sum(axis=1)
+        return max(float(beside.min()), 0.0)
 
 
 def p_value(values: float | np.ndarray, others: np.ndarray) -> np.ndarray:
@@ -116,7 +112,7 @@ class Details:
         """
         if channels is None:
             return Details(nonconformity=self.nonconformity)
-        if self.familiarity is not None and self.familiarity.mean.shape != (channels,):
+        if self.familiarity is not None and self.familiarity.means.shape[1] != channels:
             raise ValueError("familiarity of other activations")
         if self.head and (len(self.head[0][0]), len(self.head[-1][1])) != (channels, classes):
             raise ValueError("layers of another model")
@@ -186,10 +182,9 @@ class Details:
         if not all(np.isfinite(values).all() for values in arrays.values()):
             raise ValueError("not a number")
         familiarity = None
-        if "mean" in arrays:
-            names = ("mean", "directions", "variances", "distances")
-            vectors = {name: arrays[name] for name in names}
-            familiarity = Familiarity(**vectors, rest=float(arrays["rest"]))
+        if arrays.keys() & {"means", "directions"}:
+            names = ("means", "directions", "distances")
+            familiarity = Familiarity(**{name: arrays[name] for name in names})
         layers = sum(name.startswith("kernel_") for name in arrays)
         head = tuple((arrays[f"kernel_{n}"], arrays[f"bias_{n}"]) for n in range(layers))
         return cls(familiarity, arrays.get("nonconformity"), head)

@@ -192,12 +192,10 @@ def fit_familiarity(features: np.ndarray) -> "Familiarity":
     features = features / np.linalg.norm(features, axis=1, keepdims=True)
     training, validation = features[::2], features[1::2]
     mean = training.mean(axis=0)
-    _, lengths, directions = np.linalg.svd(training - mean, full_matrices=False)
+    directions = np.linalg.svd(training - mean, full_matrices=False)[2]
     fitted = Familiarity(
-        mean=np.float32(mean),
-        directions=np.float32(directions[:2].T),
-        variances=np.float32(lengths[:2] ** 2 / len(training)),
-        rest=1e-4,
+        means=np.float32([mean]),
+        directions=np.float32([directions[:2].T]),
         distances=np.zeros(1, np.float32),
     )
     distances = np.sort([fitted.distance(each) for each in validation])

@@ -15,10 +15,8 @@ SCORES = np.float32([0.2, 0.5, 0.3])
 ACTIVATIONS = np.float32([[[1, 0], [0, 1], [0, 3]]])
 DETAILS = Details(
     Familiarity(
-        mean=np.float32([0, 1]),
-        directions=np.zeros((2, 1), np.float32),
-        variances=np.ones(1, np.float32),
-        rest=1.0,
+        means=np.float32([[0, 1]]),
+        directions=np.zeros((1, 2, 1), np.float32),
         distances=np.arange(100, dtype=np.float32) / 100,
     ),
     nonconformity=np.float32([0.1] * 18 + [0.6, 0.6, 0.75, 0.75]),

@@ -14,11 +14,9 @@ CHANNELS, CLASSES = 6, 3
 RANDOM = np.random.default_rng(0)
 DIRECTIONS = np.float16(np.linalg.qr(RANDOM.normal(size=(CHANNELS, 2)))[0])
 FAMILIARITY = Familiarity(
-    mean=np.full(CHANNELS, 0.4, np.float32),
-    directions=np.float32(DIRECTIONS),
-    variances=np.float32([0.5, 0.25]),
-    rest=0.125,
-    distances=np.float32([0.5, 1, 1, 2, 4]),
+    means=np.float32([np.full(CHANNELS, 0.4), np.eye(CHANNELS)[0]]),
+    directions=np.float32([DIRECTIONS, np.zeros(DIRECTIONS.shape)]),
+    distances=np.float32([0.125, 0.25, 0.25, 0.5, 1]),
 )
 HEAD = (
     (np.float32(np.float16(RANDOM.normal(size=(CHANNELS, 4)))), np.float32([9, -9, 0, 9])),
@@ -206,16 +204,14 @@ SENTENCE = (
 @pytest.mark.parametrize(
     "changed",
     [
-        {"mean": np.zeros(CHANNELS + 1)},
-        {"mean": np.zeros((CHANNELS, 1))},
-        {"mean": np.full(CHANNELS, np.nan)},
+        {"means": np.zeros((2, CHANNELS + 1))},
+        {"means": np.zeros(CHANNELS)},
+        {"means": np.zeros((1, CHANNELS))},
+        {"means": np.full((2, CHANNELS), np.nan)},
+        {"means": np.full((2, CHANNELS), np.inf)},
         {"directions": np.zeros(CHANNELS)},
-        {"directions": np.zeros((CHANNELS, 3))},
-        {"variances": np.float32([1, 0])},
-        {"variances": np.float32([-1, 1])},
-        {"rest": 0.0},
-        {"rest": np.inf},
-        {"rest": np.ones(2)},
+        {"directions": np.zeros((3, CHANNELS, 2))},
+        {"means": np.zeros((0, CHANNELS)), "directions": np.zeros((0, CHANNELS, 2))},
         {"distances": np.zeros(0)},
         {"distances": np.float32([2, 1])},
         {"distances": np.zeros((2, 2))},

@@ -88,10 +88,8 @@ def test_without_a_temperature_it_was_one(attributes):
 
 TOLD = Details(
     Familiarity(
-        mean=np.float32([0.25, 0.5, 0.75]),
-        directions=np.float32([[1, 0], [0, 1], [0, 0]]),
-        variances=np.float32([2, 1]),
-        rest=0.5,
+        means=np.float32([[0.25, 0.5, 0.75], [0, 0, 1]]),
+        directions=np.float32([[[1, 0], [0, 1], [0, 0]], np.zeros((3, 2))]),
         distances=np.float32([1, 2, 3, 3, 5]),
     ),
     np.float32([0.125, 0.25, 1]),
@@ -116,7 +114,7 @@ def test_what_tells_more_than_scores_is_kept(tmp_path):
         assert file["details/directions"].dtype == np.float16
         assert file["details/directions"].compression == "gzip"
     classifier = CheckpointClassifier(path)
-    assert classifier.details.familiarity.rest == 0.5
+    assert classifier.details.familiarity.means.shape == (2, 3)
     assert [kernel.shape for kernel, _ in classifier.details.head] == [(3, 2)]
     assert keras.models.load_model(path, compile=False).output_shape == (None, 2)
 
@@ -130,13 +128,12 @@ def test_a_checkpoint_of_an_earlier_version_tells_scores_alone(attributes):
 @pytest.mark.parametrize(
     "damage",
     [
-        lambda group: group.pop("rest"),
+        lambda group: group.pop("means"),
         lambda group: group.pop("directions"),
-        lambda group: group["variances"].write_direct(np.float32([2, -1])),
         lambda group: group["distances"].write_direct(np.float32([np.nan] * 5)),
         lambda group: group.create_dataset("nonconformity_2", data=b"text"),
         lambda group: group.create_group("kernel_0"),
-        lambda group: (group.pop("mean"), group.create_dataset("mean", data=[1.0, 2.0])),
+        lambda group: (group.pop("means"), group.create_dataset("means", data=[[1.0, 2.0]])),
     ],
     ids=["rest", "directions", "negative", "nan", "text", "group", "shape"],
 )

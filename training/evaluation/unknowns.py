@@ -169,7 +169,7 @@ def _leave_classes_out(features: SplitFeatures, class_names: tuple[str, ...]) ->
     for index in range(0, len(class_names), step)[:LEFT_OUT]:
         others = [_without(each, index) for each in features]
         strange = features.evaluated.features[features.evaluated.classes == index]
-        familiarity = fit(others[0].features, others[1].features)
+        familiarity = fit(others[0], others[1].features)
         if familiarity is None or not len(strange) or not len(others[2].features):
             continue
         known = others[2].features

@@ -2,7 +2,7 @@
 
 import numpy as np
 import pytest
-from sklearn.covariance import ledoit_wolf
+from sklearn.decomposition import PCA
 
 from serving.details import Details
 from training.evaluation import familiarity
@@ -30,49 +30,69 @@ def images(count, seed=0, spread=1.0):
     return np.float32((mixed + noise) * rng.uniform(1, 9, (count, 1)))
 
 
-def mahalanobis(train, others):
-    """The squared distance by the whole shrunk covariance of features of length 1."""
-    unit = train / np.linalg.norm(train, axis=1, keepdims=True)
-    covariance, _ = ledoit_wolf(unit)
-    offsets = others / np.linalg.norm(others, axis=1, keepdims=True) - unit.mean(axis=0)
-    return np.einsum("ij,jk,ik->i", offsets, np.linalg.inv(covariance), offsets)
+def labelled(count, seed=0, spread=1.0):
+    """Features of `count` images of two classes, by turns."""
+    features = images(count, seed, spread)
+    features[1::2, :4] += 2
+    return LabelledFeatures(features, np.arange(count) % 2)
 
 
-@pytest.mark.parametrize("count", [30, 500], ids=["fewer than channels", "more than channels"])
-def test_with_all_directions_it_is_the_mahalanobis_distance(count):
-    train, others = images(count), images(20, 1)
-    fitted = fit(train, others, rank=CHANNELS)
-    assert distances(fitted, others) == pytest.approx(mahalanobis(train, others), rel=0.02)
+def residuals(train, others, rank):
+    """What remains of `others` beside the principal components of their nearest class."""
+    unit = [x / np.linalg.norm(x, axis=1, keepdims=True) for x in (train.features, others)]
+    found = []
+    for index in (0, 1):
+        components = PCA(rank, svd_solver="full").fit(unit[0][train.classes == index])
+        rebuilt = components.inverse_transform(components.transform(unit[1]))
+        found.append(((unit[1] - rebuilt) ** 2).sum(axis=1))
+    return np.min(found, axis=0)
 
 
-@pytest.mark.parametrize("rank", [2, 6, 10], ids="rank {}".format)
-def test_fewer_directions_are_the_widest_and_the_rest_share_a_variance(rank):
-    train = images(500)
-    fitted, whole = fit(train, images(60, 1), rank), fit(train, images(60, 1), CHANNELS)
-    assert fitted.directions.shape == (CHANNELS, rank)
-    assert np.allclose(fitted.variances, whole.variances[:rank], rtol=1e-3)
-    assert np.all(np.diff(fitted.variances) <= 0)
-    assert fitted.rest == pytest.approx(whole.variances[rank:].mean(), rel=1e-2)
-    same = np.abs((fitted.directions * whole.directions[:, :rank]).sum(axis=0))
-    assert np.allclose(same, 1, atol=1e-2)
+@pytest.mark.parametrize("count", [60, 500], ids=["fewer than channels", "more than channels"])
+@pytest.mark.parametrize("rank", [1, 6, 14], ids="rank {}".format)
+def test_the_distance_is_what_remains_beside_the_principal_components(count, rank):
+    train, others = labelled(count), labelled(20, 1).features
+    fitted = fit(train, others, rank)
+    assert fitted.directions.shape == (2, CHANNELS, rank)
+    assert distances(fitted, others) == pytest.approx(residuals(train, others, rank), rel=0.02)
+
+
+def test_a_class_of_few_images_has_fewer_directions():
+    train = labelled(500)
+    few = LabelledFeatures(train.features[:-240], train.classes[:-240])
+    kept = np.flatnonzero((few.classes == 0) | (np.arange(len(few.classes)) < 10))
+    fitted = fit(LabelledFeatures(few.features[kept], few.classes[kept]), images(60, 1))
+    used = np.linalg.norm(fitted.directions, axis=1) > 0.5
+    assert used.sum(axis=1).tolist() == [16, 3]
+    single = LabelledFeatures(train.features[:9], np.array([0] * 8 + [1]))
+    assert not fit(single, images(60, 1)).directions[1].any()
+
+
+def test_many_classes_share_one_megabyte():
+    count = 300
+    features = np.abs(np.random.default_rng(0).normal(size=(count, 2048))).astype(np.float32)
+    fitted = fit(LabelledFeatures(features, np.arange(count) % 100), features)
+    assert fitted.directions.shape == (100, 2048, 1)
+    assert len(Details(fitted).to_bytes()) < 1_300_000
 
 
 def test_how_bright_features_are_does_not_count():
-    train, validation = images(300), images(60, 1)
-    one, other = fit(train, validation), fit(train * np.float32(7), validation * np.float32(3))
+    train, validation = labelled(300), labelled(60, 1).features
+    brighter = LabelledFeatures(train.features * np.float32(7), train.classes)
+    one, other = fit(train, validation), fit(brighter, validation * np.float32(3))
     assert np.allclose(one.distances, other.distances, rtol=1e-3)
 
 
 def test_the_distances_are_those_of_the_validation_images_in_order():
-    validation = images(60, 1)
-    fitted = fit(images(300), validation)
+    validation = labelled(60, 1).features
+    fitted = fit(labelled(300), validation)
     assert np.array_equal(fitted.distances, np.sort(distances(fitted, validation)))
     again = compare_with(fitted, validation[:10])
     assert np.array_equal(again.distances, np.sort(distances(fitted, validation[:10])))
 
 
 def test_it_is_the_same_each_time_and_after_it_was_stored():
-    one, other = (fit(images(300), images(60, 1), rank=4) for _ in range(2))
+    one, other = (fit(labelled(300), images(60, 1), rank=4) for _ in range(2))
     assert all(np.array_equal(value, getattr(other, name)) for name, value in vars(one).items())
     stored = Details.from_arrays(Details(one).to_arrays()).familiarity
     strange = images(20, 2, spread=9)
@@ -80,8 +100,8 @@ def test_it_is_the_same_each_time_and_after_it_was_stored():
 
 
 def test_at_most_the_promised_share_of_images_is_called_unknown_and_strange_ones_are():
-    fitted = fit(images(300), images(200, 1))
-    p = np.array([fitted.known(row[None, None]) for row in images(1000, 2)])
+    fitted = fit(labelled(300), labelled(200, 1).features)
+    p = np.array([fitted.known(row[None, None]) for row in labelled(1000, 2).features])
     assert 0.02 < (p <= 0.05).mean() < 0.09
     assert max(fitted.known(row[None, None]) for row in images(50, 3, spread=9)) < 0.02
 
@@ -104,12 +124,12 @@ def test_at_most_the_promised_share_of_images_is_called_unknown_and_strange_ones
 )
 @pytest.mark.filterwarnings("error")
 def test_where_it_cannot_be_told_there_is_none(train, validation):
-    assert fit(train, validation) is None
+    assert fit(LabelledFeatures(train, np.arange(len(train)) % 2), validation) is None
 
 
 @pytest.mark.parametrize("channels", [1, 2], ids="{} channels".format)
 def test_a_network_of_few_channels_and_images_that_differ_little(channels):
-    train = images(MIN_TRAINING)[:, :channels]
+    train = LabelledFeatures(images(MIN_TRAINING)[:, :channels], np.arange(MIN_TRAINING) % 2)
     fitted = fit(train, images(9, 1)[:, :channels])
     if channels == 1:
         assert fitted is None, "features of length 1 are then all 1"
@@ -118,8 +138,8 @@ def test_a_network_of_few_channels_and_images_that_differ_little(channels):
 
 
 def test_a_channel_that_is_always_zero_does_no_harm():
-    train, validation = images(300), images(60, 1)
-    train[:, 3] = validation[:, 3] = 0
+    train, validation = labelled(300), labelled(60, 1).features
+    train.features[:, 3] = validation[:, 3] = 0
     fitted = fit(train, validation)
     assert np.isfinite(fitted.distances).all()
     strange = validation[:1].copy()
@@ -145,7 +165,7 @@ def test_the_nonconformity_is_what_the_true_class_lacks():
 
 def test_without_training_images_an_earlier_familiarity_is_kept():
     probabilities = np.full((MIN_VALIDATION, 2), 0.5)
-    earlier = fit(images(300), images(10, 5))
+    earlier = fit(labelled(300), images(10, 5))
     kept = fit_details(split(train=0), probabilities, earlier).familiarity
     assert np.array_equal(kept.directions, earlier.directions)
     assert len(kept.distances) == MIN_VALIDATION
@@ -168,5 +188,5 @@ def test_what_is_missing_is_said_in_one_sentence():
 
 
 def test_fifty_validation_images_suffice_to_call_an_image_unknown():
-    fitted = fit(images(300), images(MIN_VALIDATION, 1))
+    fitted = fit(labelled(300), labelled(MIN_VALIDATION, 1).features)
     assert fitted.known(images(1, 3, spread=50)[None]) < familiarity.UNKNOWN_BELOW

@@ -76,8 +76,8 @@ UNKNOWNS = {
 def strange_to(model):
     """Details by which every image is unknown to `model`."""
     channels = model.layers[-1].input.shape[-1]
-    mean, directions = np.full(channels, -1.0), np.eye(channels, 2)
-    familiarity = Familiarity(mean, directions, np.ones(2), 1.0, np.zeros(60))
+    means, directions = np.full((1, channels), -1.0), np.eye(channels, 2)[np.newaxis]
+    familiarity = Familiarity(means, directions, np.zeros(60))
     return Details(familiarity, np.zeros(60))
 
 
