@@ -4,6 +4,7 @@ import os
 import re
 import shutil
 import zipfile
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -12,6 +13,7 @@ import pytest
 from PIL import Image
 
 import convert_to_tflite
+from serving.details import read_details
 from serving.errors import ModelError
 from serving.model_files import tflite_path
 from serving.preprocess import scale
@@ -22,7 +24,7 @@ from training.dataset.split import split_dataset
 from training.errors import DataError
 from training.export import compare as module
 from training.export import tflite
-from training.export.compare import TOLERANCES
+from training.export.compare import DETAIL_TOLERANCES, TOLERANCES
 from training.export.tflite_process import Told, tell_once
 
 
@@ -209,6 +211,62 @@ def test_one_score_of_one_image_beyond_the_tolerance_is_refused(monkeypatch, cap
     received[7, 0] = 0.6011
     with pytest.raises(ModelError, match=r"Received: 0\.0011\d\d and 100%\. Nothing was written"):
         compare(monkeypatch, received)
+
+
+@pytest.fixture
+def told(telling, tmp_path):
+    """A checkpoint of `telling` with its details."""
+    from training.checkpoint import Metadata, save_checkpoint
+
+    path = tmp_path / "told_0.900.h5"
+    details = replace(read_details(telling.tflite, 5, 3), head=())
+    metadata = Metadata(("red", "green", "blue"), 5, 0.9, details=details)
+    save_checkpoint(telling.model, path, metadata)
+    return path, details
+
+
+@pytest.mark.parametrize("runtime", RUNTIMES)
+@pytest.mark.parametrize("quantize", ["none", "int8"])
+def test_what_tells_more_than_scores_is_converted_and_compared(
+    told, colored, quantize, runtime, capsys
+):
+    path, details = told
+    flags = ["--quantize", quantize, "--data", colored, "--runtime", runtime]
+    assert convert(path, *flags) == 0
+    out = capsys.readouterr().out
+    allowed = DETAIL_TOLERANCES[quantize]
+    for name in ("p-values of familiarity", "cells of heat maps"):
+        row = rf"  {name}: mean difference (\S+) \(allowed: {allowed}\), largest (\S+)\n"
+        mean, largest = map(float, re.search(row, out).groups())
+        assert mean <= largest
+    converted = read_details(tflite_path(path, quantize), 5, 3)
+    assert np.array_equal(converted.nonconformity, details.nonconformity)
+    assert np.array_equal(converted.familiarity.distances, details.familiarity.distances)
+    assert len(converted.head) == 2
+
+    assert convert(path, "--evaluate", "--data", colored, *flags[:2], *flags[4:]) == 0
+    share = r"  (\d\.\d{3}) \(\d\.\d{3}–\d\.\d{3}\)"
+    [_, unknown] = re.findall(rf"^  all +39{share * 3}$", capsys.readouterr().out, re.M)
+    assert float(unknown[2]) >= (1 if quantize == "none" else 0.8)
+
+
+def test_broken_details_are_refused(telling, told, monkeypatch):
+    details, images = told[1], [lambda image=image: image for image in telling.images[:20]]
+    module.compare(telling.model, telling.tflite, images, "none", None, details)
+    farther = replace(details.familiarity, distances=details.familiarity.distances * 9)
+    with pytest.raises(
+        ModelError, match=r"Expected p-values of familiarity within 0\.01 of Keras'"
+    ):
+        module.compare(
+            *(telling.model, telling.tflite, images, "none", None),
+            replace(details, familiarity=farther),
+        )
+    expected = module._tell_keras(telling.model, np.zeros((20, 32, 48, 3), "float32"), details)
+    silent = Told(expected.probabilities, expected.known, None)
+    monkeypatch.setattr(module, "tell_of", lambda *_: silent)
+    monkeypatch.setattr(module, "_tell_keras", lambda *_: expected)
+    with pytest.raises(ModelError, match="Expected cells of heat maps .* Received: nan"):
+        module.compare(telling.model, telling.tflite, images, "none", None, details)
 
 
 def test_both_predict_from_the_inputs_that_serving_would_make(monkeypatch):
