@@ -56,9 +56,10 @@ def fit(train: LabelledFeatures, validation: np.ndarray, rank: int = RANK) -> Fa
     if float(unit.var(axis=0).sum()) < SAME:
         return None
     channels = unit.shape[1]
-    rank = max(1, min(rank, MAX_VALUES // channels // len(classes) - 1, channels))
+    # Beside them, most directions are to remain, also of a small network.
+    rank = min(rank, MAX_VALUES // channels // len(classes) - 1, channels // 4)
     means = np.stack([unit[train.classes == index].mean(axis=0) for index in classes])
-    directions = np.zeros((len(classes), channels, rank), np.float16)
+    directions = np.zeros((len(classes), channels, max(rank, 1)), np.float16)
     for place, index in enumerate(classes):
         found = _principal(unit[train.classes == index] - means[place], rank)
         directions[place, :, : found.shape[1]] = found

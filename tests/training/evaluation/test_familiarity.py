@@ -49,7 +49,7 @@ def residuals(train, others, rank):
 
 
 @pytest.mark.parametrize("count", [60, 500], ids=["fewer than channels", "more than channels"])
-@pytest.mark.parametrize("rank", [1, 6, 14], ids="rank {}".format)
+@pytest.mark.parametrize("rank", [1, 6, 10], ids="rank {}".format)
 def test_the_distance_is_what_remains_beside_the_principal_components(count, rank):
     train, others = labelled(count), labelled(20, 1).features
     fitted = fit(train, others, rank)
@@ -63,7 +63,7 @@ def test_a_class_of_few_images_has_fewer_directions():
     kept = np.flatnonzero((few.classes == 0) | (np.arange(len(few.classes)) < 10))
     fitted = fit(LabelledFeatures(few.features[kept], few.classes[kept]), images(60, 1))
     used = np.linalg.norm(fitted.directions, axis=1) > 0.5
-    assert used.sum(axis=1).tolist() == [16, 3]
+    assert used.sum(axis=1).tolist() == [10, 3]
     single = LabelledFeatures(train.features[:9], np.array([0] * 8 + [1]))
     assert not fit(single, images(60, 1)).directions[1].any()
 
@@ -80,7 +80,7 @@ def test_how_bright_features_are_does_not_count():
     train, validation = labelled(300), labelled(60, 1).features
     brighter = LabelledFeatures(train.features * np.float32(7), train.classes)
     one, other = fit(train, validation), fit(brighter, validation * np.float32(3))
-    assert np.allclose(one.distances, other.distances, rtol=1e-3)
+    assert np.allclose(one.distances, other.distances, rtol=1e-2)
 
 
 def test_the_distances_are_those_of_the_validation_images_in_order():
