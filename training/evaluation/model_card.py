@@ -160,8 +160,8 @@ def _unknowns(run: EvaluationRun) -> list[list[str]]:
         "## Images that are none of these",
         "",
         f"Its statistics are those of {found['training_images']} training images, compared with "
-        f"{found['validation_images']} validation images; all numbers here are on other images. "
-        "The AUROC is how often one of these images looks stranger than one of its classes.",
+        f"{found['validation_images']} validation images; {_held_out(run)}. The AUROC is how often "
+        "one of these images looks stranger than one of its classes.",
         "",
         markdown_table(head, far + left_out),
         "",
@@ -172,9 +172,15 @@ def _unknowns(run: EvaluationRun) -> list[list[str]]:
         "",
         "Drawn images are far from photographs, so they are found easily. A class that is left out "
         "is near: the statistics are those of the other classes, but the network has learned from "
-        "its images. Photographs of other things are in between.",
+        "its images, so a class that it never saw is told less well.",
     ]
     return [lines]
+
+
+def _held_out(run: EvaluationRun) -> str:
+    if run.set_name == "test":
+        return "all numbers here are on other images"
+    return "for the numbers here, each half of these is compared with the other half"
 
 
 def _unknowns_row(name: str, row: dict) -> list[str]:

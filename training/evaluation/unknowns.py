@@ -51,6 +51,7 @@ def measure(
     familiarity, nonconformity = details.familiarity, details.nonconformity
     if familiarity is None or nonconformity is None or len(nonconformity) < MIN_VALIDATION:
         return {}
+    print("  Comparing with drawn images of other things.", flush=True)
     known = distances(familiarity, features.evaluated.features)
     confidence = probabilities.max(axis=1)
     far = {}

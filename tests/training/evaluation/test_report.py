@@ -216,6 +216,7 @@ def test_the_model_card_says_how_well_unknown_images_are_told(written):
     card = (written[0] / CARD).read_text()
     head = "| images | n | AUROC | called unknown at 5 % | called unknown at 2 % | AUROC of the"
     assert head in card
+    assert "50 validation images; for the numbers here, each half of these is compared" in card
     assert "| drawn: all | 24 | 0.996 | 100 % | 90 % | 0.500 |" in card
     assert "| rose, left out | 24 | 0.710 | 40 % | 30 % |  |" in card
     assert (
