@@ -19,8 +19,8 @@ T = TypeVar("T")
 
 
 def log_uniform(rng: random.Random, low: float, high: float) -> int:
-    """Return an integer from `low` to `high`, small ones as often as large ones."""
-    return int(low * (high / low) ** rng.random())
+    """Return an integer from `low` to `high`, each magnitude as often; a tenth are `high`."""
+    return int(low * (high / low) ** min(1.0, rng.uniform(0, 1.1)))
 
 
 def usually(rng: random.Random, usual: T, *others: T, odds: float = 0.9) -> T:
@@ -81,11 +81,8 @@ def lzma_zeros(exponent: int) -> bytes:
 @functools.lru_cache(1)
 def _lzw_cycle() -> bytes:
     """Return the LZW codes of 59 MB of zeros as TIFF packs them, eight times to the next clear."""
-    bits, width = [], 9
-    for code in (256, 0, *range(258, 4094)):
-        width = 9 if code == 256 else width
-        bits.append(format(code, f"0{width}b"))
-        width = max(width, (code + 1).bit_length() if code >= 257 else 9)
+    bits = [format(256, "09b"), format(0, "09b")]
+    bits += [format(code, f"0{max(9, (code + 1).bit_length())}b") for code in range(258, 4094)]
     text = "".join(bits) * 8
     return int(text, 2).to_bytes(len(text) // 8, "big")
 

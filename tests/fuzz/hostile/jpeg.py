@@ -26,16 +26,26 @@ def draw_jpeg(rng: random.Random) -> bytes:
 
 
 def draw_stream(
-    rng: random.Random, sides: tuple[int, int] | None = None, components: int = 0
+    rng: random.Random,
+    sides: tuple[int, int] | None = None,
+    components: int = 0,
+    sampling: tuple[int, int] | None = None,
 ) -> bytes:
-    """Return a JPEG behind its metadata, of `sides` (width, height) and `components` if given."""
+    """Return a JPEG behind its metadata.
+
+    Args:
+        rng: what is not given is drawn from it.
+        sides: (width, height).
+        components: number of.
+        sampling: (across, down) of the first component.
+    """
     kind = usually(rng, rng.choice(FRAMES), *OTHER_FRAMES, odds=0.95)
     width, height = sides or draw_sides(rng)
     if not sides and rng.random() < 0.1:
         width, height = rng.choice(((1, MAX_SIDE), (MAX_SIDE, 1), (7071, 7071)))
     components = components or usually(rng, rng.choice((1, 3, 3, 4)), 2, 5, odds=0.98)
-    samplings = [usually(rng, (1, 1), *SAMPLINGS, odds=0.7) for _ in range(components)]
-    if rng.random() < 0.05:
+    samplings = [sampling or rng.choice(SAMPLINGS)] + [(1, 1)] * (components - 1)
+    if rng.random() < 0.1:
         samplings = [(rng.randrange(6), rng.randrange(6)) for _ in range(components)]
     precision = usually(rng, 8, 12, 2, 16, odds=0.97)
     rows = usually(rng, height & 0xFFFF, 0, odds=0.98)
@@ -78,23 +88,24 @@ def _between(rng: random.Random) -> bytes:
 
 def _scans(rng: random.Random, kind: int, components: int, room: int) -> bytes:
     """Return scans with what is between them, in at most `room` bytes."""
-    pieces = [_scan(rng, kind, components, 0)]
-    if kind not in PROGRESSIVE or rng.random() < 0.5:  # several kinds of further scans
-        pieces.append(b"".join(_scan(rng, kind, components, n) for n in range(rng.randrange(5))))
-    else:
-        pieces.append(_scan(rng, kind, components, 1))
-    repeated = pieces[-1] + flood(rng, lambda: _between(rng), 100)
-    if not repeated:
-        return pieces[0]
+    chosen = list(range(components))
+    each = [_scan(rng, kind, [component]) for component in chosen]
+    first = _scan(rng, kind, chosen)
+    if kind not in PROGRESSIVE and rng.random() < 0.9:
+        # Of several scans, none may have all components.
+        first = usually(rng, b"".join(each), first, odds=0.5)
+        if components == 1 or first != b"".join(each):
+            return first
+    repeated = b"".join(rng.choices([*each, first], k=rng.choice((1, 1, 1, 2, 5))))
+    if kind not in PROGRESSIVE:
+        repeated = b"".join(rng.choices(each, k=2))
+    repeated += flood(rng, lambda: _between(rng), 100)
     times = usually(rng, log_uniform(rng, 1, 100), log_uniform(rng, 1, 300_000), odds=0.6)
-    return pieces[0] + repeated * max(1, min(times, room // len(repeated)))
+    return first + repeated * max(1, min(times, room // len(repeated)))
 
 
-def _scan(rng: random.Random, kind: int, components: int, number: int) -> bytes:
-    """Return a scan; `number` 0 is the first, which has all components."""
-    chosen = range(components) if number == 0 else [rng.randrange(components)]
-    if number and rng.random() < 0.3:
-        chosen = range(components)
+def _scan(rng: random.Random, kind: int, chosen: list[int]) -> bytes:
+    """Return a scan of the `chosen` components."""
     first, last, bits = 0, 63, 0
     if kind in PROGRESSIVE:
         low = usually(rng, 0, rng.randrange(14), odds=0.6)

@@ -36,7 +36,9 @@ INTEGERS = {BYTE: "B", SHORT: "H", LONG: "I", 6: "b", 8: "h", 9: "i", 13: "I", L
 WIDTH, LENGTH, BITS, COMPRESSION, PHOTOMETRIC = 256, 257, 258, 259, 262
 OFFSETS, SAMPLES, ROWS, COUNTS, PLANES, PREDICTOR = 273, 277, 278, 279, 284, 317
 TILE_WIDTH, TILE_LENGTH, TILE_OFFSETS, TILE_COUNTS, SUBSAMPLING = 322, 323, 324, 325, 530
-EXTRA, FORMAT, FILL_ORDER, TABLES, XMP = 338, 339, 266, 347, 700
+EXTRA, FORMAT, FILL_ORDER, TABLES, XMP, PALETTE = 338, 339, 266, 347, 700, 320
+
+REVERSED = bytes(int(f"{byte:08b}"[::-1], 2) for byte in range(256))
 
 Tag = tuple[int, int, int, bytes]  # tag, type, number of values, values
 
@@ -95,6 +97,7 @@ def draw_tiff(rng: random.Random) -> bytes:
         photometric, sample_format, bits, extra = rng.choice(
             ((1, (1,), (8,), ()), (2, (1,), (8, 8, 8), ()), (6, (1,), (8, 8, 8), ()))
         )
+        fill_order = 1
     writer = Writer("<" if prefix == b"II" else ">", rng.random() < 0.15)
     sides = width, height = draw_sides(rng, usually(rng, 65_535, 2**31 - 1))
     tag = writer.tag
@@ -107,8 +110,12 @@ def draw_tiff(rng: random.Random) -> bytes:
     tags += [tag(EXTRA, *extra, kind=SHORT)] if extra else []
     tags += [tag(PREDICTOR, rng.choice((2, 3)))] if rng.random() < 0.2 else []
     if photometric == 6:
-        tags.append(tag(SUBSAMPLING, *rng.choice(((1, 1), (2, 2), (4, 4), (4, 1))), kind=SHORT))
+        tags.append(tag(SUBSAMPLING, 1, 1, kind=SHORT))
+    if photometric == 3:
+        tags.append((PALETTE, SHORT, 3 << bits[0], bytes(6 << bits[0])))
     blocks, pixels = _blocks(rng, writer, compression, sides, sum(bits))
+    if fill_order == 2:
+        pixels = pixels.translate(REVERSED)
     tags = _altered(rng, writer, tags + blocks)
     behind = usually(rng, 0, writer.start + len(pixels), 8)
     return writer.file(tags, pixels, behind)[:MAX_BYTES]
@@ -147,7 +154,7 @@ def _packed(
 ) -> bytes:
     """Return a block of zeros of `sides` (width, height), `bits` a pixel, or any bytes."""
     if compression == JPEG:
-        return b"\xff\xd8" + jpeg.draw_stream(rng, usually(rng, sides, (16, 16)), bits // 8)
+        return b"\xff\xd8" + jpeg.draw_stream(rng, usually(rng, sides, (16, 16)), bits // 8, (1, 1))
     if compression in PACKERS:
         size = min(sides[0] * sides[1] * bits // 8 + 1, 1 << 31)
         return PACKERS[compression](usually(rng, size, size // 3 + 1, min(size * 4, 1 << 31)))

@@ -51,7 +51,7 @@ def draw_webp(rng: random.Random) -> bytes:
         frame = _frame(rng, sides)
         parts.append(frame + flood(rng, lambda: usually(rng, frame, _frame(rng, (1, 1))), odds=0.6))
     else:
-        parts += [_alpha(rng, sides) if flags & ALPHA else b"", _image(rng, sides)]
+        parts.append(_image(rng, sides, flags & ALPHA))
     parts.append(flood(rng, lambda: _metadata(rng)))
     return _riff(rng, b"".join(parts))
 
@@ -78,8 +78,8 @@ def _frame(rng: random.Random, sides: tuple[int, int]) -> bytes:
     x, y = usually(rng, 0, rng.randrange(1 << 24)), usually(rng, 0, rng.randrange(1 << 24))
     numbers = (x, y, sides[0] - 1, sides[1] - 1, 1)
     head = b"".join(struct.pack("<I", number)[:3] for number in numbers)
-    alpha = _alpha(rng, sides) if rng.random() < 0.3 else b""
-    return _chunk(b"ANMF", head + bytes([rng.randrange(4)]) + alpha + _image(rng, sides))
+    image = _image(rng, sides, rng.random() < 0.3)
+    return _chunk(b"ANMF", head + bytes([rng.randrange(4)]) + image)
 
 
 def _alpha(rng: random.Random, sides: tuple[int, int]) -> bytes:
@@ -92,9 +92,9 @@ def _alpha(rng: random.Random, sides: tuple[int, int]) -> bytes:
     return _chunk(b"ALPH", bytes([how | 1]) + bits.written())
 
 
-def _image(rng: random.Random, sides: tuple[int, int]) -> bytes:
+def _image(rng: random.Random, sides: tuple[int, int], transparent: int = 0) -> bytes:
     if rng.random() < 0.4:
-        return _lossy(rng, sides)
+        return (_alpha(rng, sides) if transparent else b"") + _lossy(rng, sides)
     return _lossless(rng, sides)
 
 
