@@ -12,6 +12,7 @@ from tests.fuzz.hostile.exif import draw_exif
 
 ALPHA_URN = b"urn:mpeg:mpegB:cicp:systems:auxiliary:alpha\0"
 SEQUENCE_HEADER, TEMPORAL_DELIMITER = 0x0A, b"\x12\0"
+LONGEST = 32_768  # pixels, for libavif
 SIDES = (16, 64, 256, 1024, 4096)  # of the frames that are encoded
 
 
@@ -82,7 +83,7 @@ def _draw_frame(rng: random.Random, sides: tuple[int, int], grey: bool = False) 
 
 def _meta(rng: random.Random, place: int) -> tuple[bytes, bytes]:
     """Return (content of mdat at `place`, box meta) of an image, or of a grid of them."""
-    sides = draw_sides(rng)
+    sides = draw_sides(rng, usually(rng, LONGEST, 65_535))
     rows, columns = usually(rng, (0, 0), (1, 2), _grid(rng), odds=0.6)
     lie = usually(rng, sides, (64, 64), draw_sides(rng), odds=0.6)
     color, frame = _draw_frame(rng, sides)
@@ -175,23 +176,23 @@ def _associations(belongs: dict[int, list[int]]) -> bytes:
 
 def _track(rng: random.Random, place: int) -> tuple[bytes, bytes]:
     """Return (content of mdat at `place`, box moov) of an image sequence."""
-    sides = draw_sides(rng)
+    sides = draw_sides(rng, LONGEST)
     color, frame = _draw_frame(rng, sides)
-    lie = usually(rng, sides, draw_sides(rng))
-    width, height = (min(side, 65_535) for side in lie)
+    width, height = usually(rng, sides, draw_sides(rng))
     entry = bytes(6) + struct.pack(">H", 1) + bytes(16) + struct.pack(">HH", width, height)
     entry += struct.pack(">II", 0x480000, 0x480000) + bytes(4) + struct.pack(">H", 1) + bytes(32)
     entry += struct.pack(">Hh", 24, -1)
-    samples = usually(rng, 2, log_uniform(rng, 1, 3_000_000), odds=0.5)
-    size, sizes = len(frame), b""
-    if samples < 2_000_000 and rng.random() < 0.3:
-        size, sizes = 0, struct.pack(">I", len(frame)) * samples
-    chunks = usually(rng, 1, samples, log_uniform(rng, 1, 1_000_000))
+    chunks = usually(rng, 2, log_uniform(rng, 1, 1_000_000), odds=0.5)
+    together = usually(rng, 1, log_uniform(rng, 1, max(2, 3_000_000 // chunks)), odds=0.7)
+    samples = chunks * together
+    size, sizes = (len(frame) if together == 1 else usually(rng, 1, 0)), b""
+    if samples < 1_000_000 and rng.random() < 0.3:
+        size, sizes = 0, struct.pack(">I", size) * samples
     entries = usually(rng, 1, log_uniform(rng, 1, 700_000))
     tables = [
         full_box(b"stsd", 0, 0, struct.pack(">I", 1), box(b"av01", entry, color)),
         full_box(b"stts", 0, 0, struct.pack(">I", entries), struct.pack(">II", samples, 1) * entries),
-        full_box(b"stsc", 0, 0, struct.pack(">I", 1), struct.pack(">III", 1, -(-samples // chunks), 1)),
+        full_box(b"stsc", 0, 0, struct.pack(">I", 1), struct.pack(">III", 1, together, 1)),
         full_box(b"stsz", 0, 0, struct.pack(">II", size, samples), sizes),
         full_box(b"stco", 0, 0, struct.pack(">I", chunks), struct.pack(">I", place) * chunks),
         full_box(b"stss", 0, 0, struct.pack(">II", 1, 1)),

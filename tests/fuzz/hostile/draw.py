@@ -37,7 +37,7 @@ def draw_sides(rng: random.Random, longest: int = MAX_SIDE) -> tuple[int, int]:
 
 
 def flood(
-    rng: random.Random, make: Callable[[], bytes], most: int = MAX_BYTES, odds: float = 0.3
+    rng: random.Random, make: Callable[[], bytes], most: int = MAX_BYTES // 3, odds: float = 0.3
 ) -> bytes:
     """Return nothing, or what `make` returns, repeated to at most `most` bytes."""
     if most < 1 or rng.random() > odds:
@@ -52,24 +52,21 @@ def mix(rng: random.Random, parts: Sequence[bytes]) -> bytes:
     return b"".join(rng.sample(parts, len(parts)))
 
 
-@functools.lru_cache(64)
 def deflated(pattern: bytes, size: int) -> bytes:
     """Return zlib data that unpacks to `pattern` again and again, `size` bytes or a few more."""
     whole = pattern * max(1, min(size, PIECE) // len(pattern))
+    piece, checksum = _piece(whole)
+    times = max(1, min(-(-size // len(whole)), MAX_UNPACKED // len(whole), MAX_BYTES // len(piece)))
+    base, low, high = 65_521, (checksum & 0xFFFF) - 1, checksum >> 16  # of Adler-32
+    low, high = 1 + times * low, times * high + len(whole) * low * (times * (times - 1) // 2)
+    return b"\x78\xda" + piece * times + b"\x03\0" + struct.pack(">HH", high % base, low % base)
+
+
+@functools.lru_cache(16)
+def _piece(content: bytes) -> tuple[bytes, int]:
+    """Return `content` as a piece of zlib data that may be repeated, and its checksum."""
     packer = zlib.compressobj(9, zlib.DEFLATED, -15)
-    piece = packer.compress(whole) + packer.flush(zlib.Z_FULL_FLUSH)
-    times = min(-(-size // len(whole)), MAX_UNPACKED // len(whole), MAX_BYTES // len(piece)) or 1
-    return b"\x78\xda" + piece * times + b"\x03\0" + _adler32(whole, times)
-
-
-def _adler32(piece: bytes, times: int) -> bytes:
-    """Return the Adler-32 of `piece` repeated `times`."""
-    base = 65_521
-    low, high = (zlib.adler32(piece) & 0xFFFF), zlib.adler32(piece) >> 16
-    sums = low - 1  # of the bytes of a piece
-    low = (1 + times * sums) % base
-    high = (times * high + len(piece) * sums * (times * (times - 1) // 2)) % base
-    return struct.pack(">HH", high, low)
+    return packer.compress(content) + packer.flush(zlib.Z_FULL_FLUSH), zlib.adler32(content)
 
 
 @functools.lru_cache(32)

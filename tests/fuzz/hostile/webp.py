@@ -69,7 +69,7 @@ def _chunk(kind: bytes, content: bytes) -> bytes:
 def _metadata(rng: random.Random) -> bytes:
     kind = usually(rng, rng.choice(METADATA), b"ALPH", b"VP8 ", b"ANMF", b"VP8X", odds=0.95)
     if kind == b"EXIF":
-        return _chunk(kind, draw_exif(rng, log_uniform(rng, 100, MAX_BYTES // 2)))
+        return _chunk(kind, draw_exif(rng, log_uniform(rng, 100, MAX_BYTES // 4)))
     return _chunk(kind, bytes(usually(rng, log_uniform(rng, 1, 30), log_uniform(rng, 1, 10**6))))
 
 
