@@ -29,7 +29,8 @@ from serving.limits import (
     MAX_FILE_BYTES,
     MAX_PIXELS,
     MAX_RLE_PIXELS,
-    MAX_SIDE,
+    check_size,
+    damaged,
     too_large,
 )
 from serving.orientation import read_orientation
@@ -142,10 +143,7 @@ def _decode(stripped: metadata.Stripped, size: tuple[int, int] | None) -> Image.
     except Exception as error:
         # Pillow raises nearly anything on broken files: OSError, SyntaxError, ValueError,
         # struct.error, EOFError, zlib.error, ...
-        raise ImageError(
-            "Expected a complete image. Received: one that is truncated, damaged or of an unusual "
-            "kind. Save it again as JPEG or PNG."
-        ) from error
+        raise damaged() from error
 
 
 def _open(data: bytes, orientation: int, size: tuple[int, int] | None) -> Image.Image:
@@ -170,15 +168,7 @@ def _check_size(image: ImageFile.ImageFile) -> None:
     """Raise TooLargeError if decoding `image` takes too long."""
     width, height = image.size
     most = MAX_RLE_PIXELS if image.tile and image.tile[0][0] == "bmp_rle" else MAX_PIXELS
-    if width * height > most:
-        raise too_large(f"{most // 1_000_000} million pixels", f"{width}×{height}")
-    if max(width, height) > MAX_SIDE:
-        raise too_large(f"{MAX_SIDE} pixels a side", f"{width}×{height}")
-    if isinstance(image, TiffImagePlugin.TiffImageFile):
-        tags = (TiffImagePlugin.TILEWIDTH, TiffImagePlugin.TILELENGTH)
-        tile = [side for side in map(image.tag_v2.get, tags) if isinstance(side, int)]
-        if math.prod(tile) > MAX_PIXELS:  # a tile is decoded completely, however small the image
-            raise too_large(f"{MAX_PIXELS // 1_000_000} million pixels", "far more")
+    check_size(width, height, most)
 
 
 def _upright_rgb(image: Image.Image, orientation: int, size: tuple[int, int] | None) -> Image.Image:

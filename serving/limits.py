@@ -1,6 +1,6 @@
-"""What an image may cost, and the error of one that costs more."""
+"""What an image may cost, and the errors of one that costs more or is damaged."""
 
-from serving.errors import TooLargeError
+from serving.errors import ImageError, TooLargeError
 
 # Of a file on disk: as many bytes as the largest image has with four channels of 16 bits.
 MAX_FILE_BYTES = 400_000_000
@@ -16,3 +16,19 @@ MAX_SCANS = 1000  # of a JPEG, however small; 10 are usual, and one for each coe
 def too_large(most: str, received: str) -> TooLargeError:
     """Return the error for an image of which `most` is accepted and more was `received`."""
     return TooLargeError(f"Expected at most {most}. Received: {received}. Use a smaller image.")
+
+
+def check_size(width: int, height: int, most: int = MAX_PIXELS) -> None:
+    """Raise TooLargeError for more than `most` pixels, or more than `MAX_SIDE` a side."""
+    if width * height > most:
+        raise too_large(f"{most // 1_000_000} million pixels", f"{width}×{height}")
+    if max(width, height) > MAX_SIDE:
+        raise too_large(f"{MAX_SIDE} pixels a side", f"{width}×{height}")
+
+
+def damaged() -> ImageError:
+    """Return the error for an image that cannot be decoded."""
+    return ImageError(
+        "Expected a complete image. Received: one that is truncated, damaged or of an unusual "
+        "kind. Save it again as JPEG or PNG."
+    )
