@@ -8,6 +8,7 @@ for the first image of a sequence. Bounded work: linear in the file, of which on
 
 import re
 from collections.abc import Iterator
+from itertools import islice
 
 from serving import av1
 from serving.limits import MAX_PIXELS, check_size, damaged, too_large
@@ -18,7 +19,8 @@ MAX_ITEMS = 4_000  # libavif looks for each among all; a large grid has some hun
 MAX_EXTENTS = 10_000
 MAX_BOXES = 10_000  # side by side
 MAX_UNITS = 20_000  # of AV1
-MAX_COPIED_BYTES = 10_000_000  # of properties: each item has its own
+MAX_PROPERTIES = 30_000  # of all items together; five of each are usual
+MAX_COPIED_BYTES = 10_000_000  # of properties: each item has a copy
 # Of all items, beyond the file itself: those that are alike may share bytes.
 MAX_SHARED_BYTES = 1_000_000
 MAX_REFERENCES = 32_000  # bytes, 2 or 4 for each cell of a grid
@@ -195,23 +197,23 @@ def _sizes(data: bytes, start: int, end: int) -> dict[int, set[tuple[int, int]]]
     Raises:
         TooLargeError, ValueError: as `strip`.
     """
-    boxes = list(_boxes(data, start, end))
-    properties = [box for kind, *place in boxes if kind == b"ipco" for box in _boxes(data, *place)]
+    properties, associated = [], []
+    for kind, begun, ended in _boxes(data, start, end):
+        if kind == b"ipco":
+            properties = list(_boxes(data, begun, ended))
+        if kind == b"ipma":
+            associated += islice(_associations(data, begun, ended), MAX_PROPERTIES + 1)
     sizes: dict[int, set[tuple[int, int]]] = {}
     copied = 0
-    for item, index in (
-        pair for kind, *place in boxes if kind == b"ipma" for pair in _associations(data, *place)
-    ):
+    for item, index in associated:
         said = sizes.setdefault(item, set())
-        if not 0 < index <= len(properties):
-            continue
-        kind, begun, ended = properties[index - 1]
-        copied += 0 if kind == b"colr" else ended - begun
+        kind, begun, ended = properties[index - 1] if 0 < index <= len(properties) else (b"", 0, 0)
+        copied += 0 if kind == b"colr" else ended - begun  # of a profile there is no copy
         if kind == b"ispe":
             cursor = _Cursor(data, begun + FULL, ended)
             said.add((cursor.read(4), cursor.read(4)))
-        if copied > MAX_COPIED_BYTES or len(sizes) > MAX_ITEMS:
-            raise too_large(f"{MAX_ITEMS} parts with a few properties", "more")
+    if len(associated) > MAX_PROPERTIES or copied > MAX_COPIED_BYTES:
+        raise too_large(f"{MAX_PROPERTIES} properties of its parts", "more")
     return sizes
 
 
@@ -312,8 +314,12 @@ def _first_image(data: bytes, start: int, end: int) -> tuple[int, int]:
         (tables[b"stsc"].read(4), tables[b"stsc"].read(4), tables[b"stsc"].read(4))[1]
         for _ in range(tables[b"stsc"].read(4))
     ]
-    descriptions = tables[b"stsd"].read(4)
-    if count * max(per_chunk, default=0) > MAX_IMAGES or descriptions > MAX_TRACKS:
+    kinds_of_images = tables[b"stsd"].read(4)
+    steps = count * len(per_chunk)  # libavif looks for each chunk among all
+    if (
+        max(count * max(per_chunk, default=0), steps // 1000) > MAX_IMAGES
+        or kinds_of_images > MAX_TRACKS
+    ):
         raise too_large(f"{MAX_IMAGES} images", "more")
     place = chunks.read(8 if b"co64" in tables else 4)
     tables[b"stsz"].read(4)

@@ -17,7 +17,7 @@ from serving.orientation import SIZES
 
 MAX_TAGS = 4096  # libtiff's own limit
 MAX_SAMPLES = 16  # values a pixel; Pillow reads up to 6
-# Strips or tiles: Pillow needs 12 microseconds each. Strips of one row are usual, in up to four planes.
+# Strips or tiles, which Pillow decodes one by one. Strips of one row are legal, in four planes too.
 MAX_PIECES = 150_000
 # Tiles are decoded completely, those at the right and the lower edge too, which are partly empty.
 MAX_TILED_PIXELS = MAX_PIXELS * 3 // 2
@@ -44,7 +44,7 @@ LONG, MOST_LONG = 4, 2**32 - 1
 UNCOMPRESSED, OLD_JPEG, JPEG, SEPARATE = 1, 6, 7, 2
 # Tag: its types, and the most bytes.
 OTHERS = {347: ((1, 7), MAX_TABLES_BYTES), 529: ((5,), 3 * 8), 532: ((5,), 6 * 8)}
-OTHERS |= {XMP: ((1, 2, 7), 2**63)}  # Pillow reads the orientation of a TIFF in it
+OTHERS |= {XMP: ((1, 7), 2**63)}  # Pillow reads the orientation of a TIFF in it
 
 
 class Kind(NamedTuple):
