@@ -28,8 +28,7 @@ from serving.errors import ImageError, TooLargeError, UnsupportedTypeError
 from serving.limits import (
     MAX_FILE_BYTES,
     MAX_PIXELS,
-    MAX_RLE_PIXELS,
-    MAX_SIDE,
+    check_sides,
     damaged,
     too_large,
 )
@@ -166,12 +165,7 @@ def _digest(image: Image.Image) -> bytes:
 
 def _check_size(image: ImageFile.ImageFile) -> None:
     """Raise TooLargeError if decoding `image` takes too long."""
-    width, height = image.size
-    most = MAX_RLE_PIXELS if image.tile and image.tile[0][0] == "bmp_rle" else MAX_PIXELS
-    if width * height > most:
-        raise too_large(f"{most // 1_000_000} million pixels", f"{width}×{height}")
-    if max(width, height) > MAX_SIDE:
-        raise too_large(f"{MAX_SIDE} pixels a side", f"{width}×{height}")
+    check_sides(*image.size)
     if isinstance(image, TiffImagePlugin.TiffImageFile):
         tags = (TiffImagePlugin.TILEWIDTH, TiffImagePlugin.TILELENGTH)
         tile = [side for side in map(image.tag_v2.get, tags) if isinstance(side, int)]

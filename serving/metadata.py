@@ -13,6 +13,7 @@ from collections.abc import Callable
 from typing import NamedTuple
 
 from serving import jpeg
+from serving.limits import check_sides
 from serving.orientation import SIZES, UPRIGHT, read_orientation
 
 MAX_TEXT = 1_000_000  # bytes of a text in a PNG, unpacked, in which an orientation is looked for
@@ -27,6 +28,8 @@ PNG_KIND = re.compile(rb"[A-Za-z0-9_]{4}")  # Pillow gives up at others
 PNG_END = b"\0\0\0\0IEND\xae\x42\x60\x82"
 PNG_EXIF, PNG_XMP = b"Raw profile type exif\0", b"XML:com.adobe.xmp\0"  # the texts' keywords
 WEBP_METADATA = {b"ICCP", b"EXIF", b"XMP "}
+WEBP_FRAME = b"ANMF"
+WEBP_PIXELS = {b"VP8X", b"VP8 ", b"VP8L", b"ALPH", b"ANIM", WEBP_FRAME}
 WEBP_FLAGS = 0b0010_1100  # of the same three, in the chunk VP8X
 GIF_EXTENSION, GIF_METADATA = 0x21, {0x01, 0xFE, 0xFF}  # plain text, comment, application
 GIF_TRANSPARENCY = 0xF9  # of 4 bytes
@@ -138,25 +141,44 @@ def _from_hexadecimal(text: bytes) -> bytes:
 
 
 def _strip_webp(data: bytes) -> Stripped:
-    """Drop the profile, EXIF and XMP, and correct the length of what remains."""
+    """Keep the first image, and correct the length of what remains.
+
+    Raises:
+        TooLargeError: its canvas is too large. libwebp would allocate it twice, unseen by Pillow.
+    """
     kept, found, place = [], {}, 12
     last = min(len(data), 8 + int.from_bytes(data[4:8], "little"))
     while place + 8 <= last:
         kind, length = struct.unpack_from("<4sI", data, place)
-        end = place + 8 + length
-        chunk = data[place:end] + bytes(length % 2)
+        start, end = place, place + 8 + length
         place = end + length % 2
         if kind in WEBP_METADATA:
-            found.setdefault(kind, chunk[8:])  # the first counts, as for libwebp
+            found.setdefault(kind, data[start + 8 : end])  # the first counts, as for libwebp
         elif end > len(data):
+            _check_canvas(data)
             return Stripped(data)
-        else:
-            kept.append(chunk)
+        elif kind in WEBP_PIXELS and not (kind == WEBP_FRAME and kind in found):
+            kept.append(data[start:end] + bytes(length % 2))
+            found[kind] = b""
     content = bytearray(b"WEBP" + b"".join(kept))
     if content.startswith(b"VP8X", 4) and len(content) > 12:
         content[12] &= ~WEBP_FLAGS
     stripped = b"RIFF" + len(content).to_bytes(4, "little") + content
+    _check_canvas(stripped)
     return Stripped(stripped, read_orientation(found.get(b"EXIF", b""), found.get(b"XMP ", b"")))
+
+
+def _check_canvas(data: bytes) -> None:
+    """Raise TooLargeError if the WebP `data` is too large."""
+    kind, header = data[12:16], data[20:30].ljust(10, b"\0")
+    if kind == b"VP8X":
+        sides = int.from_bytes(header[4:7], "little") + 1, int.from_bytes(header[7:], "little") + 1
+    elif kind == b"VP8L":
+        both = int.from_bytes(header[1:5], "little")
+        sides = (both & 0x3FFF) + 1, (both >> 14 & 0x3FFF) + 1
+    else:
+        sides = tuple(side & 0x3FFF for side in struct.unpack("<2H", header[6:]))
+    check_sides(*sides)
 
 
 def _strip_gif(data: bytes) -> Stripped:
