@@ -8,7 +8,7 @@ from PIL import Image, ImageFile
 
 NIBBLES = bytes.maketrans(b"0123456789abcdef", bytes(range(16)))
 LONGEST_RUN = 255
-END_OF_LINE, END_OF_IMAGE, MOVE = range(3)  # behind a zero; more are pixels that follow
+END_OF_IMAGE, MOVE = 1, 2  # behind a zero; 0 ends a line, and more are pixels that follow
 # The pixels of a run, by its byte, with 8 and 4 bits a pixel.
 RUNS = (
     [bytes([byte]) * LONGEST_RUN for byte in range(256)],
