@@ -8,7 +8,9 @@ from io import SEEK_END
 from pathlib import Path
 from typing import IO, cast
 
-from PIL import Image, TiffImagePlugin
+from PIL import Image, TiffImagePlugin, WebPImagePlugin
+
+from serving.bmp import RunLengthDecoder
 
 
 def apply() -> None:
@@ -16,6 +18,8 @@ def apply() -> None:
     silence_python()
     silence_libtiff()
     TiffImagePlugin.ImageFileDirectory_v2 = BoundedDirectory  # ty: ignore[invalid-assignment]
+    Image.register_decoder("bmp_rle", RunLengthDecoder)
+    Image.OPEN["WEBP"] = FirstFrame, Image.OPEN["WEBP"][1]
 
 
 def silence_python() -> None:
@@ -77,3 +81,16 @@ class BoundedDirectory(TiffImagePlugin.ImageFileDirectory_v2):
         length = fp.seek(0, SEEK_END)
         fp.seek(place)
         super().load(cast("IO[bytes]", BoundedFile(fp, count=length)))
+
+
+class FirstFrame(WebPImagePlugin.WebPImageFile):
+    """The first image of a WebP.
+
+    libwebp has a canvas for this frame and one for the frame before. Without them, 12 bytes a
+    pixel are the most that is needed at a time, instead of 20.
+    """
+
+    def _get_next(self) -> tuple[bytes, int, int]:
+        frame = super()._get_next()
+        del self._decoder
+        return frame
