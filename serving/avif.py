@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from itertools import islice
 
 from serving import av1
-from serving.limits import MAX_PIXELS, check_size, damaged, too_large
+from serving.limits import MAX_PIXELS, check_sides, damaged, too_large
 
 # The largest image and its transparency. Gain maps and thumbnails count, too.
 MAX_CODED_PIXELS = 2 * MAX_PIXELS
@@ -124,7 +124,7 @@ def _check_items(data: bytes, start: int, end: int) -> None:
     for item, extents in _locations(data, *boxes.get(b"iloc", (0, 0)), idat).items():
         content = work.read(extents)
         if b"grid" in types.get(item, ()):
-            check_size(*_grid_size(content))
+            check_sides(*_grid_size(content))
         if b"av01" in types.get(item, ()):
             work.decode(content, sizes.get(item, set()))
 
@@ -165,7 +165,7 @@ class _Work:
                     sizes.append(size)
         sizes = self._known[content]
         for size in {*sizes, *said}:
-            check_size(*size)
+            check_sides(*size)
         self._pixels += sum(width * height for width, height in (*sizes, *(said - set(sizes))))
         if self._pixels > MAX_CODED_PIXELS:
             most = f"{MAX_CODED_PIXELS // 1_000_000} million pixels in all frames and layers"
@@ -276,7 +276,7 @@ def _check_tracks(data: bytes, start: int, end: int) -> None:
     """
     if end - start > MAX_TRACKS_BYTES:
         raise too_large(f"{MAX_TRACKS_BYTES} bytes about a sequence", str(end - start))
-    tracks = [place for kind, *place in _boxes(data, start, end) if kind == b"trak"]
+    tracks = [(begun, ended) for kind, begun, ended in _boxes(data, start, end) if kind == b"trak"]
     if len(tracks) > MAX_TRACKS:
         raise too_large(f"{MAX_TRACKS} tracks", str(len(tracks)))
     work = _Work(data)

@@ -28,8 +28,7 @@ from serving.errors import ImageError, TooLargeError, UnsupportedTypeError
 from serving.limits import (
     MAX_FILE_BYTES,
     MAX_PIXELS,
-    MAX_RLE_PIXELS,
-    check_size,
+    check_sides,
     damaged,
     too_large,
 )
@@ -150,7 +149,7 @@ def _open(data: bytes, orientation: int, size: tuple[int, int] | None) -> Image.
     """Return the image in the file `data`."""
     file = pillow_limits.BoundedFile(BytesIO(data), reads=OPENING_READS)
     with Image.open(cast("IO[bytes]", file), formats=FORMATS) as image:
-        _check_size(image)
+        check_sides(*image.size)
         stored: dict[Any, Any] = {"format": image.format, "size": image.size}
         file.reads = math.inf
         if image.format == "AVIF":  # turned by its container alone, which Pillow gives as EXIF
@@ -162,13 +161,6 @@ def _open(data: bytes, orientation: int, size: tuple[int, int] | None) -> Image.
 
 def _digest(image: Image.Image) -> bytes:
     return hashlib.sha256(image.tobytes()).digest()
-
-
-def _check_size(image: ImageFile.ImageFile) -> None:
-    """Raise TooLargeError if decoding `image` takes too long."""
-    width, height = image.size
-    most = MAX_RLE_PIXELS if image.tile and image.tile[0][0] == "bmp_rle" else MAX_PIXELS
-    check_size(width, height, most)
 
 
 def _upright_rgb(image: Image.Image, orientation: int, size: tuple[int, int] | None) -> Image.Image:

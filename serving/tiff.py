@@ -12,7 +12,7 @@ from typing import NamedTuple
 import numpy as np
 
 from serving import jpeg
-from serving.limits import MAX_PIXELS, check_size, damaged, too_large
+from serving.limits import MAX_PIXELS, check_sides, damaged, too_large
 from serving.orientation import SIZES
 
 MAX_TAGS = 4096  # libtiff's own limit
@@ -151,7 +151,7 @@ def _keep_pieces(data: bytes, numbers: Numbers) -> None:
         KeyError, ValueError: a tag or a value is missing.
     """
     one = {tag: int(numbers[tag][0]) for tag in ONCE & numbers.keys()}
-    check_size(one[WIDTH], one[LENGTH])
+    check_sides(one[WIDTH], one[LENGTH])
     tiled = TILE_WIDTH in one and TILE_LENGTH in one
     count = _count_pieces(one, tiled)
     found = {tag: numbers.pop(tag)[:count] for tag in PIECES & numbers.keys()}

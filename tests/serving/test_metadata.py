@@ -7,10 +7,10 @@ import zlib
 
 import numpy as np
 import pytest
-from PIL import Image, PngImagePlugin
+from PIL import Image, PngImagePlugin, WebPImagePlugin
 
 from serving import metadata
-from serving.errors import ImageError
+from serving.errors import ImageError, TooLargeError
 from serving.image import open_image
 from serving.orientation import read_orientation
 from tests.fuzz.make_corpus import (
@@ -24,6 +24,7 @@ from tests.fuzz.make_corpus import (
     insert,
     png,
     rgba,
+    riff,
     scanlines,
     segment,
     tiff,
@@ -105,6 +106,39 @@ def test_transparency_that_says_nothing_changes_nothing(color, length):
     plain = png(24, 16, depth, color, scanlines(depth, color, False), *palette)
     more = chunk(b"tRNS", bytes(length))
     assert same(png(24, 16, depth, color, scanlines(depth, color, False), *palette, more), plain)
+
+
+def test_nothing_behind_the_pixels_of_a_png_is_read():
+    bomb = chunk(b"iCCP", b"x\0\0" + zlib.compress(bytes(1_000_000), 9))
+    end = PNG.rindex(b"IEND") - 4
+    for behind in (bomb, chunk(b"ab12", b""), chunk(b"ABCD", b"x"), chunk(b"IHDR", b""), b"\0" * 9):
+        for data in (PNG[:end] + behind + bomb + PNG[end:], PNG[:33] + bomb + PNG[33:end] + behind):
+            assert same(data, PNG)
+            assert metadata.strip(data) == metadata.strip(PNG)
+    odd = PNG[:33] + chunk(b"ab12", b"") + PNG[33:end] + bomb * 9
+    assert same(odd, PNG)
+    assert metadata.strip(odd).data.count(b"iCCP") == 0
+
+
+def test_pixels_of_a_png_may_come_in_the_smallest_pieces():
+    start, end = PNG.index(b"IDAT") - 4, PNG.rindex(b"IEND") - 4
+    pixels = PNG[start + 8 : end - 4]
+    pieces = b"".join(chunk(b"IDAT", bytes([byte])) + chunk(b"IDAT", b"") for byte in pixels)
+    assert same(PNG[:start] + pieces + PNG[end:], PNG)
+    assert metadata.strip(PNG[:start] + pieces + PNG[end:]).data.count(b"IDAT") == 1
+    interrupted = pieces[: 24 * 99] + chunk(b"PLTE", bytes(3)) + pieces[24 * 99 :]
+    assert refused(PNG[:start] + interrupted + PNG[end:])
+
+
+@pytest.mark.parametrize("missing", [0, 1, 4, 12])
+def test_a_png_may_lack_its_end(missing):
+    assert same(PNG[: len(PNG) - missing], PNG)
+
+
+def test_a_png_without_pixels_is_broken():
+    assert refused(PNG[:33])
+    assert refused(PNG[:33] + chunk(b"IEND", b""))
+    assert refused(PNG[: len(PNG) // 2])
 
 
 # JPEG.
@@ -197,6 +231,48 @@ def test_a_jpeg_that_lacks_a_scan_is_refused():
 
 
 # The others.
+
+
+def webp_of(*chunks: tuple[bytes, bytes]) -> bytes:
+    """Return a WebP of (kind, content)s."""
+    packed = (kind + struct.pack("<I", len(content)) + content for kind, content in chunks)
+    return riff(b"".join(packed))
+
+
+@pytest.mark.parametrize(
+    ("kind", "header"),
+    [
+        (b"VP8X", bytes(4) + (9_999).to_bytes(3, "little") + (5_000).to_bytes(3, "little")),
+        (b"VP8L", b"\x2f" + (9_999 | 5_000 << 14).to_bytes(4, "little") + bytes(5)),
+        (b"VP8 ", bytes(6) + struct.pack("<HH", 10_000 | 0x4000, 5_001 | 0xC000)),
+    ],
+    ids=["extended", "lossless", "lossy"],
+)
+def test_the_canvas_of_a_webp_is_measured_before_it_is_allocated(kind, header, monkeypatch):
+    monkeypatch.setattr(WebPImagePlugin._webp, "WebPAnimDecoder", pytest.fail)
+    whole = webp_of((kind, header))
+    for data in (whole, whole + b"abcd\xff\0\0\0"):
+        with pytest.raises(TooLargeError, match="50 million pixels. Received: 10000×5001"):
+            open_image(data[:4] + struct.pack("<I", len(data) - 8) + data[8:])
+
+
+@pytest.mark.parametrize("length", range(16, 30))
+def test_a_webp_without_a_whole_header_is_broken(length):
+    assert refused(WEBP[:length])
+
+
+def test_only_the_first_frame_of_a_webp_is_read():
+    frames = {"save_all": True, "append_images": [PAINTED.rotate(180), PAINTED], "lossless": True}
+    whole = encoded(PAINTED, "WEBP", **frames)
+    [stripped, _] = metadata.strip(whole)
+    assert whole.count(b"ANMF") == 3
+    assert stripped.count(b"ANMF") == 1
+    assert same(whole, encoded(PAINTED, "WEBP", lossless=True))
+
+
+def test_unknown_chunks_of_a_webp_are_dropped():
+    unknown = chunks_of_webp(*[b"abcd" + struct.pack("<I", 3) + b"xyz\0"] * 9)
+    assert metadata.strip(unknown) == metadata.strip(WEBP)
 
 
 def chunks_of_webp(*more: bytes) -> bytes:
