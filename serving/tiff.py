@@ -140,7 +140,8 @@ def _listed(data: bytes, kind: Kind) -> dict[int, tuple[int, int, bytes]]:
     if count > MAX_TAGS or begun + count * entry.size > len(data):
         raise ValueError("too many tags")
     listed = entry.iter_unpack(data[begun : begun + count * entry.size])
-    return {tag: tuple(rest) for tag, *rest in listed if tag in MOST or tag in OTHERS}
+    # A tag without a value is as good as none.
+    return {tag: tuple(rest) for tag, *rest in listed if (tag in MOST or tag in OTHERS) and rest[1]}
 
 
 def _keep_pieces(data: bytes, numbers: Numbers) -> None:

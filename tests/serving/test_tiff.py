@@ -179,6 +179,11 @@ def test_an_odd_orientation_or_xmp_is_dropped():
         assert set(tags_of(tiff.strip(written(SHAPE | more)))) == set(SHAPE)
 
 
+def test_a_tag_without_a_value_is_dropped():
+    for tag in (284, 317, 322, 338, 700):
+        assert loaded(tiff.strip(written(SHAPE | {tag: (3, [])}))) == loaded(written(SHAPE))
+
+
 def test_xmp_turns_a_tiff():
     xmp = b"<x tiff:Orientation='1' tiff:Orientation=\"3\"/>"
     for form in (1, 7):
