@@ -16,21 +16,10 @@ import tomllib
 from collections.abc import Iterable
 from importlib.metadata import PackageNotFoundError, metadata
 from pathlib import Path
+from typing import Any
 
-from cyclonedx.model import (
-    ExternalReference,
-    ExternalReferenceType,
-    HashAlgorithm,
-    HashType,
-    XsUri,
-)
-from cyclonedx.model.bom import Bom
-from cyclonedx.model.component import Component, ComponentType
-from cyclonedx.model.license import LicenseExpression
-from cyclonedx.output import make_outputter
-from cyclonedx.schema import OutputFormat, SchemaVersion
+from cyclonedx.schema import SchemaVersion
 from cyclonedx.validation.json import JsonStrictValidator
-from packageurl import PackageURL
 from packaging.markers import Marker
 
 from serving.model_files import best_model
@@ -40,8 +29,10 @@ from training.files import write_atomically
 
 ROOT = Path(__file__).resolve().parent.parent
 VERSION = SchemaVersion.V1_6
-# A stage of the Dockerfile: the base image's name, version, digest and runtime.
-STAGE = re.compile(r"^FROM ([\w.-]+/[\w./-]+):([\w.]+)(?:@(\S+))? AS (\S+)$", re.MULTILINE)
+# A stage of the Dockerfile: registry, path, version and digest of the base image, and the runtime.
+STAGE = re.compile(r"^FROM ([^/\s]+)/([^:@\s]+):([\w.]+)(?:@(\S+))? AS (\S+)$", re.MULTILINE)
+
+Component = dict[str, Any]
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -55,7 +46,7 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 def write_all(models: Path, out: Path) -> None:
-    """Write into `out` the bill of each container image, with the best of `models`, and of .venv."""
+    """Write into `out`: the container images, with the best model of `models`, and .venv."""
     out.mkdir(parents=True, exist_ok=True)
     lock = json.loads((ROOT / "Pipfile.lock").read_text(encoding="utf-8"))
     model = best_model(models, ".tflite") if list(models.glob("[!.]*.tflite")) else None
@@ -70,61 +61,52 @@ def write_all(models: Path, out: Path) -> None:
 def base_image(runtime: str) -> tuple[Component, str]:
     """Return the base image of `runtime` in the Dockerfile, and its Python, such as "3.11"."""
     stages = STAGE.findall((ROOT / "Dockerfile").read_text(encoding="utf-8"))
-    name, version, digest = next(found[:3] for found in stages if found[3] == runtime)
-    registry, _, path = name.partition("/")
-    namespace, _, image = path.rpartition("/")
-    purl = PackageURL("docker", namespace, image, digest or version, {"repository_url": registry})
-    kind = ComponentType.CONTAINER
-    return Component(type=kind, name=name, version=version, purl=purl, bom_ref="base"), version
+    registry, name, python, digest = next(found[:4] for found in stages if found[4] == runtime)
+    purl = f"pkg:docker/{name}@{digest or python}?repository_url={registry}"
+    base = {"type": "container", "name": f"{registry}/{name}", "version": python, "purl": purl}
+    return {"bom-ref": purl, **base}, python
 
 
 def model_component(model: Path) -> Component:
     """Return the file `model`."""
     digest = hashlib.sha256(model.read_bytes()).hexdigest()
-    return Component(
-        type=ComponentType.MACHINE_LEARNING_MODEL,
-        name=model.name,
-        hashes=[sha256(digest)],
-        bom_ref="model",
-    )
+    hashes = [{"alg": "SHA-256", "content": digest}]
+    kind = "machine-learning-model"
+    return {"bom-ref": "model", "type": kind, "name": model.name, "hashes": hashes}
 
 
 def packages(locked: dict[str, dict], python: str | None = None) -> list[Component]:
     """Return those of the `locked` packages that Python `python` on Linux gets; None is ours."""
-    machine = {"sys_platform": "linux", "platform_machine": "x86_64"}
-    environment = machine | {"python_version": python, "python_full_version": f"{python}.0"}
+    environment = None
+    if python:
+        environment = {"python_version": python, "python_full_version": f"{python}.0"}
+        environment |= {"sys_platform": "linux", "platform_machine": "x86_64"}
     return [
         package_component(name, package["version"].removeprefix("=="), package["hashes"])
         for name, package in sorted(locked.items())
-        if Marker(package.get("markers", "python_version > '0'")).evaluate(
-            environment if python else None
-        )
+        if "markers" not in package or Marker(package["markers"]).evaluate(environment)
     ]
 
 
 def package_component(name: str, version: str, hashes: Iterable[str]) -> Component:
     """Return package `name`; `hashes` are of the files of its release, of which pip takes one."""
-    purl = PackageURL("pypi", None, name, version)
-    release = ExternalReference(
-        type=ExternalReferenceType.DISTRIBUTION,
-        url=XsUri(purl.to_string()),
-        comment="one of these files",
-        hashes=[sha256(value.removeprefix("sha256:")) for value in hashes],
-    )
-    text = declared_licence(name, version)
-    return Component(
-        name=name,
-        version=version,
-        purl=purl,
-        bom_ref=purl.to_string(),
-        licenses=[LicenseExpression(text)] if text else [],
-        external_references=[release],
-    )
-
-
-def sha256(content: str) -> HashType:
-    """Return a hash with the hexadecimal digits `content`."""
-    return HashType(alg=HashAlgorithm.SHA_256, content=content)
+    purl = f"pkg:pypi/{name}@{version}"
+    release = {
+        "type": "distribution",
+        "url": purl,
+        "comment": "one of these files",
+        "hashes": [{"alg": "SHA-256", "content": each.removeprefix("sha256:")} for each in hashes],
+    }
+    expression = declared_licence(name, version)
+    return {
+        "bom-ref": purl,
+        "type": "library",
+        "name": name,
+        "version": version,
+        "purl": purl,
+        "externalReferences": [release],
+        **({"licenses": [{"expression": expression}]} if expression else {}),
+    }
 
 
 def declared_licence(name: str, version: str) -> str | None:
@@ -136,24 +118,22 @@ def declared_licence(name: str, version: str) -> str | None:
     return declared["License-Expression"] if declared["Version"] == version else None
 
 
-def write(file: Path, components: Iterable[Component]) -> None:
+def write(file: Path, components: list[Component]) -> None:
     """Write the bill of `components` to `file`."""
     project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
-    root = Component(
-        type=ComponentType.APPLICATION,
-        name=project["name"],
-        version=project["version"],
-        description=project["description"],
-        bom_ref="root",
-    )
-    bom = Bom(components=components)
-    bom.metadata.component = root
-    bom.register_dependency(root, bom.components)
-    text = make_outputter(bom, OutputFormat.JSON, VERSION).output_as_string(indent=2)
+    described = {key: project[key] for key in ("name", "version", "description")}
+    bill = {
+        "bomFormat": "CycloneDX",
+        "specVersion": VERSION.to_version(),
+        "metadata": {"component": {"bom-ref": "root", "type": "application", **described}},
+        "components": components,
+        "dependencies": [{"ref": "root", "dependsOn": [each["bom-ref"] for each in components]}],
+    }
+    text = json.dumps(bill, indent=2) + "\n"
     if error := JsonStrictValidator(VERSION).validate_str(text):
         raise ValueError(f"{file} is not valid CycloneDX: {error}")
-    write_atomically(file, lambda part: part.write_text(f"{text}\n", encoding="utf-8"))
-    print(f"Wrote: {file}, {len(bom.components)} components.")
+    write_atomically(file, lambda part: part.write_text(text, encoding="utf-8"))
+    print(f"Wrote: {file}, {len(components)} components.")
 
 
 def parse_arguments(arguments: list[str] | None) -> argparse.Namespace:

@@ -31,7 +31,6 @@ DISTRIBUTIONS = {
     "_pytest": "pytest",
     "absl": "absl-py",
     "cyclonedx": "cyclonedx-python-lib",
-    "packageurl": "packageurl-python",
     "sklearn": "scikit-learn",
 }
 # Folders whose programs only developers run, so that [dev-packages] will do.

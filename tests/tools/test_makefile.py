@@ -107,7 +107,7 @@ def test_test_checks_the_code_before_it_tests() -> None:
 
 
 HOSTILE = {
-    "quotes": "it's a \"rose\".jpg",
+    "quotes": 'it\'s a "rose".jpg',
     "command of the shell": "$(touch pwned).jpg",
     "backticks": "`touch pwned`.jpg",
     "second command": "rose.jpg; touch pwned & touch pwned | touch pwned > pwned",
