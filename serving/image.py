@@ -149,7 +149,7 @@ def _open(data: bytes, orientation: int, size: tuple[int, int] | None) -> Image.
     """Return the image in the file `data`."""
     file = pillow_limits.BoundedFile(BytesIO(data), reads=OPENING_READS)
     with Image.open(cast("IO[bytes]", file), formats=FORMATS) as image:
-        _check_size(image)
+        check_sides(*image.size)
         stored: dict[Any, Any] = {"format": image.format, "size": image.size}
         file.reads = math.inf
         if image.format == "AVIF":  # turned by its container alone, which Pillow gives as EXIF
@@ -161,16 +161,6 @@ def _open(data: bytes, orientation: int, size: tuple[int, int] | None) -> Image.
 
 def _digest(image: Image.Image) -> bytes:
     return hashlib.sha256(image.tobytes()).digest()
-
-
-def _check_size(image: ImageFile.ImageFile) -> None:
-    """Raise TooLargeError if decoding `image` takes too long."""
-    check_sides(*image.size)
-    if isinstance(image, TiffImagePlugin.TiffImageFile):
-        tags = (TiffImagePlugin.TILEWIDTH, TiffImagePlugin.TILELENGTH)
-        tile = [side for side in map(image.tag_v2.get, tags) if isinstance(side, int)]
-        if math.prod(tile) > MAX_PIXELS:  # a tile is decoded completely, however small the image
-            raise too_large(f"{MAX_PIXELS // 1_000_000} million pixels", "far more")
 
 
 def _upright_rgb(image: Image.Image, orientation: int, size: tuple[int, int] | None) -> Image.Image:

@@ -320,12 +320,6 @@ def test_the_longest_row_fits_into_the_input():
     assert (resize(open_image(data, SIZE), SIZE)[..., 0] > 250).all()
 
 
-def test_a_tile_far_larger_than_its_image_is_refused():
-    tags = {256: 64, 257: 64, 258: 8, 259: 8, 322: 40_000, 323: 50_000, 324: 8, 325: 2}
-    with pytest.raises(TooLargeError, match="50 million pixels"):
-        open_image(tiff(tags, b"xx"))
-
-
 def test_metadata_in_thousands_of_pieces_is_refused(image):
     jpeg, gif = encoded(image, "JPEG"), encoded(image.convert("P"), "GIF")
     empty = b"\xff\xe1\0\x08Exif\0\0"
@@ -476,17 +470,6 @@ def test_a_side_as_long_as_allowed_opens(size, monkeypatch):
     assert open_image(data).size == size
     monkeypatch.setattr(limits, "MAX_SIDE", 59)
     assert refusal(data) == too_large("59 pixels a side", f"{size[0]}×{size[1]}")
-
-
-def test_a_tile_counts_as_a_whole(monkeypatch):
-    def tiled(width, height):
-        tags = {256: 8, 257: 8, 258: 8, 259: 1, 322: width, 323: height, 324: 8}
-        return tiff(tags | {325: width * height}, bytes(width * height))
-
-    monkeypatch.setattr(module, "MAX_PIXELS", 64 * 48)
-    assert open_image(tiled(64, 48)).size == (8, 8)
-    monkeypatch.setattr(module, "MAX_PIXELS", 64 * 48 - 1)
-    assert refusal(tiled(64, 48)) == too_large("0 million pixels", "far more")
 
 
 # Reading.

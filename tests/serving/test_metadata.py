@@ -328,20 +328,6 @@ def test_a_damaged_tag_beside_the_pixels_of_a_tiff_changes_nothing(tag):
             assert same(whole[:place] + entry + whole[place + 12 :], plain)
 
 
-def test_a_tiff_keeps_one_of_each_tag_that_decides_about_its_pixels():
-    """Pillow takes the last of two and libtiff the first, so that a check could be evaded."""
-    last = struct.pack(">HHIH", 65000, 3, 1, 9)
-    twice = tiff({256: 120, 257: 90, 258: 8, 65000: 9}, bytes(120 * 90)).replace(
-        last, struct.pack(">HHIH", 257, 3, 1, 45)
-    )
-    assert open_image(twice).size == (120, 45)
-    stripped = metadata.strip(twice).data
-    [start] = struct.unpack_from(">I", stripped, 4)
-    [count] = struct.unpack_from(">H", stripped, start)
-    tags = [struct.unpack_from(">H", stripped, start + 2 + 12 * n)[0] for n in range(count)]
-    assert tags == [256, 257, 258, 259, 262, 273, 277, 279]
-
-
 def test_broken_exif_of_an_avif_changes_nothing():
     whole = encoded(PAINTED, "AVIF", exif=exif(1))
     place = whole.index(b"MM\0*")
@@ -439,15 +425,6 @@ def test_a_text_behind_the_exif_of_a_png_does_not_hide_it():
     turned = plain[:33] + more + plain[33:]  # behind the header
     assert open_image(turned).size == PAINTED.size[::-1]
     assert np.array_equal(open_image(turned), PAINTED.transpose(Image.Transpose.ROTATE_270))
-
-
-@pytest.mark.parametrize("byte_order", ["<", ">"])
-def test_private_tags_of_a_tiff_are_dropped_in_either_byte_order(byte_order):
-    start = (b"II*\0" if byte_order == "<" else b"MM\0*") + struct.pack(f"{byte_order}I", 8)
-    tags = [struct.pack(f"{byte_order}HHII", tag, 4, 1, tag) for tag in (256, 257, 65_000)]
-    directory = struct.pack(f"{byte_order}H", 3) + b"".join(tags) + bytes(4)
-    stripped = metadata.strip(start + directory).data
-    assert stripped[8:].startswith(struct.pack(f"{byte_order}H", 2) + tags[0] + tags[1])
 
 
 def test_comments_of_a_gif_without_a_palette_of_its_own_are_dropped():
