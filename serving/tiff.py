@@ -170,8 +170,23 @@ def _keep_pieces(data: bytes, numbers: Numbers) -> None:
     if compression != UNCOMPRESSED and lengths.sum() > len(data) + MAX_SHARED_BYTES:
         raise too_large("as many bytes in strips or tiles as the file has", "more")
     if compression == JPEG:
-        for place, length in zip(places.tolist(), lengths.tolist(), strict=True):
-            jpeg.check_cost(data[place : place + length], count)
+        rows = _rows_of_pieces(one, tiled, count)
+        for place, length, needed in zip(places.tolist(), lengths.tolist(), rows, strict=True):
+            piece = data[place : place + length]
+            jpeg.check_cost(piece, count)
+            # Pillow 12 would take what was in memory for the rows that are missing.
+            if jpeg.count_rows(piece) < needed:
+                raise ValueError("rows are missing")
+
+
+def _rows_of_pieces(one: dict[int, int], tiled: bool, count: int) -> list[int]:
+    """Return how many rows each of `count` strips or tiles has."""
+    if tiled:
+        return [one[TILE_LENGTH]] * count
+    height = one[LENGTH]
+    rows = min(one.get(ROWS, height), height)
+    a_plane = -(-height // rows)
+    return [min(rows, height - index % a_plane * rows) for index in range(count)]
 
 
 def _count_pieces(one: dict[int, int], tiled: bool) -> int:

@@ -276,11 +276,11 @@ def test_strips_that_share_their_bytes_have_a_limit(lengths):
     assert open_image(written(tags, shared)).size == (16, count)
 
 
-def jpeg_in_tiff(image, scans=0, length=None, **options):
+def jpeg_in_tiff(image, scans=0, length=None, missing=0, **options):
     data = encoded(image, "JPEG", **options)
     scan = data.rindex(b"\xff\xda")
     data = data[:-2] + data[scan:-2] * scans + data[-2:]
-    width, height = image.size
+    width, height = image.width, image.height + missing
     tags = SHAPE | {256: (4, [width]), 257: (4, [height]), 278: (4, [height]), 259: (3, [7])}
     return written(tags | {279: (4, [len(data) if length is None else length])}, data)
 
@@ -293,6 +293,23 @@ def test_scans_of_a_jpeg_in_a_tiff_count():
     assert open_image(jpeg_in_tiff(small, 9, progressive=True)).size == small.size
     odd = jpeg_in_tiff(small).replace(b"\xff\xc0", b"\xff\xc9")
     assert "arithmetic" in refusal(odd, UnsupportedTypeError)
+
+
+@pytest.mark.parametrize(("missing", "rows"), [(1, 49), (40, 64), (9, 8)])
+def test_a_jpeg_with_fewer_rows_than_its_strip_is_refused(missing, rows):
+    """Pillow 12 would take what was in memory for those that are missing."""
+    grey = Image.new("L", (64, rows), "grey")
+    assert open_image(jpeg_in_tiff(grey)).size == (64, rows)
+    refusal(jpeg_in_tiff(grey, missing=missing), ImageError)
+    refusal(jpeg_in_tiff(grey).replace(b"\xff\xc0", b"\xff\xe7"), ImageError)  # without a frame
+
+
+def test_strips_of_jpeg_that_libtiff_writes_have_all_rows():
+    image = PAINTED.resize((100, 1001)).convert("RGB")
+    data = encoded(image, "TIFF", compression="jpeg")
+    with Image.open(io.BytesIO(data)) as opened:
+        assert len(opened.tag_v2[273]) > 2
+    assert open_image(data).size == (100, 1001)
 
 
 @pytest.mark.parametrize("kind", ["rows", "tiles", "deflate", "large tile"])
