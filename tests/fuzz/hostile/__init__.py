@@ -1,8 +1,8 @@
 """Generators of files that cost as much as they can: legal ones, and lies.
 
-Each draws a file of one format from a `random.Random`, from scratch. Numbers are drawn so that small
-ones are as frequent as large ones, up to what ten megabytes hold. Writers are our own: what hurts is
-what encoders never write.
+Each draws a file of one format from a `random.Random`, from scratch. Counts are drawn so that small
+ones are as frequent as large ones, up to what ten megabytes hold. The writers are our own: what
+costs most is what encoders never write.
 """
 
 import random

@@ -1,4 +1,4 @@
-"""Draws AVIFs: AV1 frames of other sizes than the boxes say, grids, items and samples by the million."""
+"""Draws AVIFs: frames of other sizes than the boxes say, grids, items by the million."""
 
 import functools
 import random
@@ -191,13 +191,19 @@ def _track(rng: random.Random, place: int) -> tuple[bytes, bytes]:
     entries = usually(rng, 1, log_uniform(rng, 1, 700_000))
     tables = [
         full_box(b"stsd", 0, 0, struct.pack(">I", 1), box(b"av01", entry, color)),
-        full_box(b"stts", 0, 0, struct.pack(">I", entries), struct.pack(">II", samples, 1) * entries),
+        full_box(
+            b"stts", 0, 0, struct.pack(">I", entries), struct.pack(">II", samples, 1) * entries
+        ),
         full_box(b"stsc", 0, 0, struct.pack(">I", 1), struct.pack(">III", 1, together, 1)),
         full_box(b"stsz", 0, 0, struct.pack(">II", size, samples), sizes),
         full_box(b"stco", 0, 0, struct.pack(">I", chunks), struct.pack(">I", place) * chunks),
         full_box(b"stss", 0, 0, struct.pack(">II", 1, 1)),
     ]
-    head = struct.pack(">IIIII", 0, 0, 1, 0, 1000) + bytes(52) + struct.pack(">HHHH", width, 0, height, 0)
+    head = (
+        struct.pack(">IIIII", 0, 0, 1, 0, 1000)
+        + bytes(52)
+        + struct.pack(">HHHH", width, 0, height, 0)
+    )
     handler = full_box(b"hdlr", 0, 0, struct.pack(">I4sIII", 0, b"pict", 0, 0, 0), b"\0")
     media = full_box(b"mdhd", 0, 0, struct.pack(">IIIIHH", 0, 0, 1000, 1000, 0, 0))
     information = box(b"minf", full_box(b"vmhd", 0, 1, bytes(8)), box(b"stbl", *tables))

@@ -12,7 +12,11 @@ def draw_gif(rng: random.Random) -> bytes:
     head = rng.choice((b"GIF87a", b"GIF89a")) + struct.pack("<HH", *screen)
     palette = rng.choice((0, 0x80, 0x81, 0x87))
     head += bytes([palette, rng.randrange(256), 0])
-    head += bytes(range(256)) * 3 if palette == 0x87 else bytes((palette > 127) * 3 << (palette & 7) + 1)
+    head += (
+        bytes(range(256)) * 3
+        if palette == 0x87
+        else bytes((palette > 127) * 3 << (palette & 7) + 1)
+    )
     frames = [_frame(rng, usually(rng, screen, draw_sides(rng), odds=0.7)) for _ in range(2)]
     parts = [flood(rng, lambda: _extension(rng)), frames[0]]
     parts.append(flood(rng, lambda: usually(rng, frames[1], _extension(rng))))

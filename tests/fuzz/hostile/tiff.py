@@ -70,7 +70,11 @@ class Writer:
         pixels += bytes(len(pixels) % 2)
         place = self.start + len(pixels)
         head = (b"II" if self.order == "<" else b"MM") + struct.pack(
-            *((f"{self.order}HHHQ", 43, 8, 0, place) if self.big else (f"{self.order}HI", 42, place))
+            *(
+                (f"{self.order}HHHQ", 43, 8, 0, place)
+                if self.big
+                else (f"{self.order}HI", 42, place)
+            )
         )
         listed = [struct.pack(self.order + self.number, len(tags) & 0xFFFF)]
         place += len(listed[0]) + (entry.size + room) * len(tags) + room
@@ -149,9 +153,7 @@ def _blocks(
     return tags, pixels
 
 
-def _packed(
-    rng: random.Random, compression: int, sides: tuple[int, int], bits: int
-) -> bytes:
+def _packed(rng: random.Random, compression: int, sides: tuple[int, int], bits: int) -> bytes:
     """Return a block of zeros of `sides` (width, height), `bits` a pixel, or any bytes."""
     if compression == JPEG:
         return b"\xff\xd8" + jpeg.draw_stream(rng, usually(rng, sides, (16, 16)), bits // 8, (1, 1))
