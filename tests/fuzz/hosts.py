@@ -139,7 +139,7 @@ def mutate(data: bytes, rng: random.Random) -> bytes:
 # TLS
 
 PLAIN = (  # records that need no keys
-    record(HANDSHAKE, message(tls.HELLO_REQUEST)),
+    *(record(HANDSHAKE, message(tls.HELLO_REQUEST)),) * 5,  # OpenSSL reads any number of them
     *(record(kind) for kind in (CHANGE_CIPHER_SPEC, ALERT, HANDSHAKE, DATA, 24, 0, 255)),
     record(CHANGE_CIPHER_SPEC, b"\1"),
     record(CHANGE_CIPHER_SPEC, b"\1" * 100),
@@ -307,8 +307,8 @@ class Player:
 
     def play_all(self, pipe: Connection) -> None:
         """Play each host whose seed and number `pipe` says, until it says that it is over."""
-        while (told := pipe.recv()) is not None:
-            self.sent, threads = 0, []
+        while True:
+            told, self.sent, threads = pipe.recv(), 0, []
             pipe.send("ready")
             while pipe not in (ready := select.select([self.listener, pipe], [], [])[0]):
                 if ready:
@@ -346,7 +346,7 @@ class Player:
 
 
 def play(listener: socket.socket, pem: str, key: tuple[int, ...], pipe: Connection) -> None:
-    """Play hosts until `pipe` says that it is over."""
+    """Play hosts for ever."""
     Player(listener, pem, key).play_all(pipe)
 
 
@@ -362,6 +362,8 @@ def playing() -> Iterator[tuple[int, Connection]]:
         arguments = (listener, pem.read_text(), rsa_key()[1], theirs)
         process = spawn.Process(target=play, args=arguments, daemon=True)
         process.start()
+        stack.callback(process.join)
+        stack.callback(process.terminate)
         stack.enter_context(mock.patch.dict("os.environ", FETCH_ALLOW="127.0.0.1"))
         stack.enter_context(mock.patch.object(requests.certs, "where", return_value=str(pem)))
         stack.enter_context(mock.patch.object(sockets, "_Socket", _SmallSocket))
@@ -369,8 +371,6 @@ def playing() -> Iterator[tuple[int, Connection]]:
         sockets.tls_context.cache_clear()
         prepare()
         yield listener.getsockname()[1], ours
-        ours.send(None)
-        process.join(10)
 
 
 class _SmallSocket(sockets._Socket):

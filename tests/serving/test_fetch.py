@@ -15,7 +15,7 @@ from pathlib import Path
 
 import pytest
 import requests
-from certificates import write_certificate
+from certificates import rsa_key, write_certificate
 
 from serving import connection as sockets
 from serving import fetch as module
@@ -31,6 +31,8 @@ from serving.errors import (
     TooLargeError,
 )
 from serving.fetch import fetch, fetch_all, prepare
+from tests.fuzz import tls
+from tests.fuzz.tls import HANDSHAKE, alert, message, record
 
 OK = b"HTTP/1.1 200 OK\r\nContent-Length: 4\r\n\r\nrose"
 Talk = Callable[[socket.socket], None]
@@ -861,6 +863,90 @@ def test_what_drips_is_cut_off_at_the_deadline(function, tls, talk, certificate,
     with pytest.raises(FetchTimeoutError, match="no answer or only a part of it"):
         fetch(f"{'https' if tls else 'http'}://{place}/")
     assert time.monotonic() - started < module.TIMEOUT
+
+
+HELLO_REQUEST = record(HANDSHAKE, message(tls.HELLO_REQUEST))
+PART = record(HANDSHAKE, b"\2\0\1\0" + bytes(4)) + record(HANDSHAKE, b"x") * 200
+ODD_RECORDS = {
+    "hello requests": repeats(b"", HELLO_REQUEST * 10_000),
+    "warnings": repeats(b"", record(tls.ALERT, alert(1, 90)) * 10_000),
+    "empty records": repeats(b"", record(HANDSHAKE) * 10_000),
+    "changes of the cipher": repeats(b"", record(tls.CHANGE_CIPHER_SPEC, b"\1") * 10_000),
+    "one byte a record": repeats(PART, PART),
+    "a length without end": repeats(b"\x16\3\3\x40\0\x0b\xff\xff\xff", b"\0" * 16_384),
+}
+
+
+@pytest.mark.parametrize("function", ODD_RECORDS.values(), ids=ODD_RECORDS)
+def test_a_handshake_that_never_ends_is_cut_off(function, talk, monkeypatch):
+    """By what came: the time is far off. OpenSSL itself reads hello requests for ever."""
+    monkeypatch.setattr(module, "DEADLINE", 100.0)
+    begun = time.thread_time()
+    with pytest.raises(FetchError) as caught:
+        fetch(f"https://{talk(function)}/")
+    assert not isinstance(caught.value, FetchTimeoutError)
+    assert time.thread_time() - begun < 2
+
+
+def test_a_handshake_that_never_ends_has_one_deadline(talk):
+    place = talk(repeats(b"", HELLO_REQUEST * 100, every=0.01))
+    started = time.monotonic()
+    with pytest.raises(FetchTimeoutError):
+        fetch(f"https://{place}/", started + 0.3)
+    assert time.monotonic() - started < module.TIMEOUT
+
+
+def in_tls_13(certificate: Path, *records: tuple[int, bytes], chain: int = 1) -> Talk:
+    """Return what talks TLS 1.3 with `chain` certificates, and then sends `records` for ever."""
+    pem = certificate.read_text()
+    der = ssl.PEM_cert_to_DER_cert(pem[pem.index("-----BEGIN CERTIFICATE") :])
+
+    def talk(connection: socket.socket) -> None:
+        hello = connection.recv(65536)
+        session = tls.Session(hello, [der] * chain, rsa_key()[1], bytes(range(32)))
+        flight = b"".join(session.flight)
+        pieces = (flight[n : n + 16_000] for n in range(0, len(flight), 16_000))
+        sealed = session.handshake.seal(*((HANDSHAKE, piece) for piece in pieces))
+        connection.sendall(session.server_hello + sealed)
+        while True:
+            connection.sendall(session.data.seal(*records))
+
+    return talk
+
+
+WHOLE = (tls.DATA, OK)
+AFTER_THE_HANDSHAKE = {
+    "tickets": [(HANDSHAKE, tls.ticket(10_000))] * 50,
+    "new keys": [(HANDSHAKE, message(tls.KEY_UPDATE, b"\0"))] * 1000,
+    "new keys in return": [(HANDSHAKE, message(tls.KEY_UPDATE, b"\1"))] * 1000,
+    "a hello request": [(HANDSHAKE, message(tls.HELLO_REQUEST))],
+    "a request for a certificate": [(HANDSHAKE, message(tls.REQUEST, b"\0\0\0"))],
+    "one byte a record": [(tls.DATA, b"\n")] * 1000,
+}
+
+
+@pytest.mark.parametrize("records", AFTER_THE_HANDSHAKE.values(), ids=AFTER_THE_HANDSHAKE)
+@pytest.mark.usefixtures("trusted")
+def test_what_never_ends_after_the_handshake_is_cut_off(records, talk, certificate, monkeypatch):
+    monkeypatch.setattr(module, "DEADLINE", 100.0)
+    monkeypatch.setattr(module, "MAX_OVERHEAD", 50_000)  # what is sealed takes time
+    with pytest.raises(FetchError) as caught:
+        fetch(f"https://{talk(in_tls_13(certificate, *records))}/")
+    assert not isinstance(caught.value, FetchTimeoutError)
+
+
+@pytest.mark.usefixtures("trusted")
+def test_tickets_and_new_keys_before_the_answer_are_usual(talk, certificate):
+    before = [(HANDSHAKE, tls.ticket()), (HANDSHAKE, message(tls.KEY_UPDATE, b"\1"))]
+    assert fetch(f"https://{talk(in_tls_13(certificate, *before, WHOLE))}/") == b"rose"
+
+
+@pytest.mark.parametrize(("chain", "fetched"), [(10, True), (1000, False)])
+@pytest.mark.usefixtures("trusted")
+def test_a_chain_of_certificates_may_be_long_but_not_endless(chain, fetched, talk, certificate):
+    place = talk(in_tls_13(certificate, WHOLE, chain=chain))
+    with contextlib.nullcontext() if fetched else pytest.raises(FetchError):
+        assert fetch(f"https://{place}/") == b"rose"
 
 
 def test_a_handshake_that_drips_is_cut_off_at_the_deadline(talk, monkeypatch):
