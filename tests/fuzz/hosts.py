@@ -139,7 +139,7 @@ def mutate(data: bytes, rng: random.Random) -> bytes:
 # TLS
 
 PLAIN = (  # records that need no keys
-    *(record(HANDSHAKE, message(tls.HELLO_REQUEST)),) * 5,  # OpenSSL reads any number of them
+    record(HANDSHAKE, message(tls.HELLO_REQUEST)),
     *(record(kind) for kind in (CHANGE_CIPHER_SPEC, ALERT, HANDSHAKE, DATA, 24, 0, 255)),
     record(CHANGE_CIPHER_SPEC, b"\1"),
     record(CHANGE_CIPHER_SPEC, b"\1" * 100),
@@ -279,8 +279,9 @@ class Host:
             yield pieces
 
     def _records(self) -> Steps:
+        kinds = self.rng.choice((PLAIN, PLAIN[:1]))  # OpenSSL reads any number of the first
         for _ in range(self.rng.choice((1, 1, 2, 5))):
-            odd = self.rng.choice(PLAIN)
+            odd = self.rng.choice(kinds)
             yield odd * self.rng.choice((1, 1, 5, 33, 4_000_000 // len(odd)))
 
     def _tls(self, heard: bytes, chain: list[bytes], key: tuple[int, ...]) -> Steps:
