@@ -209,7 +209,7 @@ def _prepare(url: str) -> requests.PreparedRequest:
         raise _wrong_url("an address without a scheme") from None
     except (requests.RequestException, ValueError):
         raise _wrong_url("an address that cannot be read") from None
-    # Longer ones would not be sent at once, so a host that reads nothing could stop us.
+    # Again, because escapes have made it longer.
     if len(normalized) > MAX_URL:
         raise _wrong_url(f"one of more than {MAX_URL} characters")
     if parts.scheme not in SCHEMES:

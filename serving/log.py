@@ -20,7 +20,7 @@ METRICS = {
     "errors": "Count",
 }
 MAX_MESSAGE = 2000  # characters of an exception's message: more may be an image
-MAX_URL = 200  # characters
+MAX_SHOWN = 200  # characters of a URL
 _HOST = re.compile(r"(?:[\w.-]+|\[[0-9a-f:.]+])(?::\d*)?", re.IGNORECASE)  # and port
 # An @, wide ones and percent-escapes included, which some programs turn into it.
 _AT = r"(?:[@\ufe6b\uff20]|%(?:25)*40)"
@@ -121,7 +121,7 @@ def loggable(url: str) -> str:
         return "unreadable"
     if re.search(_AT, url):
         return "unreadable"
-    return f"{parts.scheme}://{parts.netloc}{_AFTER_PATH.sub('', parts.path)}"[:MAX_URL]
+    return f"{parts.scheme}://{parts.netloc}{_AFTER_PATH.sub('', parts.path)}"[:MAX_SHOWN]
 
 
 def milliseconds(started: float) -> float:
