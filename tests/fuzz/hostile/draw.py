@@ -19,8 +19,8 @@ T = TypeVar("T")
 
 
 def log_uniform(rng: random.Random, low: float, high: float) -> int:
-    """Return an integer from `low` to `high`, each magnitude as often; a tenth are `high`."""
-    return int(low * (high / low) ** min(1.0, rng.uniform(0, 1.1)))
+    """Return an integer from `low` to `high`, each magnitude as often; one in 25 is `high`."""
+    return int(low * (high / low) ** min(1.0, rng.uniform(0, 1.04)))
 
 
 def usually(rng: random.Random, usual: T, *others: T, odds: float = 0.9) -> T:

@@ -13,6 +13,7 @@ from tests.fuzz.hostile.exif import draw_exif
 LONGEST = 16_383
 PREDICTOR, CROSS_COLOR, SUBTRACT_GREEN, COLOR_INDEXING = range(4)
 METADATA = (b"ICCP", b"EXIF", b"XMP ", b"ABCD")
+MOST_CACHED = 11  # bits of the index of a color
 ALPHA, ANIMATION = 0x10, 0x02  # flags of VP8X
 
 
@@ -140,21 +141,24 @@ def _transforms(rng: random.Random, bits: Bits, sides: tuple[int, int]) -> None:
             _plain(rng, bits)
     bits.add(0, 1)
     groups = usually(rng, 0, log_uniform(rng, 1, 65_535), odds=0.8)
-    cache = rng.randrange(1, 12) if rng.random() < 0.3 else 0
+    cache = usually(rng, 0, rng.randrange(1, 12), MOST_CACHED, odds=0.7)
     bits.add(1 | cache << 1, 5) if cache else bits.add(0, 1)
     if not groups:
         bits.add(0, 1)
         _codes(rng, bits, rng.random() < 0.2)
         return
-    block = next((n for n in range(9) if _blocks(sides, n) <= 2 * groups), 9) if groups > 99 else 7
+    block = next((n for n in range(9) if _blocks(sides, n) <= groups), 9) if groups > 99 else 7
     bits.add(1 | max(0, block - 2) << 1, 4)
     _numbered(bits, _blocks(sides, max(2, block)))
-    one = Bits()
-    _codes(rng, one, rng.random() < 0.2)
-    whole = Bits()
+    one, eight = Bits(), Bits()
+    if cache == MOST_CACHED and rng.random() < 0.5:
+        _long_codes(one)
+    else:
+        _codes(rng, one, rng.random() < 0.2)
     for _ in range(8):
-        whole.add(one.number, one.length)
-    bits.add_bytes(whole.number.to_bytes(whole.length // 8, "little") * (8192))
+        eight.add(one.number, one.length)
+    group = eight.number.to_bytes(eight.length // 8, "little")
+    bits.add_bytes(group * (groups // 8 + 1))
 
 
 def _blocks(sides: tuple[int, int], exponent: int) -> int:
@@ -187,6 +191,23 @@ def _flat_code(bits: Bits, symbols: int) -> None:
     bits.add_bytes(bytes(32))  # 256 times the shorter code: length 8
     if symbols > 256:
         bits.add(1 | (symbols - 256 - 11) << 1, 8)
+
+
+def _long_codes(bits: Bits) -> None:
+    """Add a code of 11 bits for each of 2048 symbols, whose table takes 9 kB, and four of one."""
+    bits.add(0, 1)
+    bits.add(11, 4)  # fifteen lengths of code lengths follow: 18, 16 and 11
+    for length in (0, 2, 0, 0, 0, 0, 0, 0, 1, 0, 0, 0, 0, 0, 2):
+        bits.add(length, 3)
+    bits.add(0, 1)
+    bits.add(0b01, 2)  # 11, and again, six times in each three bits
+    for _ in range(341):
+        bits.add(0b110, 3)
+    bits.add(0b01, 2)
+    for zeros in (138, 131, 11):
+        bits.add(0b11 | (zeros - 11) << 2, 9)
+    for _ in range(4):
+        bits.add(0b0001, 4)
 
 
 def _plain(rng: random.Random, bits: Bits) -> None:
