@@ -75,19 +75,24 @@ def lzma_zeros(exponent: int) -> bytes:
     return lzma.compress(bytes(1 << min(exponent, 26)), preset=0)
 
 
+CLEAR = 256  # of LZW
+
+
 @functools.lru_cache(1)
-def _lzw_cycle() -> bytes:
-    """Return the LZW codes of 59 MB of zeros as TIFF packs them, eight times to the next clear."""
-    bits = [format(256, "09b"), format(0, "09b")]
-    bits += [format(code, f"0{max(9, (code + 1).bit_length())}b") for code in range(258, 4094)]
-    text = "".join(bits) * 8
-    return int(text, 2).to_bytes(len(text) // 8, "big")
+def _lzw_cycles() -> bytes:
+    """Return LZW codes of 59 MB of zeros: ever longer strings until a clear code, 8 times."""
+    codes = [format(0, "09b")]
+    codes += [format(code, f"0{max(9, (code + 1).bit_length())}b") for code in range(258, 4094)]
+    bits = "".join([*codes, format(CLEAR, "012b")]) * 8
+    return int(bits, 2).to_bytes(len(bits) // 8)
 
 
 def lzw_zeros(size: int) -> bytes:
     """Return LZW data, as TIFF packs it, of at least `size` zeros or 9 MB of codes."""
-    cycle = _lzw_cycle()
-    return (cycle * min(1 + size // 58_000_000, 9_000_000 // len(cycle)))[: 1000 + size // 8]
+    cycles = _lzw_cycles()
+    cycles *= min(1 + size // 58_000_000, 9_000_000 // len(cycles))
+    codes = CLEAR << 8 * len(cycles) | int.from_bytes(cycles)  # clears the table first, in 9 bits
+    return (codes << 7).to_bytes(len(cycles) + 2)[: 1000 + size // 8]
 
 
 def packbits_zeros(size: int) -> bytes:
