@@ -64,6 +64,19 @@ def resized(frame: bytes, width: int, height: int) -> bytes:
     return frame[:at] + bytes([SEQUENCE_HEADER, len(header)]) + header + frame[at + 2 + length :]
 
 
+def lengthened(frame: bytes, more: bytes) -> bytes:
+    """Return the AV1 `frame` with `more` bytes of pixels."""
+    header = frame.index(bytes([SEQUENCE_HEADER]), 2)
+    at = header + 2 + frame[header + 1] + 1  # of the length, 7 bits a byte
+    end = at + 1
+    while frame[end - 1] & 0x80:
+        end += 1
+    pixels = frame[end:] + more
+    length = len(pixels)
+    written = bytes(length >> 7 * n & 0x7F | (n < 3) << 7 for n in range(4))
+    return frame[:at] + written + pixels
+
+
 def _draw_frame(rng: random.Random, sides: tuple[int, int], grey: bool = False) -> tuple:
     """Return (av1C, AV1 data): of `sides`, of a square, or both; once or again and again."""
     side = rng.choice((*SIDES, 16, 64))
@@ -73,7 +86,7 @@ def _draw_frame(rng: random.Random, sides: tuple[int, int], grey: bool = False) 
     if kind < 0.5:
         frame = resized(frame, *sides)
     if kind < 0.4:  # any bytes are coefficients of some kind
-        frame += rng.randbytes(100) * log_uniform(rng, 1, 1000)
+        frame = lengthened(frame, rng.randbytes(100) * log_uniform(rng, 1, 20_000))
     if rng.random() < 0.1:
         frame = (frame + resized(frame, *draw_sides(rng)))[: MAX_BYTES // 4]
     if rng.random() < 0.2:
