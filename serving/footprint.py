@@ -1,0 +1,103 @@
+"""How much memory decoding an image takes, known before it is decoded.
+
+That an image never takes more than its share is guaranteed where it is decoded; this refuses at
+once, and with a reason, what would fail there. `python -m benchmarks.decoding` measures the figures.
+"""
+
+import math
+import re
+
+from PIL import ImageFile, JpegImagePlugin, TiffImagePlugin
+from PIL.TiffImagePlugin import (
+    BITSPERSAMPLE,
+    PLANAR_CONFIGURATION,
+    ROWSPERSTRIP,
+    SAMPLESPERPIXEL,
+    TILELENGTH,
+    TILEWIDTH,
+)
+
+from serving.errors import TooLargeError
+
+# Bytes of a pixel in Pillow; 4 in all other modes.
+CANVAS = {"1": 1, "L": 1, "P": 1, "I;16": 2, "I;16L": 2, "I;16B": 2, "I;16N": 2}
+COEFFICIENT = 2  # bytes; a JPEG in several scans needs all of them at once
+WEBP = 12  # two frames, and the pixels or their copy
+AVIF_TABLES = 1.15  # times the pixels; the decoder's tables and threads are the rest
+RLE = 2  # a list in Python and its copy, beside the image
+WORKING_BYTES = 20_000_000  # for the strips in which any image is converted
+# The third byte says how many bits a channel has, and which pixels have colour.
+AV1_CONFIGURATION = re.compile(rb"av1C\x81.(.)", re.DOTALL)
+SCAN = b"\xff\xda"
+
+
+def check_memory(image: ImageFile.ImageFile, data: bytes, least: int, memory: int) -> None:
+    """Raise TooLargeError if decoding `image`, the file `data`, takes more than `memory` bytes.
+
+    A JPEG is reduced while it is decoded, but no side to less than `least` pixels.
+    """
+    width, height = image.size
+    each = bytes_per_pixel(image, data, least)
+    left = memory - len(data) - WORKING_BYTES
+    if width * height * each > left:
+        most = max(0, left) / each / 1_000_000
+        raise TooLargeError(
+            f"Expected at most {most:.1f} million pixels of such a {image.format} in the memory "
+            f"that is left. Received: {width}×{height}. Use a smaller image, or give the function "
+            "more memory."
+        )
+
+
+def bytes_per_pixel(image: ImageFile.ImageFile, data: bytes, least: int) -> float:
+    """Return the most memory that a pixel of `image`, the file `data`, needs at a time."""
+    canvas = CANVAS.get(image.mode, 4)
+    if isinstance(image, JpegImagePlugin.JpegImageFile):
+        return _jpeg(image, data, least, canvas)
+    if isinstance(image, TiffImagePlugin.TiffImageFile):
+        return canvas + _tiff_strip(image)
+    if image.format == "AVIF":
+        return _avif(image, data)
+    if image.format == "WEBP":
+        return WEBP
+    return canvas + RLE * (image.format == "BMP" and image.tile[0][0] == "bmp_rle")
+
+
+def _jpeg(
+    image: JpegImagePlugin.JpegImageFile, data: bytes, least: int, canvas: int
+) -> float:
+    """Return the bytes of a pixel of the JPEG `image`; its coefficients come first."""
+    scale = next((s for s in (8, 4, 2) if min(image.size) >= s * least), 1)
+    if data.count(SCAN) == 1:
+        return canvas / scale**2
+    factors = [(across, down) for _, across, down, _ in image.layer]
+    most = max(across for across, _ in factors) * max(down for _, down in factors)
+    return COEFFICIENT * sum(map(math.prod, factors)) / most + canvas / scale**2
+
+
+def _tiff_strip(image: TiffImagePlugin.TiffImageFile) -> float:
+    """Return the bytes that the largest strip or tile of `image` takes, by pixel of the image."""
+    if image.tile and image.tile[0][0] != "libtiff":  # uncompressed
+        return 0
+    tags, (width, height) = image.tag_v2, image.size
+    samples = tags.get(SAMPLESPERPIXEL, 1)
+    bits = max(tags.get(BITSPERSAMPLE, (1,))) * (1 if tags.get(PLANAR_CONFIGURATION) == 2 else samples)
+    if TILEWIDTH in tags:
+        pixels = tags[TILEWIDTH] * tags.get(TILELENGTH, height)
+    else:
+        pixels = width * min(height, tags.get(ROWSPERSTRIP, height))
+    coefficients = COEFFICIENT * samples if image.info.get("compression") == "jpeg" else 0
+    return (bits / 8 + coefficients) * pixels / (width * height)
+
+
+def _avif(image: ImageFile.ImageFile, data: bytes) -> float:
+    """Return the bytes of a pixel of the AVIF `image`: as AV1 has it, as RGB, and a copy of it.
+
+    Film grain, which is rare, takes 10 more.
+    """
+    channels = len(image.getbands())
+    planes = [1.5 + (channels > 3)]
+    for found in AV1_CONFIGURATION.finditer(data):
+        deep, _, grey, halved, quartered = (found[1][0] >> bit & 1 for bit in (6, 5, 4, 3, 2))
+        colours = 0 if grey else 2 / ((1 + halved) * (1 + quartered))
+        planes.append((1 + colours + (channels > 3)) * (1 + deep))
+    return max(max(planes) + 2 * channels, channels + 4) * AVIF_TABLES
