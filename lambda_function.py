@@ -14,13 +14,16 @@ from pathlib import Path
 
 from serving import fetch
 from serving.classifier import Classifier
+from serving.decoder import Decoder
 from serving.handler import Handler
-from serving.model_files import best_model, thread_count
+from serving.model_files import best_model
+from serving.resources import thread_count
 from serving.service import Service
 
 MODEL_PATH = os.environ.get("MODEL_PATH") or best_model(Path(__file__).parent / "models", ".tflite")
+decoder = Decoder()  # before the model, which its processes need not hold
 classifier = Classifier(MODEL_PATH, threads=thread_count())
-handler = Handler(Service(classifier, Path(MODEL_PATH).stem))
+handler = Handler(Service(classifier, Path(MODEL_PATH).stem, decoder))
 fetch.prepare()
 
 

@@ -25,7 +25,8 @@ import training.cli as cli  # first: it says in one line that Ctrl-C ended the o
 from serving.classifier import Classifier
 from serving.errors import InternalError, ModelError, ServingError, UserError, error_body
 from serving.fetch import prepare
-from serving.model_files import best_model, thread_count
+from serving.model_files import best_model
+from serving.resources import thread_count
 from training.image_files import expand, is_url, read_image
 from training.model_facts import ModelFacts, add_model_flags
 from training.streams import print_error, printable, without_info_lines

@@ -47,15 +47,17 @@ def ours(model: str, runtime: str) -> tuple[Predict, float]:
     """Return the handler of lambda_function.py, and when its imports were done."""
     from serving import fetch
     from serving.classifier import Classifier
+    from serving.decoder import Decoder
     from serving.handler import Handler
-    from serving.model_files import thread_count
+    from serving.resources import thread_count
     from serving.runtimes import find_runtime
     from serving.service import Service
 
     find_runtime(runtime)
     imported = time.monotonic()
-    service = Service(Classifier(model, thread_count(), runtime), Path(model).stem)
-    handler = Handler(service)
+    decoder = Decoder()
+    classifier = Classifier(model, thread_count(), runtime)
+    handler = Handler(Service(classifier, Path(model).stem, decoder))
     fetch.prepare()
     return lambda url: handler.handle({"url": url}), imported
 
@@ -67,8 +69,9 @@ def onnx(model: str, runtime: str) -> tuple[Predict, float]:
 
     from serving import fetch
     from serving.classifier import Classifier, read_labels
+    from serving.decoder import Decoder
     from serving.handler import Handler
-    from serving.model_files import thread_count
+    from serving.resources import thread_count
     from serving.service import Service
 
     class OnnxClassifier(Classifier):
@@ -85,7 +88,7 @@ def onnx(model: str, runtime: str) -> tuple[Predict, float]:
             return np.asarray(self._session.run(None, {self._name: inputs})[0])[0]
 
     imported = time.monotonic()
-    handler = Handler(Service(OnnxClassifier(), Path(model).stem))
+    handler = Handler(Service(OnnxClassifier(), Path(model).stem, Decoder()))
     fetch.prepare()
     return lambda url: handler.handle({"url": url}), imported
 

@@ -35,7 +35,8 @@ from benchmarks.load import (
     read_images,
     service,
 )
-from serving.model_files import MEGABYTES_PER_VCPU, best_model, tflite_path
+from serving.model_files import best_model, tflite_path
+from serving.resources import MEGABYTES_PER_VCPU
 from training.cli import make_parser, run_command
 from training.markdown import markdown_table
 

@@ -31,6 +31,7 @@ from serving.limits import (
     MAX_RLE_PIXELS,
     MAX_SCANNED_PIXELS,
     MAX_SIDE,
+    damaged,
     too_large,
 )
 from serving.orientation import read_orientation
@@ -142,10 +143,7 @@ def _decode(stripped: metadata.Stripped, size: tuple[int, int] | None) -> Image.
     except Exception as error:
         # Pillow raises nearly anything on broken files: OSError, SyntaxError, ValueError,
         # struct.error, EOFError, zlib.error, ...
-        raise ImageError(
-            "Expected a complete image. Received: one that is truncated, damaged or of an unusual "
-            "kind. Save it again as JPEG or PNG."
-        ) from error
+        raise damaged() from error
 
 
 def _open(

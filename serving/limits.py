@@ -1,6 +1,6 @@
-"""What an image may cost, and the error of one that costs more."""
+"""What an image may cost, and the errors of images that cost more or are broken."""
 
-from serving.errors import TooLargeError
+from serving.errors import ImageError, TooLargeError
 
 # Of a file on disk: as many bytes as the largest image has with four channels of 16 bits.
 MAX_FILE_BYTES = 400_000_000
@@ -15,3 +15,11 @@ MAX_SCANNED_PIXELS = 100 * MAX_PIXELS
 def too_large(most: str, received: str) -> TooLargeError:
     """Return the error for an image of which `most` is accepted and more was `received`."""
     return TooLargeError(f"Expected at most {most}. Received: {received}. Use a smaller image.")
+
+
+def damaged() -> ImageError:
+    """Return the error for an image that cannot be decoded."""
+    return ImageError(
+        "Expected a complete image. Received: one that is truncated, damaged or of an unusual "
+        "kind. Save it again as JPEG or PNG."
+    )

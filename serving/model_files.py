@@ -1,6 +1,5 @@
-"""Names model files, recognizes them, picks the one to use, and the number of threads."""
+"""Names model files, recognizes them and picks the one to use."""
 
-import os
 import re
 from pathlib import Path
 
@@ -11,7 +10,6 @@ QUANTIZED = ("int8", "float16", "dynamic")  # kinds of .tflite files besides flo
 # uploads turn a dot into an underscore.
 _ACCURACY = re.compile(r"_\d+_([01][._]\d{3})$")
 _KIND = re.compile(rf"\.({'|'.join(QUANTIZED)})$")
-MEGABYTES_PER_VCPU = 1769  # AWS Lambda allocates one vCPU for this much memory
 
 HDF5, ZIP = b"\x89HDF\r\n\x1a\n", b"PK\x03\x04"
 _TFLITE = b"TFL3"  # bytes 4 to 7
@@ -113,14 +111,3 @@ def describe_file(path: Path) -> str:
         if plain.startswith(signature):
             return what
     return "no model file. Download or copy it again." if start else "an empty file. Copy it again."
-
-
-def thread_count() -> int:
-    """Return the threads to use: the usable processors, or by memory on Lambda.
-
-    Lambda shows at least two processors at any memory size, but allocates CPU time by memory.
-    """
-    memory = os.environ.get("AWS_LAMBDA_FUNCTION_MEMORY_SIZE")
-    if memory:
-        return max(1, round(int(memory) / MEGABYTES_PER_VCPU))
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

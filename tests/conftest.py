@@ -11,6 +11,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from serving.decoder import Decoder
+
 # Before TensorFlow: once that is imported, tflite-runtime loads no model any more.
 with contextlib.suppress(ImportError):
     import tflite_runtime.interpreter  # noqa: F401
@@ -55,6 +57,14 @@ def http_server() -> Iterator[Callable[[Routes], str]]:
     for server in servers:
         server.shutdown()
         server.server_close()
+
+
+@pytest.fixture(scope="session")
+def decoder() -> Iterator[Decoder]:
+    """The process that decodes images."""
+    decoder = Decoder()
+    yield decoder
+    decoder.close()
 
 
 @pytest.fixture(scope="session")

@@ -23,9 +23,11 @@ from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 
 from serving.classifier import Classifier
+from serving.decoder import Decoder
 from serving.errors import EventSourceError, UserError
 from serving.handler import Handler
-from serving.model_files import best_model, thread_count
+from serving.model_files import best_model
+from serving.resources import thread_count
 from serving.service import Service
 from training.cli import make_parser, run_command
 
@@ -239,7 +241,7 @@ def fuzz(model: Path, runs: int, seed: int) -> None:
         ModelError: the model cannot be loaded.
         UserError: memory grew.
     """
-    handler = Handler(Service(Classifier(model, thread_count()), model.stem))
+    handler = Handler(Service(Classifier(model, thread_count()), model.stem, Decoder()))
     parts = 10
     started, used = time.monotonic(), []
     for part in range(parts):

@@ -94,7 +94,7 @@ OURS = [
 
 @pytest.fixture
 def handler():
-    return Handler(Service(SimpleNamespace(labels=("rose",), runtime="none"), "small"))
+    return Handler(Service(SimpleNamespace(labels=("rose",), runtime="none"), "small", None))
 
 
 @pytest.fixture

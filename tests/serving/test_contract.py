@@ -22,8 +22,8 @@ EXAMPLES = 400  # events; `make fuzz` asks many more
 
 
 @pytest.fixture(scope="module")
-def handler(small_tflite):
-    return Handler(Service(Classifier(small_tflite), "small"))
+def handler(small_tflite, decoder):
+    return Handler(Service(Classifier(small_tflite), "small", decoder))
 
 
 @pytest.fixture(scope="module")

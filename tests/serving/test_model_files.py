@@ -5,7 +5,7 @@ import os
 import pytest
 
 from serving.errors import ModelError
-from serving.model_files import QUANTIZED, best_model, kind_of, tflite_path, thread_count
+from serving.model_files import QUANTIZED, best_model, kind_of, tflite_path
 
 
 def make(folder, *names):
@@ -84,30 +84,6 @@ def test_without_a_model_the_sentence_says_what_to_run(tmp_path):
         best_model(tmp_path / "missing", ".h5")
 
 
-@pytest.mark.parametrize(
-    ("memory", "threads"), [(128, 1), (1769, 1), (2048, 1), (3008, 2), (3538, 2), (10240, 6)]
-)
-def test_threads_follow_lambdas_memory(monkeypatch, memory, threads):
-    monkeypatch.setenv("AWS_LAMBDA_FUNCTION_MEMORY_SIZE", str(memory))
-    assert thread_count() == threads
-
-
-@pytest.mark.parametrize("usable", [{0}, {0, 2, 5}, set(range(64))])
-def test_elsewhere_threads_follow_the_usable_processors(monkeypatch, usable):
-    monkeypatch.delenv("AWS_LAMBDA_FUNCTION_MEMORY_SIZE", raising=False)
-    monkeypatch.setattr(os, "cpu_count", lambda: 128)
-    monkeypatch.setattr(os, "sched_getaffinity", lambda process: usable, raising=False)
-    assert thread_count() == len(usable)
-
-
-@pytest.mark.parametrize(("processors", "threads"), [(7, 7), (None, 1)])
-def test_where_nobody_says_which_are_usable_all_processors_are(monkeypatch, processors, threads):
-    monkeypatch.delenv("AWS_LAMBDA_FUNCTION_MEMORY_SIZE", raising=False)
-    monkeypatch.delattr(os, "sched_getaffinity", raising=False)
-    monkeypatch.setattr(os, "cpu_count", lambda: processors)
-    assert thread_count() == threads
-
-
 def test_models_without_an_accuracy_in_their_names_are_named(tmp_path):
     for name in ("b.h5", "a.h5", "c.tflite"):
         (tmp_path / name).touch()
@@ -119,14 +95,3 @@ def test_models_without_an_accuracy_in_their_names_are_named(tmp_path):
         f"Expected a model such as xception_fin_01_0.900.tflite in {tmp_path / 'none'}. "
         "Received: none. Run python convert_to_tflite.py first, or name a model."
     )
-
-
-def test_without_lambdas_memory_the_processors_count_that_may_be_used(monkeypatch):
-    monkeypatch.delenv("AWS_LAMBDA_FUNCTION_MEMORY_SIZE", raising=False)
-    monkeypatch.setattr(os, "cpu_count", lambda: 64)
-    monkeypatch.setattr(os, "sched_getaffinity", lambda _: {0, 5, 7}, raising=False)
-    assert thread_count() == 3
-    monkeypatch.delattr(os, "sched_getaffinity")  # as on a Mac
-    assert thread_count() == 64
-    monkeypatch.setattr(os, "cpu_count", lambda: None)
-    assert thread_count() == 1

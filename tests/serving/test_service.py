@@ -11,11 +11,13 @@ from PIL import Image
 
 from serving import fetch
 from serving import service as module
+from serving.decoder import CpuLimitError, Decoded
 from serving.errors import (
     DeadlineError,
     ImageError,
     InternalError,
     InvalidRequestError,
+    TooLargeError,
     UnsupportedTypeError,
 )
 from serving.events import Request, Source, parse
@@ -38,11 +40,11 @@ def mean_color(inputs):
 
 
 @pytest.fixture
-def service():
+def service(decoder):
     classifier = SimpleNamespace(
         labels=LABELS, input_size=(9, 9), runtime="numpy", probabilities=mean_color
     )
-    return Service(classifier, "colors")
+    return Service(classifier, "colors", decoder)
 
 
 @pytest.fixture
@@ -72,11 +74,93 @@ def test_a_batch_has_no_error_of_its_own(service):
     assert errors == [type(None), UnsupportedTypeError, InvalidRequestError]
 
 
-def test_after_the_reserve_no_image_is_decoded(service, three_images, monkeypatch):
-    monkeypatch.setattr(module, "open_image", lambda *_: pytest.fail("decoded"))
-    due = time.monotonic() + module.INFERENCE_RESERVE_S - 0.001
-    result = service.classify(three_images, due)
+def undecoded(*_, **__):
+    pytest.fail("decoded")
+
+
+def test_after_the_end_no_image_is_decoded(service, three_images, monkeypatch):
+    monkeypatch.setattr(service.decoder, "decode", undecoded)
+    result = service.classify(three_images, time.monotonic())
     assert {type(image.error) for image in result.images} == {DeadlineError}
+
+
+@pytest.mark.parametrize(
+    ("left", "run", "share", "reserve"),
+    [
+        (30, 0.0, 1.0, 1.3),  # before the model has run
+        (30, 0.0, 0.25, 4.3),  # at a quarter of a processor
+        (3, 0.0, 0.25, 1.5),  # of so little, half
+        (30, 0.2, 0.25, 0.6),  # and as long as it takes, once that is known
+        (30, 2.0, 1.0, 3.3),
+    ],
+)
+def test_time_is_kept_to_run_the_model(service, monkeypatch, left, run, share, reserve):
+    monkeypatch.setattr(module.resources, "cpu_share", lambda: share)
+    service._longest_run = run
+    assert service._reserve(left) == pytest.approx(reserve)
+
+
+def test_the_longest_run_of_the_model_counts(service, monkeypatch):
+    now = [100.0]
+    monkeypatch.setattr(time, "monotonic", lambda: now[0])
+    seconds = iter([0.5, 2.0, 0.25])
+
+    def probabilities(inputs):
+        now[0] += next(seconds)
+        return mean_color(inputs)
+
+    monkeypatch.setattr(service.classifier, "probabilities", probabilities)
+    for longest in (0.5, 2.0, 2.0):
+        service.classify(Request((Source(image=encoded("red")),)), FOREVER)
+        assert service._longest_run == longest
+
+
+class Slow:
+    """Stands for the decoder; each file says how many seconds of CPU time it takes."""
+
+    def __init__(self):
+        self.asked = []
+
+    def decode(self, data, size, *, memory, cpu_s, deadline):
+        self.asked.append((data, cpu_s))
+        if float(data) > cpu_s:
+            raise CpuLimitError
+        return Decoded(np.full((*size, 3), 9, np.uint8), "PNG", (1, 1), float(data))
+
+
+def test_slow_images_come_last_and_cost_the_others_nothing(service):
+    service.decoder = Slow()
+    files = (b"2", b"0.1", b"9", b"0.2")
+    sources = tuple(Source(image=file) for file in files)
+    result = service.classify(Request(sources, is_batch=True), FOREVER)
+    quick, most = module.QUICK_CPU_S, module.MAX_CPU_S
+    assert service.decoder.asked == [*((f, quick) for f in files), (b"2", most), (b"9", most)]
+    errors = [type(image.error) for image in result.images]
+    assert errors == [type(None), type(None), TooLargeError, type(None)]
+    assert result.body[2]["error"]["message"] == (
+        "Expected an image that is decoded in at most 4 seconds. Received: one that takes longer. "
+        "Use a smaller image, or save it again as JPEG."
+    )
+
+
+def test_an_image_alone_has_all_the_time_at_once(service):
+    service.decoder = Slow()
+    service.classify(Request((Source(image=b"2"),), is_batch=True), FOREVER)
+    assert service.decoder.asked == [(b"2", module.MAX_CPU_S)]
+
+
+def test_the_decoder_has_what_is_left_of_time_and_memory(service, monkeypatch):
+    asked = []
+
+    def decode(*_, **limits):
+        asked.append(limits)
+        raise ImageError("Broken.")
+
+    monkeypatch.setattr(service.decoder, "decode", decode)
+    monkeypatch.setattr(module.resources, "decoding_memory", lambda: 123)
+    monkeypatch.setattr(service, "_reserve", lambda left: 2.5)
+    service.classify(Request((Source(image=b"a"),)), 1e9)
+    assert asked == [{"memory": 123, "cpu_s": module.MAX_CPU_S, "deadline": 1e9 - 2.5}]
 
 
 def test_urls_are_fetched_until_the_reserve(service, monkeypatch):
@@ -88,9 +172,10 @@ def test_urls_are_fetched_until_the_reserve(service, monkeypatch):
 
     monkeypatch.setattr(module, "fetch_all", fetch_all)
     sources = (Source(url="http://a"), Source(image=encoded("red")), Source(url="b"))
+    monkeypatch.setattr(service, "_reserve", lambda left: 0.5)
     due = time.monotonic() + 60
     result = service.classify(Request(sources, is_batch=True), due)
-    assert calls == [(["http://a", "b"], due - module.INFERENCE_RESERVE_S)]
+    assert calls == [(["http://a", "b"], due - 0.5)]
     assert [max(image.answer, key=image.answer.get) for image in result.images] == [
         "blue",
         "red",
@@ -124,7 +209,7 @@ def test_files_are_not_kept_nor_what_their_errors_refer_to(service, three_images
 
 
 def test_an_image_of_more_bytes_than_a_url_may_have_is_refused(service, monkeypatch):
-    monkeypatch.setattr(module, "open_image", lambda *_: pytest.fail("decoded"))
+    monkeypatch.setattr(service.decoder, "decode", undecoded)
     result = service.classify(Request((Source(image=bytes(fetch.MAX_BYTES + 1)),)), FOREVER)
     assert result.error.status == 413
 

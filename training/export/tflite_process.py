@@ -18,7 +18,7 @@ import numpy as np
 
 from serving.classifier import Classifier
 from serving.errors import ModelError
-from serving.model_files import thread_count
+from serving.resources import thread_count
 
 ROOT = Path(__file__).parents[2]
 
