@@ -29,7 +29,6 @@ from serving.limits import (
     MAX_FILE_BYTES,
     MAX_PIXELS,
     MAX_RLE_PIXELS,
-    MAX_SCANNED_PIXELS,
     MAX_SIDE,
     damaged,
     too_large,
@@ -75,9 +74,9 @@ def open_image(source: bytes | str | Path, size: tuple[int, int] | None = None) 
     Raises:
         UnsupportedTypeError: it is not an image in one of `FORMATS`; the message says what it is.
         ImageError: it cannot be decoded completely, or the path is no file.
-        TooLargeError: it has more than `MAX_PIXELS` pixels, `MAX_SIDE` pixels a side or
-            `MAX_SCANNED_PIXELS`, checked before decoding; the file has more than `MAX_FILE_BYTES`,
-            or memory is full.
+        TooLargeError: it has more than `MAX_PIXELS` pixels, `MAX_SIDE` pixels a side or what
+            `jpeg.check_cost` allows, checked before decoding; the file has more than
+            `MAX_FILE_BYTES`, or memory is full.
         OSError: the path `source` cannot be opened.
     """
     try:
@@ -128,17 +127,18 @@ def _decode(stripped: metadata.Stripped, size: tuple[int, int] | None) -> Image.
     """Return the image in the file `stripped` as `open_image` does."""
     data, orientation = stripped
     try:
-        if not data.startswith(jpeg.START) or not jpeg.lacks_end(data):
+        if not data.startswith(jpeg.START):
             return _open(data, orientation, size)
-        completed = jpeg.completions(data)
-        noisy = {_digest(_open(c, orientation, size, len(completed))) for c in completed[1:]}
-        opened = _open(completed[0], orientation, size, len(completed))
-        if noisy != {_digest(opened)}:
+        completed = jpeg.completions(data) if jpeg.lacks_end(data) else [data]
+        jpeg.check_cost(data, len(completed))
+        noisy = {_digest(_open(c, orientation, size)) for c in completed[1:]}
+        opened = _open(completed[0], orientation, size)
+        if noisy and noisy != {_digest(opened)}:
             raise EOFError("pixels are missing")
         return opened
     except Image.DecompressionBombError:
         raise too_large(f"{MAX_PIXELS // 1_000_000} million pixels", "far more") from None
-    except (TooLargeError, MemoryError):
+    except (TooLargeError, UnsupportedTypeError, MemoryError):
         raise
     except Exception as error:
         # Pillow raises nearly anything on broken files: OSError, SyntaxError, ValueError,
@@ -146,13 +146,11 @@ def _decode(stripped: metadata.Stripped, size: tuple[int, int] | None) -> Image.
         raise damaged() from error
 
 
-def _open(
-    data: bytes, orientation: int, size: tuple[int, int] | None, times: int = 1
-) -> Image.Image:
-    """Return the image in the file `data`, which is decoded `times` times."""
+def _open(data: bytes, orientation: int, size: tuple[int, int] | None) -> Image.Image:
+    """Return the image in the file `data`."""
     file = pillow_limits.BoundedFile(BytesIO(data), reads=OPENING_READS)
     with Image.open(cast("IO[bytes]", file), formats=FORMATS) as image:
-        _check_size(image, data, times)
+        _check_size(image)
         stored: dict[Any, Any] = {"format": image.format, "size": image.size}
         file.reads = math.inf
         if image.format == "AVIF":  # turned by its container alone, which Pillow gives as EXIF
@@ -166,8 +164,8 @@ def _digest(image: Image.Image) -> bytes:
     return hashlib.sha256(image.tobytes()).digest()
 
 
-def _check_size(image: ImageFile.ImageFile, data: bytes, times: int) -> None:
-    """Raise TooLargeError if decoding `image`, opened from `data`, `times` takes too long."""
+def _check_size(image: ImageFile.ImageFile) -> None:
+    """Raise TooLargeError if decoding `image` takes too long."""
     width, height = image.size
     most = MAX_RLE_PIXELS if image.tile and image.tile[0][0] == "bmp_rle" else MAX_PIXELS
     if width * height > most:
@@ -179,10 +177,6 @@ def _check_size(image: ImageFile.ImageFile, data: bytes, times: int) -> None:
         tile = [side for side in map(image.tag_v2.get, tags) if isinstance(side, int)]
         if math.prod(tile) > MAX_PIXELS:  # a tile is decoded completely, however small the image
             raise too_large(f"{MAX_PIXELS // 1_000_000} million pixels", "far more")
-    if image.format == "JPEG":
-        scans = data.count(b"\xff\xda") * times
-        if scans * width * height > MAX_SCANNED_PIXELS:
-            raise too_large(f"{MAX_SCANNED_PIXELS // (width * height)} scans", str(scans))
 
 
 def _upright_rgb(image: Image.Image, orientation: int, size: tuple[int, int] | None) -> Image.Image:

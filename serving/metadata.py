@@ -23,6 +23,8 @@ PNG_START = b"\x89PNG\r\n\x1a\n"
 PNG_TRANSPARENCY = {0: (2, math.inf), 2: (6, math.inf), 3: (1, 256)}
 PNG_ORIENTATION = {b"eXIf", b"tEXt", b"zTXt", b"iTXt"}  # may be in these
 LOWER_CASE = ord("a")
+PNG_KIND = re.compile(rb"[A-Za-z0-9_]{4}")  # Pillow gives up at others
+PNG_END = b"\0\0\0\0IEND\xae\x42\x60\x82"
 PNG_EXIF, PNG_XMP = b"Raw profile type exif\0", b"XML:com.adobe.xmp\0"  # the texts' keywords
 WEBP_METADATA = {b"ICCP", b"EXIF", b"XMP "}
 WEBP_FLAGS = 0b0010_1100  # of the same three, in the chunk VP8X
@@ -78,23 +80,29 @@ def _strip_jpeg(data: bytes) -> Stripped:
 
 
 def _strip_png(data: bytes) -> Stripped:
-    """Drop the chunks that are neither critical nor tRNS, whatever their checksums."""
-    kept, found, place, begun = [], {}, len(PNG_START), 0
+    """Keep the critical chunks and tRNS up to the pixels, whatever their checksums, as one IDAT.
+
+    Pillow takes a microsecond for each IDAT, and reads what is behind them without a limit.
+    """
+    kept, pixels, found, place = [PNG_START], [], {}, len(PNG_START)
     fewest, most = PNG_TRANSPARENCY.get(int.from_bytes(data[25:26]), (1, 0))
     while place + 8 <= len(data):
         length, kind = struct.unpack_from(">I4s", data, place)
-        end = place + 12 + length
-        if not kind.isalpha():
-            break
-        if kind[0] >= LOWER_CASE and not (kind == b"tRNS" and fewest <= length <= most):
-            kept.append(data[begun:place])
-            begun = end
-            if kind in PNG_ORIENTATION:
-                found |= _keyword_chunk(data[place + 4 : end])
-        place = end
+        start, place = place, place + 12 + length
+        if kind == b"IDAT":
+            pixels.append(data[start + 8 : place - 4])
+        elif kind in PNG_ORIENTATION:
+            found |= _keyword_chunk(data[start + 4 : place])
+        elif kind[0] < LOWER_CASE or (kind == b"tRNS" and fewest <= length <= most):
+            if pixels or not PNG_KIND.fullmatch(kind):
+                break
+            kept.append(data[start:place])
+    if pixels:
+        compressed = b"".join(pixels)
+        # Pillow does not compare the checksum of these.
+        kept += struct.pack(">I4s", len(compressed), b"IDAT"), compressed, bytes(4), PNG_END
     exif = found.get(b"eXIf", b"") or _from_hexadecimal(_text(found.get(PNG_EXIF, b"")))
-    stripped = b"".join([*kept, data[begun:]]) if kept else data
-    return Stripped(stripped, read_orientation(exif, _text(found.get(PNG_XMP, b""))))
+    return Stripped(b"".join(kept), read_orientation(exif, _text(found.get(PNG_XMP, b""))))
 
 
 def _keyword_chunk(chunk: bytes) -> dict[bytes, bytes]:
@@ -124,7 +132,7 @@ def _text(content: bytes) -> bytes:
 def _from_hexadecimal(text: bytes) -> bytes:
     """Return the bytes that ImageMagick wrote as `text`, behind three lines about them."""
     try:
-        return bytes.fromhex(b"".join(text.split(b"\n")[3:]).decode("ascii"))
+        return bytes.fromhex(text.split(b"\n", 3)[-1].replace(b"\n", b"").decode("ascii"))
     except ValueError:
         return b""
 
