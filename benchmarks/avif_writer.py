@@ -1,7 +1,7 @@
 """Writes AVIF images whose pixels are whatever AV1 makes of arbitrary bytes.
 
-An AV1 decoder turns any bytes into pixels, so only headers have to be written: an image of any size,
-depth and tools in no time, without an encoder. Names in comments are those of AV1's specification.
+An AV1 decoder turns any bytes into pixels, so only headers have to be written: an image of any
+size, depth and tools, without an encoder. Names in comments are those of AV1's specification.
 """
 
 import struct

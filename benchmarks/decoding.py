@@ -13,7 +13,7 @@ import multiprocessing
 import sys
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -44,6 +44,13 @@ class Cost(NamedTuple):
     peak: int
     address_space: int
 
+    @property
+    def cells(self) -> tuple[str, ...]:
+        """The last cells of its row: megapixels, seconds, megabytes, bytes per pixel."""
+        counts = (f"{count / 1e6:.0f}" for count in (self.peak, self.address_space))
+        each = f"{self.address_space / self.pixels:.1f}"
+        return f"{self.pixels / 1e6:.1f}", f"{self.seconds:.1f}", *counts, each
+
 
 def main(arguments: list[str] | None = None) -> int:
     """Measure as the command line says and return the exit code."""
@@ -60,7 +67,7 @@ def parse_arguments(arguments: list[str] | None) -> argparse.Namespace:
     return parser.parse_args(arguments)
 
 
-def print_costs(formats: list[str]) -> None:
+def print_costs(formats: Sequence[str]) -> None:
     """Print the costs of each of the worst images of `formats`.
 
     Raises:
@@ -73,11 +80,9 @@ def print_costs(formats: list[str]) -> None:
             if image.format not in formats:
                 continue
             in_new_process(make, number, path)
-            pixels, seconds, peak, space = in_new_process(measure, path)
-            megapixels, each = f"{pixels / 1e6:.1f}", f"{space / pixels:.1f}"
-            cells = (image.format, image.what, f"{path.stat().st_size:,}", megapixels)
-            costs = (f"{seconds:.1f}", f"{peak / 1e6:.0f}", f"{space / 1e6:.0f}", each)
-            print(markdown_row((*cells, *costs)), flush=True)
+            cost = in_new_process(measure, path)
+            size = f"{path.stat().st_size:,}"
+            print(markdown_row((image.format, image.what, size, *cost.cells)), flush=True)
 
 
 def in_new_process(function: Callable[..., Any], *arguments: object) -> Any:

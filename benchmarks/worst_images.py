@@ -1,7 +1,7 @@
 """The most expensive images that the service accepts, made by code.
 
-Each is legal, has at most `MAX_PIXELS`, and at most the bytes that a fetched file may have. Most are
-written byte by byte, since an encoder would take minutes and gigabytes.
+Each is legal, has at most `MAX_PIXELS`, and at most the bytes that a fetched file may have. Most
+are written byte by byte, since an encoder would take minutes and gigabytes.
 """
 
 import random

@@ -1,7 +1,7 @@
 """How much memory decoding an image takes, known before it is decoded.
 
-That an image never takes more than its share is guaranteed where it is decoded; this refuses at
-once, and with a reason, what would fail there. `python -m benchmarks.decoding` measures the figures.
+serving/decoder_process.py guarantees that no image takes more than it may; what would fail there
+is refused here, before it is decoded. `python -m benchmarks.decoding` measures the figures.
 """
 
 import math
@@ -22,7 +22,7 @@ from serving.errors import TooLargeError
 # Bytes of a pixel in Pillow; 4 in all other modes.
 CANVAS = {"1": 1, "L": 1, "P": 1, "I;16": 2, "I;16L": 2, "I;16B": 2, "I;16N": 2}
 COEFFICIENT = 2  # bytes; a JPEG in several scans needs all of them at once
-WEBP = 12  # two frames, and the pixels or their copy
+WEBP = 12  # two frames, then the pixels and a copy or two
 AVIF_TABLES = 1.15  # times the pixels; the decoder's tables and threads are the rest
 RLE = 2  # a list in Python and its copy, beside the image
 WORKING_BYTES = 20_000_000  # for the strips in which any image is converted
@@ -62,9 +62,7 @@ def bytes_per_pixel(image: ImageFile.ImageFile, data: bytes, least: int) -> floa
     return canvas + RLE * (image.format == "BMP" and image.tile[0][0] == "bmp_rle")
 
 
-def _jpeg(
-    image: JpegImagePlugin.JpegImageFile, data: bytes, least: int, canvas: int
-) -> float:
+def _jpeg(image: JpegImagePlugin.JpegImageFile, data: bytes, least: int, canvas: int) -> float:
     """Return the bytes of a pixel of the JPEG `image`; its coefficients come first."""
     scale = next((s for s in (8, 4, 2) if min(image.size) >= s * least), 1)
     if data.count(SCAN) == 1:
@@ -80,7 +78,9 @@ def _tiff_strip(image: TiffImagePlugin.TiffImageFile) -> float:
         return 0
     tags, (width, height) = image.tag_v2, image.size
     samples = tags.get(SAMPLESPERPIXEL, 1)
-    bits = max(tags.get(BITSPERSAMPLE, (1,))) * (1 if tags.get(PLANAR_CONFIGURATION) == 2 else samples)
+    bits = max(tags.get(BITSPERSAMPLE, (1,))) * (
+        1 if tags.get(PLANAR_CONFIGURATION) == 2 else samples
+    )
     if TILEWIDTH in tags:
         pixels = tags[TILEWIDTH] * tags.get(TILELENGTH, height)
     else:
@@ -100,4 +100,4 @@ def _avif(image: ImageFile.ImageFile, data: bytes) -> float:
         deep, _, grey, halved, quartered = (found[1][0] >> bit & 1 for bit in (6, 5, 4, 3, 2))
         colours = 0 if grey else 2 / ((1 + halved) * (1 + quartered))
         planes.append((1 + colours + (channels > 3)) * (1 + deep))
-    return max(max(planes) + 2 * channels, channels + 4) * AVIF_TABLES
+    return (max(planes) + channels + max(channels, 4)) * AVIF_TABLES
