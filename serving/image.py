@@ -26,7 +26,7 @@ from PIL import (  # noqa: F401
 
 from serving import file_types, jpeg, metadata, pillow_limits
 from serving.errors import ImageError, TooLargeError, UnsupportedTypeError
-from serving.footprint import check_memory
+from serving.footprint import check_memory, check_webp
 from serving.limits import (
     MAX_FILE_BYTES,
     MAX_PIXELS,
@@ -158,6 +158,8 @@ def _open(
     data: bytes, orientation: int, size: tuple[int, int] | None, memory: int | None
 ) -> Image.Image:
     """Return the image in the file `data`."""
+    if memory is not None:
+        check_webp(data, memory)
     file = pillow_limits.BoundedFile(BytesIO(data), reads=OPENING_READS)
     with Image.open(cast("IO[bytes]", file), formats=FORMATS) as image:
         _check_size(image)
