@@ -21,7 +21,8 @@ from benchmarks.avif_writer import Av1, Bits, avif
 SQUARE = (7071, 7071)
 STRIPE = (65_500, 763)  # too low to be reduced while a JPEG is decoded
 WEBP = (16_383, 3_051)  # the format's longest side
-RUNS = (4_460, 4_460)  # of a run-length encoded BMP
+RUN = 11  # pixels of a BMP; so many fill the bytes that a file may have
+RUNS = (643 * RUN, 7_069)
 SCANS = 57  # of a JPEG; each visits 786,000 of the 50 million blocks that are allowed
 FILE_BYTES = 9_900_000
 # Adam7: where the columns and rows of each pass of a PNG begin, and their steps.
@@ -214,7 +215,7 @@ WORST: Sequence[WorstImage] = (
     WorstImage("WEBP", "lossy, alpha, noise", lambda: lossy_webp(WEBP)),
     WorstImage("GIF", "interlaced, transparent, noise", lambda: gif(SQUARE)),
     WorstImage("BMP", "1 bit", lambda: plain_bmp(SQUARE, 1)),
-    WorstImage("BMP", "RLE, runs of 4", lambda: rle_bmp(RUNS, 4)),
+    WorstImage("BMP", f"RLE, runs of {RUN}", lambda: rle_bmp(RUNS, RUN)),
     WorstImage(
         "TIFF",
         "16-bit RGBA, Deflate, one strip",

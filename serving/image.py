@@ -30,8 +30,7 @@ from serving.footprint import check_memory, check_webp
 from serving.limits import (
     MAX_FILE_BYTES,
     MAX_PIXELS,
-    MAX_RLE_PIXELS,
-    MAX_SIDE,
+    check_sides,
     damaged,
     too_large,
 )
@@ -162,7 +161,7 @@ def _open(
         check_webp(data, memory)
     file = pillow_limits.BoundedFile(BytesIO(data), reads=OPENING_READS)
     with Image.open(cast("IO[bytes]", file), formats=FORMATS) as image:
-        _check_size(image)
+        check_sides(*image.size)
         if memory is not None:
             check_memory(image, data, REDUCED * max(size or image.size), memory)
         stored: dict[Any, Any] = {"format": image.format, "size": image.size}
@@ -176,21 +175,6 @@ def _open(
 
 def _digest(image: Image.Image) -> bytes:
     return hashlib.sha256(image.tobytes()).digest()
-
-
-def _check_size(image: ImageFile.ImageFile) -> None:
-    """Raise TooLargeError if decoding `image` takes too long."""
-    width, height = image.size
-    most = MAX_RLE_PIXELS if image.tile and image.tile[0][0] == "bmp_rle" else MAX_PIXELS
-    if width * height > most:
-        raise too_large(f"{most // 1_000_000} million pixels", f"{width}×{height}")
-    if max(width, height) > MAX_SIDE:
-        raise too_large(f"{MAX_SIDE} pixels a side", f"{width}×{height}")
-    if isinstance(image, TiffImagePlugin.TiffImageFile):
-        tags = (TiffImagePlugin.TILEWIDTH, TiffImagePlugin.TILELENGTH)
-        tile = [side for side in map(image.tag_v2.get, tags) if isinstance(side, int)]
-        if math.prod(tile) > MAX_PIXELS:  # a tile is decoded completely, however small the image
-            raise too_large(f"{MAX_PIXELS // 1_000_000} million pixels", "far more")
 
 
 def _upright_rgb(image: Image.Image, orientation: int, size: tuple[int, int] | None) -> Image.Image:

@@ -78,6 +78,14 @@ def check_cost(data: bytes, times: int = 1) -> None:
         )
 
 
+def count_rows(data: bytes) -> int:
+    """Return the height of the JPEG `data` in pixels, as its frame says; 0 without a frame."""
+    for marker, start, end in _segments(data):
+        if marker in FRAMES:
+            return int.from_bytes(data[start + 5 : min(start + 7, end)], "big")
+    return 0
+
+
 def _blocks(frame: bytes) -> dict[int, int]:
     """Return how many blocks a scan of each component visits, by the component's number.
 
