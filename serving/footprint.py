@@ -6,7 +6,6 @@ is refused here, before it is decoded. `python -m benchmarks.decoding` measures 
 
 import math
 import re
-import struct
 
 from PIL import ImageFile, JpegImagePlugin, TiffImagePlugin
 from PIL.TiffImagePlugin import (
@@ -19,16 +18,15 @@ from PIL.TiffImagePlugin import (
 )
 
 from serving.errors import TooLargeError
-from serving.limits import MAX_PIXELS
+from serving.metadata import webp_size
 
 # Bytes of a pixel in Pillow; 4 in all other modes.
 CANVAS = {"1": 1, "L": 1, "P": 1, "I;16": 2, "I;16L": 2, "I;16B": 2, "I;16N": 2}
 COEFFICIENT = 2  # bytes; a JPEG in several scans needs all of them at once
 WEBP = 12  # two frames, then the pixels and a copy or two
-WEBP_SIDE = (1 << 14) - 1  # the bits of a width or height
 AVIF_TABLES = 1.15  # times the pixels; the decoder's tables and threads are the rest
-RLE = 2  # a list in Python and its copy, beside the image
-WORKING_BYTES = 24_000_000  # for the strips in which any image is converted
+RLE = 2  # as Python's bytes, and a copy of them
+STRIP, STRIP_PIXEL = 1_000_000, 24  # pixels that are converted at a time, and the bytes of each
 # The third byte says how many bits a channel has, and which pixels have colour.
 AV1_CONFIGURATION = re.compile(rb"av1C\x81.(.)", re.DOTALL)
 SCAN = b"\xff\xda"
@@ -40,7 +38,7 @@ def check_webp(data: bytes, memory: int) -> None:
     libwebp takes its memory already where a file is opened.
     """
     if data[8:12] == b"WEBP":
-        _compare("WEBP", _webp_size(data), WEBP, memory - len(data))
+        _compare("WEBP", webp_size(data), WEBP, memory - len(data))
 
 
 def check_memory(image: ImageFile.ImageFile, data: bytes, least: int, memory: int) -> None:
@@ -55,25 +53,14 @@ def check_memory(image: ImageFile.ImageFile, data: bytes, least: int, memory: in
 def _compare(name: str, size: tuple[int, int], each: float, memory: int) -> None:
     """Raise TooLargeError if `size` pixels take more than `memory`, at `each` bytes a pixel."""
     width, height = size
-    left = max(0, memory - WORKING_BYTES)
-    if width * height * each > left:
+    pixels = width * height
+    left = max(0, memory - STRIP_PIXEL * min(pixels, STRIP))
+    if pixels * each > left:
         raise TooLargeError(
-            f"Expected at most {min(left / each, MAX_PIXELS) / 1_000_000:.1f} million pixels of "
-            f"this kind of {name} in the memory that is left. Received: {width}×{height}. Use a "
-            "smaller image, or give the function more memory."
+            f"Expected at most {left / each / 1_000_000:.1f} million pixels of this kind of {name} "
+            f"in the memory that is left. Received: {width}×{height}. Use a smaller image, or give "
+            "the function more memory."
         )
-
-
-def _webp_size(data: bytes) -> tuple[int, int]:
-    """Return the (width, height) of the WebP `data`: extended, lossless or lossy."""
-    kind, head = data[12:16], data[20:30].ljust(10, b"\0")
-    if kind == b"VP8X":
-        return 1 + int.from_bytes(head[4:7], "little"), 1 + int.from_bytes(head[7:], "little")
-    if kind == b"VP8L":
-        sides = int.from_bytes(head[1:5], "little")
-        return 1 + (sides & WEBP_SIDE), 1 + (sides >> 14 & WEBP_SIDE)
-    width, height = struct.unpack("<2H", head[6:])
-    return width & WEBP_SIDE, height & WEBP_SIDE
 
 
 def bytes_per_pixel(image: ImageFile.ImageFile, data: bytes, least: int) -> float:
