@@ -17,10 +17,10 @@ import pytest
 from conftest import ROOT
 from PIL import Image
 from test_container import (  # noqa: F401 - a fixture among them
-    IN_THE_CONTEXT,
     PYTHONS,
     Service,
     build,
+    copy_context,
     docker,
     invoke,
     run,
@@ -52,9 +52,7 @@ def least_memory(runtime):
 def context(tmp_path_factory):
     """The project with the shipped model."""
     folder = tmp_path_factory.mktemp("context")
-    for name in IN_THE_CONTEXT:
-        shutil.copy(ROOT / name, folder)
-    shutil.copytree(ROOT / "serving", folder / "serving")
+    copy_context(folder)
     (folder / "models").mkdir()
     if not list((ROOT / "models").glob("*.tflite")):
         run(sys.executable, "convert_to_tflite.py", cwd=ROOT)
