@@ -93,6 +93,7 @@ benchmark: setup ## compare the speed of each way of training
 fuzz: setup ## fuzz the service with 100,000 malformed events and images
 	$(PYTHON) -m tests.fuzz.events $(ARGS)
 	$(PYTHON) -m tests.fuzz.images $(ARGS)
+	$(PYTHON) -m tests.fuzz.hosts $(ARGS)
 
 mutants: setup ## make 600 small changes to the code and count how many the tests notice
 	$(PYTHON) -m tools.mutants $(ARGS)

@@ -79,6 +79,7 @@ def test_the_promised_targets_are_there() -> None:
         ("http", "-m tools.function_url --here"),
         ("fuzz", "-m tests.fuzz.events --here"),
         ("fuzz", "-m tests.fuzz.images --here"),
+        ("fuzz", "-m tests.fuzz.hosts --here"),
         ("data", "-m training.dataset.download --here"),
         ("sample", "-m training.sample --here"),
         ("explore", "-m experiments.explore --here"),
