@@ -4,6 +4,7 @@ import hashlib
 import math
 import os
 import stat
+from collections.abc import Iterator
 from io import BytesIO
 from pathlib import Path
 from typing import IO, Any, cast
@@ -25,6 +26,7 @@ from PIL import (  # noqa: F401
 
 from serving import file_types, jpeg, metadata, pillow_limits
 from serving.errors import ImageError, TooLargeError, UnsupportedTypeError
+from serving.footprint import check_memory, check_webp
 from serving.limits import (
     MAX_FILE_BYTES,
     MAX_PIXELS,
@@ -58,7 +60,9 @@ SWAPS_SIDES = (5, 6, 7, 8)  # the orientations that exchange width and height
 pillow_limits.apply()
 
 
-def open_image(source: bytes | str | Path, size: tuple[int, int] | None = None) -> Image.Image:
+def open_image(
+    source: bytes | str | Path, size: tuple[int, int] | None = None, memory: int | None = None
+) -> Image.Image:
     """Return the image in `source` as upright RGB.
 
     `source` is a file's bytes or path. Applies EXIF orientation, blends transparency with white,
@@ -69,6 +73,8 @@ def open_image(source: bytes | str | Path, size: tuple[int, int] | None = None) 
     Pass `size`, the (height, width) to resize to later, to save memory: an image that is at least
     twice `REDUCED` times larger is reduced to no less than `REDUCED` times `size`. After
     `resize`, pixels differ by 0.3 of 255 on average from those of the whole image.
+
+    Pass `memory` to refuse, before decoding, what would take more bytes.
 
     Raises:
         UnsupportedTypeError: it is not an image in one of `FORMATS`; the message says what it is.
@@ -81,7 +87,7 @@ def open_image(source: bytes | str | Path, size: tuple[int, int] | None = None) 
     try:
         data = source if isinstance(source, bytes) else read_image_file(source)
         _check_type(data[: file_types.HEAD])
-        return _decode(metadata.strip(data), size)
+        return _decode(metadata.strip(data), size, memory)
     except MemoryError:
         raise too_large("what fits into memory", "more") from None
 
@@ -122,16 +128,18 @@ def _check_type(head: bytes) -> None:
         )
 
 
-def _decode(stripped: metadata.Stripped, size: tuple[int, int] | None) -> Image.Image:
+def _decode(
+    stripped: metadata.Stripped, size: tuple[int, int] | None, memory: int | None
+) -> Image.Image:
     """Return the image in the file `stripped` as `open_image` does."""
     data, orientation = stripped
     try:
         if not data.startswith(jpeg.START):
-            return _open(data, orientation, size)
+            return _open(data, orientation, size, memory)
         completed = jpeg.completions(data) if jpeg.lacks_end(data) else [data]
         jpeg.check_cost(data, len(completed))
-        noisy = {_digest(_open(c, orientation, size)) for c in completed[1:]}
-        opened = _open(completed[0], orientation, size)
+        noisy = {_digest(_open(c, orientation, size, memory)) for c in completed[1:]}
+        opened = _open(completed[0], orientation, size, memory)
         if noisy and noisy != {_digest(opened)}:
             raise EOFError("pixels are missing")
         return opened
@@ -145,11 +153,17 @@ def _decode(stripped: metadata.Stripped, size: tuple[int, int] | None) -> Image.
         raise damaged() from error
 
 
-def _open(data: bytes, orientation: int, size: tuple[int, int] | None) -> Image.Image:
+def _open(
+    data: bytes, orientation: int, size: tuple[int, int] | None, memory: int | None
+) -> Image.Image:
     """Return the image in the file `data`."""
+    if memory is not None:
+        check_webp(data, memory)
     file = pillow_limits.BoundedFile(BytesIO(data), reads=OPENING_READS)
     with Image.open(cast("IO[bytes]", file), formats=FORMATS) as image:
         check_sides(*image.size)
+        if memory is not None:
+            check_memory(image, data, REDUCED * max(size or image.size), memory)
         stored: dict[Any, Any] = {"format": image.format, "size": image.size}
         file.reads = math.inf
         if image.format == "AVIF":  # turned by its container alone, which Pillow gives as EXIF
@@ -192,10 +206,16 @@ def _reduced_rgb(image: Image.Image, factors: tuple[int, int]) -> Image.Image:
     width, height = image.size
     reduced = Image.new("RGB", (-(-width // across), -(-height // down)))
     rows = max(1, STRIP_PIXELS // (width * down)) * down
-    for top in range(0, height, rows):
-        strip = _to_rgb(image.crop((0, top, width, min(top + rows, height))), white)
-        reduced.paste(strip.reduce(factors), (0, top // down))
+    for top, strip in _strips(image, rows):
+        reduced.paste(_to_rgb(strip, white).reduce(factors), (0, top // down))
     return reduced
+
+
+def _strips(image: Image.Image, rows: int) -> Iterator[tuple[int, Image.Image]]:
+    """Yield strips of `rows` rows of `image`, with the number of the first row of each."""
+    width, height = image.size
+    for top in range(0, height, rows):
+        yield top, image.crop((0, top, width, min(top + rows, height)))
 
 
 def _white(image: Image.Image) -> int | None:
@@ -207,7 +227,9 @@ def _white(image: Image.Image) -> int | None:
         return SIXTEEN_BITS
     if image.mode not in ("I", "F"):
         return None
-    highest = np.fmax.reduce(np.asarray(image), axis=None)  # skips NaN
+    strips = _strips(image, max(1, STRIP_PIXELS // image.width))
+    # Not to copy the whole image at once; fmax skips NaN.
+    highest = np.fmax.reduce([np.fmax.reduce(np.asarray(s), axis=None) for _, s in strips])
     return next((most for most in RANGES if highest <= most), RANGES[-1])
 
 

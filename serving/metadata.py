@@ -146,7 +146,7 @@ def _strip_webp(data: bytes) -> Stripped:
         if kind in WEBP_METADATA:
             found.setdefault(kind, data[start + 8 : end])  # the first counts, as for libwebp
         elif end > len(data):
-            _check_canvas(data)
+            check_sides(*webp_size(data))
             return Stripped(data)
         elif kind in WEBP_PIXELS and not (kind == WEBP_FRAME and kind in found):
             kept.append(data[start:end] + bytes(length % 2))
@@ -155,21 +155,20 @@ def _strip_webp(data: bytes) -> Stripped:
     if content.startswith(b"VP8X", 4) and len(content) > 12:
         content[12] &= ~WEBP_FLAGS
     stripped = b"RIFF" + len(content).to_bytes(4, "little") + content
-    _check_canvas(stripped)
+    check_sides(*webp_size(stripped))
     return Stripped(stripped, read_orientation(found.get(b"EXIF", b""), found.get(b"XMP ", b"")))
 
 
-def _check_canvas(data: bytes) -> None:
-    """Raise TooLargeError if the WebP `data` is too large."""
+def webp_size(data: bytes) -> tuple[int, int]:
+    """Return the (width, height) of the WebP `data`."""
     kind, header = data[12:16], data[20:30].ljust(10, b"\0")
     if kind == b"VP8X":
-        sides = int.from_bytes(header[4:7], "little") + 1, int.from_bytes(header[7:], "little") + 1
-    elif kind == b"VP8L":
+        return int.from_bytes(header[4:7], "little") + 1, int.from_bytes(header[7:], "little") + 1
+    if kind == b"VP8L":
         both = int.from_bytes(header[1:5], "little")
-        sides = (both & 0x3FFF) + 1, (both >> 14 & 0x3FFF) + 1
-    else:
-        sides = tuple(side & 0x3FFF for side in struct.unpack("<2H", header[6:]))
-    check_sides(*sides)
+        return (both & 0x3FFF) + 1, (both >> 14 & 0x3FFF) + 1
+    width, height = struct.unpack("<2H", header[6:])
+    return width & 0x3FFF, height & 0x3FFF
 
 
 def _strip_gif(data: bytes) -> Stripped:

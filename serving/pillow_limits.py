@@ -6,7 +6,7 @@ import warnings
 from pathlib import Path
 from typing import IO
 
-from PIL import Image, WebPImagePlugin
+from PIL import AvifImagePlugin, Image, WebPImagePlugin
 
 from serving.bmp import RunLengthDecoder
 
@@ -15,6 +15,7 @@ def apply() -> None:
     """Change Pillow for this process; applying it again changes nothing more."""
     silence_python()
     silence_libtiff()
+    AvifImagePlugin.DEFAULT_MAX_THREADS = 1  # each one more takes memory, and hides CPU time
     Image.register_decoder("bmp_rle", RunLengthDecoder)
     Image.OPEN["WEBP"] = FirstFrame, Image.OPEN["WEBP"][1]
 

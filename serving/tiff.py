@@ -120,7 +120,7 @@ def _read_tags(data: bytes, kind: Kind) -> tuple[Numbers, Others]:
                 others[tag] = (form, content[:size])
         elif complete and form in INTEGERS and read <= MOST[tag]:
             values = np.frombuffer(content[:size], kind.order + INTEGERS[form])
-            numbers[tag] = np.minimum(values, MOST_LONG).astype(np.int64)
+            numbers[tag] = np.minimum(values.astype(np.uint64), MOST_LONG).astype(np.int64)
         elif tag != ORIENTATION:
             raise ValueError(f"tag {tag} is odd")
     return numbers, others

@@ -114,15 +114,20 @@ def images(tmp_path_factory):
     return folder
 
 
-@pytest.fixture(scope="session")
-def project(tmp_path_factory, small_tflite):
-    """The project with two small models, and many files that the image must not contain."""
-    folder = tmp_path_factory.mktemp("project")
+def copy_context(folder):
+    """Copy what is built into the image to `folder`, but for the model."""
     for name in IN_THE_CONTEXT:
         shutil.copy(ROOT / name, folder)
     shutil.copytree(ROOT / "serving", folder / "serving")
     (folder / "tools").mkdir()
     shutil.copy(ROOT / "tools" / "requirements.py", folder / "tools")
+
+
+@pytest.fixture(scope="session")
+def project(tmp_path_factory, small_tflite):
+    """The project with two small models, and many files that the image must not contain."""
+    folder = tmp_path_factory.mktemp("project")
+    copy_context(folder)
     (folder / "serving" / "__pycache__").mkdir(exist_ok=True)
     (folder / "serving" / "__pycache__" / "a.cpython-311.pyc").touch()
     # As cloned under a strict umask.
