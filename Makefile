@@ -9,8 +9,16 @@ RUNTIME =
 TAG =
 ARGS =
 
+# As typed: make itself expands no $ in them. The shell finds the names in its environment, where
+# quotes, spaces and $ mean nothing; ARGS alone are words for it.
+define as_typed
+override $(1) := $$(value $(1))
+export $(1)
+endef
+$(foreach name,IMAGE MODELS PORT RUNTIME TAG ARGS,$(eval $(call as_typed,$(name))))
+
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test train convert predict build run http data sample explore compare tune benchmark fuzz mutants lock format clean
+.PHONY: help setup demo test train convert predict build run http data sample explore compare tune benchmark fuzz mutants lock sbom format clean
 
 help: ## list all commands
 	@echo "Start with make demo. All commands:"
@@ -19,10 +27,12 @@ help: ## list all commands
 	@echo
 	@echo "Variables:"
 	@echo "  ARGS     more arguments for demo, test, train, convert, predict, build, run, http,"
-	@echo "           data, sample, explore, compare, tune, benchmark, fuzz and mutants:"
-	@echo "           make train ARGS=\"--epochs 5\", make train ARGS=--help"
+	@echo "           data, sample, explore, compare, tune, benchmark, fuzz, mutants and sbom:"
+	@echo "           make train ARGS=\"--epochs 5\", make train ARGS=--help; the shell reads it,"
+	@echo "           so quote what is in it; the variables below are taken as they are"
 	@echo "  IMAGE    file, folder or URL to classify: make predict IMAGE=rose.jpg"
-	@echo "  MODELS   folder of the model for the container image: make build MODELS=models/mine"
+	@echo "  MODELS   folder of the model for the container image, and for make sbom:"
+	@echo "           make build MODELS=models/mine"
 	@echo "  PORT     where the container listens on this machine: make run PORT=8081"
 	@echo "  RUNTIME  of the container image, tflite-runtime, ai-edge-litert or openvino:"
 	@echo "           make build RUNTIME=openvino"
@@ -49,15 +59,15 @@ convert: setup ## convert the best checkpoint in models/ to TFLite
 	$(PYTHON) convert_to_tflite.py $(ARGS)
 
 predict: setup ## classify IMAGE
-	@$(PYTHON) predict.py $(if $(IMAGE),"$(IMAGE)") $(ARGS)
+	@$(PYTHON) predict.py $(ARGS) $(if $(IMAGE),-- "$$IMAGE")
 
 build: setup ## build the container image with the best model of MODELS; convert it first if needed
-	@$(PYTHON) -m tools.container build $(if $(MODELS),--models "$(MODELS)") \
-		$(if $(RUNTIME),--runtime "$(RUNTIME)") $(if $(TAG),--tag "$(TAG)") -- $(ARGS)
+	@$(PYTHON) -m tools.container build $(if $(MODELS),--models="$$MODELS") \
+		$(if $(RUNTIME),--runtime="$$RUNTIME") $(if $(TAG),--tag="$$TAG") -- $(ARGS)
 
 run: setup ## serve the container image on PORT of this machine until Ctrl-C
-	@$(PYTHON) -m tools.container run $(if $(PORT),--port "$(PORT)") \
-		$(if $(TAG),--tag "$(TAG)") -- $(ARGS)
+	@$(PYTHON) -m tools.container run $(if $(PORT),--port="$$PORT") \
+		$(if $(TAG),--tag="$$TAG") -- $(ARGS)
 
 http: setup ## serve HTTP on port 9000 in front of `make run`, like a Function URL
 	$(PYTHON) -m tools.function_url $(ARGS)
@@ -83,6 +93,7 @@ benchmark: setup ## compare the speed of each way of training
 fuzz: setup ## fuzz the service with 100,000 malformed events and images
 	$(PYTHON) -m tests.fuzz.events $(ARGS)
 	$(PYTHON) -m tests.fuzz.images $(ARGS)
+	$(PYTHON) -m tests.fuzz.hosts $(ARGS)
 
 mutants: setup ## make 600 small changes to the code and count how many the tests notice
 	$(PYTHON) -m tools.mutants $(ARGS)
@@ -90,10 +101,13 @@ mutants: setup ## make 600 small changes to the code and count how many the test
 lock: setup ## renew the versions and hashes in Pipfile.lock
 	$(PYTHON) -m tools.lock
 
+sbom: setup ## list what each container image and the environment hold, as CycloneDX, in sbom/
+	@$(PYTHON) -m tools.sbom $(if $(MODELS),--models="$$MODELS") $(ARGS)
+
 format: setup ## format the code and fix what the linter can
 	$(PYTHON) -m ruff format .
 	$(PYTHON) -m ruff check --fix .
 
 clean: ## remove caches and the demo's files; .venv, flowers/ and checkpoints stay
-	rm -rf .cache .pytest_cache .ruff_cache models/demo mutants
+	rm -rf .cache .pytest_cache .ruff_cache models/demo mutants sbom
 	find . -name .venv -prune -o -name __pycache__ -type d -exec rm -rf {} +

@@ -77,8 +77,8 @@ def read_images(folder: Path) -> dict[str, bytes]:
 
 
 @contextlib.contextmanager
-def image_server(images: dict[str, bytes], slow: float) -> Generator[str]:
-    """Serve `images`, the share `slow` of them after `LATE` seconds."""
+def image_server(images: dict[str, bytes], slow: float, host: str = "127.0.0.1") -> Generator[str]:
+    """Serve `images` on `host`, the share `slow` of them after `LATE` seconds."""
     rng = random.Random(0)  # noqa: S311
 
     class Handler(BaseHTTPRequestHandler):
@@ -93,10 +93,10 @@ def image_server(images: dict[str, bytes], slow: float) -> Generator[str]:
         def log_message(self, format: str, *args: object) -> None:
             pass
 
-    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    server = ThreadingHTTPServer((host, 0), Handler)
     threading.Thread(target=server.serve_forever, daemon=True).start()
     try:
-        yield f"http://127.0.0.1:{server.server_address[1]}"
+        yield f"http://{host}:{server.server_address[1]}"
     finally:
         server.shutdown()
         server.server_close()

@@ -1,7 +1,9 @@
 """Runs a .tflite model and returns a score for each class."""
 
+import unicodedata
 import zipfile
 import zlib
+from collections import Counter
 from importlib.metadata import version
 from pathlib import Path
 
@@ -13,7 +15,10 @@ from serving.model_files import describe_file, is_tflite
 from serving.runtimes import RUNTIMES, Prediction, find_runtime, load_network
 
 LABELS_FILE = "labels.txt"  # TFLite Metadata's zip entry for class names
+MAX_LABELS_BYTES = 1_000_000  # thousands of class names, in any script
 DECIMALS = 5
+# Python unpacks others without a limit.
+_COMPRESSIONS = (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED)
 
 
 def named_scores(labels: tuple[str, ...], probabilities: np.ndarray) -> dict[str, float]:
@@ -83,7 +88,7 @@ def read_labels(path: Path) -> tuple[str, ...]:
     """Return the class names stored in the .tflite file at `path`.
 
     Raises:
-        ModelError: the file is missing, is something else, or has no class names.
+        ModelError: the file is missing, is something else, or has no usable class names.
     """
     if not path.exists():
         raise ModelError(
@@ -91,19 +96,45 @@ def read_labels(path: Path) -> tuple[str, ...]:
             "Run python convert_to_tflite.py first."
         )
     try:
-        with zipfile.ZipFile(path) as archive:
-            labels = tuple(archive.read(LABELS_FILE).decode().splitlines())
-    except (zipfile.BadZipFile, zlib.error, KeyError, NotImplementedError, OSError, ValueError):
+        content = _read_labels_file(path)
+    except RuntimeError:  # also NotImplementedError
+        received = "a file that is encrypted, or compressed in an unusual way"
+        raise _wrong_labels(path, received) from None
+    except (zipfile.BadZipFile, zlib.error, KeyError, EOFError, OSError, ValueError):
         without = f"{path.name} without them. Make it with python convert_to_tflite.py."
         received = without if is_tflite(path) else f"{path.name}, {describe_file(path)}"
         raise ModelError(
             f"Expected a .tflite file with its class names inside ({LABELS_FILE}). "
             f"Received: {received}"
         ) from None
-    if len(set(labels)) < len(labels) or not all(label.strip() for label in labels):
-        raise ModelError(
-            f"Expected a different class name on each line of {LABELS_FILE} in {path.name}. "
-            f"Received: {', '.join(map(repr, labels))}. Convert it again with "
-            "convert_to_tflite.py."
-        )
+    try:
+        labels = tuple(content.decode("utf-8-sig").rstrip("\r\n").splitlines())
+    except UnicodeDecodeError:
+        raise _wrong_labels(path, "another encoding than UTF-8") from None
+    repeated = [label for label, count in Counter(labels).items() if count > 1]
+    if not all(label.strip() for label in labels or [""]):
+        raise _wrong_labels(path, "a line without a name")
+    if any(unicodedata.category(letter) == "Cc" for label in labels for letter in label):
+        raise _wrong_labels(path, "control characters")
+    if repeated:
+        raise _wrong_labels(path, f"{repeated[0][:100]!r} more than once")
     return labels
+
+
+def _read_labels_file(path: Path) -> bytes:
+    """Return what is in the class names' file inside the .tflite file at `path`."""
+    with zipfile.ZipFile(path) as archive:
+        entry = archive.getinfo(LABELS_FILE)
+        if entry.compress_type not in _COMPRESSIONS:
+            raise NotImplementedError
+        if entry.file_size > MAX_LABELS_BYTES:
+            raise _wrong_labels(path, f"more than {MAX_LABELS_BYTES / 1e6:.0f} MB")
+        with archive.open(entry) as file:
+            return file.read(MAX_LABELS_BYTES)  # without it, all is unpacked: sizes may be lies
+
+
+def _wrong_labels(path: Path, received: str) -> ModelError:
+    return ModelError(
+        f"Expected a different class name on each line of {LABELS_FILE} in {path.name}. "
+        f"Received: {received}. Convert it again with convert_to_tflite.py."
+    )

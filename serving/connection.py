@@ -12,32 +12,57 @@ import threading
 import time
 from concurrent.futures import Future
 from dataclasses import dataclass
-from typing import Any, cast
+from typing import Any
 
 import urllib3
 import urllib3.connection
 from requests import certs
 from requests.adapters import HTTPAdapter
 from urllib3.exceptions import ConnectTimeoutError, LocationParseError, NewConnectionError
+from urllib3.util.ssltransport import SSLTransport
 
 from serving.addresses import Allowed, check_addresses
 from serving.errors import FetchError
 
+MAX_ADDRESSES = 4  # of a name that are tried; all are checked
 MAX_INTERIM = 100  # answers 1xx before the one that counts
 TIMEOUT = 5.0  # seconds to connect to an address, and to wait for each piece of the answer
 
 
 class LimitError(Exception):
-    """A host sent more bytes than its connection may receive."""
+    """Hosts sent more bytes than `Limits.overhead` besides the body."""
 
 
-@dataclass(frozen=True)
+@dataclass
 class Limits:
-    """What a connection may do."""
+    """What the connections of a fetch may do, all together."""
 
     allowed: Allowed  # besides public addresses
     deadline: float  # of time.monotonic, for the last byte
-    max_bytes: int  # of headers and body together
+    # Bytes that may still be received: handshakes, headers, chunk sizes. Whoever reads the body
+    # adds each piece of it again, so that a host cannot send more and more around a few bytes.
+    overhead: int
+
+    def wait(self) -> float:
+        """Return how many seconds the next step may take.
+
+        Raises:
+            TimeoutError: none are left.
+        """
+        seconds = min(TIMEOUT, self.deadline - time.monotonic())
+        if seconds <= 0:
+            raise TimeoutError
+        return seconds
+
+    def receive(self, count: int) -> None:
+        """Count the bytes that were received.
+
+        Raises:
+            LimitError: they are too many.
+        """
+        self.overhead -= count
+        if self.overhead < 0:
+            raise LimitError
 
 
 class CheckedAdapter(HTTPAdapter):
@@ -59,7 +84,8 @@ def tls_context() -> ssl.SSLContext:
     """Return the TLS context; reading its CA bundle takes longer than fetching."""
     context = ssl.create_default_context(cafile=certs.where())
     context.set_alpn_protocols(["http/1.1"])
-    context.sslsocket_class = _TLSSocket
+    context.hostname_checks_common_name = False  # RFC 9525, section 2
+    context.options |= ssl.OP_NO_RENEGOTIATION
     return context
 
 
@@ -108,17 +134,16 @@ class _HTTPSConnection(_HTTPConnection, urllib3.connection.HTTPSConnection):
         """Connect and verify the certificate for the URL's host."""
         self.sock = self._new_conn()
         try:
-            # The socket's timeout holds for the whole handshake. The context is ours, because
-            # requests and urllib3 read the CA bundle for each connection.
-            sock = cast(_TLSSocket, tls_context().wrap_socket(self.sock, server_hostname=self.host))
+            # ssl's own sockets read inside OpenSSL, which goes on as long as records come. This
+            # reads through ours, 16 kB at a time. The context is ours, because requests and
+            # urllib3 read the CA bundle for each connection.
+            self.sock = SSLTransport(self.sock, tls_context(), self.host)
         except ssl.SSLCertVerificationError:
             raise FetchError(
                 "Expected a host whose certificate can be verified. "
                 "Received: one that is expired, for another name, or of an unknown issuer. "
                 "Use another host."
             ) from None
-        sock.limit(self._limits)
-        self.sock = sock
         self.is_verified = True
 
 
@@ -131,30 +156,32 @@ class _HTTPSPool(urllib3.HTTPSConnectionPool):
 
 
 class _Socket(socket.socket):
-    """A socket with a deadline and a limit on bytes.
+    """A socket within limits.
 
     A timeout alone would start anew with each byte, and some hosts send one byte at a time.
     """
 
-    _deadline = 0.0
-    _left = 0
+    limits: Limits
 
-    def limit(self, limits: Limits) -> None:
-        """Read within `limits` from now on."""
-        self._deadline, self._left = limits.deadline, limits.max_bytes
+    def recv(self, *args: Any) -> bytes:
+        """Read as socket.socket does; SSLTransport reads through this method only."""
+        self.settimeout(self.limits.wait())
+        data = super().recv(*args)
+        self.limits.receive(len(data))
+        return data
 
     def recv_into(self, *args: Any, **options: Any) -> int:
         """Read as socket.socket does; http.client reads through this method only."""
-        self.settimeout(_wait(self._deadline))
+        self.settimeout(self.limits.wait())
         count = super().recv_into(*args, **options)
-        self._left -= count
-        if self._left < 0:
-            raise LimitError
+        self.limits.receive(count)
         return count
 
-
-class _TLSSocket(_Socket, ssl.SSLSocket):
-    pass
+    def sendall(self, data: Any, *args: Any) -> None:
+        """Write as socket.socket does, but no empty `data`, as SSLTransport after each record."""
+        if data:
+            self.settimeout(self.limits.wait())
+            super().sendall(data, *args)
 
 
 def _resolve(host: str, port: int, deadline: float) -> list[tuple]:
@@ -175,31 +202,22 @@ def _resolve(host: str, port: int, deadline: float) -> list[tuple]:
 
 
 def _connect(answers: list[tuple], limits: Limits) -> socket.socket:
-    """Return a socket connected to the first of `answers` that accepts."""
+    """Return a socket connected to the first of `answers` that accepts, of `MAX_ADDRESSES`.
+
+    The last one is of the other family, if there is one: IPv6 may be out of order, or IPv4.
+    """
+    first, rest = answers[: MAX_ADDRESSES - 1], answers[MAX_ADDRESSES - 1 :]
+    others = [answer for answer in rest if answer[0] != answers[0][0]]
     failure = OSError("no addresses")
-    for family, kind, protocol, _, address in answers:
+    for family, kind, protocol, _, address in first + (others or rest)[:1]:
         connection = _Socket(family, kind, protocol)
+        connection.limits = limits
         try:
-            connection.settimeout(_wait(limits.deadline))
+            connection.settimeout(limits.wait())
             connection.connect(address)
-            # A TLS handshake that follows has the time that is left.
-            connection.settimeout(_wait(limits.deadline))
         except OSError as error:
             connection.close()
             failure = error
         else:
-            connection.limit(limits)
             return connection
     raise failure
-
-
-def _wait(deadline: float) -> float:
-    """Return how many seconds the next step may take.
-
-    Raises:
-        TimeoutError: none are left.
-    """
-    seconds = min(TIMEOUT, deadline - time.monotonic())
-    if seconds <= 0:
-        raise TimeoutError
-    return seconds

@@ -124,7 +124,7 @@ def _answer(channel: socket.socket, request: Request, idle: int) -> bytes:
         data = receive(channel, request.length)
         signal.setitimer(signal.ITIMER_PROF, request.cpu_s)
         started = time.process_time()
-        image = open_image(bytes(data), size)
+        image = open_image(bytes(data), size, request.memory)
         reply["format"], reply["size"] = image.info["format"], image.info["size"]
         pixels = resize(image, size).tobytes()
         reply["cpu_s"] = time.process_time() - started

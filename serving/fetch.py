@@ -37,7 +37,7 @@ SCHEMES = ("http", "https")
 DEADLINE = 10.0  # seconds for all of it, from looking up the name to the last byte
 MAX_URL = 8192  # characters: what servers usually accept
 MAX_BYTES = 10_000_000  # of a body
-MAX_OVERHEAD = 1_000_000  # bytes of a connection besides the body: headers, chunk sizes
+MAX_OVERHEAD = 1_000_000  # bytes besides the body: TLS, redirects, headers, chunk sizes
 MAX_REDIRECTS = 5  # http to https, to www, to a page's file, to the network that delivers it
 MAX_PARALLEL = 8
 CHUNK = 65_536
@@ -137,12 +137,15 @@ def _fetch_or_error(url: str, deadline: float | None, allowed: Allowed) -> bytes
 def _fetch(url: str, deadline: float | None, allowed: Allowed) -> bytes:
     latest = time.monotonic() + DEADLINE
     deadline = latest if deadline is None else min(deadline, latest)
-    limits = Limits(allowed, deadline, MAX_BYTES + MAX_OVERHEAD)
+    limits = Limits(allowed, deadline, MAX_OVERHEAD)
     try:
         with closing(CheckedAdapter(limits)) as adapter, _open(adapter, url) as response:
-            return _read(response)
+            return _read(response, limits)
     except LimitError:
-        raise too_large() from None
+        raise FetchError(
+            "Expected little from the image's host besides the image. "
+            f"Received: more than {MAX_OVERHEAD / 1e6:.0f} MB, such as headers. Use another host."
+        ) from None
     except urllib3.exceptions.LocationParseError:
         raise _wrong_url("an address that cannot be read") from None
     except (requests.Timeout, urllib3.exceptions.TimeoutError, TimeoutError):
@@ -206,7 +209,7 @@ def _prepare(url: str) -> requests.PreparedRequest:
         raise _wrong_url("an address without a scheme") from None
     except (requests.RequestException, ValueError):
         raise _wrong_url("an address that cannot be read") from None
-    # Longer ones would not be sent at once, so a host that reads nothing could stop us.
+    # Again, because escapes have made it longer.
     if len(normalized) > MAX_URL:
         raise _wrong_url(f"one of more than {MAX_URL} characters")
     if parts.scheme not in SCHEMES:
@@ -222,7 +225,7 @@ def _prepare(url: str) -> requests.PreparedRequest:
     return request
 
 
-def _read(response: requests.Response) -> bytes:
+def _read(response: requests.Response, limits: Limits) -> bytes:
     if response.status_code != requests.codes.ok:
         raise FetchError(
             "Expected the image's host to answer 200. "
@@ -239,6 +242,7 @@ def _read(response: requests.Response) -> bytes:
     body = bytearray()
     while piece := response.raw.read1(CHUNK, decode_content=False):
         body += piece
+        limits.overhead += len(piece)
         if len(body) > MAX_BYTES:
             raise too_large()
     if not body:

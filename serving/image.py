@@ -4,6 +4,7 @@ import hashlib
 import math
 import os
 import stat
+from collections.abc import Iterator
 from io import BytesIO
 from pathlib import Path
 from typing import IO, Any, cast
@@ -25,12 +26,11 @@ from PIL import (  # noqa: F401
 
 from serving import file_types, jpeg, metadata, pillow_limits
 from serving.errors import ImageError, TooLargeError, UnsupportedTypeError
+from serving.footprint import check_memory, check_webp
 from serving.limits import (
     MAX_FILE_BYTES,
     MAX_PIXELS,
-    MAX_RLE_PIXELS,
-    MAX_SCANNED_PIXELS,
-    MAX_SIDE,
+    check_sides,
     damaged,
     too_large,
 )
@@ -60,7 +60,9 @@ SWAPS_SIDES = (5, 6, 7, 8)  # the orientations that exchange width and height
 pillow_limits.apply()
 
 
-def open_image(source: bytes | str | Path, size: tuple[int, int] | None = None) -> Image.Image:
+def open_image(
+    source: bytes | str | Path, size: tuple[int, int] | None = None, memory: int | None = None
+) -> Image.Image:
     """Return the image in `source` as upright RGB.
 
     `source` is a file's bytes or path. Applies EXIF orientation, blends transparency with white,
@@ -72,18 +74,20 @@ def open_image(source: bytes | str | Path, size: tuple[int, int] | None = None) 
     twice `REDUCED` times larger is reduced to no less than `REDUCED` times `size`. After
     `resize`, pixels differ by 0.3 of 255 on average from those of the whole image.
 
+    Pass `memory` to refuse, before decoding, what would take more bytes.
+
     Raises:
         UnsupportedTypeError: it is not an image in one of `FORMATS`; the message says what it is.
         ImageError: it cannot be decoded completely, or the path is no file.
-        TooLargeError: it has more than `MAX_PIXELS` pixels, `MAX_SIDE` pixels a side or
-            `MAX_SCANNED_PIXELS`, checked before decoding; the file has more than `MAX_FILE_BYTES`,
-            or memory is full.
+        TooLargeError: it has more than `MAX_PIXELS` pixels, `MAX_SIDE` pixels a side or what
+            `jpeg.check_cost` allows, checked before decoding; the file has more than
+            `MAX_FILE_BYTES`, or memory is full.
         OSError: the path `source` cannot be opened.
     """
     try:
         data = source if isinstance(source, bytes) else read_image_file(source)
         _check_type(data[: file_types.HEAD])
-        return _decode(metadata.strip(data), size)
+        return _decode(metadata.strip(data), size, memory)
     except MemoryError:
         raise too_large("what fits into memory", "more") from None
 
@@ -124,21 +128,24 @@ def _check_type(head: bytes) -> None:
         )
 
 
-def _decode(stripped: metadata.Stripped, size: tuple[int, int] | None) -> Image.Image:
+def _decode(
+    stripped: metadata.Stripped, size: tuple[int, int] | None, memory: int | None
+) -> Image.Image:
     """Return the image in the file `stripped` as `open_image` does."""
     data, orientation = stripped
     try:
-        if not data.startswith(jpeg.START) or not jpeg.lacks_end(data):
-            return _open(data, orientation, size)
-        completed = jpeg.completions(data)
-        noisy = {_digest(_open(c, orientation, size, len(completed))) for c in completed[1:]}
-        opened = _open(completed[0], orientation, size, len(completed))
-        if noisy != {_digest(opened)}:
+        if not data.startswith(jpeg.START):
+            return _open(data, orientation, size, memory)
+        completed = jpeg.completions(data) if jpeg.lacks_end(data) else [data]
+        jpeg.check_cost(data, len(completed))
+        noisy = {_digest(_open(c, orientation, size, memory)) for c in completed[1:]}
+        opened = _open(completed[0], orientation, size, memory)
+        if noisy and noisy != {_digest(opened)}:
             raise EOFError("pixels are missing")
         return opened
     except Image.DecompressionBombError:
         raise too_large(f"{MAX_PIXELS // 1_000_000} million pixels", "far more") from None
-    except (TooLargeError, MemoryError):
+    except (TooLargeError, UnsupportedTypeError, MemoryError):
         raise
     except Exception as error:
         # Pillow raises nearly anything on broken files: OSError, SyntaxError, ValueError,
@@ -147,12 +154,16 @@ def _decode(stripped: metadata.Stripped, size: tuple[int, int] | None) -> Image.
 
 
 def _open(
-    data: bytes, orientation: int, size: tuple[int, int] | None, times: int = 1
+    data: bytes, orientation: int, size: tuple[int, int] | None, memory: int | None
 ) -> Image.Image:
-    """Return the image in the file `data`, which is decoded `times` times."""
+    """Return the image in the file `data`."""
+    if memory is not None:
+        check_webp(data, memory)
     file = pillow_limits.BoundedFile(BytesIO(data), reads=OPENING_READS)
     with Image.open(cast("IO[bytes]", file), formats=FORMATS) as image:
-        _check_size(image, data, times)
+        check_sides(*image.size)
+        if memory is not None:
+            check_memory(image, data, REDUCED * max(size or image.size), memory)
         stored: dict[Any, Any] = {"format": image.format, "size": image.size}
         file.reads = math.inf
         if image.format == "AVIF":  # turned by its container alone, which Pillow gives as EXIF
@@ -164,25 +175,6 @@ def _open(
 
 def _digest(image: Image.Image) -> bytes:
     return hashlib.sha256(image.tobytes()).digest()
-
-
-def _check_size(image: ImageFile.ImageFile, data: bytes, times: int) -> None:
-    """Raise TooLargeError if decoding `image`, opened from `data`, `times` takes too long."""
-    width, height = image.size
-    most = MAX_RLE_PIXELS if image.tile and image.tile[0][0] == "bmp_rle" else MAX_PIXELS
-    if width * height > most:
-        raise too_large(f"{most // 1_000_000} million pixels", f"{width}×{height}")
-    if max(width, height) > MAX_SIDE:
-        raise too_large(f"{MAX_SIDE} pixels a side", f"{width}×{height}")
-    if isinstance(image, TiffImagePlugin.TiffImageFile):
-        tags = (TiffImagePlugin.TILEWIDTH, TiffImagePlugin.TILELENGTH)
-        tile = [side for side in map(image.tag_v2.get, tags) if isinstance(side, int)]
-        if math.prod(tile) > MAX_PIXELS:  # a tile is decoded completely, however small the image
-            raise too_large(f"{MAX_PIXELS // 1_000_000} million pixels", "far more")
-    if image.format == "JPEG":
-        scans = data.count(b"\xff\xda") * times
-        if scans * width * height > MAX_SCANNED_PIXELS:
-            raise too_large(f"{MAX_SCANNED_PIXELS // (width * height)} scans", str(scans))
 
 
 def _upright_rgb(image: Image.Image, orientation: int, size: tuple[int, int] | None) -> Image.Image:
@@ -214,10 +206,16 @@ def _reduced_rgb(image: Image.Image, factors: tuple[int, int]) -> Image.Image:
     width, height = image.size
     reduced = Image.new("RGB", (-(-width // across), -(-height // down)))
     rows = max(1, STRIP_PIXELS // (width * down)) * down
-    for top in range(0, height, rows):
-        strip = _to_rgb(image.crop((0, top, width, min(top + rows, height))), white)
-        reduced.paste(strip.reduce(factors), (0, top // down))
+    for top, strip in _strips(image, rows):
+        reduced.paste(_to_rgb(strip, white).reduce(factors), (0, top // down))
     return reduced
+
+
+def _strips(image: Image.Image, rows: int) -> Iterator[tuple[int, Image.Image]]:
+    """Yield strips of `rows` rows of `image`, with the number of the first row of each."""
+    width, height = image.size
+    for top in range(0, height, rows):
+        yield top, image.crop((0, top, width, min(top + rows, height)))
 
 
 def _white(image: Image.Image) -> int | None:
@@ -229,7 +227,9 @@ def _white(image: Image.Image) -> int | None:
         return SIXTEEN_BITS
     if image.mode not in ("I", "F"):
         return None
-    highest = np.fmax.reduce(np.asarray(image), axis=None)  # skips NaN
+    strips = _strips(image, max(1, STRIP_PIXELS // image.width))
+    # Not to copy the whole image at once; fmax skips NaN.
+    highest = np.fmax.reduce([np.fmax.reduce(np.asarray(s), axis=None) for _, s in strips])
     return next((most for most in RANGES if highest <= most), RANGES[-1])
 
 

@@ -1,6 +1,6 @@
 """Logs one JSON line for each request to standard output, for CloudWatch.
 
-Lines never contain an image or a URL's query string, which may have passwords or signatures.
+Lines never contain an image, nor of a URL what may be a password or a signature.
 """
 
 import json
@@ -21,6 +21,16 @@ METRICS = {
     "classified": "Count",  # images; only if the model tells which it does not know
     "unknown": "Count",  # of these
 }
+MAX_MESSAGE = 2000  # characters of an exception's message: more may be an image
+MAX_SHOWN = 200  # characters of a URL
+_HOST = re.compile(r"(?:[\w.-]+|\[[0-9a-f:.]+])(?::\d*)?", re.IGNORECASE)  # and port
+# An @, wide ones and percent-escapes included, which some programs turn into it.
+_AT = r"(?:[@\ufe6b\uff20]|%(?:25)*40)"
+# What ends the path proper: parameters (;jsessionid=...), a query or a fragment.
+_AFTER_PATH = re.compile(r"(?:[;?#]|%(?:25)*(?:3b|3f|23)).*", re.IGNORECASE | re.DOTALL)
+# Of a text, what ends in user info. Passwords may contain spaces.
+_USER_INFO = re.compile(rf"(?<!\S)(?:\S*?https?:.*|\S*){_AT}\S*", re.IGNORECASE | re.DOTALL)
+_CLASS_NAME = re.compile(r"\A(?:[\w.]{,100}: )?")
 _QUERY = re.compile(r"\?\S*")
 
 
@@ -92,24 +102,33 @@ def write_request(request: RequestLog) -> None:
 
 def log_exception(request_id: str | None, error: Exception) -> None:
     """Print the line of an unexpected `error`, with its traceback."""
-    trace = "".join(traceback.format_exception(error))
-    write("ERROR", "defect", request_id=request_id, exception=without_query(trace))
+    trace = "".join(map(without_secrets, traceback.format_exception(error)))
+    write("ERROR", "defect", request_id=request_id, exception=trace)
 
 
-def without_query(text: str) -> str:
-    """Return `text` with dots in place of URLs' query strings."""
-    return _QUERY.sub("?...", text)
+def without_secrets(text: str) -> str:
+    """Return `text` with dots in place of URLs' user info and query strings."""
+    if len(text) > MAX_MESSAGE:
+        [name] = _CLASS_NAME.findall(text)
+        return f"{name}... ({len(text)} characters)\n"
+    return _QUERY.sub("?...", _USER_INFO.sub("...", text))
 
 
 def loggable(url: str) -> str:
-    """Return `url` without user info, query and fragment, or "unreadable"."""
+    """Return `url` up to the end of its path, or "unreadable" if it may contain a password.
+
+    A password may contain anything, so an @ anywhere may end one: in http://rose:1/2@host/ too,
+    where urlsplit sees the host "rose".
+    """
     try:
         parts = urlsplit(url)
     except ValueError:
         return "unreadable"
-    if parts.scheme not in ("http", "https") or not parts.netloc:
+    if parts.scheme not in ("http", "https") or not _HOST.fullmatch(parts.netloc):
         return "unreadable"
-    return f"{parts.scheme}://{parts.netloc.rpartition('@')[2]}{parts.path}"[:200]
+    if re.search(_AT, url):
+        return "unreadable"
+    return f"{parts.scheme}://{parts.netloc}{_AFTER_PATH.sub('', parts.path)}"[:MAX_SHOWN]
 
 
 def milliseconds(started: float) -> float:

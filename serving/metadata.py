@@ -12,8 +12,9 @@ import zlib
 from collections.abc import Callable
 from typing import NamedTuple
 
-from serving import jpeg
-from serving.orientation import SIZES, UPRIGHT, read_orientation
+from serving import avif, jpeg, tiff
+from serving.limits import check_sides
+from serving.orientation import UPRIGHT, read_orientation
 
 MAX_TEXT = 1_000_000  # bytes of a text in a PNG, unpacked, in which an orientation is looked for
 MAX_BLOCKS = 4_000  # of a GIF's metadata, of up to 255 bytes each
@@ -23,25 +24,15 @@ PNG_START = b"\x89PNG\r\n\x1a\n"
 PNG_TRANSPARENCY = {0: (2, math.inf), 2: (6, math.inf), 3: (1, 256)}
 PNG_ORIENTATION = {b"eXIf", b"tEXt", b"zTXt", b"iTXt"}  # may be in these
 LOWER_CASE = ord("a")
+PNG_KIND = re.compile(rb"[A-Za-z0-9_]{4}")  # Pillow gives up at others
+PNG_END = b"\0\0\0\0IEND\xae\x42\x60\x82"
 PNG_EXIF, PNG_XMP = b"Raw profile type exif\0", b"XML:com.adobe.xmp\0"  # the texts' keywords
 WEBP_METADATA = {b"ICCP", b"EXIF", b"XMP "}
+WEBP_FRAME = b"ANMF"
+WEBP_PIXELS = {b"VP8X", b"VP8 ", b"VP8L", b"ALPH", b"ANIM", WEBP_FRAME}
 WEBP_FLAGS = 0b0010_1100  # of the same three, in the chunk VP8X
 GIF_EXTENSION, GIF_METADATA = 0x21, {0x01, 0xFE, 0xFF}  # plain text, comment, application
 GIF_TRANSPARENCY = 0xF9  # of 4 bytes
-# The tags of a TIFF that decide about its pixels; PIL.TiffTags names them.
-TIFF_PIXELS = {256, 257, 258, 259, 262, 266, 273, 274, 277, 278, 279, 284, 292, 293, 317, 320, 322}
-TIFF_PIXELS |= {323, 324, 325, 332, 334, 336, 338, 339, 347, 512, 513, 514, 515, 517, 518, 519, 520}
-TIFF_PIXELS |= {521, 529, 530, 531, 532, 50674}
-TIFF_XMP = 700
-# By the first bytes: (byte order, where the directory's address is, how addresses and the number
-# of tags are written).
-TIFF_KINDS = {
-    b"II*\0": ("<", 4, "L", "H"),
-    b"MM\0*": (">", 4, "L", "H"),
-    b"II+\0": ("<", 8, "Q", "Q"),
-    b"MM\0+": (">", 8, "Q", "Q"),
-}
-AVIF_EXIF = re.compile(rb"(infe(?:\x02.{7}|\x03.{9}))Exif", re.DOTALL)
 
 
 class Stripped(NamedTuple):
@@ -57,19 +48,24 @@ class Stripped(NamedTuple):
 
 
 def strip(data: bytes) -> Stripped:
-    """Return the image `data` without its metadata. Broken files may come back as they are."""
+    """Return the image `data` without its metadata. Broken files may come back as they are.
+
+    Raises:
+        ImageError: it is a TIFF or an AVIF, and broken.
+        TooLargeError, UnsupportedTypeError: decoding it takes too long.
+    """
     strippers: tuple[tuple[bytes, Callable[[bytes], Stripped]], ...] = (
         (jpeg.START, _strip_jpeg),
         (PNG_START, _strip_png),
         (b"RIFF", _strip_webp),
         (b"GIF8", _strip_gif),
-        (b"II", _strip_tiff),
-        (b"MM", _strip_tiff),
+        (b"II", lambda data: Stripped(tiff.strip(data))),  # turned as Pillow finds it there
+        (b"MM", lambda data: Stripped(tiff.strip(data))),
     )
     for start, stripper in strippers:
         if data.startswith(start):
             return stripper(data)
-    return Stripped(AVIF_EXIF.sub(rb"\1none", data)) if data[4:8] == b"ftyp" else Stripped(data)
+    return Stripped(avif.strip(data) if data[4:8] == b"ftyp" else data)
 
 
 def _strip_jpeg(data: bytes) -> Stripped:
@@ -78,23 +74,29 @@ def _strip_jpeg(data: bytes) -> Stripped:
 
 
 def _strip_png(data: bytes) -> Stripped:
-    """Drop the chunks that are neither critical nor tRNS, whatever their checksums."""
-    kept, found, place, begun = [], {}, len(PNG_START), 0
+    """Keep the critical chunks and tRNS up to the pixels, whatever their checksums, as one IDAT.
+
+    Pillow takes a microsecond for each IDAT, and reads what is behind them without a limit.
+    """
+    kept, pixels, found, place = [PNG_START], [], {}, len(PNG_START)
     fewest, most = PNG_TRANSPARENCY.get(int.from_bytes(data[25:26]), (1, 0))
     while place + 8 <= len(data):
         length, kind = struct.unpack_from(">I4s", data, place)
-        end = place + 12 + length
-        if not kind.isalpha():
-            break
-        if kind[0] >= LOWER_CASE and not (kind == b"tRNS" and fewest <= length <= most):
-            kept.append(data[begun:place])
-            begun = end
-            if kind in PNG_ORIENTATION:
-                found |= _keyword_chunk(data[place + 4 : end])
-        place = end
+        start, place = place, place + 12 + length
+        if kind == b"IDAT":
+            pixels.append(data[start + 8 : place - 4])
+        elif kind in PNG_ORIENTATION:
+            found |= _keyword_chunk(data[start + 4 : place])
+        elif kind[0] < LOWER_CASE or (kind == b"tRNS" and fewest <= length <= most):
+            if pixels or not PNG_KIND.fullmatch(kind):
+                break
+            kept.append(data[start:place])
+    if pixels:
+        compressed = b"".join(pixels)
+        # Pillow does not compare the checksum of these.
+        kept += struct.pack(">I4s", len(compressed), b"IDAT"), compressed, bytes(4), PNG_END
     exif = found.get(b"eXIf", b"") or _from_hexadecimal(_text(found.get(PNG_EXIF, b"")))
-    stripped = b"".join([*kept, data[begun:]]) if kept else data
-    return Stripped(stripped, read_orientation(exif, _text(found.get(PNG_XMP, b""))))
+    return Stripped(b"".join(kept), read_orientation(exif, _text(found.get(PNG_XMP, b""))))
 
 
 def _keyword_chunk(chunk: bytes) -> dict[bytes, bytes]:
@@ -124,31 +126,49 @@ def _text(content: bytes) -> bytes:
 def _from_hexadecimal(text: bytes) -> bytes:
     """Return the bytes that ImageMagick wrote as `text`, behind three lines about them."""
     try:
-        return bytes.fromhex(b"".join(text.split(b"\n")[3:]).decode("ascii"))
+        return bytes.fromhex(text.split(b"\n", 3)[-1].replace(b"\n", b"").decode("ascii"))
     except ValueError:
         return b""
 
 
 def _strip_webp(data: bytes) -> Stripped:
-    """Drop the profile, EXIF and XMP, and correct the length of what remains."""
+    """Keep the first image, and correct the length of what remains.
+
+    Raises:
+        TooLargeError: its canvas is too large. libwebp would allocate it twice, unseen by Pillow.
+    """
     kept, found, place = [], {}, 12
     last = min(len(data), 8 + int.from_bytes(data[4:8], "little"))
     while place + 8 <= last:
         kind, length = struct.unpack_from("<4sI", data, place)
-        end = place + 8 + length
-        chunk = data[place:end] + bytes(length % 2)
+        start, end = place, place + 8 + length
         place = end + length % 2
         if kind in WEBP_METADATA:
-            found.setdefault(kind, chunk[8:])  # the first counts, as for libwebp
+            found.setdefault(kind, data[start + 8 : end])  # the first counts, as for libwebp
         elif end > len(data):
+            check_sides(*webp_size(data))
             return Stripped(data)
-        else:
-            kept.append(chunk)
+        elif kind in WEBP_PIXELS and not (kind == WEBP_FRAME and kind in found):
+            kept.append(data[start:end] + bytes(length % 2))
+            found[kind] = b""
     content = bytearray(b"WEBP" + b"".join(kept))
     if content.startswith(b"VP8X", 4) and len(content) > 12:
         content[12] &= ~WEBP_FLAGS
     stripped = b"RIFF" + len(content).to_bytes(4, "little") + content
+    check_sides(*webp_size(stripped))
     return Stripped(stripped, read_orientation(found.get(b"EXIF", b""), found.get(b"XMP ", b"")))
+
+
+def webp_size(data: bytes) -> tuple[int, int]:
+    """Return the (width, height) of the WebP `data`."""
+    kind, header = data[12:16], data[20:30].ljust(10, b"\0")
+    if kind == b"VP8X":
+        return int.from_bytes(header[4:7], "little") + 1, int.from_bytes(header[7:], "little") + 1
+    if kind == b"VP8L":
+        both = int.from_bytes(header[1:5], "little")
+        return (both & 0x3FFF) + 1, (both >> 14 & 0x3FFF) + 1
+    width, height = struct.unpack("<2H", header[6:])
+    return width & 0x3FFF, height & 0x3FFF
 
 
 def _strip_gif(data: bytes) -> Stripped:
@@ -167,31 +187,3 @@ def _strip_gif(data: bytes) -> Stripped:
             kept.append(data[place : end + 1])
         place = end + 1
     return Stripped(b"".join([*kept, data[place:]]))
-
-
-def _strip_tiff(data: bytes) -> Stripped:
-    """Drop further pages, and the tags that are not about pixels.
-
-    Keeps XMP, where it is complete: Pillow reads the orientation of a TIFF, and turns it.
-    """
-    if data[:4] not in TIFF_KINDS:
-        return Stripped(data)
-    order, at, address, number = TIFF_KINDS[data[:4]]
-    tag_format = struct.Struct(f"{order}HH2{address}")
-    try:
-        [start] = struct.unpack_from(order + address, data, at)
-        [count] = struct.unpack_from(order + number, data, start)
-    except (struct.error, OverflowError):  # the file is shorter
-        return Stripped(data)
-    begun = start + struct.calcsize(order + number)
-    listed = data[begun : begun + count * tag_format.size]
-    if len(listed) < count * tag_format.size:
-        return Stripped(data)
-    kept = {}
-    for tag, kind, values, value in tag_format.iter_unpack(listed):
-        complete = value + values * SIZES.get(kind, 0) <= len(data)
-        if tag in TIFF_PIXELS or (tag == TIFF_XMP and complete):
-            kept[tag] = tag_format.pack(tag, kind, values, value)
-    directory = struct.pack(order + number, len(kept)) + b"".join(kept.values())
-    directory += struct.pack(order + address, 0)  # no further page
-    return Stripped(b"".join([data[:start], directory, data[start + len(directory) :]]))

@@ -30,8 +30,10 @@ def _of_exif(exif: bytes) -> int | None:
 
     What follows a tag whose value is not there is not read.
     """
-    while exif.startswith(EXIF_HEAD):
-        exif = exif[len(EXIF_HEAD) :]
+    begun = 0
+    while exif.startswith(EXIF_HEAD, begun):
+        begun += len(EXIF_HEAD)
+    exif = exif[begun:]
     order = BYTE_ORDERS.get(exif[:4])
     if order is None or len(exif) < 10:
         return None

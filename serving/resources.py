@@ -14,8 +14,7 @@ CONTAINER_LIMITS = (
 STATM = Path("/proc/self/statm")
 # Kept for what the other processes have of their own, what sockets hold, and AWS's runtime.
 RESERVE = 64_000_000
-# The worst of what is within the limits takes less, and so nothing takes more, however much there
-# is.
+# However much there is. The worst of what is within the limits takes 1.3 GB.
 MOST = 1_500_000_000
 LEAST = 32_000_000  # however little is left, small images are worth a try
 

@@ -8,6 +8,7 @@ import ipaddress
 import math
 import secrets
 from base64 import encodebytes
+from collections.abc import Sequence
 from datetime import UTC, datetime, timedelta
 from functools import cache
 from hashlib import sha256
@@ -22,23 +23,30 @@ COMMON_NAME = bytes.fromhex("0603550403")
 ALTERNATIVE_NAMES = bytes.fromhex("0603551d11")
 
 
-def write_certificate(path: Path, *names: str, days: int = 1) -> Path:
+def write_certificate(path: Path, *names: str, days: int = 1, common_name: str = "test") -> Path:
     """Write to `path` a key and its certificate for `names`, hosts or IP addresses; return `path`.
 
-    It is valid from two days ago until `days` from now: -1 has it expired.
+    It is valid from two days ago until `days` from now: -1 has it expired. Without `names`, it
+    has no subjectAltName.
     """
-    modulus, key = _key()
-    certificate = _certificate(names, days, modulus, key[3])
+    _, key = rsa_key()
+    certificate = make_certificate(names, days, common_name)
     path.write_text(
         _pem("RSA PRIVATE KEY", _sequence(*map(_integer, key))) + _pem("CERTIFICATE", certificate)
     )
     return path
 
 
-def _certificate(names: tuple[str, ...], days: int, modulus: int, exponent: int) -> bytes:
+def make_certificate(names: Sequence[str], days: int = 1, common_name: str = "test") -> bytes:
+    """Return the certificate that `write_certificate` writes."""
+    modulus, key = rsa_key()
     algorithm = _sequence(SHA256_WITH_RSA, _der(NULL))
-    name = _sequence(_der(SET, _sequence(COMMON_NAME, _der(TEXT, b"test"))))
-    alternatives = _sequence(*map(_alternative, names))
+    name = _sequence(_der(SET, _sequence(COMMON_NAME, _der(TEXT, common_name.encode()))))
+    extensions = []
+    if names:
+        alternatives = _sequence(*map(_alternative, names))
+        extension = _sequence(ALTERNATIVE_NAMES, _der(OCTETS, alternatives))
+        extensions = [_der(0xA3, _sequence(extension))]
     now = datetime.now(UTC)
     content = _sequence(
         _der(0xA0, _integer(2)),
@@ -51,9 +59,10 @@ def _certificate(names: tuple[str, ...], days: int, modulus: int, exponent: int)
             _sequence(RSA, _der(NULL)),
             _der(BITS, b"\0", _sequence(_integer(modulus), _integer(EXPONENT))),
         ),
-        _der(0xA3, _sequence(_sequence(ALTERNATIVE_NAMES, _der(OCTETS, alternatives)))),
+        *extensions,
     )
-    return _sequence(content, algorithm, _der(BITS, b"\0", _sign(content, modulus, exponent)))
+    signature = _sign(content, modulus, key[3])
+    return _sequence(content, algorithm, _der(BITS, b"\0", signature))
 
 
 def _sign(content: bytes, modulus: int, exponent: int) -> bytes:
@@ -65,7 +74,7 @@ def _sign(content: bytes, modulus: int, exponent: int) -> bytes:
 
 
 @cache
-def _key() -> tuple[int, tuple[int, ...]]:
+def rsa_key() -> tuple[int, tuple[int, ...]]:
     """Return the modulus of a 2048-bit RSA key, and what RFC 8017, A.1.2 writes of the key."""
     p, q = _prime(), _prime()
     modulus = p * q

@@ -104,18 +104,7 @@ quietly() {
 
 # Print category $2 of the lock as pip's requirements, with the help of Python $1.
 locked_requirements() {
-    "$1" - "$2" <<'PYTHON'
-import json
-import sys
-
-with open("Pipfile.lock", encoding="utf-8") as lock:
-    packages = json.load(lock)[sys.argv[1]]
-for name, package in packages.items():
-    extras = ",".join(package.get("extras", []))
-    marker = "; " + package["markers"] if "markers" in package else ""
-    hashes = "".join(" --hash=" + digest for digest in package["hashes"])
-    print(name + ("[" + extras + "]" if extras else "") + package["version"] + marker + hashes)
-PYTHON
+    "$1" tools/requirements.py "$2" <Pipfile.lock
 }
 
 # Print what Python $1 lacks of the lock, in words; nothing where it has everything.

@@ -1,13 +1,20 @@
-"""Fuzz the decoding of images with malformed files.
+"""Fuzz the decoding of images with malformed and hostile files.
 
-    python -m tests.fuzz.images                              # 100,000 files: minutes
+    python -m tests.fuzz.images                              # 100,000 files, half an hour
     python -m tests.fuzz.images --runs 1000 --seed 7         # the same thousand each time
+    python -m tests.fuzz.images --child                      # as the service decodes them
     python -m tests.fuzz.images --coverage --seconds 3600    # guided by code coverage
     python -m tests.fuzz.images .cache/fuzz/fc3ff98e.bin     # repeat a file that failed
 
-Each file must open as RGB or be refused, in time and without output on the standard error stream.
-The files are mutations of the corpus of make_corpus; PNG checksums are corrected to get past them.
-The first file that fails is kept in --found, and so is the current one if the process crashes.
+Each file must open as RGB or be refused, within limits of CPU time and memory and without output on
+the standard error stream. Half of the files are mutations of the corpus of make_corpus; PNG
+checksums are corrected to get past them. The others cost as much as they can: tests/fuzz/hostile
+draws them, and some of them are mutated, too. The first file that fails is kept in --found, and so
+is the current one if the process crashes.
+
+Without --child, files are decoded in this process, where nothing stops those that cost too much:
+they fail. With it, they are decoded as the service does it: a worker may be stopped, which is
+counted, while the service itself must answer in time.
 
 --coverage uses atheris, which sees Pillow's Python code and ours, not the decoders in C, and is
 ten times slower.
@@ -17,10 +24,9 @@ import argparse
 import contextlib
 import faulthandler
 import hashlib
-import itertools
 import os
 import random
-import re
+import resource
 import struct
 import sys
 import tempfile
@@ -30,24 +36,34 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from serving.errors import UserError
+from serving import resources
+from tests.fuzz import hostile
+from tests.fuzz.decode import (
+    Cost,
+    Decode,
+    FuzzError,
+    ServiceDecoder,
+    decode_here,
+    return_memory,
+)
 from tests.fuzz.make_corpus import FOLDER
 from training.cli import make_parser, run_command
 
 SIZES = (None, (10, 6), (299, 299))  # (height, width) for open_image
+HOSTILE = 0.5  # the share of files that cost as much as they can
+SERVED = (299, 299)  # as most models ask for
 SECONDS = 5.0  # limit of CPU time for a file
-HANGING = 120  # seconds for a hundred files, after which a hanging process ends
+MEMORY = resources.MOST  # limit of bytes for a file
+MOST_MEMORY = (
+    8_000_000_000  # bytes of address space; beyond, a file is refused, and not this machine
+)
+HANGING = 120  # seconds after which a hanging process ends
 GROWTH = 100_000_000  # bytes by which memory may grow after the first fifth; 40 MB are usual
 HEAD = 12  # bytes that determine a file's format
 LONGEST = 100_000  # bytes of a mutated file
-SENTENCE = re.compile(r"Expected [^.]+\. Received: [^.]+\. [A-Z].+\.")
 # Limits of 8, 16 and 32 bits, where counts, sizes and signs change.
 EDGES = (0, 1, 2, 0x7F, 0x80, 0xFF, 0x100, 0x7FFF, 0x8000, 0xFFFF, 0x10000)
 EDGES += (0x7FFFFFFF, 0x80000000, 0xFFFFFFFE, 0xFFFFFFFF)
-
-
-class FuzzError(UserError):
-    """A file was neither opened nor refused correctly; `str(error)` says how."""
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -56,12 +72,14 @@ def main(arguments: list[str] | None = None) -> int:
     limits = (flags.runs, flags.seconds, flags.seed, flags.found)
 
     def command() -> None:
+        decode = ServiceDecoder() if flags.child else decode_here
         if flags.files:
-            check_files(flags.files)
+            check_files(flags.files, decode)
         elif flags.coverage:
             follow_coverage(*limits)
         else:
-            print(run(*limits))
+            resource.setrlimit(resource.RLIMIT_AS, (MOST_MEMORY, resource.RLIM_INFINITY))
+            print(run(*limits, decode))
 
     return run_command(command, "tests.fuzz.images")
 
@@ -70,83 +88,98 @@ def parse_arguments(arguments: list[str] | None) -> argparse.Namespace:
     """Return the command line's flags."""
     parser = make_parser(__doc__, "python -m tests.fuzz.images")
     add = parser.add_argument
-    add("files", type=Path, nargs="*", help="files to check instead of mutated ones")
+    add("files", type=Path, nargs="*", help="files to check instead of others")
     add("--runs", type=int, default=100_000, help="number of files [%(default)s]")
     add("--seconds", type=float, default=86_400, help="time limit [%(default)s]")
-    add("--seed", type=int, default=0, help="of the mutations [%(default)s]")
+    add("--seed", type=int, default=0, help="of the files [%(default)s]")
+    add("--child", action="store_true", help="decode in a process that can be stopped")
     add("--coverage", action="store_true", help="let atheris choose what to mutate")
     add("--found", type=Path, default=Path(".cache/fuzz"), help="folder for failures [%(default)s]")
     return parser.parse_args(arguments)
 
 
-def check_files(paths: list[Path]) -> None:
+def check_files(paths: list[Path], decode: Decode) -> None:
     """Check each file and print a line about it."""
     for path in paths:
-        outcome, seconds = check(path.read_bytes())
-        print(f"{path}: {outcome} in {seconds:.2f} s")
+        outcome, cost = check(path.read_bytes(), SERVED, decode)
+        print(f"{path}: {outcome} in {cost.seconds:.2f} s, {cost.memory / 1e6:.0f} MB")
 
 
-def run(runs: int, seconds: float, seed: int, found: Path) -> str:
-    """Check `runs` mutated files, for at most `seconds`, and return a summary.
+class Summary:
+    """Counts outcomes, and keeps the worst costs."""
+
+    def __init__(self) -> None:
+        self.outcomes: Counter = Counter()
+        self.worst = Cost(0, 0)
+        self._started = time.monotonic()
+
+    def add(self, outcome: str, cost: Cost) -> None:
+        """Count a file."""
+        self.outcomes[outcome] += 1
+        self.worst = Cost(*map(max, self.worst, cost))
+
+    def seconds(self) -> float:
+        """Return how long it took."""
+        return time.monotonic() - self._started
+
+    def __str__(self) -> str:
+        counts = ", ".join(f"{name} {times}" for name, times in self.outcomes.most_common())
+        return (
+            f"{self.outcomes.total()} files in {self.seconds():.0f} s: {counts}; "
+            f"slowest {self.worst.seconds:.2f} s; most memory {self.worst.memory / 1e6:.0f} MB"
+        )
+
+
+def run(runs: int, seconds: float, seed: int, found: Path, decode: Decode = decode_here) -> str:
+    """Check `runs` files, for at most `seconds`, and return a summary.
 
     Raises:
         FuzzError: a file failed, and is now in `found`, or memory grew.
     """
     corpus = read_corpus()
     rng = random.Random(seed)  # noqa: S311
-    outcomes: Counter = Counter()
-    slowest, memory, started = 0.0, 0, time.monotonic()
+    summary, memory = Summary(), 0
     with guarded(found) as keep:
         for count in range(1, runs + 1):
-            data = mutate(rng.choice(corpus), rng, corpus)
+            data, size = draw(rng, corpus)
             with keep(data):
-                outcome, taken = check(data, SIZES[count % len(SIZES)])
-            outcomes[outcome] += 1
-            slowest = max(slowest, taken)
+                summary.add(*check(data, size, decode))
             if count == -(-runs // 5):
                 memory = resident()
-            if time.monotonic() - started > seconds:
+            if summary.seconds() > seconds:
                 break
     growth = resident() - memory if memory else 0
-    line = (
-        f"{count} files in {time.monotonic() - started:.0f} s: "
-        f"{', '.join(f'{name} {times}' for name, times in outcomes.most_common())}; "
-        f"slowest {slowest:.2f} s; memory grew by {growth / 1e6:.0f} MB."
-    )
+    line = f"{summary}; memory grew by {growth / 1e6:.0f} MB."
     if growth > GROWTH:
         raise FuzzError(f"Expected memory not to grow. Received: {line} Repeat with --seed {seed}.")
     return line
 
 
-def check(data: bytes, size: tuple[int, int] | None = None) -> tuple[str, float]:
-    """Open `data` for `size` (height, width).
+def draw(rng: random.Random, corpus: Sequence[bytes]) -> tuple[bytes, tuple[int, int] | None]:
+    """Return a file, mutated or hostile or both, and the (height, width) to open it for."""
+    if rng.random() >= HOSTILE:
+        return mutate(rng.choice(corpus), rng, corpus), rng.choice(SIZES)
+    data = hostile.draw_file(rng)
+    if len(data) < LONGEST and rng.random() < 0.2:
+        data = mutate(data, rng, corpus)
+    return data, SERVED
 
-    Returns:
-        "RGB" or the error's type, and the seconds of CPU time.
+
+def check(
+    data: bytes, size: tuple[int, int] | None = None, decode: Decode = decode_here
+) -> tuple[str, Cost]:
+    """Return the outcome of `data`, opened for `size` (height, width), and what it took.
 
     Raises:
-        FuzzError: the result is another one, or takes too long.
+        FuzzError: it is neither opened nor refused, or takes too long or too much memory.
     """
-    # Imported late, because atheris instruments only modules that are imported after it.
-    from serving.errors import ServingError
-    from serving.image import open_image
-
-    begun = time.process_time()
-    outcome = "RGB"
-    try:
-        image = open_image(data, size)
-    except ServingError as error:
-        outcome = type(error).__name__
-        if not SENTENCE.fullmatch(str(error)):
-            raise FuzzError(f"Expected a sentence. Received: {error}. Correct it.") from error
-    except Exception as error:
-        raise FuzzError(f"Expected an error of the service's own. Received: {error!r}.") from error
-    else:
-        if image.mode != "RGB" or min(image.size) < 1 or set(image.info) != {"format", "size"}:
-            raise FuzzError(f"Expected upright RGB. Received: {image} with {image.info}.")
-    if (taken := time.process_time() - begun) > SECONDS:
-        raise FuzzError(f"Expected at most {SECONDS} s. Received: {taken:.1f} s.")
-    return outcome, taken
+    outcome, cost = decode(data, size)
+    if cost.seconds > SECONDS:
+        raise FuzzError(f"Expected at most {SECONDS} s. Received: {cost.seconds:.1f} s.")
+    if cost.memory > MEMORY:
+        most, received = MEMORY / 1e6, cost.memory / 1e6
+        raise FuzzError(f"Expected at most {most:.0f} MB. Received: {received:.0f} MB.")
+    return outcome, cost
 
 
 def read_corpus(folder: Path = FOLDER) -> list[bytes]:
@@ -164,7 +197,7 @@ def guarded(found: Path) -> Iterator:
     """
     found.mkdir(parents=True, exist_ok=True)
     last = found / f"last-{os.getpid()}.bin"
-    numbers = itertools.count()
+    armed = 0.0
     with (
         tempfile.TemporaryFile() as noise,
         _error_stream(noise) as terminal,
@@ -175,7 +208,9 @@ def guarded(found: Path) -> Iterator:
         def keep(data: bytes) -> Iterator[None]:
             os.pwrite(current.fileno(), data, 0)
             current.truncate(len(data))
-            if next(numbers) % 100 == 0:  # setting the timer takes longer than most files
+            nonlocal armed
+            if time.monotonic() > armed + 1:  # setting the timer takes longer than most files
+                armed = time.monotonic()
                 faulthandler.dump_traceback_later(HANGING, exit=True, file=terminal)
             try:
                 yield
@@ -215,6 +250,7 @@ def _error_stream(file) -> Iterator:
 
 def resident() -> int:
     """Return the resident memory of this process in bytes."""
+    return_memory()
     return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
 
 

@@ -7,6 +7,7 @@ import re
 import signal
 import subprocess
 import sys
+import tracemalloc
 import zipfile
 from importlib.metadata import version
 from types import SimpleNamespace
@@ -210,9 +211,9 @@ def test_a_missing_file_and_one_without_labels_are_refused(tmp_path, read):
     )
     path.write_bytes(MODEL)
     assert refusal(read, path) == without
-    for content in (b"red\xff", b"red"):
+    for name in ("other.txt", "labels.txt/", "a/labels.txt"):
         with zipfile.ZipFile(path, "w") as archive:
-            archive.writestr("labels.txt" if content == b"red\xff" else "other.txt", content)
+            archive.writestr(name, b"red")
         path.write_bytes(MODEL + path.read_bytes())
         assert refusal(read, path) == without
 
@@ -238,11 +239,96 @@ def test_a_file_of_another_kind_is_named(tmp_path, content, said):
     assert f"Received: a.tflite, {said}" in refusal(Classifier, path)
 
 
-@pytest.mark.parametrize("labels", ["a\nb\na\n", "a\n\nb\n"])
-def test_class_names_that_are_equal_or_missing_are_refused(tmp_path, labels):
-    path = with_labels(tmp_path / "a.tflite", MODEL, labels)
-    said = refusal(read_labels, path)
-    assert said.startswith("Expected a different class name on each line of labels.txt in a.tflite")
+@pytest.mark.parametrize(
+    ("content", "labels"),
+    [
+        (b"red\ngreen", ("red", "green")),
+        (b"red\r\ngreen\r\n", ("red", "green")),
+        (b"\xef\xbb\xbfred\ngreen\n\n\r\n", ("red", "green")),
+        ("0 rosé\n\u200d🌹\nlily of\u00a0the valley".encode(), None),
+    ],
+    ids=["two", "Windows", "byte order mark", "other scripts"],
+)
+def test_each_line_is_a_class_name(content, labels, tmp_path):
+    path = with_labels(tmp_path / "a.tflite", MODEL, content)
+    assert read_labels(path) == (labels or tuple(content.decode().split("\n")))
+
+
+@pytest.mark.parametrize(
+    ("content", "received"),
+    [
+        (b"red\xff", "another encoding than UTF-8"),
+        ("red\ngreen\n".encode("utf-16"), "another encoding than UTF-8"),
+        (b"", "a line without a name"),
+        (b"\r\n\n", "a line without a name"),
+        (b"red\n\ngreen", "a line without a name"),
+        (b"red\n \ngreen", "a line without a name"),
+        (b"red\ngr\0een", "control characters"),
+        (b"red\n\x1b[2Jgreen", "control characters"),
+        (b"red\ngreen\nred\ngreen", "'red' more than once"),
+        (b"x" * 500 + b"\n" + b"x" * 500, f"'{'x' * 100}' more than once"),
+        (b"x\n" * 500_001, "more than 1 MB"),
+    ],
+    ids=range(11),
+)
+@pytest.mark.parametrize("compression", [zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED])
+def test_lines_that_are_no_class_names_are_refused(content, received, compression, tmp_path):
+    path = tmp_path / "a.tflite"
+    path.write_bytes(MODEL)
+    with zipfile.ZipFile(path, "a", compression) as archive:
+        archive.writestr("labels.txt", content)
+    assert refusal(read_labels, path) == (
+        "Expected a different class name on each line of labels.txt in a.tflite. "
+        f"Received: {received}. Convert it again with convert_to_tflite.py."
+    )
+
+
+def test_a_megabyte_of_class_names_is_read(tmp_path):
+    content = "\n".join(f"{n:0>99}" for n in range(10_000))
+    assert len(read_labels(with_labels(tmp_path / "a.tflite", MODEL, content))) == 10_000
+
+
+def test_what_unpacks_to_more_than_it_says_costs_no_memory(tmp_path):
+    path = tmp_path / "a.tflite"
+    for compression in (zipfile.ZIP_DEFLATED, zipfile.ZIP_BZIP2, zipfile.ZIP_LZMA):
+        path.write_bytes(MODEL)
+        with zipfile.ZipFile(path, "a", compression) as archive:
+            archive.writestr("labels.txt", bytes(40_000_000))
+        size, told = ((n).to_bytes(4, "little") for n in (40_000_000, 1000))
+        path.write_bytes(path.read_bytes().replace(size, told))
+        tracemalloc.start()
+        refusal(read_labels, path)
+        _, peak = tracemalloc.get_traced_memory()
+        tracemalloc.stop()
+        assert peak < 5_000_000
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda entry: entry[:6] + b"\xff" + entry[7:],
+        lambda entry: entry[:8] + b"\x01" + entry[9:],
+        lambda entry: entry[:8] + b"\x20" + entry[9:],
+        lambda entry: entry[:8] + b"\x40" + entry[9:],
+        lambda entry: entry[:10] + b"\x63" + entry[11:],
+    ],
+    ids=["a later version", "encrypted", "a patch", "strongly encrypted", "unknown compression"],
+)
+def test_what_cannot_be_unpacked_is_refused(change, tmp_path):
+    path = with_labels(tmp_path / "a.tflite", MODEL, "red")
+    data = path.read_bytes()
+    place = data.rindex(b"PK\x01\x02")
+    path.write_bytes(data[:place] + change(data[place:]))
+    assert "Received: a file that is encrypted, or compressed in an unusual way. " in refusal(
+        read_labels, path
+    )
+
+
+@pytest.mark.parametrize("cut", range(1, 120, 7))
+def test_a_file_that_is_cut_off_is_refused(cut, tmp_path):
+    path = with_labels(tmp_path / "a.tflite", MODEL, "red")
+    path.write_bytes(path.read_bytes()[:-cut])
+    assert "class names inside (labels.txt)" in refusal(read_labels, path)
 
 
 def test_the_sentence_has_the_telling_line_of_the_runtimes_reason(tmp_path, monkeypatch):

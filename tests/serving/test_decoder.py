@@ -82,7 +82,7 @@ def planted(monkeypatch):
     made = []
 
     def plant(defect):
-        def opened(data, size):
+        def opened(data, size, memory):
             return defect(data, size) if data.startswith(b"defect") else open_image(data, size)
 
         monkeypatch.setattr(decoder_process, "open_image", opened)

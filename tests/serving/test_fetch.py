@@ -15,7 +15,7 @@ from pathlib import Path
 
 import pytest
 import requests
-from certificates import write_certificate
+from certificates import rsa_key, write_certificate
 
 from serving import connection as sockets
 from serving import fetch as module
@@ -31,6 +31,8 @@ from serving.errors import (
     TooLargeError,
 )
 from serving.fetch import fetch, fetch_all, prepare
+from tests.fuzz import tls
+from tests.fuzz.tls import HANDSHAKE, alert, message, record
 
 OK = b"HTTP/1.1 200 OK\r\nContent-Length: 4\r\n\r\nrose"
 Talk = Callable[[socket.socket], None]
@@ -624,6 +626,22 @@ def test_a_certificate_that_has_expired_is_refused(talk, tmp_path, monkeypatch):
     module.tls_context.cache_clear()
 
 
+def test_a_certificate_that_has_the_name_in_its_subject_only_is_refused(
+    talk, dns, tmp_path, monkeypatch
+):
+    subject = write_certificate(tmp_path / "subject.pem", common_name="flowers.test")
+    monkeypatch.setattr(requests.certs, "where", lambda: str(subject))
+    module.tls_context.cache_clear()
+    port = talk(over_tls(subject, says(OK))).split(":")[1]
+    dns["flowers.test"] = [["127.0.0.1"]]
+    with pytest.raises(FetchError, match="certificate can be verified"):
+        fetch(f"https://flowers.test:{port}/")
+    monkeypatch.setattr(module.tls_context(), "hostname_checks_common_name", True)
+    dns["flowers.test"] = [["127.0.0.1"]]
+    assert fetch(f"https://flowers.test:{port}/") == b"rose"
+    module.tls_context.cache_clear()
+
+
 def test_a_host_that_does_not_speak_tls(talk):
     place = talk(says(b"HTTP/1.1 400 Bad Request\r\n\r\n"))
     with pytest.raises(FetchError, match="no connection or a broken one"):
@@ -829,7 +847,6 @@ DRIP = {
 def test_what_never_ends_is_cut_off(function, tls, talk, certificate, monkeypatch):
     """By what came, not by the time: that is far off."""
     monkeypatch.setattr(module, "DEADLINE", 100.0)
-    monkeypatch.setattr(module, "MAX_OVERHEAD", 1_000_000 - module.MAX_BYTES)
     place = talk(over_tls(certificate, function) if tls else function)
     with pytest.raises((FetchError, TooLargeError)) as caught:
         fetch(f"{'https' if tls else 'http'}://{place}/")
@@ -846,6 +863,90 @@ def test_what_drips_is_cut_off_at_the_deadline(function, tls, talk, certificate,
     with pytest.raises(FetchTimeoutError, match="no answer or only a part of it"):
         fetch(f"{'https' if tls else 'http'}://{place}/")
     assert time.monotonic() - started < module.TIMEOUT
+
+
+HELLO_REQUEST = record(HANDSHAKE, message(tls.HELLO_REQUEST))
+PART = record(HANDSHAKE, b"\2\0\1\0" + bytes(4)) + record(HANDSHAKE, b"x") * 200
+ODD_RECORDS = {
+    "hello requests": repeats(b"", HELLO_REQUEST * 10_000),
+    "warnings": repeats(b"", record(tls.ALERT, alert(1, 90)) * 10_000),
+    "empty records": repeats(b"", record(HANDSHAKE) * 10_000),
+    "changes of the cipher": repeats(b"", record(tls.CHANGE_CIPHER_SPEC, b"\1") * 10_000),
+    "one byte a record": repeats(PART, PART),
+    "a length without end": repeats(b"\x16\3\3\x40\0\x0b\xff\xff\xff", b"\0" * 16_384),
+}
+
+
+@pytest.mark.parametrize("function", ODD_RECORDS.values(), ids=ODD_RECORDS)
+def test_a_handshake_that_never_ends_is_cut_off(function, talk, monkeypatch):
+    """By what came: the time is far off. OpenSSL itself reads hello requests for ever."""
+    monkeypatch.setattr(module, "DEADLINE", 100.0)
+    begun = time.thread_time()
+    with pytest.raises(FetchError) as caught:
+        fetch(f"https://{talk(function)}/")
+    assert not isinstance(caught.value, FetchTimeoutError)
+    assert time.thread_time() - begun < 2
+
+
+def test_a_handshake_that_never_ends_has_one_deadline(talk):
+    place = talk(repeats(b"", HELLO_REQUEST * 100, every=0.01))
+    started = time.monotonic()
+    with pytest.raises(FetchTimeoutError):
+        fetch(f"https://{place}/", started + 0.3)
+    assert time.monotonic() - started < module.TIMEOUT
+
+
+def in_tls_13(certificate: Path, *records: tuple[int, bytes], chain: int = 1) -> Talk:
+    """Return what talks TLS 1.3 with `chain` certificates, and then sends `records` for ever."""
+    pem = certificate.read_text()
+    der = ssl.PEM_cert_to_DER_cert(pem[pem.index("-----BEGIN CERTIFICATE") :])
+
+    def talk(connection: socket.socket) -> None:
+        hello = connection.recv(65536)
+        session = tls.Session(hello, [der] * chain, rsa_key()[1], bytes(range(32)))
+        flight = b"".join(session.flight)
+        pieces = (flight[n : n + 16_000] for n in range(0, len(flight), 16_000))
+        sealed = session.handshake.seal(*((HANDSHAKE, piece) for piece in pieces))
+        connection.sendall(session.server_hello + sealed)
+        while True:
+            connection.sendall(session.data.seal(*records))
+
+    return talk
+
+
+WHOLE = (tls.DATA, OK)
+AFTER_THE_HANDSHAKE = {
+    "tickets": [(HANDSHAKE, tls.ticket(10_000))] * 50,
+    "new keys": [(HANDSHAKE, message(tls.KEY_UPDATE, b"\0"))] * 1000,
+    "new keys in return": [(HANDSHAKE, message(tls.KEY_UPDATE, b"\1"))] * 1000,
+    "a hello request": [(HANDSHAKE, message(tls.HELLO_REQUEST))],
+    "a request for a certificate": [(HANDSHAKE, message(tls.REQUEST, b"\0\0\0"))],
+    "one byte a record": [(tls.DATA, b"\n")] * 1000,
+}
+
+
+@pytest.mark.parametrize("records", AFTER_THE_HANDSHAKE.values(), ids=AFTER_THE_HANDSHAKE)
+@pytest.mark.usefixtures("trusted")
+def test_what_never_ends_after_the_handshake_is_cut_off(records, talk, certificate, monkeypatch):
+    monkeypatch.setattr(module, "DEADLINE", 100.0)
+    monkeypatch.setattr(module, "MAX_OVERHEAD", 50_000)  # what is sealed takes time
+    with pytest.raises(FetchError) as caught:
+        fetch(f"https://{talk(in_tls_13(certificate, *records))}/")
+    assert not isinstance(caught.value, FetchTimeoutError)
+
+
+@pytest.mark.usefixtures("trusted")
+def test_tickets_and_new_keys_before_the_answer_are_usual(talk, certificate):
+    before = [(HANDSHAKE, tls.ticket()), (HANDSHAKE, message(tls.KEY_UPDATE, b"\1"))]
+    assert fetch(f"https://{talk(in_tls_13(certificate, *before, WHOLE))}/") == b"rose"
+
+
+@pytest.mark.parametrize(("chain", "fetched"), [(10, True), (1000, False)])
+@pytest.mark.usefixtures("trusted")
+def test_a_chain_of_certificates_may_be_long_but_not_endless(chain, fetched, talk, certificate):
+    place = talk(in_tls_13(certificate, WHOLE, chain=chain))
+    with contextlib.nullcontext() if fetched else pytest.raises(FetchError):
+        assert fetch(f"https://{place}/") == b"rose"
 
 
 def test_a_handshake_that_drips_is_cut_off_at_the_deadline(talk, monkeypatch):
@@ -1053,14 +1154,13 @@ def test_several_share_one_tls_context(talk, certificate, monkeypatch):
     place = talk(over_tls(certificate, says(OK)))
     prepare()
     used = set()
-    wrap = ssl.SSLContext.wrap_socket
+    wrap = ssl.SSLContext.wrap_bio
 
-    def note(self: ssl.SSLContext, *arguments: object, **options: object) -> ssl.SSLSocket:
-        if not options.get("server_side"):
-            used.add(self)
+    def note(self: ssl.SSLContext, *arguments: object, **options: object) -> ssl.SSLObject:
+        used.add(self)
         return wrap(self, *arguments, **options)
 
-    monkeypatch.setattr(ssl.SSLContext, "wrap_socket", note)
+    monkeypatch.setattr(ssl.SSLContext, "wrap_bio", note)
     monkeypatch.setattr(
         ssl.SSLContext, "load_verify_locations", lambda *_, **__: pytest.fail("read again")
     )
@@ -1081,10 +1181,10 @@ def test_a_defect_is_logged_and_costs_its_own_url_only(http_server, monkeypatch,
     read = module._read
     broken = f"{url}/?broken"
 
-    def break_one(response: requests.Response) -> bytes:
+    def break_one(response: requests.Response, limits: sockets.Limits) -> bytes:
         if response.url == broken:
             raise ZeroDivisionError("our defect at http://example.com/?secret")
-        return read(response)
+        return read(response, limits)
 
     monkeypatch.setattr(module, "_read", break_one)
     first, second = fetch_all([broken, f"{url}/"])
@@ -1197,11 +1297,10 @@ def test_a_host_that_is_too_slow_is_an_error_in_this_sentence(http_server):
 
 
 def test_an_unverified_certificate_is_refused_in_this_sentence(http_server, monkeypatch):
-    def wrap_socket(sock, server_hostname):
-        sock.close()
+    def wrap_bio(*_, server_hostname):
         raise ssl.SSLCertVerificationError(server_hostname)
 
-    monkeypatch.setattr(module.tls_context(), "wrap_socket", wrap_socket, raising=False)
+    monkeypatch.setattr(module.tls_context(), "wrap_bio", wrap_bio, raising=False)
     assert refusal(http_server({}).replace("http", "https")) == (
         FetchError,
         "Expected a host whose certificate can be verified. "
@@ -1264,8 +1363,8 @@ def test_as_many_bytes_may_come_as_are_left(http_server, monkeypatch):
     monkeypatch.setattr(sockets._Socket, "recv_into", count)
     assert fetch(f"{url}/") == b"rose"
     total = sum(received)
-    monkeypatch.setattr(module, "MAX_OVERHEAD", total - module.MAX_BYTES)
+    monkeypatch.setattr(module, "MAX_OVERHEAD", total)
     assert fetch(f"{url}/") == b"rose"
-    monkeypatch.setattr(module, "MAX_OVERHEAD", total - 1 - module.MAX_BYTES)
-    with pytest.raises(TooLargeError):
+    monkeypatch.setattr(module, "MAX_OVERHEAD", total - 1)
+    with pytest.raises(FetchError):
         fetch(f"{url}/")

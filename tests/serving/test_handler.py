@@ -448,7 +448,8 @@ def test_the_line_of_a_request_says_what_went_wrong(handler, log):
     ("url", "logged"),
     [
         ("http://127.0.0.2/a/b.jpg?c=d#e", "http://127.0.0.2/a/b.jpg"),
-        ("https://rose:thorn@127.0.0.2:8/", "https://127.0.0.2:8/"),
+        ("https://rose:thorn@127.0.0.2:8/", "unreadable"),
+        ("https://127.0.0.2:8/;thorn", "https://127.0.0.2:8/"),
         ("http://127.0.0.2/" + "a" * 300, "http://127.0.0.2/" + "a" * 183),
         ("ftp://127.0.0.2/thorn", "unreadable"),
         ("thorn", "unreadable"),

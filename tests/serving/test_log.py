@@ -7,7 +7,7 @@ import json
 import pytest
 
 from serving import log
-from serving.log import ImageLog, RequestLog, loggable, milliseconds, without_query
+from serving.log import ImageLog, RequestLog, loggable, milliseconds, without_secrets
 
 
 class Output(io.StringIO):
@@ -105,7 +105,53 @@ def test_a_defect_is_logged_with_its_trace_and_without_what_is_secret():
     ],
 )
 def test_a_query_is_cut_up_to_the_next_space(text, shown):
-    assert without_query(text) == shown
+    assert without_secrets(text) == shown
+
+
+@pytest.mark.parametrize(
+    ("text", "shown"),
+    [
+        ("KeyError: 'http://rose:thorn@a/b' there\n", "KeyError: ... there\n"),
+        ("KeyError: 'HTTPS://rose:tho rn@a/b'\n", "KeyError: ...\n"),
+        ("KeyError: 'http:rose:tho\nrn@x@a/b'\n", "KeyError: ...\n"),
+        ("a@b http://c/d e@f", "... ..."),
+        ("http://a/ and rose:thorn%40a/b", "..."),
+        ("no scheme: rose:thorn@a/b c", "no scheme: ... c"),
+        ("rose:th\uff20a", "..."),
+        ("http://rose:t?h#o@a/", "..."),
+        ('  File "/var/task/a.py", line 1, in b\n', '  File "/var/task/a.py", line 1, in b\n'),
+        ("KeyError: " + "x" * 1990, "KeyError: " + "x" * 1990),
+        ("KeyError: " + "x" * 1991, "KeyError: ... (2001 characters)\n"),
+        ("x" * 2001, "... (2001 characters)\n"),
+        ("KeyError: 'http://rose:a@b thorn c@d/'\n", "KeyError: ...\n"),
+        ("http:" * 400, "http:" * 400),
+    ],
+    ids=range(14),
+)
+def test_of_a_text_neither_passwords_nor_images_are_logged(text, shown):
+    assert without_secrets(text) == shown
+
+
+def test_of_a_chain_of_errors_each_is_logged_without_what_is_secret():
+    def break_down():
+        try:
+            raise KeyError("http://rose:thorn@a/")
+        except KeyError as error:
+            error.add_note("thorn@a")
+            raise ValueError("https://a/?thorn") from error
+
+    with pytest.raises(ValueError, match="thorn") as raised:
+        break_down()
+    trace = json.loads(written(log.log_exception, None, raised.value))["exception"]
+    messages = [line for line in trace.splitlines() if line and not line.startswith(" ")]
+    assert messages == [
+        "Traceback (most recent call last):",
+        "KeyError: ...",
+        "...",
+        "The above exception was the direct cause of the following exception:",
+        "Traceback (most recent call last):",
+        "ValueError: https://a/?...",
+    ]
 
 
 def request_log(**fields):
@@ -142,19 +188,56 @@ def test_times_and_errors_are_summed_over_the_images():
 @pytest.mark.parametrize(
     ("url", "shown"),
     [
-        ("https://user:secret@a.b:8080/c/d?e=f#g", "https://a.b:8080/c/d"),
-        ("http://a@b@c/d", "http://c/d"),
+        ("https://a.b:8080/c/d?e=f#g", "https://a.b:8080/c/d"),
+        ("HTTPS://A.b/C", "https://A.b/C"),
         ("http://a/" + "b" * 300, "http://a/" + "b" * 191),
         ("http://a", "http://a"),
-        ("http:///a", "unreadable"),
-        ("ftp://a/b", "unreadable"),
-        ("http://[a", "unreadable"),
-        ("http://[secret", "unreadable"),
-        ("ftp://secret/", "unreadable"),
-        ("secret", "unreadable"),
-        (
-            "https://user:secret@host.test:8080/a/b.jpg?secret#secret",
-            "https://host.test:8080/a/b.jpg",
+        ("http://a:/", "http://a:/"),
+        ("http://[::1]:80/b", "http://[::1]:80/b"),
+        ("http://blüte.test/ü b", "http://blüte.test/ü b"),
+        ("http://a/b;jsessionid=secret", "http://a/b"),
+        ("http://a/b;secret/c", "http://a/b"),
+        ("http://a/b%3Fsecret", "http://a/b"),
+        ("http://a/b%253fsecret", "http://a/b"),
+        ("http://a/b%23secret\nsecret", "http://a/b"),
+        ("http://a/b%20c", "http://a/b%20c"),
+        *(
+            (url, "unreadable")
+            for url in (
+                "http:///a",
+                "ftp://a/b",
+                "http://[a",
+                "http://[secret",
+                "http://[secret]/",
+                "ftp://secret/",
+                "secret",
+                "",
+                "http:secret",
+                "https://user:secret@host.test:8080/a/b.jpg?secret#secret",
+                "http://user:s3cr/et@host.test/",
+                "http://user:s3cr?et@host.test/",
+                "http://user:s3cr#et@host.test/",
+                "http://user:123/secret@host.test/",
+                "http://user/secret@host.test/",
+                "http://user:12?secret@host.test/",
+                "http://user:12/secret%40host.test/",
+                "http://user:12/secret%2540host.test/",
+                "http://user:12/secret\uff20host.test/",
+                "http://user:secret%40host.test/",
+                "http://user%3Asecret%40host.test/",
+                "http://user:secret host.test/",
+                "http://user secret/",
+                "http://user:secret\\@host.test/",
+                "http://user\\secret/",
+                "http:\\\\user:secret@host.test/",
+                "http:/user:secret@host.test/",
+                "http:user:secret@host.test/",
+                "HTTP:user:secret@host.test/",
+                "user:secret@host.test/",
+                "http://a@secret@host.test/",
+                "http://host.test/go/http://user:secret@host.test/",
+                "See http://user:secret@host.test/",
+            )
         ),
     ],
 )

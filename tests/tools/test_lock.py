@@ -26,7 +26,13 @@ IMAGES = {
 RUNTIME_CATEGORIES = tuple(IMAGES)
 PIPFILE = tomllib.loads((ROOT / "Pipfile").read_text(encoding="utf-8"))
 # {module: package} where the names differ by more than "-" and "_".
-DISTRIBUTIONS = {"PIL": "pillow", "_pytest": "pytest", "absl": "absl-py", "sklearn": "scikit-learn"}
+DISTRIBUTIONS = {
+    "PIL": "pillow",
+    "_pytest": "pytest",
+    "absl": "absl-py",
+    "cyclonedx": "cyclonedx-python-lib",
+    "sklearn": "scikit-learn",
+}
 # Folders whose programs only developers run, so that [dev-packages] will do.
 FOR_DEVELOPERS = ("benchmarks", "tests", "tools")
 OLD_NAMES = {5: "manylinux1", 12: "manylinux2010", 17: "manylinux2014"}
@@ -65,6 +71,15 @@ def pip_install(requirements, python, glibc):
     )
 
 
+def printed_requirements(category):
+    """Return the lines that the Dockerfile and `make setup` give to pip."""
+    command = [sys.executable, "tools/requirements.py", category]
+    with (ROOT / "Pipfile.lock").open() as lock:
+        done = subprocess.run(command, cwd=ROOT, stdin=lock, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    return done.stdout.splitlines()
+
+
 @pytest.fixture
 def requirements(tmp_path):
     """Write a category of the lock, all of it or some packages, as the Dockerfile has pip read it.
@@ -73,9 +88,7 @@ def requirements(tmp_path):
     """
 
     def write(category, names=None):
-        printed = pipenv("requirements", "--categories", category, "--hash", "--exclude-index")
-        lines = [line for line in printed.stdout.splitlines() if line]
-        assert len(lines) == len(LOCK[category]), printed.stderr
+        lines = printed_requirements(category)
         path = tmp_path / "requirements.txt"
         path.write_text("\n".join(line for line in lines if names in (None, line.split("=")[0])))
         return path
@@ -85,6 +98,15 @@ def requirements(tmp_path):
     if process.returncode:
         pytest.skip(f"no package index answers: {process.stderr.strip().splitlines()[-1]}")
     return write
+
+
+@pytest.mark.parametrize("category", ["tflite-runtime", "openvino", "develop", "python"])
+def test_requirements_are_those_that_pipenv_would_print(category):
+    names = {"develop": "dev-packages"}
+    options = ("--categories", names.get(category, category), "--hash", "--exclude-index")
+    theirs = [line for line in pipenv("requirements", *options).stdout.splitlines() if line]
+    assert printed_requirements(category) == theirs
+    assert len(theirs) == len(LOCK[category])
 
 
 @pytest.mark.parametrize("category", IMAGES)

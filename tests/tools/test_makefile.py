@@ -73,12 +73,13 @@ def test_the_promised_targets_are_there() -> None:
         ("test", "-m pytest -n 2 --dist loadfile --here"),
         ("train", "train.py --here"),
         ("convert", "convert_to_tflite.py --here"),
-        ("predict", 'predict.py "a b.jpg" --here'),
+        ("predict", 'predict.py --here -- "$IMAGE"'),
         ("build", "-m tools.container build -- --here"),
         ("run", "-m tools.container run -- --here"),
         ("http", "-m tools.function_url --here"),
         ("fuzz", "-m tests.fuzz.events --here"),
         ("fuzz", "-m tests.fuzz.images --here"),
+        ("fuzz", "-m tests.fuzz.hosts --here"),
         ("data", "-m training.dataset.download --here"),
         ("sample", "-m training.sample --here"),
         ("explore", "-m experiments.explore --here"),
@@ -86,6 +87,7 @@ def test_the_promised_targets_are_there() -> None:
         ("tune", "-m experiments.tune --here"),
         ("mutants", "-m tools.mutants --here"),
         ("lock", "-m tools.lock"),
+        ("sbom", "-m tools.sbom --here"),
     ],
 )
 def test_targets_call_programs_with_arguments(target: str, command: str) -> None:
@@ -105,12 +107,77 @@ def test_test_checks_the_code_before_it_tests() -> None:
     ]
 
 
-def test_the_variables_of_the_container_image_reach_the_tool() -> None:
-    named = ("MODELS=models/my own/", "RUNTIME=openvino", "TAG=mine", "PORT=8081")
-    texts = [make(ROOT, "-n", target, *named) for target in ("build", "run")]
-    printed = [" ".join(text.replace("\\\n", "").split()) for text in texts]
-    assert '--models "models/my own/" --runtime "openvino" --tag "mine" --' in printed[0]
-    assert '--port "8081" --tag "mine" --' in printed[1]
+HOSTILE = {
+    "quotes": 'it\'s a "rose".jpg',
+    "command of the shell": "$(touch pwned).jpg",
+    "backticks": "`touch pwned`.jpg",
+    "second command": "rose.jpg; touch pwned & touch pwned | touch pwned > pwned",
+    "function of make": "$(shell touch pwned)$(error stopped)",
+    "variables": "$HOME ${PATH} $(MAKE) $@ $$ $",
+    "flag": "--help",
+    "lines": "rose.jpg\n\ttouch pwned\n",
+    "special characters": "\\ # % * ~ ! a=b a:b a,b) {c,d} [e] \\",
+    "spaces": "two  spaces.jpg ",
+    "no UTF-8": "caf\udce9.jpg",
+}
+
+
+def calls(project: Path, *arguments: str) -> list[str]:
+    """Return the arguments with which `make` calls Python in `project`."""
+    python = "#!/bin/sh\nprintf '%s\\0' \"$@\" >> called\n"
+    path = project / ".venv" / "bin" / "python"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(python, encoding="utf-8")
+    path.chmod(0o755)
+    make(project, *arguments)
+    return os.fsdecode((project / "called").read_bytes()).split("\0")[:-1]
+
+
+@pytest.mark.parametrize("name", HOSTILE.values(), ids=HOSTILE)
+def test_any_name_of_an_image_is_only_a_name(project: Path, name: str) -> None:
+    assert calls(project, "predict", f"IMAGE={name}", "ARGS=--json") == [
+        "predict.py",
+        "--json",
+        "--",
+        name,
+    ]
+    assert not (project / "pwned").exists()
+
+
+@pytest.mark.parametrize("name", HOSTILE.values(), ids=HOSTILE)
+@pytest.mark.parametrize(
+    ("target", "variables"),
+    [
+        ("build", ["models", "runtime", "tag"]),
+        ("run", ["port", "tag"]),
+        ("sbom", ["models"]),
+    ],
+)
+def test_any_value_of_a_variable_is_only_a_value(
+    project: Path, target: str, variables: list[str], name: str
+) -> None:
+    called = calls(project, target, *(f"{variable.upper()}={name}" for variable in variables))
+    assert [word for word in called if word.startswith("--") and word != "--"] == [
+        f"--{variable}={name}" for variable in variables
+    ]
+    assert not (project / "pwned").exists()
+
+
+@pytest.mark.parametrize("variable", ["IMAGE", "MODELS", "PORT", "RUNTIME", "TAG", "ARGS"])
+def test_a_variable_that_a_target_does_not_use_does_nothing(project: Path, variable: str) -> None:
+    make(project, "help", f"{variable}=$(shell touch pwned)$(error stopped)`touch pwned`")
+    assert not (project / "pwned").exists()
+
+
+def test_more_arguments_are_words_for_the_shell_and_not_for_make(project: Path) -> None:
+    called = calls(project, "train", "ARGS=--data 'my own' $(printf '%s' a-b) ${UNSET-c}")
+    assert called == ["train.py", "--data", "my own", "a-b", "c"]
+
+
+def test_without_variables_the_tools_take_their_defaults(project: Path) -> None:
+    assert calls(project, "build") == ["-m", "tools.container", "build", "--"]
+    (project / "called").unlink()
+    assert calls(project, "run", "TAG=", "PORT=") == ["-m", "tools.container", "run", "--"]
 
 
 def test_clean_leaves_images_checkpoints_and_packages(project: Path) -> None:
@@ -126,6 +193,7 @@ def test_clean_leaves_images_checkpoints_and_packages(project: Path) -> None:
         ".pytest_cache/a",
         "models/demo/a.h5",
         "mutants/serving/a.py",
+        "sbom/openvino.cdx.json",
         "serving/__pycache__/a.pyc",
     ]
     for name in kept + gone:

@@ -43,7 +43,8 @@ def checkout(tmp_path: Path) -> Path:
     """A folder with a space in its name, our setup.sh and a lock of no packages."""
     folder = tmp_path / "a checkout"
     (folder / "tools").mkdir(parents=True)
-    shutil.copy(ROOT / "tools" / "setup.sh", folder / "tools")
+    for name in ("setup.sh", "requirements.py"):
+        shutil.copy(ROOT / "tools" / name, folder / "tools")
     empty = {"_meta": {"sources": []}, "default": {}, "develop": {}}
     (folder / "Pipfile.lock").write_text(json.dumps(empty), encoding="utf-8")
     return folder
