@@ -9,11 +9,9 @@ from pathlib import Path
 from typing import NamedTuple
 
 from serving import resources
-from serving.decoder import MAX_CPU_S, CpuLimitError, Decoder
 from serving.errors import DeadlineError, ServingError, UserError
 
 STOPPED = "stopped"  # the outcome of a file whose worker was ended
-CPU_S = MAX_CPU_S
 DEADLINE_S = 15.0  # for an image, of which its worker may compute for 4
 LATE_S = 3.0  # seconds behind the deadline that an answer may come, on a busy machine
 PARENT_CPU_S = 0.5  # for the service itself
@@ -79,7 +77,7 @@ def decode_here(data: bytes, size: tuple[int, int] | None) -> tuple[str, Cost]:
 
     meter = Meter()
     try:
-        image = open_image(data, size)
+        image = open_image(data, size, resources.MOST)
     except ServingError as error:
         outcome = _named(error)
     except Exception as error:
@@ -92,10 +90,20 @@ def decode_here(data: bytes, size: tuple[int, int] | None) -> tuple[str, Cost]:
 
 
 class ServiceDecoder:
-    """The service's decoder, with what its worker takes for a file."""
+    """The service's decoder, with what its worker takes for a file.
+
+    Attributes:
+        cpu_s: seconds of CPU time after which a worker is ended.
+    """
 
     def __init__(self) -> None:
-        self._decoder = Decoder()
+        """Start the worker."""
+        # Imported late, as in `decode_here`.
+        from serving import decoder
+
+        self.cpu_s = decoder.MAX_CPU_S
+        self._stopped = (decoder.CpuLimitError, DeadlineError)
+        self._decoder = decoder.Decoder()
 
     def __call__(self, data: bytes, size: tuple[int, int] | None) -> tuple[str, Cost]:
         """Decode `data` for `size` (height, width).
@@ -113,11 +121,11 @@ class ServiceDecoder:
                 data,
                 size or (299, 299),
                 memory=resources.MOST,
-                cpu_s=CPU_S,
+                cpu_s=self.cpu_s,
                 deadline=begun + DEADLINE_S,
             )
             outcome = "RGB"
-        except (CpuLimitError, DeadlineError):
+        except self._stopped:
             outcome = STOPPED
         except ServingError as error:
             outcome = _named(error)

@@ -178,10 +178,12 @@ def test_what_the_service_stops_is_counted(monkeypatch, child, defect):
     """The next file is decoded all the same."""
     opens = decoder_process.open_image
     monkeypatch.setattr(
-        decoder_process, "open_image", lambda data, size: (opens if data else defect)(data, size)
+        decoder_process,
+        "open_image",
+        lambda data, *arguments: (opens if data else defect)(data, *arguments),
     )
-    monkeypatch.setattr(decode, "CPU_S", 0.1)
     decoder = child()
+    decoder.cpu_s = 0.1
     assert check(b"", None, decoder)[0] == STOPPED
     outcome, cost = check((CORPUS / "420.jpg").read_bytes(), None, decoder)
     assert outcome == "RGB"

@@ -1,25 +1,15 @@
 """Draws AVIFs: frames of other sizes than the boxes say, grids, items by the million."""
 
-import functools
 import random
 import struct
-from io import BytesIO
 
-from PIL import Image
-
+from benchmarks.avif_writer import Av1, box, configuration, frame, sequence_header
 from tests.fuzz.hostile.draw import MAX_BYTES, draw_sides, flood, log_uniform, usually
 from tests.fuzz.hostile.exif import draw_exif
 
 ALPHA_URN = b"urn:mpeg:mpegB:cicp:systems:auxiliary:alpha\0"
-SEQUENCE_HEADER, TEMPORAL_DELIMITER = 0x0A, b"\x12\0"
+TEMPORAL_DELIMITER = b"\x12\0"
 LONGEST = 32_768  # pixels, for libavif
-SIDES = (16, 64, 256, 1024, 4096)  # of the frames that are encoded
-
-
-def box(kind: bytes, *parts: bytes) -> bytes:
-    """Return a box."""
-    content = b"".join(parts)
-    return struct.pack(">I", 8 + len(content)) + kind + content
 
 
 def full_box(kind: bytes, version: int, flags: int, *parts: bytes) -> bytes:
@@ -39,59 +29,28 @@ def draw_avif(rng: random.Random) -> bytes:
     return (head + content + box(b"mdat", frames) + filled)[:MAX_BYTES]
 
 
-@functools.lru_cache(32)
-def _encoded(side: int, kind: str, subsampling: str) -> tuple[bytes, bytes]:
-    """Return (av1C, AV1 frame) of a square of one color."""
-    buffer = BytesIO()
-    image = Image.new(kind, (side, side), 80)
-    image.save(buffer, "AVIF", speed=10, subsampling=subsampling, max_threads=1)
-    data = buffer.getvalue()
-    at = data.index(b"av1C")
-    configuration = data[at - 4 : at - 4 + int.from_bytes(data[at - 4 : at])]
-    return configuration, data[data.index(b"mdat") + 4 :]
-
-
-def resized(frame: bytes, width: int, height: int) -> bytes:
-    """Return the AV1 `frame` with another size in its reduced sequence header."""
-    at = frame.index(bytes([SEQUENCE_HEADER]), 2)
-    length = frame[at + 1]
-    bits = "".join(f"{byte:08b}" for byte in frame[at + 2 : at + 2 + length])
-    across, down = (int(bits[n : n + 4], 2) + 1 for n in (10, 14))  # behind profile, flags, level
-    rest = bits[18 + across + down :].rstrip("0")[:-1]  # without the trailing bits
-    changed = bits[:10] + "11111111" + f"{width - 1:016b}{height - 1:016b}" + rest + "1"
-    changed += "0" * (-len(changed) % 8)
-    header = int(changed, 2).to_bytes(len(changed) // 8)
-    return frame[:at] + bytes([SEQUENCE_HEADER, len(header)]) + header + frame[at + 2 + length :]
-
-
-def lengthened(frame: bytes, more: bytes) -> bytes:
-    """Return the AV1 `frame` with `more` bytes of pixels."""
-    header = frame.index(bytes([SEQUENCE_HEADER]), 2)
-    at = header + 2 + frame[header + 1] + 1  # of the length, 7 bits a byte
-    end = at + 1
-    while frame[end - 1] & 0x80:
-        end += 1
-    pixels = frame[end:] + more
-    length = len(pixels)
-    written = bytes(length >> 7 * n & 0x7F | (n < 3) << 7 for n in range(4))
-    return frame[:at] + written + pixels
-
-
-def _draw_frame(rng: random.Random, sides: tuple[int, int], grey: bool = False) -> tuple:
-    """Return (av1C, AV1 data): of `sides`, of a square, or both; once or again and again."""
-    side = rng.choice((*SIDES, 16, 64))
-    subsampling = "4:0:0" if grey else rng.choice(("4:2:0", "4:4:4", "4:2:2", "4:0:0"))
-    configuration, frame = _encoded(side, "L" if grey else "RGB", subsampling)
-    kind = rng.random()
-    if kind < 0.5:
-        frame = resized(frame, *sides)
-    if kind < 0.4:  # any bytes are coefficients of some kind
-        frame = lengthened(frame, rng.randbytes(100) * log_uniform(rng, 1, 20_000))
-    if rng.random() < 0.1:
-        frame = (frame + resized(frame, *draw_sides(rng)))[: MAX_BYTES // 4]
+def _draw_frame(
+    rng: random.Random, sides: tuple[int, int], grey: bool = False
+) -> tuple[bytes, bytes]:
+    """Return (av1C, AV1 data): of `sides` or not, any kind, once or again and again."""
+    plane = Av1(
+        usually(rng, sides, draw_sides(rng)),
+        deep=rng.random() < 0.3,
+        full_colour=not grey and rng.random() < 0.5,
+        grey=grey,
+        grain=rng.random() < 0.2,
+        filters=rng.random() < 0.3,
+    )
+    content = rng.choice((bytes(1000), rng.randbytes(1000))) * log_uniform(
+        rng, 1, MAX_BYTES // 4000
+    )
+    data = TEMPORAL_DELIMITER + sequence_header(plane) + frame(plane, content)
+    if rng.random() < 0.1:  # a second size
+        other = plane._replace(size=draw_sides(rng))
+        data += sequence_header(other) + frame(other, content[:1000])
     if rng.random() < 0.2:
-        frame *= max(1, min(log_uniform(rng, 1, 10_000), MAX_BYTES // 2 // len(frame)))
-    return configuration, frame
+        data *= max(1, min(log_uniform(rng, 1, 10_000), MAX_BYTES // 2 // len(data)))
+    return configuration(plane), data
 
 
 def _meta(rng: random.Random, place: int) -> tuple[bytes, bytes]:
@@ -99,24 +58,24 @@ def _meta(rng: random.Random, place: int) -> tuple[bytes, bytes]:
     sides = draw_sides(rng, usually(rng, LONGEST, 65_535))
     rows, columns = usually(rng, (0, 0), (1, 2), _grid(rng), odds=0.6)
     lie = usually(rng, sides, (64, 64), draw_sides(rng), odds=0.6)
-    color, frame = _draw_frame(rng, sides)
+    color, pixels = _draw_frame(rng, sides)
     alpha, transparency = _draw_frame(rng, sides, grey=True)
-    if len(frame) + len(transparency) > MAX_BYTES // 2:
+    if len(pixels) + len(transparency) > MAX_BYTES // 2:
         transparency = b"\x12\0"
     whole = (lie[0] * max(1, columns) & 0xFFFFFFFF, lie[1] * max(1, rows) & 0xFFFFFFFF)
     grid = struct.pack(">BBBBII", 0, 1, max(0, rows - 1), max(0, columns - 1), *whole)
     properties = [
         full_box(b"ispe", 0, 0, struct.pack(">II", *whole)),
         full_box(b"ispe", 0, 0, struct.pack(">II", *lie)),
-        full_box(b"pixi", 0, 0, b"\3\x08\x08\x08"),
+        box(b"pasp", struct.pack(">II", 1, 1)),
         *(color, alpha, full_box(b"auxC", 0, 0, ALPHA_URN)),
         box(b"irot", bytes([rng.randrange(4)])),
         box(b"clap", struct.pack(">8I", *(log_uniform(rng, 1, 2**31) for _ in range(8)))),
         flood(rng, lambda: box(rng.choice((b"free", b"abcd", b"colr"))), odds=0.05),
     ]
     number = rows * columns
-    spots = [(place, len(grid)), (place + len(grid), len(frame))]
-    spots.append((spots[1][0] + len(frame), len(transparency)))
+    spots = [(place, len(grid)), (place + len(grid), len(pixels))]
+    spots.append((spots[1][0] + len(pixels), len(transparency)))
     items = [(1, b"grid" if number else b"av01", spots[0] if number else spots[1])]
     items.append((2, usually(rng, b"av01", b"Exif", b"grid", odds=0.95), spots[2]))
     items += [(3 + n, b"av01", spots[1]) for n in range(number)]
@@ -130,7 +89,7 @@ def _meta(rng: random.Random, place: int) -> tuple[bytes, bytes]:
             struct.pack(">H", usually(rng, 3 + n, 3, odds=0.99)) for n in range(number)
         )
         references += box(b"dimg", cells)
-    content = grid + frame + transparency
+    content = grid + pixels + transparency
     boxes = [
         full_box(b"hdlr", 0, 0, struct.pack(">I4sIII", 0, b"pict", 0, 0, 0), b"\0"),
         full_box(b"pitm", 0, 0, struct.pack(">H", 1)),
@@ -190,7 +149,7 @@ def _associations(belongs: dict[int, list[int]]) -> bytes:
 def _track(rng: random.Random, place: int) -> tuple[bytes, bytes]:
     """Return (content of mdat at `place`, box moov) of an image sequence."""
     sides = draw_sides(rng, LONGEST)
-    color, frame = _draw_frame(rng, sides)
+    color, pixels = _draw_frame(rng, sides)
     width, height = usually(rng, sides, draw_sides(rng))
     entry = bytes(6) + struct.pack(">H", 1) + bytes(16) + struct.pack(">HH", width, height)
     entry += struct.pack(">II", 0x480000, 0x480000) + bytes(4) + struct.pack(">H", 1) + bytes(32)
@@ -198,7 +157,7 @@ def _track(rng: random.Random, place: int) -> tuple[bytes, bytes]:
     chunks = usually(rng, 2, log_uniform(rng, 1, 1_000_000), odds=0.5)
     together = usually(rng, 1, log_uniform(rng, 1, max(2, 3_000_000 // chunks)), odds=0.7)
     samples = chunks * together
-    size, sizes = (len(frame) if together == 1 else usually(rng, 1, 0)), b""
+    size, sizes = (len(pixels) if together == 1 else usually(rng, 1, 0)), b""
     if samples < 1_000_000 and rng.random() < 0.3:
         size, sizes = 0, struct.pack(">I", size) * samples
     entries = usually(rng, 1, log_uniform(rng, 1, 700_000))
@@ -223,4 +182,4 @@ def _track(rng: random.Random, place: int) -> tuple[bytes, bytes]:
     track = box(b"trak", full_box(b"tkhd", 0, 1, head), box(b"mdia", media, handler, information))
     tracks = track + flood(rng, lambda: track, MAX_BYTES // 2, odds=0.2)
     exif = full_box(b"meta", 0, 0, handler, draw_exif(rng, 1000)) if rng.random() < 0.05 else b""
-    return frame, box(b"moov", full_box(b"mvhd", 0, 0, bytes(96)), tracks, exif)
+    return pixels, box(b"moov", full_box(b"mvhd", 0, 0, bytes(96)), tracks, exif)

@@ -1,5 +1,6 @@
 """Draws GIFs: huge screens, frames beyond them, blocks and extensions by the million."""
 
+import functools
 import random
 import struct
 
@@ -36,7 +37,7 @@ def _extension(rng: random.Random) -> bytes:
 def _frame(rng: random.Random, sides: tuple[int, int]) -> bytes:
     """Return a frame of zeros in blocks of any length."""
     x, y = usually(rng, 0, rng.randrange(65_536)), usually(rng, 0, rng.randrange(65_536))
-    flags = rng.choice((0, 0x40, 0x87, 0xC0))
+    flags = rng.choice((0, 0x40, 0x87, 0xC7))  # interlaced, with a palette
     head = b"," + struct.pack("<HHHHB", x, y, *sides, flags)
     head += bytes(768) if flags & 0x80 else b""
     bits = usually(rng, 8, 2, 1, 12, 13)
@@ -48,21 +49,21 @@ def _frame(rng: random.Random, sides: tuple[int, int]) -> bytes:
 
 
 def _lzw(bits: int, size: int) -> bytes:
-    """Return LZW codes of about `size` zeros, with a clear code before each if `bits` is odd."""
-    clear, number, length, count = 1 << min(bits, 11), 0, 0, 0
-    width, code, table = min(bits, 11) + 1, 0, clear + 1
-    number, length = clear, width
-    run = 0
-    while count < size and run < 4000:  # a run of ever longer strings
-        number |= code << length
-        length += width
-        run += 1
-        count += run
-        table += run > 1
-        code = table + 1
-        if code >= 1 << width and width < 12:
-            width += 1
-        if table >= 4094:
-            break
-    cycle = number.to_bytes(-(-length // 8), "little")
-    return cycle * max(1, min(size // max(1, count), 5_000_000 // len(cycle)))
+    """Return LZW codes of at least `size` zeros, of `bits` each, or of 5 MB."""
+    clear = 1 << min(bits, 11)
+    cycles = _lzw_cycles(clear)
+    # A cycle of codes has strings of one pixel to as many as there are codes, and there are eight.
+    pixels = 4 * (4096 - clear) ** 2
+    cycles *= max(1, min(1 + size // pixels, 5_000_000 // len(cycles)))
+    width = clear.bit_length()  # of the first clear code
+    codes = (int.from_bytes(cycles, "little") << width) | clear
+    return codes.to_bytes(len(cycles) + 2, "little")[: 100 + size]
+
+
+@functools.lru_cache(11)
+def _lzw_cycles(clear: int) -> bytes:
+    """Return LZW codes of ever longer strings of zeros until a clear code, eight times."""
+    codes = [(0, clear.bit_length())]
+    codes += [(code, max(clear, code).bit_length()) for code in range(clear + 2, 4096)]
+    text = "".join(format(code, f"0{width}b")[::-1] for code, width in [*codes, (clear, 12)]) * 8
+    return int(text[::-1], 2).to_bytes(len(text) // 8, "little")
