@@ -42,9 +42,9 @@ TOLERANCES = {"none": 0.001, "float16": 0.02, "dynamic": 0.25, "int8": 0.3}
 MIN_AGREEMENT = 0.96
 # Largest mean difference from Keras' of what a person sees of the details, 0 to 1. A p-value is the
 # rank of a distance, which takes a step where two distances change places. It detects defects:
-# activations of another layer, or scaled otherwise, make all p-values alike.
+# activations of another layer, or scaled otherwise, make all p-values alike. The shipped
+# checkpoint's are 0.0000 in float32, and 0.016 (p-values) and 0.015 (cells) in int8.
 DETAIL_TOLERANCES = {"none": 0.01, "float16": 0.02, "dynamic": 0.15, "int8": 0.15}
-DETAIL_NAMES = {"known": "p-values of familiarity", "maps": "cells of heat maps"}
 MAX_ACCURACY_DROP = 0.005  # 0 to 1, on all images
 BATCH_SIZE = 32
 
@@ -117,8 +117,8 @@ def compare(
     received = tell_of(path, inputs, quantize, runtime)
     expected = _tell_keras(model, inputs, details or Details())
     difference = float(np.abs(expected.probabilities - received.probabilities).max())
-    best = expected.probabilities.argmax(axis=1), received.probabilities.argmax(axis=1)
-    agreement = float((best[0] == best[1]).mean())
+    agreeing = expected.probabilities.argmax(axis=1) == received.probabilities.argmax(axis=1)
+    agreement = float(agreeing.mean())
     allowed = TOLERANCES[quantize]
     print(
         f"  largest difference of a score: {difference:.6f} (allowed: {allowed})\n"
@@ -130,8 +130,9 @@ def compare(
             f"{MIN_AGREEMENT:.0%}. Received: {difference:.6f} and {agreement:.0%}. "
             "Nothing was written; try another --quantize."
         )
-    for what in ("known", "maps"):
-        _compare_detail(what, getattr(expected, what), getattr(received, what), quantize)
+    _compare_detail("p-values of familiarity", expected.known, received.known, quantize)
+    maps = (None if told.maps is None else told.maps[agreeing] for told in (expected, received))
+    _compare_detail("cells of heat maps", *maps, quantize)  # others are of another class
 
 
 def _tell_keras(model: keras.Model, inputs: np.ndarray, details: Details) -> Told:
@@ -143,12 +144,12 @@ def _tell_keras(model: keras.Model, inputs: np.ndarray, details: Details) -> Tol
 
 
 def _compare_detail(
-    what: str, expected: np.ndarray | None, received: np.ndarray | None, quantize: str
+    name: str, expected: np.ndarray | None, received: np.ndarray | None, quantize: str
 ) -> None:
     """Print how far a detail is from Keras'; raise `ModelError` where the file is broken."""
     if expected is None:
         return
-    name, allowed = DETAIL_NAMES[what], DETAIL_TOLERANCES[quantize]
+    allowed = DETAIL_TOLERANCES[quantize]
     differences = np.abs(expected - received) if received is not None else np.array([np.nan])
     mean = float(differences.mean())
     print(
