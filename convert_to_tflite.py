@@ -117,11 +117,12 @@ def convert(
         )
 
     print(f"Convert: --quantize {quantize}; this takes a minute.", flush=True)
-    content = make_tflite(model, metadata.class_names, quantize, calibration)
+    details = metadata.details
+    content = make_tflite(model, metadata.class_names, quantize, calibration, details)
 
     def write_compared(temporary: Path) -> None:
         temporary.write_bytes(content)
-        compare(model, temporary, comparison, quantize, runtime)
+        compare(model, temporary, comparison, quantize, runtime, details)
 
     path = tflite_path(checkpoint, quantize)
     write_atomically(path, write_compared)
@@ -183,7 +184,8 @@ def parse_arguments(arguments: list[str] | None) -> argparse.Namespace:
         "--evaluate",
         action="store_true",
         help="convert nothing; evaluate the checkpoint and the .tflite file beside it on all "
-        "images of --data: accuracy and top-1 agreement. Without --quantize it is the newest. "
+        "images of --data: accuracy, top-1 agreement and which are unknown. Without --quantize "
+        "it is the newest. "
         f"Exit code 1 if the file loses more than {MAX_ACCURACY_DROP:.1%}% of accuracy or agrees "
         f"on less than {MIN_AGREEMENT:.0%}%. Takes minutes",
     )

@@ -3,6 +3,7 @@
     python docker_test.py                                    # Wikimedia's rose; expects "rose"
     python docker_test.py --file tulip.jpg --expect tulip    # send a file
     python docker_test.py --url https://example.com/a.jpg    # accept any label
+    python docker_test.py --details                          # and print what else the model tells
 
 The exit code is 0 if the expected label has the highest score. Otherwise it is 1, and one sentence
 says why.
@@ -19,7 +20,7 @@ import urllib.error
 import urllib.parse
 import urllib.request
 from pathlib import Path
-from typing import TypeGuard
+from typing import Any, TypeGuard
 
 ENDPOINT = "http://localhost:8080/2015-03-31/functions/function/invocations"
 IMAGE = "https://upload.wikimedia.org/wikipedia/commons/5/51/Small_Red_Rose.JPG"
@@ -28,6 +29,7 @@ IMAGE_LABEL = "rose"  # what IMAGE shows
 WAIT = 30.0  # seconds for the container to come up
 RETRY = 0.2  # seconds between two tries
 ANSWER_TIMEOUT = 60.0  # seconds for one answer
+HEAT = ".:-=+*#%@"  # characters of a heat map, from 0 to 1
 MAX_PAYLOAD = 6 * 1024 * 1024  # bytes; Lambda takes no larger event
 NOT_STARTED = "Start it with `make run`, or pass another --endpoint."
 DROPPED = (
@@ -49,8 +51,11 @@ def main(arguments: list[str] | None = None) -> int:
     expected = options.expect or (IMAGE_LABEL if image == IMAGE else None)
     try:
         event = file_event(options.file) if options.file else {"url": image}
-        scores = parse_scores(invoke(options.endpoint, event, options.wait), event.get("url"))
+        question = event | {"details": True} if options.details else event
+        answer = parse_answer(invoke(options.endpoint, question, options.wait), event.get("url"))
+        scores, more = parse_details(answer) if options.details else (parse_scores(answer), [])
         print_scores(image, scores)
+        print(*more, sep="\n", end="\n" * bool(more), flush=True)
         check_label(scores, expected)
     except CheckError as error:
         print(f"docker_test.py: {error}", file=sys.stderr)
@@ -83,7 +88,7 @@ def file_event(path: Path) -> dict[str, str]:
     return event
 
 
-def invoke(endpoint: str, event: dict[str, str], wait: float) -> bytes:
+def invoke(endpoint: str, event: dict, wait: float) -> bytes:
     """Return the response body for `event` once a service listens.
 
     Raises:
@@ -114,7 +119,7 @@ def invoke(endpoint: str, event: dict[str, str], wait: float) -> bytes:
         time.sleep(min(RETRY, max(0.0, deadline - time.monotonic())))
 
 
-def post(endpoint: str, event: dict[str, str]) -> bytes:
+def post(endpoint: str, event: dict) -> bytes:
     """Return the response body for `event`, whatever its status.
 
     Raises:
@@ -140,11 +145,11 @@ def sentence_part(error: Exception) -> str:
     return text.rstrip(".")
 
 
-def parse_scores(body: bytes, url: str | None = None) -> dict[str, float]:
-    """Return the {label: score} in a response body, to an event with `url` if that is given.
+def parse_answer(body: bytes, url: str | None = None) -> object:
+    """Return the JSON in a response body, to an event with `url` if that is given.
 
     Raises:
-        CheckError: it is an error or something else.
+        CheckError: it is an error, or no JSON.
     """
     text = body.decode(errors="replace").strip()
     if text[:1] == "<":
@@ -168,12 +173,68 @@ def parse_scores(body: bytes, url: str | None = None) -> dict[str, float]:
                 f"Expected scores. Received: {name}: {answer['errorMessage']}. "
                 "See the container's log."
             )
-    if not is_scores(answer):
-        raise CheckError(
-            f"Expected scores ({{label: score}}). Received: {text[:200] or 'nothing'}. "
-            "Check --endpoint."
-        )
+    if answer is None:
+        raise unexpected("scores ({label: score})", text)
     return answer
+
+
+def unexpected(expected: str, received: str) -> CheckError:
+    """Return the error of an answer that is not as `expected`."""
+    return CheckError(
+        f"Expected {expected}. Received: {received[:200] or 'nothing'}. Check --endpoint."
+    )
+
+
+def parse_scores(answer: object) -> dict[str, float]:
+    """Return `answer` if it is {label: score}.
+
+    Raises:
+        CheckError: it is something else.
+    """
+    if not is_scores(answer):
+        raise unexpected("scores ({label: score})", json.dumps(answer))
+    return answer
+
+
+def parse_details(answer: Any) -> tuple[dict[str, float], list[str]]:
+    """Return {label: score} of an `answer` with details, and lines about the rest of it.
+
+    Raises:
+        CheckError: it is something else.
+    """
+    if is_scores(answer):
+        raise CheckError(
+            "Expected details. Received: scores only, as before there were details. "
+            "Build and start the container again, or leave out --details."
+        )
+    try:
+        keys = ("scores", "known", "unknown", "prediction_set", "heatmap")
+        scores, known, unknown, chosen, heatmap = (answer[key] for key in keys)
+        lines = [
+            f"  known: {tell(known)}",
+            f"  unknown: {tell(unknown)}",
+            f"  prediction set: {tell(None if chosen is None else ', '.join(chosen))}",
+            f"  heat map: {tell(None if heatmap is None else f'from {HEAT[0]} to {HEAT[-1]}')}",
+            *(f"    {row}" for row in heat_rows(heatmap)),
+        ]
+    except (LookupError, TypeError, ValueError):
+        raise unexpected("details ({label, scores, known, ...})", json.dumps(answer)) from None
+    return parse_scores(scores), lines
+
+
+def tell(value: object) -> str:
+    """Return `value` in words; None is what the model does not tell."""
+    words = {None: "the model does not tell", True: "yes", False: "no"}
+    return words[value] if value is None or isinstance(value, bool) else str(value)
+
+
+def heat_rows(heatmap: dict | None) -> list[str]:
+    """Return the rows of a heat map, a character of `HEAT` for each value; none without one."""
+    if heatmap is None:
+        return []
+    rows, columns = heatmap["rows"], heatmap["columns"]
+    marks = [HEAT[round(value * (len(HEAT) - 1))] for value in heatmap["values"]]
+    return [" ".join(marks[row * columns : (row + 1) * columns]) for row in range(rows)]
 
 
 def private_advice(url: str | None, kind: object) -> str:
@@ -253,6 +314,9 @@ def parse_arguments(arguments: list[str] | None) -> argparse.Namespace:
         "--expect",
         metavar="LABEL",
         help=f"correct label [{IMAGE_LABEL} for Wikimedia's rose, otherwise any]",
+    )
+    parser.add_argument(
+        "--details", action="store_true", help="print all that the model tells, not only scores"
     )
     parser.add_argument(
         "--wait",

@@ -4,6 +4,11 @@
     python predict.py --json holiday/ > scores.jsonl
     python predict.py --csv holiday/ > scores.csv
     python predict.py --model models/mine/ rose.jpg
+    python predict.py --details rose.jpg         # all that the model tells, as JSON
+    python predict.py --heatmap maps/ rose.jpg   # where it looked, as maps/rose.heatmap.png
+
+An image that is unlike those of training is "unknown", if the model can tell: if fewer than 2 % of
+them look as strange. UNKNOWN_BELOW=0.05 in the environment says 5 %.
 
 An image that cannot be read gets a line of its own, the others are still answered, and the exit
 code is 1. URLs must be of public hosts. FETCH_ALLOW=localhost,192.168.0.0/16 in the environment
@@ -18,21 +23,28 @@ import math
 import re
 import sys
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
 import training.cli as cli  # first: it says in one line that Ctrl-C ended the other imports
+from serving.answers import describe, read_unknown_below
 from serving.classifier import Classifier
+from serving.details import Details
 from serving.errors import InternalError, ModelError, ServingError, UserError, error_body
 from serving.fetch import prepare
 from serving.model_files import best_model
+from serving.preprocess import preprocess
 from serving.resources import thread_count
-from training.image_files import expand, is_url, read_image
+from serving.runtimes import Prediction
+from training.image_files import expand, is_url, read_images
 from training.model_facts import ModelFacts, add_model_flags
 from training.streams import print_error, printable, without_info_lines
 
 if TYPE_CHECKING:
-    from PIL import Image
+    import numpy as np
+
+    from training.heatmaps import HeatmapFolder
 
 MODELS = Path("models")
 BESIDE = Path(__file__).resolve().parent  # where models/ is looked for next
@@ -46,20 +58,24 @@ class AnyClassifier(Protocol):
 
     labels: tuple[str, ...]
     input_size: tuple[int, int]
+    details: Details
 
-    def classify(self, image: "Image.Image") -> dict[str, float]:
-        """Return {label: score} for an upright RGB image."""
+    def predict(self, inputs: "np.ndarray") -> Prediction:
+        """Return what the model makes of one image, float32 (1, height, width, 3), -1 to 1."""
 
 
-Scores = dict[str, float]  # {label: score}
-PrintAnswer = Callable[[str, Scores | ServingError], None]  # takes an image and what came of it
+Answer = dict | ServingError  # what `serving.answers.describe` returns, or why there is none
+PrintAnswer = Callable[[str, Answer], None]  # takes an image and what came of it
 
 
 def main(arguments: list[str] | None = None) -> int:
     """Classify images as the command line says and return the exit code."""
     flags = parse_arguments(arguments)
+    printer = flags.printer or (json_printer if flags.details else text_printer)
+    make_printer = partial(printer, details=flags.details)
+    facts = ModelFacts.read(flags)
     return cli.run_command(
-        lambda: predict(flags.images, flags.model, ModelFacts.read(flags), flags.printer),
+        lambda: predict(flags.images, flags.model, facts, make_printer, flags.heatmap),
         "predict.py",
         paths="read the model and print the scores",
         advice="Check the paths, their permissions and the free disk space.",
@@ -71,28 +87,52 @@ def predict(
     model: Path | None,
     facts: ModelFacts,
     make_printer: Callable[[AnyClassifier], PrintAnswer],
+    heatmaps: Path | None = None,
 ) -> int:
     """Print the scores of each image and return the exit code.
 
     It is 1 if an image could not be read. `facts` are what is known of a checkpoint of another
-    program.
+    program. Heat maps are written into the folder `heatmaps`, if it is not None.
 
     Raises:
-        ModelError: there is no model, or it cannot be loaded.
+        ModelError: there is no model, it cannot be loaded, or has no heat maps to write.
+        SettingError: UNKNOWN_BELOW is malformed.
         AllowError: FETCH_ALLOW is malformed and there are URLs.
+        UserError: a heat map cannot be written.
     """
+    unknown_below = read_unknown_below()
     path = find_model(model)
     classifier = load_classifier(path, facts)
     print_error(describe_model(path, classifier))
+    folder = make_folder(heatmaps, path, classifier) if heatmaps else None
     if any(map(is_url, images)):
         prepare()
     print_answer = make_printer(classifier)
     exit_code = 0
     for image in expand(images):
-        answer = classify(image, classifier)
+        answer = classify(image, classifier, unknown_below, folder)
         exit_code = 1 if isinstance(answer, ServingError) else exit_code
         print_answer(image, answer)
     return exit_code
+
+
+def make_folder(heatmaps: Path, model: Path, classifier: AnyClassifier) -> "HeatmapFolder":
+    """Return the folder `heatmaps`, made if it is missing.
+
+    Raises:
+        ModelError: `model` has no heat maps.
+        UserError: the folder cannot be made.
+    """
+    if not classifier.details.head:
+        raise ModelError(
+            "Expected a model that tells where it looks, for --heatmap: with a global average "
+            f"pooling, dense layers (ReLU) and a softmax at its end. Received: {model}, which does "
+            "not. Convert its checkpoint again with python convert_to_tflite.py."
+        )
+    # Imported only here, because Matplotlib takes half a second.
+    from training.heatmaps import HeatmapFolder
+
+    return HeatmapFolder(heatmaps)
 
 
 def find_model(model: Path | None) -> Path:
@@ -145,13 +185,27 @@ def describe_model(path: Path, classifier: AnyClassifier) -> str:
     return printable(f"Model: {path} ({runtime}), {len(names)} classes: {listed}")
 
 
-def classify(image: str, classifier: AnyClassifier) -> Scores | ServingError:
-    """Return the scores of `image` or, whatever happens to it, an error."""
+def classify(
+    image: str,
+    classifier: AnyClassifier,
+    unknown_below: float,
+    folder: "HeatmapFolder | None" = None,
+) -> Answer:
+    """Return what the model tells of `image` or, whatever happens to it, an error.
+
+    Its heat map is written into `folder`, if there is one.
+    """
     try:
-        scores = classifier.classify(read_image(image, classifier.input_size))
-        if all(map(math.isfinite, scores.values())):
-            return scores
-        return InternalError("The model's scores are no numbers (NaN). Train it again.")
+        sizes = [classifier.input_size] if folder is None else [classifier.input_size, None]
+        small, *whole = read_images(image, sizes)
+        prediction = classifier.predict(preprocess(small, classifier.input_size))
+        answer = describe(classifier.labels, classifier.details, prediction, unknown_below)
+        if not all(map(math.isfinite, answer["scores"].values())):
+            return InternalError("The model's scores are no numbers (NaN). Train it again.")
+        if folder:
+            written = folder.write(image, whole[0], answer["heatmap"])
+            print_error(printable(f"Wrote: {written}, where the model looked in {image}"))
+        return answer
     except ServingError as error:
         return error
     except UserError:
@@ -162,30 +216,35 @@ def classify(image: str, classifier: AnyClassifier) -> Scores | ServingError:
         return InternalError(f"Unexpected error on this image ({cli.first_line(error)}).")
 
 
-def text_printer(_: AnyClassifier) -> PrintAnswer:
+def text_printer(*_: object, **__: object) -> PrintAnswer:
     """Return a function that prints scores, best class first, or an error to standard error."""
 
-    def print_text(image: str, answer: Scores | ServingError) -> None:
+    def print_text(image: str, answer: Answer) -> None:
         if isinstance(answer, ServingError):
             print_error(printable(f"{image}: {answer}"))
             return
-        width = max(map(len, answer))
-        print(printable(f"{image}: {best_label(answer)}"))
-        for label, score in sorted(answer.items(), key=lambda item: -item[1]):
+        label, scores = answer["label"], answer["scores"]
+        width = max(map(len, scores))
+        said = f"unknown (looks like {label})" if answer["unknown"] else label
+        print(printable(f"{image}: {said}"))
+        for label, score in sorted(scores.items(), key=lambda item: -item[1]):
             print(f"  {printable(label):{width}} {score:.5f}", flush=True)
 
     return print_text
 
 
-def json_printer(_: AnyClassifier) -> PrintAnswer:
-    """Return a function that prints a line of JSON: image, label and scores, or error."""
+def json_printer(_: AnyClassifier, details: bool = False) -> PrintAnswer:
+    """Return a function that prints a line of JSON: image, label and scores, or error.
+
+    With `details`, it has all that `serving.answers.describe` returns.
+    """
     only_ascii = codecs.lookup(sys.stdout.encoding or "ascii").name != "utf-8"
 
-    def print_json(image: str, answer: Scores | ServingError) -> None:
+    def print_json(image: str, answer: Answer) -> None:
         if isinstance(answer, ServingError):
             found = error_body(answer)
         else:
-            found = {"label": best_label(answer), "scores": answer}
+            found = answer if details else {name: answer[name] for name in ("label", "scores")}
         line = json.dumps({"image": image} | found, ensure_ascii=only_ascii)
         # What UTF-8 has no bytes for, or a terminal obeys, in JSON's own escapes.
         line = re.sub(r"[\x7f-\x9f\ud800-\udfff]", lambda c: f"\\u{ord(c[0]):04x}", line)
@@ -194,30 +253,28 @@ def json_printer(_: AnyClassifier) -> PrintAnswer:
     return print_json
 
 
-def csv_printer(classifier: AnyClassifier) -> PrintAnswer:
+def csv_printer(classifier: AnyClassifier, details: bool = False) -> PrintAnswer:
     """Print a header, and return a function that prints a row: best class, its score, all scores.
 
-    An image that could not be read has a row with its error, and no scores.
+    An image that could not be read has a row with its error, and no scores. With `details` the
+    last columns are `known` and `unknown`, empty where the model does not tell.
     """
     writer = csv.writer(sys.stdout, lineterminator="\n")
-    writer.writerow(["image", "label", "score", "error", *classifier.labels])
+    more = ["known", "unknown"] if details else []
+    writer.writerow(["image", "label", "score", "error", *classifier.labels, *more])
 
-    def print_row(image: str, answer: Scores | ServingError) -> None:
+    def print_row(image: str, answer: Answer) -> None:
         if isinstance(answer, ServingError):
-            row = [image, "", "", str(answer), *("" for _ in classifier.labels)]
+            row = [image, "", "", str(answer), *("" for _ in (*classifier.labels, *more))]
         else:
-            best = best_label(answer)
-            scores = [f"{answer[label]:.5f}" for label in (best, *classifier.labels)]
-            row = [image, best, scores[0], "", *scores[1:]]
+            best, scores = answer["label"], answer["scores"]
+            shown = [f"{scores[label]:.5f}" for label in (best, *classifier.labels)]
+            row = [image, best, shown[0], "", *shown[1:]]
+            row += ["" if answer[name] is None else json.dumps(answer[name]) for name in more]
         writer.writerow(row)
         sys.stdout.flush()
 
     return print_row
-
-
-def best_label(scores: dict[str, float]) -> str:
-    """Return the label with the highest score."""
-    return max(scores, key=scores.__getitem__)
 
 
 def parse_arguments(arguments: list[str] | None) -> argparse.Namespace:
@@ -233,7 +290,8 @@ def parse_arguments(arguments: list[str] | None) -> argparse.Namespace:
         ("--csv", csv_printer, "print a table with a row per image"),
     ):
         output.add_argument(flag, dest="printer", action="store_const", const=printer, help=text)
-    parser.set_defaults(printer=text_printer)
+    add("--details", action="store_true", help="print all that the model tells [as --json]")
+    add("--heatmap", type=cli.path, metavar="DIR", help="write where the model looked, as PNG")
     return parser.parse_args(arguments)
 
 

@@ -161,7 +161,10 @@ def report(
             "none. Train anew, without --resume."
         )
     source = report_source(run, inputs)
-    result = evaluate.calibrate(*load_checkpoint(checkpoint), dataset, split, source)
+    # A frozen base is the final network's, too, so its features need not be computed again.
+    is_frozen = run.recipe.fine_tune_at is None and run.recipe.final_size == run.recipe.input_size
+    known = features if is_frozen else None
+    result = evaluate.calibrate(*load_checkpoint(checkpoint), dataset, split, source, known)
     path = evaluate.save(result, models, split, checkpoint)
     if checkpoint != path:
         TrainingState.update(models / STATE, checkpoint=path.name)

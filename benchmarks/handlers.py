@@ -70,8 +70,10 @@ def onnx(model: str, runtime: str) -> tuple[Predict, float]:
     from serving import fetch
     from serving.classifier import Classifier, read_labels
     from serving.decoder import Decoder
+    from serving.details import Details
     from serving.handler import Handler
     from serving.resources import thread_count
+    from serving.runtimes import Prediction
     from serving.service import Service
 
     class OnnxClassifier(Classifier):
@@ -84,8 +86,10 @@ def onnx(model: str, runtime: str) -> tuple[Predict, float]:
             self.runtime = "onnxruntime"
             self.labels = read_labels(Path(model).with_suffix(".tflite"))
 
-        def probabilities(self, inputs: np.ndarray) -> np.ndarray:
-            return np.asarray(self._session.run(None, {self._name: inputs})[0])[0]
+            self.details = Details()
+
+        def predict(self, inputs: np.ndarray) -> Prediction:
+            return Prediction(np.asarray(self._session.run(None, {self._name: inputs})[0])[0])
 
     imported = time.monotonic()
     handler = Handler(Service(OnnxClassifier(), Path(model).stem, Decoder()))

@@ -178,13 +178,19 @@ def _form_request(fields: Sequence[tuple[str, str | bytes]]) -> Request:
         raise events.refusal(" and ".join(sorted(keys, reverse=True)) or "a form without these")
     if len(images) > events.MAX_IMAGES:
         raise events.too_many(len(images))
-    top = next((value for name, value in fields if name == "top" and isinstance(value, str)), None)
     lists = [name for name, _ in fields if name in SEVERAL or _INDEX.search(name)]
     return Request(
         events.parse_sources(images),
         is_batch=bool(lists) or len(images) > 1,
-        top=events.parse_top(events.decimal(top or None)),
+        top=events.parse_top(events.decimal(_option(fields, "top"))),
+        details=events.parse_details(events.yes_or_no(_option(fields, "details"))),
     )
+
+
+def _option(fields: Sequence[tuple[str, str | bytes]], name: str) -> str | None:
+    """Return the first text in a form's fields called `name`; None if there is none, or empty."""
+    texts = (value for key, value in fields if key == name and isinstance(value, str))
+    return next(texts, None) or None
 
 
 def _images_in(name: str, value: str | bytes) -> list[tuple[str, object]]:

@@ -8,12 +8,11 @@ from importlib.metadata import version
 from pathlib import Path
 
 import numpy as np
-from PIL import Image
 
+from serving.details import read_details
 from serving.errors import ModelError
 from serving.model_files import describe_file, is_tflite
-from serving.preprocess import preprocess
-from serving.runtimes import RUNTIMES, find_runtime, load_network
+from serving.runtimes import RUNTIMES, Prediction, find_runtime, load_network
 
 LABELS_FILE = "labels.txt"  # TFLite Metadata's zip entry for class names
 MAX_LABELS_BYTES = 1_000_000  # thousands of class names, in any script
@@ -37,13 +36,15 @@ class Classifier:
         labels: class names, in the order of the model's outputs.
         input_size: (height, width) in pixels.
         runtime: package that runs the model.
+        details: what the model's file holds to tell more than scores.
     """
 
     def __init__(self, path: str | Path, threads: int = 1, runtime: str | None = None):
         """Load `path` into `runtime` (default: the first one installed), with `threads` threads.
 
         Raises:
-            ModelError: the file is missing, has no class names, or the runtime cannot load it.
+            ModelError: the file is missing, has no class names, is damaged, or the runtime cannot
+                load it.
         """
         path = Path(path)
         self.runtime, module = find_runtime(runtime)
@@ -60,6 +61,7 @@ class Classifier:
                 f"{path.name}. Received: {len(self.labels)}. "
                 "Convert it again with convert_to_tflite.py."
             )
+        self.details = read_details(path, self._network.channels, len(self.labels))
 
     def _cannot_load(self, path: Path, error: Exception) -> str:
         others = [name for name in RUNTIMES if name != self.runtime]
@@ -70,16 +72,16 @@ class Classifier:
             f"Use {' or '.join(others)}, or convert it with another --quantize."
         )
 
-    def probabilities(self, inputs: np.ndarray) -> np.ndarray:
-        """Return the probability of each class, float32 (classes,), 0 to 1.
+    def predict(self, inputs: np.ndarray) -> Prediction:
+        """Return what the model makes of one image.
 
-        `inputs` is one image from `preprocess`: float32 (1, height, width, 3), -1 to 1.
+        `inputs` is what `preprocess` returns: float32 (1, height, width, 3), -1 to 1.
         """
         return self._network.run(inputs)
 
-    def classify(self, image: Image.Image) -> dict[str, float]:
-        """Return {label: score} for an upright RGB image, with five decimals."""
-        return named_scores(self.labels, self.probabilities(preprocess(image, self.input_size)))
+    def probabilities(self, inputs: np.ndarray) -> np.ndarray:
+        """Return the probability of each class, float32 (classes,), 0 to 1, as `predict`."""
+        return self.predict(inputs).probabilities
 
 
 def read_labels(path: Path) -> tuple[str, ...]:

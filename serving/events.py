@@ -16,6 +16,8 @@ EXPECTED = (
     'Expected {"url": "https://..."}, {"image": "<base64 of an image file>"}, {"urls": [...]} '
     'or {"images": [...]}.'
 )
+OPTIONS = ("top", "details")  # keys beside them
+YES, NO = ("true", "1", "yes", "on"), ("false", "0", "no", "off")  # of queries and forms
 SHOWN_KEYS = 3  # in a sentence
 SHOWN = 40  # characters of each
 
@@ -64,11 +66,13 @@ class Request:
         sources: of each image, in order, or the error in it.
         is_batch: whether to return a list, even of one image.
         top: how many of the best classes to return; None for all, in the order of the model.
+        details: whether to return all that the model tells, not only scores.
     """
 
     sources: tuple[Source | InvalidRequestError, ...]
     is_batch: bool = False
     top: int | None = None
+    details: bool = False
 
 
 def parse(event: object) -> Request:
@@ -76,8 +80,8 @@ def parse(event: object) -> Request:
 
     Raises:
         InvalidRequestError: it is not a JSON object with exactly one of `url`, `image`, `urls`
-            and `images`, `top` is not a whole number from 1, or the list is empty or has more
-            than `MAX_IMAGES` entries.
+            and `images`, `top` is not a whole number from 1, `details` neither true nor false, or
+            the list is empty or has more than `MAX_IMAGES` entries.
     """
     if not isinstance(event, dict):
         raise refusal(kind_of(event))
@@ -87,10 +91,10 @@ def parse(event: object) -> Request:
     if len(named) > 1:
         raise refusal(" and ".join(named))
     [key] = named
-    top = parse_top(event.get("top"))
+    top, details = parse_top(event.get("top")), parse_details(event.get("details"))
     if key in ONE:
-        return Request((parse_source(key, event[key]),), top=top)
-    return Request(_sources(key, event[key]), is_batch=True, top=top)
+        return Request((parse_source(key, event[key]),), top=top, details=details)
+    return Request(_sources(key, event[key]), is_batch=True, top=top, details=details)
 
 
 def named_keys(event: dict) -> list[str]:
@@ -111,6 +115,23 @@ def parse_top(value: object) -> int | None:
         raise InvalidRequestError(
             f"Expected top to be a whole number from 1. Received: {received}. "
             "Leave it out for all classes."
+        )
+    return value
+
+
+def parse_details(value: object) -> bool:
+    """Return whether more than scores is asked for.
+
+    Raises:
+        InvalidRequestError: `value` is neither true nor false.
+    """
+    if value is None:
+        return False
+    if not isinstance(value, bool):
+        received = shown(str(value)) if isinstance(value, int | float) else kind_of(value)
+        raise InvalidRequestError(
+            f"Expected details to be true or false. Received: {received}. "
+            "Leave it out for scores only."
         )
     return value
 
@@ -231,6 +252,12 @@ def decimal(text: str | None) -> int | str | None:
     return int(text) if digits else text
 
 
+def yes_or_no(text: str | None) -> bool | str | None:
+    """Return `text` as a bool if it is one of `YES` or `NO`, else unchanged."""
+    word = text and text.strip().lower()
+    return (word in YES) if word in (*YES, *NO) else text
+
+
 def _sources(key: str, values: object) -> tuple[Source | InvalidRequestError, ...]:
     if not isinstance(values, list):
         raise InvalidRequestError(
@@ -242,7 +269,7 @@ def _sources(key: str, values: object) -> tuple[Source | InvalidRequestError, ..
 
 
 def _other_keys(event: dict) -> str:
-    keys = [shown(key) for key, value in event.items() if key != "top" and value is not None]
+    keys = [shown(k) for k, value in event.items() if k not in OPTIONS and value is not None]
     if not (listed := [key for key in keys if key][:SHOWN_KEYS]):
         return "none of these"
     return "none of these, but " + ", ".join(listed)

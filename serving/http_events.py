@@ -9,7 +9,7 @@ import binascii
 import json
 import os
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from http import HTTPStatus
 from pathlib import Path
 
@@ -140,13 +140,19 @@ def parse_body(request: HttpRequest) -> Request:
             than gzip and deflate.
         TooLargeError: it unpacks to more than Lambda takes.
     """
-    top = events.parse_top(events.decimal(request.query.get("top")))
+    query = request.query
+    top = events.parse_top(events.decimal(query.get("top")))
+    details = events.parse_details(events.yes_or_no(query.get("details")))
     data = bodies.unpack(_bytes(request), request.headers.get("content-encoding", ""))
-    if not data and "url" in request.query:
+    if not data and "url" in query:
         raise events.refusal("nothing as the body, but url in the query. Send it in the body")
     kind = request.headers.get("content-type", "")
     parsed = bodies.parse(Body(data, kind, is_text=not request.is_base64))
-    return Request(parsed.sources, parsed.is_batch, parsed.top if top is None else top)
+    return replace(
+        parsed,
+        top=top if "top" in query else parsed.top,
+        details=details if "details" in query else parsed.details,
+    )
 
 
 def write_response(request: HttpRequest, result: Result) -> dict:

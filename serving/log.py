@@ -18,6 +18,8 @@ METRICS = {
     "decode_ms": "Milliseconds",
     "infer_ms": "Milliseconds",
     "errors": "Count",
+    "classified": "Count",  # images; only if the model tells which it does not know
+    "unknown": "Count",  # of these
 }
 MAX_MESSAGE = 2000  # characters of an exception's message: more may be an image
 MAX_SHOWN = 200  # characters of a URL
@@ -44,6 +46,8 @@ class ImageLog:
     height: int | None = None
     decode_ms: float | None = None  # to decode and preprocess
     infer_ms: float | None = None
+    known: float | None = None  # conformal p-value, 0 to 1
+    unknown: bool | None = None  # whether that is below UNKNOWN_BELOW
     error: str | None = None  # class name
 
     def to_json(self) -> dict:
@@ -73,6 +77,9 @@ class RequestLog:
             line["errors"] = sum(image.error is not None for image in self.images)
             for name in ("decode_ms", "infer_ms"):
                 line[name] = round(sum(getattr(image, name) or 0 for image in self.images), 1)
+            told = [image.unknown for image in self.images if image.unknown is not None]
+            if told:
+                line["classified"], line["unknown"] = len(told), sum(told)
         return {name: v for name, v in line.items() if v is not None or name == "request_id"}
 
 

@@ -15,7 +15,8 @@ def apply() -> None:
     """Change Pillow for this process; applying it again changes nothing more."""
     silence_python()
     silence_libtiff()
-    AvifImagePlugin.DEFAULT_MAX_THREADS = 1  # each one more takes memory, and hides CPU time
+    # Each thread more takes memory.
+    AvifImagePlugin.DEFAULT_MAX_THREADS = 1  # ty: ignore[invalid-assignment]
     Image.register_decoder("bmp_rle", RunLengthDecoder)
     Image.OPEN["WEBP"] = FirstFrame, Image.OPEN["WEBP"][1]
 

@@ -1,11 +1,11 @@
 """The packages that can run a .tflite file."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from importlib import import_module
 from pathlib import Path
 from types import ModuleType
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -18,6 +18,8 @@ RUNTIMES = {
     "openvino": "openvino",
 }
 
+PROBABILITIES, ACTIVATIONS = "probabilities", "activations"  # names of outputs
+
 
 @dataclass(frozen=True)
 class Tensor:
@@ -26,14 +28,29 @@ class Tensor:
     Attributes:
         dtype: such as "float32".
         shape: one number a dimension, -1 where it varies.
+        name: in the model file.
     """
 
     dtype: str
     shape: tuple[int, ...]
+    name: str = ""
 
     def __str__(self) -> str:
         shape = ", ".join("?" if size < 0 else str(size) for size in self.shape)
         return f"{self.dtype} ({shape})"
+
+
+class Prediction(NamedTuple):
+    """What a model makes of an image.
+
+    Attributes:
+        probabilities: of the classes, float32 (classes,), 0 to 1.
+        activations: of the last convolution, float32 (rows, columns, channels); None if the model
+            does not return them.
+    """
+
+    probabilities: np.ndarray
+    activations: np.ndarray | None = None
 
 
 @dataclass(frozen=True)
@@ -43,12 +60,33 @@ class Network:
     Attributes:
         input_shape: (1, height, width, 3).
         outputs: number of scores.
-        run: from float32 inputs of `input_shape` to float32 (outputs,).
+        channels: of its activations, None if it does not return them.
+        run: from float32 inputs of `input_shape` to what it predicts.
     """
 
     input_shape: tuple[int, ...]
     outputs: int
-    run: Callable[[np.ndarray], np.ndarray]
+    channels: int | None
+    run: Callable[[np.ndarray], Prediction]
+
+
+def find_outputs(path: Path, inputs: list[Tensor], outputs: list[Tensor]) -> list[int]:
+    """Return which of `outputs` are the scores and, if there are any, the activations.
+
+    Raises:
+        ModelError: the model does not take one image, float32 (1, height, width, 3), and return one
+            row of scores, float32 (1, classes), and nothing else but an output named `ACTIVATIONS`,
+            float32 (1, rows, columns, channels). The 1 may vary.
+    """
+    found = [
+        place
+        for place, tensor in enumerate(outputs)
+        if tensor.name == ACTIVATIONS and tensor.dtype == "float32" and len(tensor.shape) == 4
+    ]
+    found = found if len(found) == 1 else []
+    others = [place for place in range(len(outputs)) if place not in found]
+    require_image_classifier(path, inputs, [outputs[place] for place in others])
+    return others + found
 
 
 def require_image_classifier(path: Path, inputs: list[Tensor], outputs: list[Tensor]) -> None:
@@ -103,22 +141,32 @@ def load_network(module: ModuleType, path: Path, threads: int) -> Network:
 def _load_tflite(interpreter_module: ModuleType, path: Path, threads: int) -> Network:
     interpreter = interpreter_module.Interpreter(model_path=str(path), num_threads=threads)
     inputs, outputs = interpreter.get_input_details(), interpreter.get_output_details()
-    require_image_classifier(path, *(list(map(_tflite_tensor, each)) for each in (inputs, outputs)))
+    tensors = (list(map(_tflite_tensor, each)) for each in (inputs, outputs))
+    outputs = [outputs[place] for place in find_outputs(path, *tensors)]
     interpreter.allocate_tensors()
-    [input_details], [output_details] = inputs, outputs
+    [image] = inputs
 
-    def run(inputs: np.ndarray) -> np.ndarray:
-        interpreter.set_tensor(input_details["index"], inputs)
+    def run(inputs: np.ndarray) -> Prediction:
+        interpreter.set_tensor(image["index"], inputs)
         interpreter.invoke()
-        return interpreter.get_tensor(output_details["index"])[0]
+        return Prediction(*(interpreter.get_tensor(output["index"])[0] for output in outputs))
 
-    return Network(tuple(map(int, input_details["shape"])), int(output_details["shape"][-1]), run)
+    shapes = [output["shape"] for output in outputs]
+    return _network(image["shape"], shapes, run)
+
+
+def _network(
+    image: Sequence[int], outputs: list[Sequence[int]], run: Callable[[np.ndarray], Prediction]
+) -> Network:
+    """Return the network that `run` runs; shapes of `outputs` are as `find_outputs` sorts them."""
+    scores, *activations = (int(shape[-1]) for shape in outputs)
+    return Network(tuple(map(int, image)), scores, activations[0] if activations else None, run)
 
 
 def _tflite_tensor(details: dict) -> Tensor:
     signature = details["shape_signature"]  # empty where no dimension varies
     shape = signature if len(signature) else details["shape"]
-    return Tensor(np.dtype(details["dtype"]).name, tuple(map(int, shape)))
+    return Tensor(np.dtype(details["dtype"]).name, tuple(map(int, shape)), details["name"])
 
 
 def _load_openvino(openvino: ModuleType, path: Path, threads: int) -> Network:
@@ -133,20 +181,26 @@ def _load_openvino(openvino: ModuleType, path: Path, threads: int) -> Network:
     core = openvino.Core()
     try:
         model = core.read_model(path)
-        ports = (model.inputs, model.outputs)
-        require_image_classifier(path, *(list(map(_openvino_tensor, each)) for each in ports))
+        tensors = (list(map(_openvino_tensor, each)) for each in (model.inputs, model.outputs))
+        places = find_outputs(path, *tensors)
         _, *geometry = model.input().partial_shape
         model.reshape([1, *geometry])
         compiled = core.compile_model(model, "CPU", settings)
     except RuntimeError as error:
         # All lines but the last name OpenVINO's source files.
         raise RuntimeError(str(error).strip().splitlines()[-1]) from error
-    outputs = compiled.output().shape[-1]
-    return Network(tuple(compiled.input().shape), outputs, lambda inputs: compiled(inputs)[0][0])
+
+    def run(inputs: np.ndarray) -> Prediction:
+        results = compiled(inputs)
+        return Prediction(*(results[place][0] for place in places))
+
+    shapes = [compiled.output(place).shape for place in places]
+    return _network(compiled.input().shape, shapes, run)
 
 
 def _openvino_tensor(port: Any) -> Tensor:
-    dtype, shape = port.element_type.to_dtype().name, port.partial_shape
+    dtype, shape, names = port.element_type.to_dtype().name, port.partial_shape, port.get_names()
+    name = ACTIVATIONS if ACTIVATIONS in names else next(iter(names), "")
     if shape.rank.is_dynamic:
-        return Tensor(dtype, ())
-    return Tensor(dtype, tuple(-1 if n.is_dynamic else n.get_length() for n in shape))
+        return Tensor(dtype, (), name)
+    return Tensor(dtype, tuple(-1 if n.is_dynamic else n.get_length() for n in shape), name)

@@ -7,13 +7,15 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from serving import log, resources
-from serving.classifier import Classifier, named_scores
+from serving.answers import describe, is_unknown, known, read_unknown_below, top_k
+from serving.classifier import Classifier
 from serving.decoder import MAX_CPU_S, CpuLimitError, Decoder, out_of_time, too_slow
 from serving.errors import InternalError, ServingError, error_body
 from serving.events import Request, Source
 from serving.fetch import MAX_BYTES, fetch_all, too_large
 from serving.log import ImageLog
 from serving.preprocess import scale
+from serving.runtimes import Prediction
 
 # Seconds of CPU time for each image of several at first, so that none keeps the others from being
 # answered. A photo of 12 megapixels takes 0.1.
@@ -30,7 +32,7 @@ class ImageResult:
     """The result of one image."""
 
     data: bytes = b""  # of its file, until it is decoded
-    answer: dict = field(default_factory=dict)  # {label: score}, or the body of the error
+    answer: dict = field(default_factory=dict)  # scores, details, or the body of the error
     error: ServingError | None = None
     log: ImageLog = field(default_factory=ImageLog)
 
@@ -72,8 +74,13 @@ class Service:
     """Classifies images with one model."""
 
     def __init__(self, classifier: Classifier, name: str, decoder: Decoder):
-        """Use `decoder` and `classifier`, whose model is called `name`."""
+        """Use `decoder` and `classifier`, whose model is called `name`.
+
+        Raises:
+            SettingError: UNKNOWN_BELOW is malformed.
+        """
         self.classifier, self.name, self.decoder = classifier, name, decoder
+        self._unknown_below = read_unknown_below()
         self._longest_run = 0.0  # of the model, in seconds
 
     def health(self) -> dict:
@@ -99,7 +106,7 @@ class Service:
         waiting = [image for image in images if image.error is None]
         for cpu_s in (QUICK_CPU_S, MAX_CPU_S) if len(waiting) > 1 else (MAX_CPU_S,):
             limits = Limits(latest, cpu_s)
-            waiting = [i for i in waiting if not self._predict(i, limits, request.top, request_id)]
+            waiting = [i for i in waiting if not self._predict(i, limits, request, request_id)]
         if request.is_batch:
             return Result([image.answer for image in images], None, images, fetch_ms)
         [image] = images
@@ -111,7 +118,7 @@ class Service:
         return min(ANSWER_RESERVE_S + run, left / 2)
 
     def _predict(
-        self, image: ImageResult, limits: Limits, top: int | None, request_id: str | None
+        self, image: ImageResult, limits: Limits, request: Request, request_id: str | None
     ) -> bool:
         """Decode `image` and run the model, and return whether it has an answer.
 
@@ -121,10 +128,12 @@ class Service:
         try:
             inputs = self._decode(image, limits)
             started = time.monotonic()
-            probabilities = self.classifier.probabilities(inputs)
+            prediction = self.classifier.predict(inputs)
             self._longest_run = max(self._longest_run, time.monotonic() - started)
             image.log.infer_ms = log.milliseconds(started)
-            image.answer = top_k(self.classifier.labels, probabilities, top)
+            image.log.known = known(self.classifier.details, prediction)
+            image.log.unknown = is_unknown(image.log.known, self._unknown_below)
+            image.answer = self._answer(prediction, request)
         except CpuLimitError:
             if limits.cpu_s < MAX_CPU_S:
                 return False
@@ -136,6 +145,12 @@ class Service:
             image.fail(InternalError("The service failed on this image; its log says why."))
         image.data = b""  # a batch of large images would add up
         return True
+
+    def _answer(self, prediction: Prediction, request: Request) -> dict:
+        labels, details = self.classifier.labels, self.classifier.details
+        if request.details:
+            return describe(labels, details, prediction, self._unknown_below, request.top)
+        return top_k(labels, prediction.probabilities, request.top)
 
     def _decode(self, image: ImageResult, limits: Limits) -> np.ndarray:
         """Return `image` as the model's input, float32 (1, height, width, 3), -1 to 1.
@@ -185,11 +200,3 @@ def fetch_images(sources: Sequence[Source | ServingError], latest: float) -> lis
         else:
             image.data = data
     return images
-
-
-def top_k(labels: tuple[str, ...], probabilities: np.ndarray, top: int | None) -> dict[str, float]:
-    """Return {label: score}, all in order or the `top` best first."""
-    scores = named_scores(labels, probabilities)
-    if top is None:
-        return scores
-    return dict(sorted(scores.items(), key=lambda item: -item[1])[:top])

@@ -1,17 +1,22 @@
 """What several tests need: a web server, small models, drawn images."""
 
 import contextlib
+import dataclasses
 import os
 import signal
 import threading
 from collections.abc import Callable, Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 import pytest
 
 from serving.decoder import Decoder
+
+if TYPE_CHECKING:
+    from serving.details import Familiarity
 
 # Before TensorFlow: once that is imported, tflite-runtime loads no model any more.
 with contextlib.suppress(ImportError):
@@ -120,6 +125,88 @@ def small_tflite(small_checkpoint: Path) -> Path:
     with contextlib.chdir(small_checkpoint.parent):  # where no flowers/ is
         assert convert_to_tflite.main([str(small_checkpoint)]) == 0
     return small_checkpoint.with_suffix(".tflite")
+
+
+class Telling(NamedTuple):
+    """A model that tells more than scores: in Keras, its files, and images that it knows.
+
+    Its last convolution, 8×12, has the mean red, green and blue of each 4×4 pixels, and how much
+    two patterns of single pixels are in them, which no image has that it knows.
+    """
+
+    model: Any
+    checkpoint: Path
+    tflite: Path
+    int8: Path
+    images: np.ndarray  # uint8 (n, 32, 48, 3)
+
+
+@pytest.fixture(scope="session")
+def telling(tmp_path_factory: pytest.TempPathFactory) -> Telling:
+    """A network that tells colours apart and strange images from others; 32×48 pixels."""
+    from serving.details import Details
+    from serving.preprocess import scale
+    from training.backend import keras
+    from training.checkpoint import Metadata, save_checkpoint
+    from training.export.tflite import make_tflite
+    from training.model import BASE_LAYER
+
+    labels = ("red", "green", "blue")
+    inside, inputs = keras.Input((32, 48, 3)), keras.Input((32, 48, 3))
+    convolution = keras.layers.Conv2D(5, 4, 4, activation="relu")
+    base = keras.Model(inside, convolution(inside), name=BASE_LAYER)
+    x = keras.layers.GlobalAveragePooling2D()(base(inputs))
+    x = keras.layers.Dense(4, activation="relu")(x)
+    model = keras.Model(inputs, keras.layers.Dense(3, activation="softmax")(x))
+    kernel = np.zeros((4, 4, 3, 5), np.float32)
+    kernel[..., [0, 1, 2], [0, 1, 2]] = 1 / 32
+    kernel[::2, :, :, 3], kernel[1::2, :, :, 3] = 1 / 48, -1 / 48
+    kernel[:, ::2, :, 4], kernel[:, 1::2, :, 4] = 1 / 48, -1 / 48
+    convolution.set_weights([kernel, np.float32([0.5, 0.5, 0.5, 0, 0])])
+    model.layers[-2].set_weights([np.eye(5, 4), np.zeros(4)])
+    model.layers[-1].set_weights([np.eye(4, 3) * 8, np.zeros(3)])
+
+    generator = np.random.default_rng(0)
+    coarse = generator.integers(0, 256, (250, 4, 6, 3)).repeat(8, axis=1).repeat(8, axis=2)
+    images = np.uint8(coarse * generator.uniform(0.2, 1, (250, 1, 1, 3)))
+    activations = np.asarray(base(scale(images)))
+    scores, best = np.asarray(model(scale(images))), images.mean(axis=(1, 2)).argmax(axis=1)
+    details = Details(
+        fit_familiarity(activations.mean(axis=(1, 2))),
+        np.sort(1 - scores[np.arange(250), best]),
+    )
+    folder = tmp_path_factory.mktemp("telling")
+    checkpoint = folder / "xception_fin_05_0.900.h5"
+    save_checkpoint(model, checkpoint, Metadata(labels, 5, 0.9))
+    files = {"none": folder / "telling.tflite", "int8": folder / "telling.int8.tflite"}
+    loaders = [lambda image=image: image for image in images[:100]]
+    for kind, path in files.items():
+        path.write_bytes(make_tflite(model, labels, kind, loaders, details))
+    return Telling(model, checkpoint, *files.values(), images)
+
+
+def fit_familiarity(features: np.ndarray) -> "Familiarity":
+    """Return the familiarity of `features` (n, channels) with half of them."""
+    from serving.details import Familiarity
+
+    features = features / np.linalg.norm(features, axis=1, keepdims=True)
+    training, validation = features[::2], features[1::2]
+    mean = training.mean(axis=0)
+    directions = np.linalg.svd(training - mean, full_matrices=False)[2]
+    fitted = Familiarity(
+        means=np.float32([mean]),
+        directions=np.float32([directions[:2].T]),
+        distances=np.zeros(1, np.float32),
+    )
+    distances = np.sort([fitted.distance(each) for each in validation])
+    return dataclasses.replace(fitted, distances=np.float32(distances))
+
+
+def stripes() -> np.ndarray:
+    """Return an image that `telling` does not know, uint8 (32, 48, 3): stripes of one pixel."""
+    image = np.zeros((32, 48, 3), np.uint8)
+    image[::2] = 255
+    return image
 
 
 @pytest.hookimpl(wrapper=True)

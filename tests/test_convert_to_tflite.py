@@ -4,6 +4,7 @@ import os
 import re
 import shutil
 import zipfile
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -12,6 +13,7 @@ import pytest
 from PIL import Image
 
 import convert_to_tflite
+from serving.details import read_details
 from serving.errors import ModelError
 from serving.model_files import tflite_path
 from serving.preprocess import scale
@@ -22,8 +24,8 @@ from training.dataset.split import split_dataset
 from training.errors import DataError
 from training.export import compare as module
 from training.export import tflite
-from training.export.compare import TOLERANCES
-from training.export.tflite_process import predict_once
+from training.export.compare import DETAIL_TOLERANCES, TOLERANCES
+from training.export.tflite_process import Told, tell_once
 
 
 @pytest.fixture
@@ -163,7 +165,9 @@ def test_int8_lets_no_operation_stay_in_floating_point(monkeypatch):
     made = SimpleNamespace(from_keras_model=lambda model: converter)
     monkeypatch.setattr(tflite.tf.lite, "TFLiteConverter", made)
     monkeypatch.setattr(tflite, "drop_outliers", lambda model, inputs: inputs)
-    monkeypatch.setattr(tflite, "add_metadata", lambda flatbuffer, class_names: flatbuffer)
+    monkeypatch.setattr(tflite, "add_metadata", lambda flatbuffer, *_: flatbuffer)
+    monkeypatch.setattr(tflite, "with_activations", lambda model: model)
+    monkeypatch.setattr(tflite, "read_head", lambda model: ())
     tflite.make_tflite(None, ("a",), "int8", [lambda: noise(0)])
     assert converter.target_spec.supported_ops == [tflite.tf.lite.OpsSet.TFLITE_BUILTINS_INT8]
     assert [array.shape for [array] in converter.representative_dataset()] == [(1, 32, 32, 3)]
@@ -176,10 +180,25 @@ def noise(seed, shape=(32, 32, 3)):
 SCORES = np.tile(np.float32([0.6, 0.4]), (20, 1))
 
 
+@pytest.fixture(autouse=True)
+def stand_ins_have_no_layers(monkeypatch):
+    """Let `SimpleNamespace` stand for a Keras model that returns scores alone."""
+    with_activations, read_head = module.with_activations, module.read_head
+
+    def is_stand_in(model):
+        return isinstance(model, SimpleNamespace)
+
+    monkeypatch.setattr(
+        module, "with_activations", lambda m: m if is_stand_in(m) else with_activations(m)
+    )
+    monkeypatch.setattr(module, "read_head", lambda m: () if is_stand_in(m) else read_head(m))
+
+
 def compare(monkeypatch, received, quantize="none", expected=SCORES):
     """Compare what the file answers, `received`, with what Keras does."""
     model = SimpleNamespace(predict=lambda inputs, **_: expected)
-    monkeypatch.setattr(module, "predict", lambda path, inputs, *_: received)
+    told = Told(received, None, None)
+    monkeypatch.setattr(module, "tell_of", lambda path, inputs, *_: told)
     readers = [lambda seed=seed: noise(seed, (4, 4, 3)) for seed in range(len(received))]
     module.compare(model, Path("a.tflite"), readers, quantize, None)
 
@@ -194,6 +213,62 @@ def test_one_score_of_one_image_beyond_the_tolerance_is_refused(monkeypatch, cap
         compare(monkeypatch, received)
 
 
+@pytest.fixture
+def told(telling, tmp_path):
+    """A checkpoint of `telling` with its details."""
+    from training.checkpoint import Metadata, save_checkpoint
+
+    path = tmp_path / "told_0.900.h5"
+    details = replace(read_details(telling.tflite, 5, 3), head=())
+    metadata = Metadata(("red", "green", "blue"), 5, 0.9, details=details)
+    save_checkpoint(telling.model, path, metadata)
+    return path, details
+
+
+@pytest.mark.parametrize("runtime", RUNTIMES)
+@pytest.mark.parametrize("quantize", ["none", "int8"])
+def test_what_tells_more_than_scores_is_converted_and_compared(
+    told, colored, quantize, runtime, capsys
+):
+    path, details = told
+    flags = ["--quantize", quantize, "--data", colored, "--runtime", runtime]
+    assert convert(path, *flags) == 0
+    out = capsys.readouterr().out
+    allowed = DETAIL_TOLERANCES[quantize]
+    for name in ("p-values of familiarity", "cells of heat maps"):
+        row = rf"  {name}: mean difference (\S+) \(allowed: {allowed}\), largest (\S+)\n"
+        mean, largest = map(float, re.search(row, out).groups())
+        assert mean <= largest
+    converted = read_details(tflite_path(path, quantize), 5, 3)
+    assert np.array_equal(converted.nonconformity, details.nonconformity)
+    assert np.array_equal(converted.familiarity.distances, details.familiarity.distances)
+    assert len(converted.head) == 2
+
+    assert convert(path, "--evaluate", "--data", colored, *flags[:2], *flags[4:]) == 0
+    share = r"  (\d\.\d{3}) \(\d\.\d{3}–\d\.\d{3}\)"
+    [_, unknown] = re.findall(rf"^  all +39{share * 3}$", capsys.readouterr().out, re.M)
+    assert float(unknown[2]) >= (1 if quantize == "none" else 0.8)
+
+
+def test_broken_details_are_refused(telling, told, monkeypatch):
+    details, images = told[1], [lambda image=image: image for image in telling.images[:20]]
+    module.compare(telling.model, telling.tflite, images, "none", None, details)
+    farther = replace(details.familiarity, distances=details.familiarity.distances * 9)
+    with pytest.raises(
+        ModelError, match=r"Expected p-values of familiarity within 0\.01 of Keras'"
+    ):
+        module.compare(
+            *(telling.model, telling.tflite, images, "none", None),
+            replace(details, familiarity=farther),
+        )
+    expected = module._tell_keras(telling.model, np.zeros((20, 32, 48, 3), "float32"), details)
+    silent = Told(expected.probabilities, expected.known, None)
+    monkeypatch.setattr(module, "tell_of", lambda *_: silent)
+    monkeypatch.setattr(module, "_tell_keras", lambda *_: expected)
+    with pytest.raises(ModelError, match="Expected cells of heat maps .* Received: nan"):
+        module.compare(telling.model, telling.tflite, images, "none", None, details)
+
+
 def test_both_predict_from_the_inputs_that_serving_would_make(monkeypatch):
     given = []
 
@@ -201,7 +276,9 @@ def test_both_predict_from_the_inputs_that_serving_would_make(monkeypatch):
         given.append(inputs)
         return SCORES[: len(inputs)]
 
-    monkeypatch.setattr(module, "predict", lambda path, inputs, *_: predict(inputs))
+    monkeypatch.setattr(
+        module, "tell_of", lambda path, inputs, *_: Told(predict(inputs), None, None)
+    )
     model = SimpleNamespace(predict=lambda inputs, **_: predict(inputs))
     loaders = [lambda seed=seed: noise(seed) for seed in range(3)]
     module.compare(model, Path("a.tflite"), loaders, "none", None)
@@ -240,7 +317,8 @@ def thousand(checkpoint, small_tflite, monkeypatch):
         """Both are slices of the 1,000 that are answered with blue, of keras and of the file."""
         answers = np.zeros((2, 1000), dtype=int)
         answers[0, expected] = answers[1, received] = 2
-        monkeypatch.setattr(module, "top1_predictions", lambda *_: tuple(answers))
+        found = tuple(module.Answers(each, None) for each in answers)
+        monkeypatch.setattr(module, "predict_all", lambda *_: found)
         return convert(checkpoint, "--evaluate", "--data", "thousand")
 
     return evaluate
@@ -428,7 +506,7 @@ def test_the_same_checkpoint_gives_the_same_file(checkpoint):
 def test_a_model_that_its_runtime_cannot_load_is_told(tmp_path):
     (tmp_path / "a.tflite").write_bytes(b"hello")
     with pytest.raises(ModelError, match="class names inside"):
-        predict_once(tmp_path / "a.tflite", np.zeros((1, 8, 8, 3), "float32"), None)
+        tell_once(tmp_path / "a.tflite", np.zeros((1, 8, 8, 3), "float32"), None)
 
 
 @pytest.fixture
@@ -436,7 +514,7 @@ def quick(monkeypatch, small_tflite, drawn):
     """Convert without converting or comparing: the file of the small checkpoint is written."""
     given = []
 
-    def make_tflite(model, class_names, quantize, images):
+    def make_tflite(model, class_names, quantize, images, details):
         given.append((model, class_names, quantize))
         return small_tflite.read_bytes()
 

@@ -121,6 +121,75 @@ def test_of_another_image_any_label_will_do():
     assert events == [(PATH, {"url": "HTTPS://example.com/Rose.jpg"})]
 
 
+DETAILS = {
+    "label": "rose",
+    "scores": SCORES,
+    "known": 0.0015,
+    "unknown": True,
+    "prediction_set": ["rose", "tulip"],
+    "heatmap": {"rows": 2, "columns": 3, "values": [0, 0.5, 1.0, 0.0, 0.13, 0.9]},
+}
+
+
+def test_details_are_asked_for_and_printed():
+    process, events = ask(DETAILS, "--details", "--url", "https://example.com/a.jpg")
+    assert (process.returncode, process.stderr) == (0, "")
+    assert process.stdout == (
+        f"https://example.com/a.jpg: rose\n{SHOWN}"
+        "  known: 0.0015\n"
+        "  unknown: yes\n"
+        "  prediction set: rose, tulip\n"
+        "  heat map: from . to @\n"
+        "    . + @\n"
+        "    . : %\n"
+    )
+    assert events == [(PATH, {"url": "https://example.com/a.jpg", "details": True})]
+
+
+def test_what_a_model_does_not_tell_is_said():
+    nothing = dict.fromkeys(("known", "unknown", "prediction_set", "heatmap"))
+    process, _ = ask(DETAILS | nothing, "--details")
+    assert process.returncode == 0
+    assert process.stdout.endswith(
+        "".join(
+            f"  {name}: the model does not tell\n"
+            for name in ("known", "unknown", "prediction set", "heat map")
+        )
+    )
+
+
+def test_the_label_counts_even_if_the_image_is_unknown():
+    process, _ = ask(DETAILS, "--details", "--expect", "tulip")
+    assert "Expected the label tulip. Received: rose." in sentence(process)
+
+
+def test_a_service_without_details_is_told_from_others():
+    process, _ = ask(SCORES, "--details")
+    assert "Received: scores only, as before there were details." in sentence(process)
+
+
+@pytest.mark.parametrize(
+    "changed",
+    [
+        {"scores": None},
+        {"scores": {}},
+        {"prediction_set": [1]},
+        {"prediction_set": 7},
+        {"heatmap": {"rows": 1}},
+        {"heatmap": [1]},
+        {"heatmap": {"rows": 1, "columns": 1, "values": [7]}},
+        {"heatmap": {"rows": 1, "columns": 1, "values": ["hot"]}},
+        {"heatmap": {"rows": "1", "columns": 1, "values": []}},
+    ],
+    ids=lambda changed: re.sub(r"[^\w]+", " ", str(changed)).strip(),
+)
+def test_anything_but_details_fails(changed):
+    process, _ = ask(DETAILS | changed, "--details")
+    assert sentence(process).endswith("Check --endpoint.")
+    process, _ = ask([DETAILS], "--details")
+    sentence(process)
+
+
 @pytest.mark.parametrize("scores", [{"rose": 1, "tulip": 0}, {"error": 0.75, "rose": 0.25}])
 def test_whole_numbers_are_scores_and_error_is_a_label_like_others(scores):
     process, _ = ask(scores, "--url", "https://example.com/a.jpg")

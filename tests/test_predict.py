@@ -3,6 +3,7 @@
 import csv
 import io
 import json
+import math
 import os
 import signal
 import subprocess
@@ -10,12 +11,17 @@ import sys
 import threading
 from pathlib import Path
 
+import numpy as np
 import pytest
-from conftest import ROOT
+from conftest import ROOT, stripes
 from PIL import Image
 
 import predict as script
-from serving.runtimes import find_runtime
+from serving.classifier import Classifier
+from serving.details import Details
+from serving.events import Request, Source
+from serving.runtimes import Prediction, find_runtime
+from serving.service import Service
 
 
 def environment(allow="127.0.0.1", **settings):
@@ -217,14 +223,107 @@ def test_a_folders_images_come_in_order_and_without_what_is_hidden(small_tflite,
     assert "rosé.png" in answer.stdout  # not in escapes
 
 
+@pytest.fixture
+def strange(tmp_path):
+    Image.fromarray(stripes()).save(tmp_path / "strange.png")
+    return tmp_path / "strange.png"
+
+
+@pytest.fixture
+def usual(telling, tmp_path):
+    Image.fromarray(telling.images[-1]).save(tmp_path / "usual.png")
+    return tmp_path / "usual.png"
+
+
+@pytest.mark.parametrize("kind", ["tflite", "int8"])
+def test_an_image_unlike_those_of_training_is_unknown(telling, usual, strange, kind):
+    answer = predict(usual, strange, "--model", getattr(telling, kind))
+    known, unknown = (line for line in answer.stdout.splitlines() if line[0] != " ")
+    label = known.removeprefix(f"{usual}: ")
+    assert label in ("red", "green", "blue")
+    assert unknown.startswith(f"{strange}: unknown (looks like ")
+    plain = predict("--json", usual, "--model", getattr(telling, kind)).stdout
+    assert list(json.loads(plain)) == ["image", "label", "scores"]
+    everyone = predict(usual, strange, "--model", getattr(telling, kind), UNKNOWN_BELOW="0")
+    assert "unknown" not in everyone.stdout
+    wrong = predict(usual, "--model", getattr(telling, kind), UNKNOWN_BELOW="two")
+    assert wrong.stderr.startswith("predict.py: Expected UNKNOWN_BELOW to be a number")
+
+
+def test_details_are_what_the_service_answers(telling, strange, decoder, tmp_path):
+    answer = predict("--details", strange, tmp_path / "no.jpg", "--model", telling.tflite)
+    told, error = map(json.loads, answer.stdout.splitlines())
+    service = Service(Classifier(telling.tflite), "telling", decoder)
+    request = Request((Source(image=strange.read_bytes()),), details=True)
+    assert told == {"image": str(strange)} | service.classify(request, math.inf).body
+    assert told["unknown"] is True
+    assert error["error"]["type"] == "ImageError"
+    assert (
+        predict("--json", "--details", strange, "--model", telling.tflite).stdout
+        == (answer.stdout.splitlines(keepends=True)[0])
+    )
+
+
+def test_a_checkpoint_tells_where_it_looked(telling, usual, tmp_path):
+    lite, keras = (
+        json.loads(predict("--details", usual, "--model", model).stdout)
+        for model in (telling.tflite, telling.checkpoint)
+    )
+    assert lite["scores"] == pytest.approx(keras["scores"], abs=2e-5)
+    assert lite["heatmap"]["rows"] == keras["heatmap"]["rows"] == 8
+    assert lite["heatmap"]["values"] == pytest.approx(keras["heatmap"]["values"], abs=2e-3)
+
+
+def test_csv_has_details_behind_the_scores(telling, small_tflite, usual, strange):
+    arguments = ("--csv", "--details", usual, strange, usual.parent / "no.png", "--model")
+    header, *rows = csv.reader(io.StringIO(predict(*arguments, telling.tflite).stdout))
+    columns = "image,label,score,error,red,green,blue,known,unknown"
+    assert header == columns.split(",")
+    assert [row[8] for row in rows] == ["false", "true", ""]
+    assert rows[1][7] == "0.0079"
+    _, *rows = csv.reader(io.StringIO(predict(*arguments, small_tflite).stdout))
+    assert [row[7:] for row in rows] == [["", ""]] * 3
+
+
+@pytest.mark.parametrize("kind", ["tflite", "checkpoint"])
+def test_heat_maps_are_written_for_images_that_can_be_read(telling, usual, tmp_path, kind):
+    Image.new("RGB", (3000, 2000), "red").save(tmp_path / "large.jpg")
+    maps = tmp_path / "new" / "maps"
+    images = (usual, tmp_path / "no.jpg", tmp_path / "large.jpg", usual)
+    model = ("--model", getattr(telling, kind))
+    answer = predict("--json", *images, "--heatmap", maps, *model)
+    assert answer.returncode == 1
+    written = {path.name: Image.open(path).size for path in maps.iterdir()}
+    assert written == {
+        "usual.heatmap.png": (48, 32),
+        "large.heatmap.png": (1024, 683),
+        "usual_2.heatmap.png": (48, 32),
+    }
+    assert f"Wrote: {maps / 'large.heatmap.png'}, where the model looked in" in answer.stderr
+    assert answer.stdout == predict("--json", *images, *model).stdout
+
+
+def test_a_heat_map_that_cannot_be_written_ends_it_with_a_sentence(telling, usual, small_tflite):
+    answer = predict(usual, "--heatmap", usual, "--model", telling.tflite)
+    assert (answer.returncode, answer.stdout) == (1, "")
+    assert answer.stderr.splitlines()[1].startswith("predict.py: Expected to write heat maps.")
+    answer = predict(usual, "--heatmap", usual.parent / "maps", "--model", small_tflite)
+    assert (answer.returncode, answer.stdout) == (1, "")
+    assert answer.stderr.splitlines()[1].startswith(
+        "predict.py: Expected a model that tells where it looks, for --heatmap"
+    )
+    assert not (usual.parent / "maps").exists()
+
+
 class Stub:
     """A classifier that reads no pixels."""
 
     labels = ("a, b", "error")
     input_size = (8, 8)
+    details = Details()
 
-    def classify(self, image):
-        return {"a, b": 0.25, "error": image}
+    def predict(self, score):
+        return Prediction(np.array([0.25, score]))
 
 
 @pytest.fixture
@@ -235,10 +334,11 @@ def answers(monkeypatch):
         def read(image, _):
             if isinstance(scores[image], Exception):
                 raise scores[image]
-            return scores[image]
+            return [scores[image]]
 
         monkeypatch.setattr(script, "load_classifier", lambda *_: Stub())
-        monkeypatch.setattr(script, "read_image", read)
+        monkeypatch.setattr(script, "read_images", read)
+        monkeypatch.setattr(script, "preprocess", lambda image, _: image)
         return ["--model", "stub.tflite", *scores]
 
     return give

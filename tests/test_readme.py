@@ -250,7 +250,7 @@ def test_the_log_line_shown_has_the_fields_of_the_log() -> None:
     from serving.log import ImageLog, RequestLog
 
     shown = json.loads(find(r'^(\{"level".*)$', SERVING, re.MULTILINE)[1])
-    image = ImageLog("url", "", 1, "JPEG", 1, 1, 1.0, 1.0)
+    image = ImageLog("url", "", 1, "JPEG", 1, 1, 1.0, 1.0, 0.5, False)
     request = RequestLog("", False, "http 2.0", 1.0, "POST", 200, None, [image], 1.0)
     assert list(shown) == ["level", "message", *request.to_json()]
     assert list(shown["images"][0]) == list(image.to_json())

@@ -179,6 +179,8 @@ def test_a_run_leaves_checkpoint_split_history_and_report(run, tmp_path, drawn):
 
     metadata = read_metadata(checkpoint)
     assert metadata.class_names == ("daisy", "dandelion", "rose", "sunflower", "tulip")
+    assert metadata.details.familiarity.directions.shape == (2048, 39)
+    assert "running the network once" not in out, "the features of a frozen base are known"
     assert metadata.temperature > 0
     [row] = history(tmp_path)
     # A frozen base: what the epoch was judged by is what the checkpoint answers.
@@ -229,6 +231,10 @@ def test_fine_tuning_picks_on_images_of_their_own(run, tmp_path, drawn, monkeypa
     assert metrics["log_loss"] == pytest.approx(
         -np.log(np.clip((answers * truth).sum(1), 1e-7, 1)).mean(), abs=1e-3
     )
+    # What tells unknown images is fitted to features of the final network at its final size.
+    assert "Features: running the network once on 30 training images." in out
+    assert len(metadata.details.familiarity.distances) == 10
+    assert metadata.details.familiarity.directions.shape == (2048, 29)
     # The lower blocks are as they were, the upper ones learned.
     model = with_input_size(model, (71, 71))
     frozen, _ = split_at_block(model, 13)
@@ -989,8 +995,14 @@ def test_a_defect_is_not_taken_for_lack_of_memory(monkeypatch):
         train.main([])
 
 
-@pytest.mark.parametrize("renamed", [True, False])
-def test_the_best_epoch_is_calibrated_named_and_reported_on(monkeypatch, tmp_path, renamed):
+@pytest.mark.parametrize(
+    ("renamed", "changed"),
+    [(True, {}), (False, {}), (False, {"fine_tune_at": 5}), (False, {"inference_size": 320})],
+    ids=["renamed", "frozen", "fine-tuned", "of another size"],
+)
+def test_the_best_epoch_is_calibrated_named_and_reported_on(
+    monkeypatch, tmp_path, renamed, changed
+):
     """Its parts are stand-ins that note what they get; all of it with files runs above."""
     named = tmp_path / "xception_fin_02_0.800.h5"
     path = tmp_path / UNNAMED_BEST if renamed else named
@@ -1002,8 +1014,12 @@ def test_the_best_epoch_is_calibrated_named_and_reported_on(monkeypatch, tmp_pat
     calibrated = SimpleNamespace(model=SimpleNamespace(input_shape=(None, 48, 44, 3)))
     dataset, split = SimpleNamespace(), SimpleNamespace(sizes={"train": 3})
     images = SimpleNamespace(dataset=dataset)
-    run = Run(ORIGINAL, RunOptions(models=tmp_path), Workers(), images, split)
+    recipe = replace(ORIGINAL, **changed)
+    run = Run(recipe, RunOptions(models=tmp_path), Workers(), images, split)
     inputs = SimpleNamespace(val_source="features for validation")
+    monkeypatch.setattr(train, "report_source", lambda *_: inputs.val_source)
+    # Those of the pretrained base are the final network's only if it stayed as it was.
+    features = None if changed else "features"
 
     def save(*arguments):
         calls.append(("save", *arguments))
@@ -1027,7 +1043,10 @@ def test_the_best_epoch_is_calibrated_named_and_reported_on(monkeypatch, tmp_pat
     info = train.describe_run(run, "weights", 1.0)
     sources = evaluate.ReportSources(info, tmp_path / train.HISTORY, features="features")
     assert calls == [
-        ("calibrate", f"model of {path.name}", "facts", dataset, split, "features for validation"),
+        (
+            *("calibrate", f"model of {path.name}", "facts", dataset, split),
+            *("features for validation", features),
+        ),
         ("save", calibrated, tmp_path, split, path),
         ("report", calibrated, named, dataset, split, sources),
     ]

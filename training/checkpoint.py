@@ -2,7 +2,8 @@
 
 The root attributes of the file hold what Keras does not store:
 `class_names` (JSON list), `input_scaling` (keras-image-helper's name), `val_accuracy`, `epoch`,
-`temperature`. Plain Keras files of Xception, which have none of it, are read with `ModelFacts`.
+`temperature`. The group `DETAILS` holds the statistics of `serving.details`. Plain Keras files of
+Xception, which have none of it, are read with `ModelFacts`.
 """
 
 import json
@@ -10,24 +11,26 @@ import math
 import shutil
 from collections.abc import Callable
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import h5py
 import numpy as np
-from PIL import Image
 
-from serving.classifier import named_scores
+from serving.details import Details
 from serving.errors import ModelError
 from serving.model_files import describe_file
-from serving.preprocess import INPUT_SCALING, preprocess
+from serving.preprocess import INPUT_SCALING
+from serving.runtimes import Prediction
 from training.backend import keras
 from training.dataset.split import Split
 from training.files import write_atomically
 from training.model_facts import INPUT_SCALINGS, ModelFacts
+from training.outputs import find_pooling, read_head, with_activations
 from training.plain_keras import fold_input_scaling, is_keras_file, read_network
 
 CHECKPOINT = "xception_fin_{epoch:02d}_{val_accuracy:.3f}.h5"
+DETAILS = "details"  # group of the HDF5 file
 EARLIER = "earlier"  # folder for checkpoints of a run that another one has replaced
 
 
@@ -41,12 +44,14 @@ class Metadata:
         val_accuracy: accuracy on the validation images, 0 to 1, NaN if another program trained it.
         temperature: what the last layer's weights were divided by to calibrate the scores; 1
             before calibration.
+        details: what tells more than scores; the network itself holds the head.
     """
 
     class_names: tuple[str, ...]
     epoch: int
     val_accuracy: float
     temperature: float = 1.0
+    details: Details = field(default=Details(), compare=False)
 
 
 def save_checkpoint(model: keras.Model, path: Path, metadata: Metadata) -> None:
@@ -61,12 +66,15 @@ def save_checkpoint(model: keras.Model, path: Path, metadata: Metadata) -> None:
 
 
 def write_metadata(file: h5py.File, metadata: Metadata) -> None:
-    """Write `metadata` into the attributes of an open checkpoint."""
+    """Write `metadata` into an open checkpoint."""
     file.attrs["class_names"] = json.dumps(metadata.class_names)
     file.attrs["input_scaling"] = INPUT_SCALING
     file.attrs["epoch"] = metadata.epoch
     file.attrs["val_accuracy"] = metadata.val_accuracy
     file.attrs["temperature"] = metadata.temperature
+    for name, values in metadata.details.to_arrays().items():
+        packed = {"compression": "gzip", "shuffle": True} if np.ndim(values) else {}
+        file.create_dataset(f"{DETAILS}/{name}", data=values, **packed)
 
 
 def has_metadata(path: Path) -> bool:
@@ -86,11 +94,13 @@ def read_metadata(path: Path) -> Metadata:
     try:
         with h5py.File(path) as file:
             attributes = dict(file.attrs)
+            details = _read_details(path, file)
         metadata = Metadata(
             tuple(json.loads(attributes["class_names"])),
             int(attributes["epoch"]),
             float(attributes["val_accuracy"]),
             float(attributes.get("temperature", 1.0)),
+            details,
         )
         scaling = attributes["input_scaling"]
     except OSError as error:
@@ -110,6 +120,23 @@ def read_metadata(path: Path) -> Metadata:
             f"Received: {path} with {scaling}. Train it again with python train.py."
         )
     return metadata
+
+
+def _read_details(path: Path, file: h5py.File) -> Details:
+    """Return the details in the open checkpoint `file`; none if an earlier version wrote it."""
+    if DETAILS not in file:
+        return Details()
+    try:
+        return Details.from_arrays({name: item[()] for name, item in file[DETAILS].items()})
+    except (AttributeError, KeyError, OSError, RuntimeError, TypeError, ValueError):
+        raise _damaged_details(path) from None
+
+
+def _damaged_details(path: Path) -> ModelError:
+    return ModelError(
+        f"Expected a checkpoint with complete statistics of its own inside ({DETAILS}). "
+        f"Received: {path} with damaged ones. Copy it again."
+    )
 
 
 def _require_file(path: Path) -> None:
@@ -146,13 +173,20 @@ def load_checkpoint(path: Path, facts: ModelFacts | None = None) -> tuple[keras.
             "Leave both out."
         )
     try:
-        return keras.models.load_model(path, compile=False), metadata
+        model = keras.models.load_model(path, compile=False)
     except (OSError, KeyError, TypeError, ValueError) as error:
         reason = str(error).strip().split("\n", 1)[0]
         raise ModelError(
             f"Expected a checkpoint that Keras {keras.__version__} can load. "
             f"Received: {path} ({reason}). Copy it again, or train anew with python train.py."
         ) from error
+    pooling = find_pooling(model)
+    channels = pooling.output.shape[-1] if pooling else None
+    try:
+        details = metadata.details.of_model(channels, len(metadata.class_names))
+    except ValueError:
+        raise _damaged_details(path) from None
+    return model, replace(metadata, details=details)
 
 
 def _load_plain(path: Path, facts: ModelFacts) -> tuple[keras.Model, Metadata]:
@@ -217,17 +251,16 @@ class CheckpointClassifier:
 
     def __init__(self, path: Path, facts: ModelFacts | None = None):
         """Load `path`; raises `ModelError` as `load_checkpoint` does."""
-        self.model, metadata = load_checkpoint(path, facts)
+        model, metadata = load_checkpoint(path, facts)
         self.labels = metadata.class_names
-        self.input_size = self.model.input_shape[1:3]
+        self.input_size = model.input_shape[1:3]
+        self.details = replace(metadata.details, head=read_head(model))
+        self._model = with_activations(model)
 
-    def probabilities(self, inputs: np.ndarray) -> np.ndarray:
-        """Return the model's answer to one image: float32 (classes,), 0 to 1."""
-        return np.asarray(self.model(inputs, training=False))[0]
-
-    def classify(self, image: Image.Image) -> dict[str, float]:
-        """Return {label: score} of an upright RGB image, scores 0 to 1 with five decimals."""
-        return named_scores(self.labels, self.probabilities(preprocess(image, self.input_size)))
+    def predict(self, inputs: np.ndarray) -> Prediction:
+        """Return what the model makes of one image, float32 (1, height, width, 3), -1 to 1."""
+        outputs = keras.tree.flatten(self._model(inputs, training=False))
+        return Prediction(*(keras.ops.convert_to_numpy(output)[0] for output in outputs))
 
 
 class BestCheckpoint(keras.callbacks.Callback):

@@ -10,9 +10,10 @@ import numpy as np
 
 from serving.preprocess import INPUT_SCALING
 from training.backend import keras
+from training.batches import image_indices
 from training.feature_store import FeatureStore
 from training.images import ImageSource, Sample
-from training.inference import best_engine, compile_inference
+from training.inference import best_engine, compile_inference, dtype_policy
 from training.model import weights_digest
 from training.prefetch import prefetch, progress
 
@@ -80,3 +81,22 @@ class CachedFeatures:
         index, view = sample
         digest = self.dataset.digests[self.dataset.images[index]]
         return f"{digest}/{self._augmentation}/{view}" if view else digest
+
+
+def infer_once(network: keras.Model, images: ImageSource, names: Sequence[str]) -> np.ndarray:
+    """Return the outputs of `network` for the plain images `names`, float32; nothing is kept.
+
+    It computes in the fastest precision here.
+
+    Raises:
+        OSError: an image cannot be read.
+    """
+    infer = compile_inference(network, dtype_policy(), BATCH_SIZE)
+    samples = [(index, 0) for index in image_indices(images.dataset, names)]
+    batches = [samples[i : i + BATCH_SIZE] for i in range(0, len(samples), BATCH_SIZE)]
+    rows = [np.empty((0, *network.output_shape[1:]), np.float32)]
+    with progress(len(samples), "  training images' features") as bar:
+        for batch, inputs in prefetch(batches, images.inputs):
+            rows.append(infer(inputs))
+            bar.update(len(batch))
+    return np.concatenate(rows)

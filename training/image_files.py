@@ -4,7 +4,7 @@ import os
 import re
 import shlex
 import stat
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from urllib.parse import unquote
 
@@ -57,7 +57,7 @@ def visible_files(folder: str) -> Iterator[str]:
     """Yield the files in `folder` and below it in order, but none that is hidden.
 
     Links to folders are followed, each folder once. A folder that cannot be listed is yielded
-    itself, and so is `folder` if there are no files: `read_image` says why it is no image.
+    itself, and so is `folder` if there are no files: `read_images` says why it is no image.
     """
     paths, seen, empty = [str(Path(folder))], set(), True
     while paths:
@@ -85,20 +85,23 @@ def _list_once(folder: str, seen: set[tuple[int, int]]) -> list[str]:
     return [name for name in os.listdir(folder) if not name.startswith(".")]
 
 
-def read_image(image: str, size: tuple[int, int]) -> Image.Image:
-    """Return the upright RGB image at a path or URL.
+def read_images(image: str, sizes: Sequence[tuple[int, int] | None]) -> list[Image.Image]:
+    """Return the upright RGB image at a path or URL, once for each of `sizes`.
 
-    `size` is the (height, width) that it will be resized to. What copying adds to a URL is dropped.
+    A size is the (height, width) that it will be resized to, None for all its pixels. What copying
+    adds to a URL is dropped.
 
     Raises:
         ServingError: it cannot be read or fetched, or is not an image.
     """
     if re.match(NO_FILE, image) and not os.path.lexists(image):
         raise _unreadable(image, "no file and no http address", advice_on(image))
-    if is_url(image):
-        return open_image(fetch(clean_url(image)), size)
     try:
-        return open_image(_read_pipe(image) or _regular_file(image), size)
+        if is_url(image):
+            source = fetch(clean_url(image))
+        else:
+            source = _read_pipe(image) or _regular_file(image)
+        return [open_image(source, size) for size in sizes]
     except OSError as error:
         raise _unreadable(image, error.strerror or reason_of(error), advice_on(image)) from error
 

@@ -20,7 +20,7 @@ from training.checkpoint import load_checkpoint
 from training.dataset.scan import scan
 from training.dataset.split import split_dataset
 from training.evaluation.figures import read_history
-from training.export.tflite_process import predict_once
+from training.export.tflite_process import tell_once
 from training.model import build_model, split_at_block, weights_digest
 from training.recipes import FINE_TUNE, ORIGINAL
 
@@ -124,7 +124,7 @@ def test_the_table_says_what_the_tflite_file_does(compared, drawn):
         path = out / name / "model.tflite"
         images = compare.ImageSource(dataset, (row["pixels"], row["pixels"]))
         validation = compare.Batches(images, split.evaluated, 10)
-        answers = predict_once(path, validation[0][0], None)
+        answers = tell_once(path, validation[0][0], None).probabilities
         hits = (answers.argmax(axis=1) == dataset.labels(split.evaluated)).sum()
         assert row["accuracy"] == hits / 10
         assert row["accuracy_interval"][0] < row["accuracy"] < row["accuracy_interval"][1]

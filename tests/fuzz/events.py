@@ -80,6 +80,8 @@ urls = st.one_of(
 )
 images = st.one_of(image_files().map(lambda data: base64.b64encode(data).decode()), st.text())
 tops = st.one_of(st.none(), st.integers(-1, 9), st.text(max_size=3), anything)
+details = st.one_of(st.none(), st.booleans(), st.sampled_from(["true", "1", "OFF", ""]), anything)
+options = {"top": tops, "details": details}
 
 
 def maybe(strategy: st.SearchStrategy) -> st.SearchStrategy:
@@ -88,11 +90,13 @@ def maybe(strategy: st.SearchStrategy) -> st.SearchStrategy:
 
 
 direct = st.one_of(
-    st.fixed_dictionaries({"url": maybe(urls)}, optional={"top": tops}),
-    st.fixed_dictionaries({"image": maybe(images)}, optional={"top": tops}),
-    st.fixed_dictionaries({"urls": maybe(st.lists(maybe(urls), max_size=4))}),
-    st.fixed_dictionaries({"images": maybe(st.lists(maybe(images), max_size=18))}),
-    st.dictionaries(st.sampled_from(["url", "image", "urls", "images", "top"]), anything),
+    st.fixed_dictionaries({"url": maybe(urls)}, optional=options),
+    st.fixed_dictionaries({"image": maybe(images)}, optional=options),
+    st.fixed_dictionaries({"urls": maybe(st.lists(maybe(urls), max_size=4))}, optional=options),
+    st.fixed_dictionaries(
+        {"images": maybe(st.lists(maybe(images), max_size=18))}, optional=options
+    ),
+    st.dictionaries(st.sampled_from(["url", "image", "urls", "images", *options]), anything),
     st.dictionaries(
         st.sampled_from(["Records", "eventSource", "source", "detail-type", "awslogs", "warmup"]),
         anything | st.lists(st.dictionaries(st.just("eventSource"), anything), max_size=2),
@@ -123,6 +127,7 @@ forms = st.builds(
             st.builds(
                 PART.__mod__, st.tuples(st.sampled_from([b"image", b"urls"]), st.binary(max_size=3))
             ),
+            st.just(b'Content-Disposition: form-data; name="details"\r\n\r\non\r\n'),
             st.sampled_from([b"\r\n", b"\r\n--b--\r\n", b"Content-Transfer-Encoding: base64\r\n"]),
             image_files(),
             urls.map(lambda url: b"url=" + url.encode("utf-8", "replace")),
@@ -146,7 +151,7 @@ headers = st.builds(
     st.sampled_from([{}, {}, {"Content-Encoding": "gzip"}, {"Content-Encoding": "deflate"}]),
     st.dictionaries(st.text(max_size=8), anything, max_size=3),
 )
-queries = st.none() | st.fixed_dictionaries({}, optional={"top": tops}) | anything
+queries = st.none() | st.fixed_dictionaries({}, optional=options) | anything
 common = {
     "headers": maybe(headers),
     "queryStringParameters": queries,

@@ -178,7 +178,7 @@ def test_a_form_may_have_urls_or_an_image_as_text():
 
 def test_what_a_browser_sends_of_empty_inputs_counts_as_absent():
     assert parse(form(file("file", b"", ""), url=URL)) == OF_URL
-    assert parse(form(file(), url=" ", top="")) == OF_IMAGE
+    assert parse(form(file(), url=" ", top="", details="")) == OF_IMAGE
     assert parse(form(file(data=b""))) == Request((Source(image=b""),))
 
 
@@ -268,6 +268,8 @@ def test_the_parser_of_forms_is_imported_when_a_form_arrives():
     ("data", "request_"),
     [
         (urlencode({"url": URL, "top": 2}), Request(OF_URL.sources, top=2)),
+        (urlencode({"url": URL, "details": "on"}), Request(OF_URL.sources, details=True)),
+        (f"url={URL}&details=0&details=1", OF_URL),
         (f"url={URL}", OF_URL),
         (f"url={URL}&url=https://b", Request((*OF_URL.sources, Source(url="https://b")), True)),
         (f"urls={URL}", Request(OF_URL.sources, True)),
@@ -289,6 +291,7 @@ def test_an_urlencoded_form_is_read_as_well(data, request_):
         ("name=rose", "Received: a form without these."),
         ("https://a.b/c?d=e", 'Received: an address alone. Send it as {"url": "https://..."}.'),
         ("url=a&top=two", "whole number from 1. Received: a string."),
+        ("url=a&details=all", "true or false. Received: a string."),
         ("&".join(["a=b"] * 65), "at most 64 fields. Received: a longer one."),
     ],
 )

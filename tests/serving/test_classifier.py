@@ -28,10 +28,12 @@ from tests import seccomp
 
 if "guarded" in sys.argv:
     seccomp.forbid_writes_and_sockets()
-from serving.classifier import Classifier
+from serving.classifier import Classifier, named_scores
 from serving.image import open_image
+from serving.preprocess import preprocess
 classifier = Classifier(sys.argv[1], int(sys.argv[2]), sys.argv[3])
-scores = classifier.classify(open_image(sys.argv[4]))
+inputs = preprocess(open_image(sys.argv[4]), classifier.input_size)
+scores = named_scores(classifier.labels, classifier.probabilities(inputs))
 threads = len(os.listdir("/proc/self/task")) if os.path.exists("/proc/self/task") else None
 print(json.dumps([classifier.input_size, classifier.runtime, scores, threads]))
 """
@@ -135,10 +137,10 @@ def test_what_writes_a_file_or_opens_a_socket_is_killed(code, tmp_path):
 @pytest.mark.parametrize("runtime", ["tflite-runtime", "openvino"])
 def test_scores_do_not_stick_to_the_image_before(small_tflite, runtime):
     classifier = Classifier(small_tflite, runtime=runtime)
-    red, blue = (Image.new("RGB", (9, 9), color) for color in ("red", "blue"))
-    first = classifier.classify(red)
-    assert classifier.classify(blue) != first
-    assert classifier.classify(red) == first
+    red, blue = (np.full((1, 32, 48, 3), color, np.float32) for color in ([1, 0, -1], [-1, 0, 1]))
+    first = classifier.probabilities(red).copy()
+    assert (classifier.probabilities(blue) != first).any()
+    assert (classifier.probabilities(red) == first).all()
 
 
 @pytest.mark.parametrize("runtime", ["tflite-runtime", "openvino"])

@@ -21,9 +21,10 @@ SCHEMATHESIS = (
 EXAMPLES = 400  # events; `make fuzz` asks many more
 
 
-@pytest.fixture(scope="module")
-def handler(small_tflite, decoder):
-    return Handler(Service(Classifier(small_tflite), "small", decoder))
+@pytest.fixture(scope="module", params=["tells more than scores", "tells scores"])
+def handler(request, telling, small_tflite, decoder):
+    model = small_tflite if request.param == "tells scores" else telling.tflite
+    return Handler(Service(Classifier(model), "small", decoder))
 
 
 @pytest.fixture(scope="module")

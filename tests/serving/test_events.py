@@ -7,7 +7,7 @@ import time
 import pytest
 
 from serving.errors import InvalidRequestError
-from serving.events import MAX_IMAGES, Request, Source, parse, parse_top
+from serving.events import MAX_IMAGES, Request, Source, parse, parse_details, parse_top, yes_or_no
 
 EXPECTED = (
     'Expected {"url": "https://..."}, {"image": "<base64 of an image file>"}, {"urls": [...]} '
@@ -299,3 +299,48 @@ def test_a_data_url_may_have_space_around_it_and_one_comma_only():
     )
     with pytest.raises(InvalidRequestError, match="an image that is not base64"):
         parse({"image": f"data:image/png;base64,{text},"})
+
+
+@pytest.mark.parametrize(("value", "details"), [(True, True), (False, False), (None, False)])
+def test_details_are_true_or_false_for_one_image_and_several(value, details):
+    for event in ({"url": "http://a"}, {"image": "aGk="}, {"urls": ["http://a"]}):
+        assert parse(event).details is False
+        assert parse(event | {"details": value}).details is details
+    assert parse_details(value) is details
+
+
+@pytest.mark.parametrize(
+    ("value", "received"),
+    [
+        (1, "1"),
+        (0, "0"),
+        (0.5, "0.5"),
+        ("true", "a string"),
+        ("", "a string"),
+        ([True], "a list"),
+        ({}, "an object"),
+    ],
+)
+def test_other_details_are_refused(value, received):
+    with pytest.raises(InvalidRequestError) as caught:
+        parse({"url": "http://a", "details": value})
+    assert str(caught.value) == (
+        f"Expected details to be true or false. Received: {received}. Leave it out for scores only."
+    )
+
+
+def test_details_name_no_image():
+    with pytest.raises(InvalidRequestError, match="Received: none of these, but uri"):
+        parse({"uri": "x", "details": True})
+
+
+@pytest.mark.parametrize(
+    ("text", "value"),
+    [
+        *((text, True) for text in ("true", "1", "yes", "on", "TRUE", " On ")),
+        *((text, False) for text in ("false", "0", "no", "off", "False")),
+        *((text, text) for text in ("", "2", "y", "none", None)),
+    ],
+)
+def test_text_is_yes_or_no_or_left_alone(text, value):
+    assert yes_or_no(text) is value

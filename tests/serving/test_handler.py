@@ -377,7 +377,7 @@ def test_the_log_says_how_long_each_step_took(handler, clock, log, monkeypatch):
     monkeypatch.setattr(decoder, "decode", clock.takes(0.2003, decoder.decode))
     monkeypatch.setattr(module, "scale", clock.takes(0.1001, module.scale))
     classifier = handler.service.classifier
-    monkeypatch.setattr(classifier, "probabilities", clock.takes(0.5, classifier.probabilities))
+    monkeypatch.setattr(classifier, "predict", clock.takes(0.5, classifier.predict))
     log()
     handler.handle({"urls": ["http://a", "http://b"]}, context(30))
     [line] = log()
@@ -390,8 +390,7 @@ def test_the_log_says_how_long_each_step_took(handler, clock, log, monkeypatch):
 def test_what_is_done_when_time_runs_out_is_answered(handler, monkeypatch):
     classifier, clock = handler.service.classifier, Clock()
     monkeypatch.setattr(time, "monotonic", clock)
-    slow = clock.takes(4.9, classifier.probabilities)
-    monkeypatch.setattr(classifier, "probabilities", slow)
+    monkeypatch.setattr(classifier, "predict", clock.takes(4.9, classifier.predict))
     image = base64_of(encoded("red"))
     answers = handler.handle({"images": [image] * 3}, context(5))
     assert best_label(answers[0]) == "red"

@@ -14,8 +14,10 @@ from PIL import Image
 from serving import events, http_events
 from serving import service as module
 from serving.decoder import Decoded
+from serving.details import Details
 from serving.errors import FetchError, SettingError
 from serving.handler import Handler, deadline
+from serving.runtimes import Prediction
 from serving.service import Service
 
 LABELS = ("red", "green", "blue")
@@ -32,11 +34,11 @@ FAILED = "The service failed on this {}; its log says why."
 class Averages:
     """Stands for a Classifier: scores are how much of each colour there is."""
 
-    labels, input_size, runtime = LABELS, (4, 6), "none"
+    labels, input_size, runtime, details = LABELS, (4, 6), "none", Details()
 
-    def probabilities(self, inputs):
+    def predict(self, inputs):
         assert inputs.shape == (1, 4, 6, 3)
-        return inputs.mean(axis=(0, 1, 2)) / 2 + 0.5
+        return Prediction(inputs.mean(axis=(0, 1, 2)) / 2 + 0.5)
 
 
 def image(color, size=(8, 5), kind="PNG"):
@@ -216,7 +218,7 @@ def stages(handler, clock, monkeypatch):
     monkeypatch.setattr(module, "fetch_all", slow(lambda urls, _: [RED] * len(urls), 1 / 8))
     decoder = handler.service.decoder
     monkeypatch.setattr(decoder, "decode", slow(decoder.decode, 1 / 4))
-    monkeypatch.setattr(Averages, "probabilities", slow(Averages.probabilities, 1 / 2))
+    monkeypatch.setattr(Averages, "predict", slow(Averages.predict, 1 / 2))
 
 
 LINE = {"level": "INFO", "message": "request"}
@@ -224,7 +226,7 @@ STORED = {"bytes": len(RED), "format": "PNG", "width": 8, "height": 5}
 
 
 def test_a_line_has_each_stage_with_its_time_and_all_images(handler, log, stages):
-    handler.handle({"urls": ["http://u:p@a/1?b#c", "https://a/2"]}, context(30))
+    handler.handle({"urls": ["http://a/1?b#c", "https://a/2"]}, context(30))
     took = {"decode_ms": 250.0, "infer_ms": 500.0}
     assert log() == [
         {

@@ -93,6 +93,29 @@ def test_methods_are_read_in_upper_case_and_names_of_headers_in_lower(sample):
     assert request.headers["x-a"] == "B"
 
 
+@pytest.mark.parametrize(
+    ("query", "body", "details"),
+    [
+        ("1", None, True),
+        ("false", True, False),
+        (None, True, True),
+        ("true", False, True),
+        (None, None, False),
+    ],
+)
+def test_details_in_the_query_go_before_those_in_the_body(sample, query, body, details):
+    more = {"queryStringParameters": query and {"details": query}}
+    request = read_event(sample(body=json.dumps(URL | {"details": body}).encode(), **more))
+    assert parse_body(request) == Request((Source(url=URL["url"]),), details=details)
+
+
+@pytest.mark.parametrize("details", ["", "2", "all", "\u0661"])
+def test_other_details_in_the_query_are_refused(sample, details):
+    more = {"queryStringParameters": {"details": details}}
+    with pytest.raises(InvalidRequestError, match="^Expected details to be true or false"):
+        parse_body(read_event(sample(body=b"\0", kind="image/png", **more)))
+
+
 @pytest.mark.parametrize("top", [2, 999_999_999])
 def test_top_in_the_query(sample, top):
     more = {"queryStringParameters": {"top": str(top)}}

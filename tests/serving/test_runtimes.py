@@ -11,7 +11,13 @@ from PIL import Image
 from serving.classifier import Classifier
 from serving.errors import ModelError
 from serving.preprocess import preprocess
-from serving.runtimes import RUNTIMES, Tensor, find_runtime, require_image_classifier
+from serving.runtimes import (
+    RUNTIMES,
+    Tensor,
+    find_outputs,
+    find_runtime,
+    require_image_classifier,
+)
 
 
 def refusal(function, *arguments):
@@ -71,8 +77,6 @@ def test_every_runtime_says_what_the_weights_do(small_tflite, runtime):
     probabilities = classifier.probabilities(preprocess(image, (32, 48)))
     assert (probabilities.shape, probabilities.dtype) == ((3,), np.float32)
     assert probabilities == pytest.approx(expected, abs=1e-5)
-    scores = classifier.classify(image)
-    assert list(scores.values()) == [round(float(score), 5) for score in probabilities]
 
 
 def test_the_first_runtime_that_is_installed_is_taken(monkeypatch):
@@ -120,6 +124,38 @@ IMAGE, SCORES = Tensor("float32", (1, 32, 48, 3)), Tensor("float32", (1, 5))
 def test_what_is_no_image_classifier_is_refused(inputs, outputs):
     said = refusal(require_image_classifier, Path("a.tflite"), inputs, outputs)
     assert f"Received: a.tflite, from {' and '.join(map(str, inputs))} to " in said
+
+
+ACTIVATIONS = Tensor("float32", (1, 8, 12, 5), "activations")
+
+
+@pytest.mark.parametrize(
+    ("outputs", "places"),
+    [
+        ([SCORES], [0]),
+        ([SCORES, ACTIVATIONS], [0, 1]),
+        ([ACTIVATIONS, SCORES], [1, 0]),
+        ([Tensor("float32", (-1, -1, -1, 5), "activations"), SCORES], [1, 0]),
+        ([Tensor("float32", (1, 5), "activations")], [0]),
+    ],
+)
+def test_activations_are_found_by_their_name_and_shape(outputs, places):
+    assert find_outputs(Path("a.tflite"), [IMAGE], outputs) == places
+
+
+@pytest.mark.parametrize(
+    "other",
+    [
+        Tensor("int8", (1, 8, 12, 5), "activations"),
+        Tensor("float32", (1, 96, 5), "activations"),
+        Tensor("float32", (1, 8, 12, 5), "features"),
+    ],
+)
+def test_another_second_output_is_refused(other):
+    said = refusal(find_outputs, Path("a.tflite"), [IMAGE], [SCORES, other])
+    assert f"to float32 (1, 5) and {other}." in said
+    both = [SCORES, ACTIVATIONS, ACTIVATIONS]
+    assert refusal(find_outputs, Path("a.tflite"), [IMAGE], both)
 
 
 def test_the_number_of_images_may_vary():

@@ -12,6 +12,7 @@ from PIL import Image
 from serving import fetch
 from serving import service as module
 from serving.decoder import CpuLimitError, Decoded
+from serving.details import Details
 from serving.errors import (
     DeadlineError,
     ImageError,
@@ -21,7 +22,8 @@ from serving.errors import (
     UnsupportedTypeError,
 )
 from serving.events import Request, Source, parse
-from serving.service import Service, top_k
+from serving.runtimes import Prediction
+from serving.service import Service
 
 LABELS = ("red", "green", "blue")
 FOREVER = float("inf")
@@ -34,15 +36,15 @@ def encoded(color):
 
 
 def mean_color(inputs):
-    """Return the shares of red, green and blue in the network's inputs, float32 (3,)."""
+    """Predict the shares of red, green and blue in the network's inputs."""
     shares = (inputs.mean((0, 1, 2)) + 1) / 2
-    return shares / shares.sum()
+    return Prediction(shares / shares.sum())
 
 
 @pytest.fixture
 def service(decoder):
     classifier = SimpleNamespace(
-        labels=LABELS, input_size=(9, 9), runtime="numpy", probabilities=mean_color
+        labels=LABELS, input_size=(9, 9), runtime="numpy", predict=mean_color, details=Details()
     )
     return Service(classifier, "colors", decoder)
 
@@ -105,11 +107,11 @@ def test_the_longest_run_of_the_model_counts(service, monkeypatch):
     monkeypatch.setattr(time, "monotonic", lambda: now[0])
     seconds = iter([0.5, 2.0, 0.25])
 
-    def probabilities(inputs):
+    def predict(inputs):
         now[0] += next(seconds)
         return mean_color(inputs)
 
-    monkeypatch.setattr(service.classifier, "probabilities", probabilities)
+    monkeypatch.setattr(service.classifier, "predict", predict)
     for longest in (0.5, 2.0, 2.0):
         service.classify(Request((Source(image=encoded("red")),)), FOREVER)
         assert service._longest_run == longest
@@ -184,15 +186,13 @@ def test_urls_are_fetched_until_the_reserve(service, monkeypatch):
 
 
 def test_an_unexpected_error_costs_its_own_image_only(service, three_images, monkeypatch, capsys):
-    probabilities = service.classifier.probabilities
-
     def fail_on_green(inputs):
-        scores = probabilities(inputs)
-        if np.argmax(scores) == 1:
+        prediction = mean_color(inputs)
+        if np.argmax(prediction.probabilities) == 1:
             raise ZeroDivisionError
-        return scores
+        return prediction
 
-    monkeypatch.setattr(service.classifier, "probabilities", fail_on_green)
+    monkeypatch.setattr(service.classifier, "predict", fail_on_green)
     result = service.classify(three_images, FOREVER, "id-1")
     assert [type(image.error) for image in result.images] == [type(None), InternalError, type(None)]
     [line] = capsys.readouterr().out.splitlines()
@@ -212,14 +212,3 @@ def test_an_image_of_more_bytes_than_a_url_may_have_is_refused(service, monkeypa
     monkeypatch.setattr(service.decoder, "decode", undecoded)
     result = service.classify(Request((Source(image=bytes(fetch.MAX_BYTES + 1)),)), FOREVER)
     assert result.error.status == 413
-
-
-def test_all_scores_come_in_the_order_of_the_classes_and_the_best_by_score():
-    scores = np.float32([0.2, 0.5, 0.3])
-    assert list(top_k(LABELS, scores, None).items()) == [
-        ("red", 0.2),
-        ("green", 0.5),
-        ("blue", 0.3),
-    ]
-    assert list(top_k(LABELS, scores, 2).items()) == [("green", 0.5), ("blue", 0.3)]
-    assert list(top_k(LABELS, scores, 9)) == ["green", "blue", "red"]

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from serving.details import Details, Familiarity
 from serving.errors import ModelError
 from serving.preprocess import preprocess
 from training import checkpoint as module
@@ -85,6 +86,74 @@ def test_without_a_temperature_it_was_one(attributes):
     assert read_metadata(attributes(temperature=None)) == Metadata(("a", "b"), 3, 0.5, 1.0)
 
 
+TOLD = Details(
+    Familiarity(
+        means=np.float32([[0.25, 0.5, 0.75], [0, 0, 1]]),
+        directions=np.float32([[[1, 0], [0, 1], [0, 0]], np.zeros((3, 2))]),
+        distances=np.float32([1, 2, 3, 3, 5]),
+    ),
+    np.float32([0.125, 0.25, 1]),
+)
+
+
+def pooling_model(channels=3):
+    inputs = keras.Input((4, 4, 3))
+    x = keras.layers.Conv2D(channels, 1)(inputs)
+    x = keras.layers.GlobalAveragePooling2D()(x)
+    return keras.Model(inputs, keras.layers.Dense(2, activation="softmax")(x))
+
+
+def test_what_tells_more_than_scores_is_kept(tmp_path):
+    path, metadata = tmp_path / "a.h5", Metadata(("a", "b"), 3, 0.5, details=TOLD)
+    save_checkpoint(pooling_model(), path, metadata)
+    for read in (read_metadata(path), load_checkpoint(path)[1]):
+        assert np.array_equal(read.details.nonconformity, TOLD.nonconformity)
+        for name, values in vars(TOLD.familiarity).items():
+            assert np.array_equal(getattr(read.details.familiarity, name), values), name
+    with h5py.File(path) as file:
+        assert file["details/directions"].dtype == np.float16
+        assert file["details/directions"].compression == "gzip"
+    classifier = CheckpointClassifier(path)
+    assert classifier.details.familiarity.means.shape == (2, 3)
+    assert [kernel.shape for kernel, _ in classifier.details.head] == [(3, 2)]
+    assert keras.models.load_model(path, compile=False).output_shape == (None, 2)
+
+
+def test_a_checkpoint_of_an_earlier_version_tells_scores_alone(attributes):
+    with h5py.File(attributes()) as file:
+        assert "details" not in file
+    assert read_metadata(attributes()).details == Details()
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        lambda group: group.pop("means"),
+        lambda group: group.pop("directions"),
+        lambda group: group["distances"].write_direct(np.float32([np.nan] * 5)),
+        lambda group: group.create_dataset("nonconformity_2", data=b"text"),
+        lambda group: group.create_group("kernel_0"),
+        lambda group: (group.pop("means"), group.create_dataset("means", data=[[1.0, 2.0]])),
+    ],
+    ids=["means", "directions", "nan", "text", "group", "shape"],
+)
+def test_damaged_details_are_told(tmp_path, damage):
+    path = tmp_path / "a.h5"
+    save_checkpoint(pooling_model(), path, Metadata(("a", "b"), 3, 0.5, details=TOLD))
+    with h5py.File(path, "a") as file:
+        damage(file["details"])
+    assert refusal(read_metadata, path) == (
+        "Expected a checkpoint with complete statistics of its own inside (details). "
+        f"Received: {path} with damaged ones. Copy it again."
+    )
+
+
+def test_details_of_another_network_are_told(tmp_path):
+    path = tmp_path / "a.h5"
+    save_checkpoint(pooling_model(4), path, Metadata(("a", "b"), 3, 0.5, details=TOLD))
+    assert "of its own inside (details)" in refusal(load_checkpoint, path)
+
+
 def test_what_is_no_checkpoint_is_told(attributes, tmp_path):
     assert refusal(read_metadata, tmp_path / "none.h5") == (
         f"Expected a checkpoint (.h5). Received: {tmp_path / 'none.h5'}, which does not exist. "
@@ -139,11 +208,11 @@ def test_a_checkpoint_classifies_an_image_as_its_weights_do(small_checkpoint):
     classifier = CheckpointClassifier(small_checkpoint)
     assert classifier.labels == ("red", "green", "blue")
     assert classifier.input_size == (32, 48)
-    probabilities = classifier.probabilities(preprocess(image, (32, 48)))
-    assert probabilities.shape == (3,)
-    assert probabilities == pytest.approx(expected, abs=1e-5)
-    scores = classifier.classify(image)
-    assert list(scores.values()) == [round(float(score), 5) for score in probabilities]
+    prediction = classifier.predict(preprocess(image, (32, 48)))
+    assert prediction.probabilities.shape == (3,)
+    assert prediction.probabilities == pytest.approx(expected, abs=1e-5)
+    assert prediction.activations is None
+    assert classifier.details == Details()
 
 
 # Whole or not at all.

@@ -8,7 +8,7 @@ from PIL import Image
 
 from serving.errors import ImageError, TooLargeError
 from training import image_files
-from training.image_files import expand, read_image
+from training.image_files import expand, read_images
 
 SIZE = (40, 60)
 
@@ -21,7 +21,7 @@ def red(tmp_path):
 
 def reason(image):
     with pytest.raises(ImageError) as caught:
-        read_image(str(image), SIZE)
+        read_images(str(image), [SIZE])
     return str(caught.value)
 
 
@@ -60,14 +60,14 @@ def test_a_file_that_looks_like_a_url_is_read(red, tmp_path, monkeypatch):
         path = tmp_path / name
         path.parent.mkdir(parents=True, exist_ok=True)
         path.hardlink_to(red)
-        assert read_image(name, SIZE).size == (60, 40)
+        assert read_images(name, [SIZE])[0].size == (60, 40)
 
 
 @pytest.mark.parametrize("text", ["\ufeff{}", "<{}>", "[a rose]({})", "{}\u200b "])
 def test_a_url_may_be_as_people_copy_it(text, red, monkeypatch):
     answers = {"https://x.org/a.png": red.read_bytes()}
     monkeypatch.setattr(image_files, "fetch", answers.__getitem__)
-    assert read_image(text.format(*answers), SIZE).size == (60, 40)
+    assert read_images(text.format(*answers), [SIZE])[0].size == (60, 40)
 
 
 def test_a_folder_is_read_to_its_end_whatever_is_in_it(red, tmp_path, monkeypatch):
@@ -133,7 +133,7 @@ def test_a_pipe_of_the_shell_is_read_within_bounds(red, monkeypatch):
         thread = threading.Thread(target=write)
         thread.start()
         try:
-            return read_image(f"/dev/fd/{reader}", SIZE)
+            return read_images(f"/dev/fd/{reader}", [SIZE])[0]
         finally:
             thread.join()
             os.close(reader)

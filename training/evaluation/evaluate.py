@@ -9,13 +9,15 @@ from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 
+from serving.details import Familiarity
 from serving.errors import ModelError, ServingError
 from serving.model_files import best_model
 from training.backend import keras
-from training.batches import Batches
+from training.batches import Batches, image_indices
 from training.checkpoint import (
     CHECKPOINT,
     Metadata,
@@ -30,18 +32,27 @@ from training.dataset.scan import Dataset, require, scan
 from training.dataset.split import Split
 from training.errors import DataError
 from training.evaluation.calibration import apply_temperature, bake_temperature, fit_temperature
+from training.evaluation.familiarity import (
+    LabelledFeatures,
+    SplitFeatures,
+    describe_shortage,
+    fit_details,
+)
 from training.evaluation.label_errors import (
     LabelIssue,
     list_label_issues,
     write_label_issues,
 )
-from training.evaluation.metrics import evaluate, shown, table, wilson
+from training.evaluation.metrics import evaluate, percent, shown, table, wilson
 from training.evaluation.model_card import CURVES, METRICS
 from training.evaluation.report import write_report
 from training.evaluation.run import EvaluationRun, RunInfo
+from training.evaluation.unknowns import LEVELS, measure
+from training.features import infer_once
 from training.files import claim_folder, write_atomically
 from training.images import ImageSource, Source
 from training.model import split_at_block, weights_digest, with_input_size
+from training.outputs import find_pooling, with_features
 
 BATCH_SIZE = 32
 LABEL_ISSUES = "probable_wrong_labels.txt"
@@ -58,11 +69,12 @@ class CalibratedModel:
 
     Attributes:
         model: of the input size that it was evaluated at.
-        metadata: with its accuracy and its temperature.
+        metadata: with its accuracy, its temperature and its details.
         uncalibrated: predictions for the evaluated images before calibration, float
             (n, classes), 0 to 1.
         probabilities: calibrated predictions for the same images.
         val_probabilities: calibrated predictions for the validation images, float (m, classes).
+        features: of the images of all sets, or None if the model does not pool activations.
     """
 
     model: keras.Model
@@ -70,41 +82,105 @@ class CalibratedModel:
     uncalibrated: np.ndarray
     probabilities: np.ndarray
     val_probabilities: np.ndarray
+    features: SplitFeatures | None = None
 
 
 def calibrate(
-    model: keras.Model, metadata: Metadata, dataset: Dataset, split: Split, source: Source
+    model: keras.Model,
+    metadata: Metadata,
+    dataset: Dataset,
+    split: Split,
+    source: Source,
+    features: np.ndarray | None = None,
 ) -> CalibratedModel:
-    """Fit the temperature of a checkpoint on the validation images, and predict.
+    """Fit temperature and details of a checkpoint, and predict.
 
     `model` and `metadata` are what `load_checkpoint` returned. `source` gives inputs of the whole
-    network, of the size that it is to have, or of its head.
+    network, of the size that it is to have, or of its head. `features` are what the network pools
+    of all images, float (images, channels); None if that is not known yet.
     """
+    same_size = not isinstance(source, ImageSource) or model.input_shape[1:3] == source.size
+    earlier = metadata.details.familiarity if same_size else None
     if isinstance(source, ImageSource):
-        model = predictor = with_input_size(model, source.size)
-    else:
-        predictor = split_at_block(model, None)[1]
-
-    def predict(names: Sequence[str]) -> np.ndarray:
-        probabilities = predictor.predict(Batches(source, names, BATCH_SIZE), verbose=0)
-        # Undo the temperature of an earlier report.
-        return apply_temperature(probabilities, 1 / metadata.temperature)
-
+        model = with_input_size(model, source.size)
     height, width = model.input_shape[1:3]
     print(f"Report: evaluating the best checkpoint at {width}×{height} pixels.", flush=True)
-    val_probabilities = predict(split.validation)
-    uncalibrated = predict(split.test) if split.test else val_probabilities
-    temperature = fit_temperature(val_probabilities, dataset.labels(split.validation))
+    validation = _predict(model, metadata.temperature, source, split.validation)
+    evaluated = validation
+    if split.test:
+        evaluated = _predict(model, metadata.temperature, source, split.test)
+    temperature = fit_temperature(validation.probabilities, dataset.labels(split.validation))
     bake_temperature(model, temperature / metadata.temperature)
-    probabilities = apply_temperature(uncalibrated, temperature)
+    probabilities = apply_temperature(evaluated.probabilities, temperature)
     hits = probabilities.argmax(axis=1) == dataset.labels(split.evaluated)
-    return CalibratedModel(
+    result = CalibratedModel(
         model,
         replace(metadata, val_accuracy=float(hits.mean()), temperature=temperature),
-        uncalibrated,
+        evaluated.probabilities,
         probabilities,
-        apply_temperature(val_probabilities, temperature),
+        apply_temperature(validation.probabilities, temperature),
     )
+    found = (validation.features, evaluated.features)
+    return _with_details(result, dataset, split, found, features, earlier)
+
+
+class Outputs(NamedTuple):
+    """What a network makes of n images: probabilities (n, classes), features (n, channels)."""
+
+    probabilities: np.ndarray
+    features: np.ndarray
+
+
+def _predict(
+    model: keras.Model, temperature: float, source: Source, names: Sequence[str]
+) -> Outputs:
+    """Return what `model`, or its head, makes of the images `names` of `source`.
+
+    The probabilities are those before the `temperature` of an earlier report.
+    """
+    batches = Batches(source, names, BATCH_SIZE)
+    if isinstance(source, ImageSource):
+        classes = model.output_shape[1]
+        found = with_features(model).predict(batches, verbose=0)
+        probabilities, features = found[:, :classes], found[:, classes:]
+    else:
+        probabilities = split_at_block(model, None)[1].predict(batches, verbose=0)
+        features = source.inputs([(index, 0) for index in batches.image_indices])
+    return Outputs(apply_temperature(probabilities, 1 / temperature), features)
+
+
+def _with_details(
+    result: CalibratedModel,
+    dataset: Dataset,
+    split: Split,
+    found: tuple[np.ndarray, np.ndarray],
+    features: np.ndarray | None,
+    earlier: Familiarity | None,
+) -> CalibratedModel:
+    """Return `result` with its features and details.
+
+    `found` are the features of the validation and of the evaluated images; `features` and `earlier`
+    are those of `calibrate`.
+    """
+    pooling, present = find_pooling(result.model), set(dataset.images)
+    train = [name for name in split.train if name in present]
+    if pooling is None:
+        learned = np.empty((0, 0), np.float32)
+    elif features is not None:
+        learned = features[image_indices(dataset, train)]
+    else:
+        print(f"Features: running the network once on {len(train)} training images.", flush=True)
+        network = keras.Model(result.model.input, pooling.output)
+        learned = infer_once(network, ImageSource(dataset, network.input_shape[1:3]), train)
+    sets = zip((train, split.validation, split.evaluated), (learned, *found), strict=True)
+    labelled = SplitFeatures(
+        *(LabelledFeatures(values, dataset.labels(names)) for names, values in sets)
+    )
+    details = fit_details(labelled, result.val_probabilities, earlier)
+    if pooling is not None and (shortage := describe_shortage(details, len(train))):
+        print(f"  {shortage}", flush=True)
+    metadata = replace(result.metadata, details=details)
+    return replace(result, metadata=metadata, features=None if pooling is None else labelled)
 
 
 def save(result: CalibratedModel, models: Path, split: Split, evaluated: Path) -> Path:
@@ -172,6 +248,8 @@ def report(
         label_issues=issues,
         curves=sources.curves,
         set_name=split.evaluated_name,
+        details=result.metadata.details,
+        unknowns=_measure_unknowns(result, dataset, split),
     )
     metrics = write_report(folder, run)
     if issues:
@@ -188,6 +266,19 @@ def report(
             )
     print(f"Report: {folder / 'README.md'}")
     print(f"Use it: {convert_command(path, dataset.folder)}")
+
+
+def _measure_unknowns(result: CalibratedModel, dataset: Dataset, split: Split) -> dict:
+    if result.features is None:
+        return {}
+    return measure(
+        result.model,
+        result.metadata.details,
+        result.features,
+        result.probabilities,
+        dataset.class_names,
+        has_test=bool(split.test),
+    )
 
 
 def _probable_label_issues(
@@ -217,11 +308,23 @@ def print_summary(result: CalibratedModel, metrics: dict, dataset: Dataset, spli
             f"Validation accuracy: {validation['accuracy']:.3f} on {validation['n']} images, "
             f"loss {validation['log_loss']:.3f}."
         )
+    if unknowns := metrics.get("unknowns"):
+        print(_describe_unknowns(unknowns, split.evaluated_name))
     accuracy = result.metadata.val_accuracy
     name = split.evaluated_name.capitalize()
     print(f"{name} accuracy: {accuracy:.3f} on {len(split.evaluated)} images.")
     if accuracy < POOR_ACCURACY:
         print(f"{_worst_mistake(metrics)} What to try: {POOR_RESULT}.")
+
+
+def _describe_unknowns(unknowns: dict, set_name: str) -> str:
+    drawn, level = unknowns["far"]["all"], LEVELS[-1]
+    [alarms] = [row for row in unknowns["false_alarms"] if row["promised"] == level]
+    return (
+        f"Called unknown: {percent(drawn['called_unknown'][str(level)])} of {drawn['n']} drawn "
+        f"images of other things, {percent(alarms['found'], 1)} of {alarms['n']} {set_name} images "
+        f"(promised: at most {percent(level)})."
+    )
 
 
 def _worst_mistake(metrics: dict) -> str:

@@ -300,6 +300,29 @@ def _reliability(top: Axes, bottom: Axes, binned: Bins) -> None:
     bottom.set_xlabel("confidence")
 
 
+# Risk and coverage
+
+
+@styled
+def risk_coverage(coverage: np.ndarray, risk: np.ndarray) -> Figure:
+    """Draw `risk` by `coverage`, each (n,), 0 to 1, of `metrics.risk_coverage`."""
+    counts = np.arange(1, len(risk) + 1)
+    low, high = np.transpose(
+        [wilson(round(r * n), int(n)) for r, n in zip(risk, counts, strict=True)]
+    )
+    figure = Figure(figsize=(6, 4), layout="constrained")
+    axes = figure.subplots()
+    axes.fill_between(coverage, low, high, color=BLUE, alpha=0.2, lw=0, label="Wilson 95 %")
+    axes.plot(coverage, risk, color=BLUE, lw=1.8, label="mistakes among them")
+    axes.axhline(risk[-1], color=GREY, lw=1, ls="--", label=f"among all: {risk[-1]:.3f}")
+    axes.set(xlim=(0, 1), ylim=(0, max(3 * risk[-1], 0.05)))
+    axes.set(xlabel="share of images answered, the surest first", ylabel="share of mistakes")
+    axes.set_title(f"Risk and coverage: mean risk {risk.mean():.4f}")
+    axes.grid(axis="y")
+    axes.legend(loc="upper left")
+    return figure
+
+
 # Classes
 
 

@@ -141,6 +141,17 @@ def bootstrap_macro_f1(counts: np.ndarray) -> list[float]:
     return [float(bound) for bound in np.percentile(np.concatenate(means), [tail, 100 - tail])]
 
 
+def risk_coverage(confidence: np.ndarray, hits: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Return (coverage, risk), each float (n,), 0 to 1, of answering the surest images only.
+
+    Risk is the share of mistakes among the share `coverage` of images of the highest `confidence`
+    (n,); `hits` (n,), bool, says which are right.
+    """
+    order = np.argsort(-confidence, kind="stable")
+    counts = np.arange(1, len(order) + 1)
+    return counts / len(order), np.cumsum(~hits[order]) / counts
+
+
 def table(metrics: dict) -> str:
     """Return the `metrics` of `evaluate` as aligned text: one class a line, then the total."""
     width = max(len("class"), *(len(shown(name)) for name in metrics["class_names"]))

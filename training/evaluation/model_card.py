@@ -7,6 +7,7 @@ from collections.abc import Sequence
 
 from training.backend import keras
 from training.dataset.scan import Dataset, class_of
+from training.evaluation.familiarity import describe_shortage
 from training.evaluation.metrics import percent
 from training.evaluation.run import EvaluationRun
 from training.markdown import markdown_table
@@ -20,9 +21,11 @@ FIGURES = {
     "per_class.png": "Precision, recall and F1 of each class",
     "confusion_matrix.png": "Confusion matrix",
     "reliability.png": "Reliability diagram",
+    "risk_coverage.png": "Risk and coverage",
     CURVES: "Learning curves",
     "mistakes.png": "The most confident mistakes",
     "gradcam.png": "Grad-CAM: where the model looks",
+    "activation_maps.png": "Activation maps of drawn images",
     "label_issues.png": "Labels that are probably wrong",
 }
 MISTAKES = 12  # listed
@@ -39,6 +42,7 @@ def model_card(run: EvaluationRun, metrics: dict, drawn: Sequence[str]) -> str:
     sections = (
         [*_front_matter(run, metrics), "", *_summary(run, metrics)],
         _results(run, metrics),
+        *_unknowns(run),
         _figures(run, drawn),
         _data(run),
         _training(run, metrics),
@@ -134,6 +138,62 @@ def _calibration(run: EvaluationRun, metrics: dict) -> str:
     )
 
 
+def _unknowns(run: EvaluationRun) -> list[list[str]]:
+    """Return the section on images of no class, as the only one of a list; [] without."""
+    found = run.unknowns
+    if not found:
+        shortage = describe_shortage(run.details, 0) if run.details.familiarity else None
+        return [["## Images that are none of these", "", shortage]] if shortage else []
+    sets = found["prediction_sets"]
+    alarms = [
+        f"- called unknown at {percent(row['promised'])}: of {row['n']} {run.set_name} images "
+        f"{_percent(row['found'], row['interval'])}, of at most {percent(row['promised'])} promised"
+        for row in found["false_alarms"]
+    ]
+    far = [_unknowns_row(f"drawn: {kind}", row) for kind, row in found["far"].items()]
+    left_out = [
+        _unknowns_row(f"{_plain(name)}, left out", row) for name, row in found["left_out"].items()
+    ]
+    levels = [f"called unknown at {percent(row['promised'])}" for row in found["false_alarms"]]
+    head = ["images", "n", "AUROC", *levels, "AUROC of the largest score"]
+    lines = [
+        "## Images that are none of these",
+        "",
+        f"Its statistics are those of {found['training_images']} training images, compared with "
+        f"{found['validation_images']} validation images; {_held_out(run)}. The AUROC is how often "
+        "one of these images looks stranger than one of its classes.",
+        "",
+        markdown_table(head, far + left_out),
+        "",
+        *alarms,
+        f"- prediction sets hold the true class of {_percent(sets['found'], sets['interval'])} of "
+        f"{sets['n']} {run.set_name} images, of {percent(sets['promised'])} promised; their mean "
+        f"size is {sets['mean_size']:.2f}",
+        "",
+        "Drawn images are far from photographs, so they are found easily. A class that is left out "
+        "is near: the statistics are those of the other classes, but the network has learned from "
+        "its images, so a class that it never saw is told less well.",
+    ]
+    return [lines]
+
+
+def _held_out(run: EvaluationRun) -> str:
+    if run.set_name == "test":
+        return "all numbers here are on other images"
+    return "for the numbers here, each half of these is compared with the other half"
+
+
+def _unknowns_row(name: str, row: dict) -> list[str]:
+    baseline = row["auroc_of_confidence"]
+    return [
+        name,
+        str(row["n"]),
+        f"{row['auroc']:.3f}",
+        *(percent(share) for share in row["called_unknown"].values()),
+        "" if baseline is None else f"{baseline:.3f}",
+    ]
+
+
 def _figures(run: EvaluationRun, drawn: Sequence[str]) -> list[str]:
     lines = ["## Figures"]
     for name in drawn:
@@ -213,7 +273,8 @@ def _limits(run: EvaluationRun, metrics: dict) -> list[str]:
     )
     limits = [
         f"The model knows {len(run.dataset.class_names)} classes. Any other image gets one of "
-        "them, too, at times with high confidence.",
+        "them, too, at times with high confidence"
+        f"{', so ask whether it is unknown' * bool(run.unknowns)}.",
         "Do not use it where a wrong answer does harm, for instance to decide whether a plant may "
         "be eaten or touched.",
         "Accuracy and confidence hold for images like those of the data set; other cameras, places "

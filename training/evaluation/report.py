@@ -4,6 +4,7 @@ import json
 import platform
 import shutil
 from contextlib import suppress
+from dataclasses import replace
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -11,6 +12,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from PIL import Image
 
+from serving.answers import UNKNOWN_BELOW, is_unknown
 from serving.image import open_image
 from serving.preprocess import preprocess
 from training.backend import keras
@@ -19,11 +21,15 @@ from training.evaluation.metrics import evaluate, percent, shown
 from training.evaluation.model_card import CARD, CURVES, FIGURES, METRICS, model_card
 from training.evaluation.run import EvaluationRun
 from training.files import replace_folder
+from training.outputs import read_head, with_activations
+from training.sample import LABELS, draw
+from training.sample.others import draw_others
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 GALLERY = 12  # images
+COVERAGES = (0.8, 0.9)  # at which the risk is told
 PACKAGES = ("keras", "tensorflow", "jax", "openvino", "numpy", "scipy", "scikit-learn", "pillow")
 
 
@@ -56,10 +62,22 @@ def _metrics(run: EvaluationRun) -> dict:
         "before_temperature": {
             key: before[key] for key in ("log_loss", "expected_calibration_error")
         },
+        "risk_coverage": _risk_coverage(run),
+        "unknowns": run.unknowns,
         "class_counts": run.dataset.counts,
         "label_issues": len(run.label_issues),
         "run": run.info.to_record(),
         "versions": versions(),
+    }
+
+
+def _risk_coverage(run: EvaluationRun) -> dict:
+    """Return the risk of answering the surest images only: `area`, and `risk` {coverage: risk}."""
+    coverage, risk = run.risk_coverage
+    places = {share: np.searchsorted(coverage, share - 1e-9) for share in COVERAGES}
+    return {
+        "area": float(risk.mean()),
+        "risk": {str(share): float(risk[place]) for share, place in places.items()},
     }
 
 
@@ -84,6 +102,7 @@ def _draw(run: EvaluationRun, metrics: dict, folder: Path) -> list[str]:
         "reliability.png": figures.reliability(
             run.uncalibrated, run.probabilities, run.true_classes, run.temperature
         ),
+        "risk_coverage.png": figures.risk_coverage(*run.risk_coverage),
         "mistakes.png": _mistakes(run),
     }
     if run.curves:
@@ -94,6 +113,8 @@ def _draw(run: EvaluationRun, metrics: dict, folder: Path) -> list[str]:
         )
     if is_possible():
         plots["gradcam.png"] = _grad_cam(run)
+    if activation_maps := _activation_maps(run):
+        plots["activation_maps.png"] = activation_maps
     if run.label_issues:
         plots["label_issues.png"] = _label_issues(run)
     for name, figure in plots.items():
@@ -126,6 +147,30 @@ def _grad_cam(run: EvaluationRun) -> "Figure":
         for i, image, warmth in zip(chosen, images, heat, strict=True)
     ]
     return figures.gallery("Where the predicted class is seen (Grad-CAM)", tiles, columns=3)
+
+
+def _activation_maps(run: EvaluationRun) -> "Figure | None":
+    """Return the figure of drawn images, as nobody's photographs are in it; None without maps."""
+    from training.evaluation import figures
+
+    details, rng = replace(run.details, head=read_head(run.model)), np.random.default_rng(0)
+    if not details.head:
+        return None
+    images = [draw(label, rng) for label in LABELS]
+    images += [others[0] for others in draw_others(1).values()]
+    inputs = np.concatenate([preprocess(image, run.model.input_shape[1:3]) for image in images])
+    outputs = with_activations(run.model).predict(inputs, batch_size=GALLERY, verbose=0)
+    tiles = []
+    for image, probabilities, activations in zip(images, *outputs, strict=True):
+        best, familiarity = int(probabilities.argmax()), details.familiarity
+        p = None if familiarity is None else familiarity.known(activations)
+        name = f"{shown(run.dataset.class_names[best], 16)} {percent(probabilities[best])}"
+        lines = [(name, figures.INK)]
+        if p is not None:
+            colour = figures.ORANGE if is_unknown(p, UNKNOWN_BELOW) else figures.GREEN
+            lines.append((f"known: {p:.3f}", colour))
+        tiles.append(figures.Tile(image, lines, details.activation_map(activations, best)))
+    return figures.gallery("Drawn images: where the predicted class is seen", tiles, columns=4)
 
 
 def _explained(run: EvaluationRun) -> list[int]:

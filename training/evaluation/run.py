@@ -7,9 +7,11 @@ from pathlib import Path
 
 import numpy as np
 
+from serving.details import Details
 from training.backend import keras
 from training.dataset.scan import Dataset
 from training.evaluation.label_errors import LabelIssue
+from training.evaluation.metrics import risk_coverage
 
 # What version 1.0 called the fields of `RunInfo`, and the sets of its split.
 OLD_FIELDS = {"reported again by": "reevaluated_by"}
@@ -89,6 +91,8 @@ class EvaluationRun:
         label_issues: labels that are probably wrong.
         curves: learning curves of an earlier report, to be used in place of `history`.
         set_name: "test" or "validation".
+        details: what the model tells beside scores.
+        unknowns: how well it tells unknown images, from `training.evaluation.unknowns.measure`.
     """
 
     checkpoint: Path
@@ -103,6 +107,8 @@ class EvaluationRun:
     label_issues: Sequence[LabelIssue] = ()
     curves: Path | None = None
     set_name: str = "validation"
+    details: Details = Details()  # noqa: RUF009 - it cannot be changed
+    unknowns: dict = field(default_factory=dict)
 
     @cached_property
     def true_classes(self) -> np.ndarray:
@@ -118,6 +124,11 @@ class EvaluationRun:
     def confidence(self) -> np.ndarray:
         """Probability of each predicted class, float (n,), 0 to 1."""
         return self.probabilities.max(axis=1)
+
+    @cached_property
+    def risk_coverage(self) -> tuple[np.ndarray, np.ndarray]:
+        """Coverage and risk of answering the surest images only, each float (n,)."""
+        return risk_coverage(self.confidence, self.predicted_classes == self.true_classes)
 
     @cached_property
     def mistakes(self) -> list[int]:

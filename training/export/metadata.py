@@ -13,6 +13,8 @@ import flatbuffers
 import numpy as np
 
 from serving.classifier import LABELS_FILE
+from serving.details import DETAILS_FILE, Details
+from serving.runtimes import ACTIVATIONS, PROBABILITIES
 from training.backend import stderr_held_back
 
 with stderr_held_back():
@@ -50,14 +52,20 @@ MEAN = STD = 127.5
 Table = tuple[str, dict]  # name, {field: value}
 
 
-def add_metadata(flatbuffer: bytes, class_names: Sequence[str]) -> bytes:
-    """Return the .tflite file `flatbuffer` with its metadata and `class_names` inside.
+def add_metadata(flatbuffer: bytes, class_names: Sequence[str], details: Details) -> bytes:
+    """Return the .tflite file `flatbuffer` with its metadata, `class_names` and `details` inside.
 
-    The names are in a zip archive behind it, one a line. Runtimes ignore that; zipfile finds it.
+    They are in a zip archive behind it, the names one a line. Runtimes ignore that; zipfile finds
+    it. The outputs are named `PROBABILITIES` and, if there is a second one, `ACTIVATIONS`.
     """
     model = flatbuffer_utils.convert_bytearray_to_object(flatbuffer)
+    graph = model.subgraphs[0]
+    # Programs that know of one output take the first.
+    graph.outputs = sorted(graph.outputs, key=lambda index: len(graph.tensors[index].shape))
+    for index, name in zip(graph.outputs, (PROBABILITIES, ACTIVATIONS), strict=False):
+        graph.tensors[index].name = name
     content = schema.BufferT()
-    content.data = np.frombuffer(describe_classifier(), np.uint8)
+    content.data = np.frombuffer(describe_classifier(len(graph.outputs) > 1), np.uint8)
     entry = schema.MetadataT()
     entry.name, entry.buffer = ENTRY, len(model.buffers)
     model.buffers.append(content)
@@ -66,11 +74,16 @@ def add_metadata(flatbuffer: bytes, class_names: Sequence[str]) -> bytes:
     with zipfile.ZipFile(file, "a") as archive:
         # A fixed date, so that the same checkpoint gives the same file.
         archive.writestr(zipfile.ZipInfo(LABELS_FILE), "\n".join(class_names) + "\n")
+        if content := details.to_bytes():
+            archive.writestr(zipfile.ZipInfo(DETAILS_FILE), content)
     return file.getvalue()
 
 
-def describe_classifier() -> bytes:
-    """Return the metadata of an image classifier with class names in `LABELS_FILE`."""
+def describe_classifier(has_activations: bool = False) -> bytes:
+    """Return the metadata of an image classifier with class names in `LABELS_FILE`.
+
+    With `has_activations`, it has a second output for them.
+    """
     scaling = ("NormalizationOptions", {"mean": [MEAN], "std": [STD]})
     image = (
         "TensorMetadata",
@@ -103,7 +116,8 @@ def describe_classifier() -> bytes:
             ],
         },
     )
-    network = {"input_tensor_metadata": [image], "output_tensor_metadata": [scores]}
+    outputs = [scores, _describe_activations()] if has_activations else [scores]
+    network = {"input_tensor_metadata": [image], "output_tensor_metadata": outputs}
     model = {
         "name": "Image classifier",
         "subgraph_metadata": [("SubGraphMetadata", network)],
@@ -112,6 +126,17 @@ def describe_classifier() -> bytes:
     builder = flatbuffers.Builder()
     builder.Finish(_write(builder, ("ModelMetadata", model)), IDENTIFIER)
     return bytes(builder.Output())
+
+
+def _describe_activations() -> Table:
+    return (
+        "TensorMetadata",
+        {
+            "name": ACTIVATIONS,
+            "description": "Activations of the last convolution.",
+            "content": _content(FEATURE_PROPERTIES, ("FeatureProperties", {})),
+        },
+    )
 
 
 def _content(kind: int, properties: Table) -> Table:

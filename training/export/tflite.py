@@ -3,12 +3,15 @@
 import contextlib
 import io
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 
 import numpy as np
 
+from serving.details import Details
 from serving.preprocess import scale
 from training.backend import keras, stderr_held_back, tf
 from training.export.metadata import add_metadata
+from training.outputs import read_head, with_activations
 
 ImageLoader = Callable[[], np.ndarray]  # returns an image: uint8 (height, width, 3), 0 to 255
 
@@ -18,13 +21,15 @@ def make_tflite(
     class_names: tuple[str, ...],
     quantize: str = "none",
     calibration_images: Sequence[ImageLoader] = (),
+    details: Details | None = None,
 ) -> bytes:
-    """Return a .tflite file of `model` with metadata and `class_names` inside.
+    """Return a .tflite file of `model` with metadata, `class_names` and `details` inside.
 
+    It returns the activations of the last convolution as well, if `model` pools them.
     `quantize` is "none" (float32), "float16", "dynamic" or "int8"; int8 takes the range of each
     activation from `calibration_images`. Inputs and outputs stay float32.
     """
-    converter = tf.lite.TFLiteConverter.from_keras_model(model)
+    converter = tf.lite.TFLiteConverter.from_keras_model(with_activations(model))
     if quantize != "none":
         converter.optimizations = [tf.lite.Optimize.DEFAULT]
     if quantize == "float16":
@@ -36,7 +41,9 @@ def make_tflite(
     # The converter prints a few hundred lines.
     with stderr_held_back(), contextlib.redirect_stdout(io.StringIO()):
         flatbuffer = converter.convert()
-    return add_metadata(flatbuffer, class_names)
+    return add_metadata(
+        flatbuffer, class_names, replace(details or Details(), head=read_head(model))
+    )
 
 
 def drop_outliers(model: keras.Model, inputs: np.ndarray) -> np.ndarray:

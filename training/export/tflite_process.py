@@ -9,18 +9,49 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Sequence
 from multiprocessing import Pipe
 from multiprocessing.connection import Connection
 from pathlib import Path
 from types import TracebackType
+from typing import NamedTuple
 
 import numpy as np
 
 from serving.classifier import Classifier
+from serving.details import Details
 from serving.errors import ModelError
 from serving.resources import thread_count
+from serving.runtimes import Prediction
 
 ROOT = Path(__file__).parents[2]
+
+
+class Told(NamedTuple):
+    """What a model tells of n images.
+
+    Attributes:
+        probabilities: of the classes, float32 (n, classes), 0 to 1.
+        known: p-values, float (n,), or None if the model does not tell.
+        maps: where it saw each image's best class, float32 (n, rows, columns), 0 to 1, or None.
+    """
+
+    probabilities: np.ndarray
+    known: np.ndarray | None
+    maps: np.ndarray | None
+
+
+def tell(details: Details, predictions: Sequence[Prediction]) -> Told:
+    """Return what a model with `details` tells of the images of `predictions`."""
+    probabilities = np.stack([each.probabilities for each in predictions])
+    activations = [each.activations for each in predictions if each.activations is not None]
+    known = maps = None
+    if activations and details.familiarity is not None:
+        known = np.array([details.familiarity.known(each) for each in activations])
+    if activations and details.head:
+        best = zip(activations, probabilities.argmax(axis=1), strict=True)
+        maps = np.stack([details.activation_map(each, int(index)) for each, index in best])
+    return Told(probabilities, known, maps)
 
 
 class TFLiteProcess:
@@ -64,7 +95,11 @@ class TFLiteProcess:
         self._errors.close()
 
     def predict(self, inputs: np.ndarray) -> np.ndarray:
-        """Return probabilities, float32 (n, classes), 0 to 1.
+        """Return probabilities, float32 (n, classes), 0 to 1; see `tell`."""
+        return self.tell(inputs).probabilities
+
+    def tell(self, inputs: np.ndarray) -> Told:
+        """Return all that the model tells of images.
 
         `inputs` is float32 (n, height, width, 3), -1 to 1.
 
@@ -73,19 +108,19 @@ class TFLiteProcess:
         """
         try:
             self._connection.send(inputs)
-            probabilities, self.seconds = self._connection.recv()
+            told, self.seconds = self._connection.recv()
         except (EOFError, OSError):
             self._errors.seek(0)
             last = self._errors.read().strip().splitlines()[-1:]
             sentence = last[0] if last else f"{self._model.name} ended the process of its runtime."
             raise ModelError(sentence) from None
-        return probabilities
+        return Told(*told)
 
 
-def predict_once(model: Path, inputs: np.ndarray, runtime: str | None) -> np.ndarray:
-    """Return the predictions of `model` for `inputs`; see `TFLiteProcess.predict`."""
+def tell_once(model: Path, inputs: np.ndarray, runtime: str | None) -> Told:
+    """Return what `model` tells of `inputs`; see `TFLiteProcess.tell`."""
     with TFLiteProcess(model, runtime) as process:
-        return process.predict(inputs)
+        return process.tell(inputs)
 
 
 def main() -> int:
@@ -108,8 +143,10 @@ def main() -> int:
             except EOFError:
                 return 0
             started = time.perf_counter()
-            rows = [classifier.probabilities(row[np.newaxis]) for row in inputs]
-            connection.send((np.stack(rows), time.perf_counter() - started))
+            predictions = [classifier.predict(row[np.newaxis]) for row in inputs]
+            seconds = time.perf_counter() - started
+            # A tuple: this module has another name here than where it is read.
+            connection.send((tuple(tell(classifier.details, predictions)), seconds))
 
 
 if __name__ == "__main__":

@@ -252,6 +252,8 @@ def test_the_report_is_given_what_was_found_and_probable_wrong_labels(
         "history": history,
         "curves": curves,
         "set_name": "test",
+        "details": metadata.details,
+        "unknowns": {},
     }
     assert written.keys() == expected.keys()
     assert all(written[name] is value or written[name] == value for name, value in expected.items())
@@ -295,16 +297,72 @@ def test_activations_stand_for_their_images(made, drawn, tmp_path):
     frozen, _ = model.split_at_block(load_checkpoint(made)[0], None)
     activations = CachedFeatures(images, frozen, "float32", tmp_path)
     activations.compute([(i, 0) for i in range(len(dataset.images))])
+    features = activations.inputs([(i, 0) for i in range(len(dataset.images))])
     one, other = (
-        evaluate.calibrate(*load_checkpoint(made), dataset, split, source)
-        for source in (images, activations)
+        evaluate.calibrate(*load_checkpoint(made), dataset, split, source, known)
+        for source, known in ((images, None), (activations, features))
     )
     assert other.metadata.temperature == pytest.approx(one.metadata.temperature, rel=1e-3)
     assert other.metadata.val_accuracy == one.metadata.val_accuracy
     for name in ("uncalibrated", "probabilities", "val_probabilities"):
         assert np.allclose(getattr(other, name), getattr(one, name), atol=1e-4)
+    for mine, same in zip(one.features, other.features, strict=True):
+        assert np.allclose(mine.features, same.features, atol=0.02)  # bfloat16 in training images
+        assert np.array_equal(mine.classes, same.classes)
+    assert len(one.features.train.classes) == len(split.train)
+    sets = [result.metadata.details for result in (one, other)]
+    assert np.allclose(*(each.nonconformity for each in sets), atol=1e-4)
+    assert len(sets[0].familiarity.distances) == len(sets[1].familiarity.distances) == 10
     inputs = images.inputs([(i, 0) for i in range(5)])
     assert np.allclose(other.model(inputs), one.model(inputs), atol=1e-4)
+
+
+@pytest.fixture
+def details_of(made, drawn):
+    """Calibrate with or without the training images in the folder; returns the details."""
+
+    def calibrate(metadata=None, has_train=True, side=SIDE):
+        network, first = load_checkpoint(made)
+        dataset, split = scan(drawn), Split.read(split_record(made))
+        if not has_train:
+            dataset = replace(dataset, images=tuple(sorted(split.validation + split.test)))
+        source = ImageSource(dataset, (side, side))
+        result = evaluate.calibrate(network, metadata or first, dataset, split, source)
+        return result.metadata
+
+    return calibrate
+
+
+def test_details_are_fitted_to_the_images_of_each_set(details_of, made, drawn, capsys):
+    metadata = details_of()
+    out = capsys.readouterr().out
+    split = Split.read(split_record(made))
+    count = len(split.train)
+    assert f"Features: running the network once on {count} training images.\n" in out
+    assert "  The model calls no image unknown: 10 validation images give no p-value below" in out
+    network, first = load_checkpoint(made)
+    probabilities, truth = answers(made, drawn, split.validation)
+    before = apply_temperature(probabilities, metadata.temperature / first.temperature)
+    assert metadata.details.nonconformity == pytest.approx(
+        np.sort(1 - before[np.arange(10), truth]), abs=1e-4
+    )
+    frozen, _ = model.split_at_block(network, None)
+    inputs = Batches(ImageSource(scan(drawn), (SIDE, SIDE)), split.validation, 8)
+    features = frozen.predict(inputs, verbose=0)
+    found = [metadata.details.familiarity.distance(row) for row in features]
+    assert metadata.details.familiarity.distances == pytest.approx(np.sort(found), rel=1e-3)
+
+
+def test_without_training_images_a_checkpoint_of_this_size_keeps_its_familiarity(
+    details_of, capsys
+):
+    first = details_of()
+    kept = details_of(first, has_train=False).details.familiarity
+    assert np.array_equal(kept.directions, first.details.familiarity.directions)
+    assert "it has 0 training images" not in capsys.readouterr().out
+    for metadata, side in ((first, SIDE + 4), (None, SIDE)):
+        assert details_of(metadata, has_train=False, side=side).details.familiarity is None
+        assert "it has 0 training images, of 8 or more.\n" in capsys.readouterr().out
 
 
 @pytest.mark.usefixtures("written")

@@ -10,6 +10,7 @@ import pytest
 from PIL import Image
 
 import training.evaluation.report
+from serving.details import Details, Familiarity
 from serving.image import open_image
 from serving.preprocess import preprocess
 from training.backend import keras
@@ -47,6 +48,37 @@ INFO = RunInfo(
     reevaluated_by="python -m training.evaluation a.h5 again/",
     excluded="after training",
 )
+
+
+ROW = {"n": 24, "auroc": 0.996, "auroc_of_confidence": 0.5}
+UNKNOWNS = {
+    "training_images": 40,
+    "validation_images": 50,
+    "false_alarms": [
+        {"promised": level, "found": level / 2, "interval": [0.001, 0.1], "n": 50}
+        for level in (0.05, 0.02)
+    ],
+    "far": {"all": ROW | {"called_unknown": {"0.05": 1.0, "0.02": 0.9}}},
+    "left_out": {
+        "rose": ROW
+        | {"auroc": 0.71, "auroc_of_confidence": None, "called_unknown": {"0.05": 0.4, "0.02": 0.3}}
+    },
+    "prediction_sets": {
+        "promised": 0.95,
+        "found": 0.94,
+        "interval": [0.9, 0.97],
+        "n": 50,
+        "mean_size": 1.25,
+    },
+}
+
+
+def strange_to(model):
+    """Details by which every image is unknown to `model`."""
+    channels = model.layers[-1].input.shape[-1]
+    means, directions = np.full((1, channels), -1.0), np.eye(channels, 2)[np.newaxis]
+    familiarity = Familiarity(means, directions, np.zeros(60))
+    return Details(familiarity, np.zeros(60))
 
 
 def tiny_model(classes):
@@ -90,6 +122,8 @@ def run(drawn, tmp_path_factory):
             SimpleNamespace(image=p, label="rose", suggested="tulip", confidence=0.9)
             for p in dataset.images[:14]
         ],
+        "details": strange_to(model),
+        "unknowns": UNKNOWNS,
     }
 
 
@@ -133,7 +167,9 @@ def near(pixels, colour, distance=30):
         "per_class.png": (figures.BLUE, figures.ORANGE, figures.GREEN),
         "confusion_matrix.png": ("#084a91", "#f16813"),  # all right, all wrong
         "reliability.png": ("#4e83be", figures.ORANGE, figures.GREY),
+        "risk_coverage.png": (figures.BLUE, figures.GREY),
         CURVES: (figures.BLUE, figures.ORANGE, figures.GREY),
+        "activation_maps.png": (figures.ORANGE,),
         "mistakes.png": (figures.RED,),
         "gradcam.png": (figures.RED,),
         "label_issues.png": (figures.ORANGE,),
@@ -174,6 +210,51 @@ def test_the_metrics_are_those_of_the_probabilities(run, written):
     assert metrics["checkpoint"] == "xception_fin_02_0.650.h5"
     assert metrics["run"]["seed"] == 69420
     assert metrics["versions"]["keras"] == keras.__version__
+
+
+def test_the_model_card_says_how_well_unknown_images_are_told(written):
+    card = (written[0] / CARD).read_text()
+    head = "| images | n | AUROC | called unknown at 5 % | called unknown at 2 % | AUROC of the"
+    assert head in card
+    assert "50 validation images; for the numbers here, each half of these is compared" in card
+    assert "| drawn: all | 24 | 0.996 | 100 % | 90 % | 0.500 |" in card
+    assert "| rose, left out | 24 | 0.710 | 40 % | 30 % |  |" in card
+    assert (
+        "- called unknown at 2 %: of 50 validation images 1.0 % (0.1 % to 10.0 %), of at most 2 % "
+        "promised"
+    ) in card
+    assert "of 94.0 % (90.0 % to 97.0 %) of 50 validation images, of 95 % promised" in card
+    assert "their mean size is 1.25" in card
+    assert "with high confidence, so ask whether it is unknown." in card
+
+
+@pytest.mark.usefixtures("only_text")
+def test_where_unknown_images_cannot_be_told_the_model_card_says_why(run, tmp_path):
+    details = run["details"]
+    few = replace(details, familiarity=replace(details.familiarity, distances=np.zeros(9)))
+    for said, changed in {
+        "calls no image unknown: 9 validation images": {"details": few, "unknowns": {}},
+        None: {"details": Details(), "unknowns": {}},
+    }.items():
+        write_report(tmp_path / "report", EvaluationRun(**run | changed))
+        card = (tmp_path / "report" / CARD).read_text()
+        assert ("## Images that are none of these" in card) == bool(said)
+        assert said is None or said in card
+        assert "with high confidence." in card
+
+
+def test_drawn_images_come_with_their_p_value_and_map(given):
+    _, tiles = given["Drawn images: where the predicted class is seen"]
+    assert len(tiles) == 12
+    assert {lines[1] for lines in (tile.lines for tile in tiles)} == {
+        ("known: 0.016", figures.ORANGE)
+    }
+    assert all(tile.heat.shape == (8, 8) and tile.heat.max() in {0, 1} for tile in tiles)
+
+
+def test_a_model_without_maps_has_no_figure_of_them(run, monkeypatch):
+    monkeypatch.setattr(training.evaluation.report, "read_head", lambda model: ())
+    assert training.evaluation.report._activation_maps(EvaluationRun(**run)) is None
 
 
 def test_the_model_card_says_what_a_reader_asks(run, written):
@@ -364,7 +445,10 @@ def given(run, monkeypatch, tmp_path):
 
         monkeypatch.setattr(figures, name, figure)
 
-    for name in ("per_class", "confusion_matrix", "reliability", "learning_curves", "gallery"):
+    for name in (
+        *("per_class", "confusion_matrix", "reliability", "risk_coverage", "learning_curves"),
+        "gallery",
+    ):
         note(name)
     monkeypatch.setattr(figures, "save", lambda figure, path: path.write_text(figure))
 
@@ -412,6 +496,9 @@ def test_each_figure_is_of_what_its_name_says(run, given):
     assert np.array_equal(after, run["probabilities"])
     assert np.array_equal(truth, run["dataset"].labels(run["images"]))
     assert temperature == TEMPERATURE
+    coverage, risk = given["risk_coverage"]
+    assert coverage.tolist() == [(n + 1) / 50 for n in range(50)]
+    assert risk[-1] == pytest.approx(1 - given["metrics"]["accuracy"])
     counts, names = given["confusion_matrix"]
     assert counts.tolist() == given["metrics"]["confusion_matrix"]
     assert names == run["dataset"].class_names
@@ -423,9 +510,11 @@ def test_each_figure_is_of_what_its_name_says(run, given):
         "per_class.png": "per_class",
         "confusion_matrix.png": "confusion_matrix",
         "reliability.png": "reliability",
+        "risk_coverage.png": "risk_coverage",
         CURVES: "learning_curves",
         "mistakes.png": "The most confident mistakes",
         "gradcam.png": "Where the predicted class is seen",
+        "activation_maps.png": "Drawn images: where the predicted class is seen",
         "label_issues.png": "Labels that are probably wrong",
     }
 

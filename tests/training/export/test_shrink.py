@@ -4,6 +4,7 @@ import h5py
 import numpy as np
 import pytest
 
+from serving.details import Details
 from training.backend import keras
 from training.checkpoint import (
     Metadata,
@@ -17,9 +18,14 @@ from training.dataset.split import Split, split_dataset
 from training.evaluation.report import CARD, FIGURES, METRICS
 from training.export import shrink
 
-# Figures of numbers. All others of a report show photographs, whose authors did not agree to that.
-PUBLISHED = {"per_class.png", "confusion_matrix.png", "reliability.png", "learning_curves.png"}
-METADATA = Metadata(("daisy", "dandelion", "rose", "sunflower", "tulip"), 4, 0.5)
+# Figures of numbers and of drawn images. All others of a report show photographs, whose authors did
+# not agree to that.
+PUBLISHED = {
+    *("per_class.png", "confusion_matrix.png", "reliability.png", "risk_coverage.png"),
+    *("learning_curves.png", "activation_maps.png"),
+}
+DETAILS = Details(nonconformity=np.linspace(0, 1, 30, dtype=np.float32))
+METADATA = Metadata(("daisy", "dandelion", "rose", "sunflower", "tulip"), 4, 0.5, details=DETAILS)
 
 
 @pytest.fixture
@@ -52,6 +58,7 @@ def test_it_is_smaller_and_plain_keras_opens_it(checkpoint, drawn, tmp_path, cap
     assert "Predicted class changed: 0 of 10 images" in capsys.readouterr().out
     assert small.stat().st_size < 0.4 * checkpoint.stat().st_size
     assert read_metadata(small) == METADATA
+    assert np.array_equal(read_metadata(small).details.nonconformity, DETAILS.nonconformity)
     assert Split.read(split_record(small)) == Split.read(split_record(checkpoint))
     x = np.random.default_rng(0).uniform(-1, 1, (4, 24, 24, 3)).astype("float32")
     original, _ = load_checkpoint(checkpoint)

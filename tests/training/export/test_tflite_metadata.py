@@ -63,6 +63,16 @@ def test_the_metadata_tells_the_scaling_and_where_the_class_names_are(small_tfli
     assert (names.text(0), names.number(2)) == ("labels.txt", 2)  # TENSOR_AXIS_LABELS
 
 
+def test_the_metadata_names_as_many_outputs_as_there_are(telling):
+    # MediaPipe refuses a file with another number.
+    [network] = read_metadata(telling.tflite.read_bytes()).children(3)
+    scores, activations = network.children(3)
+    assert (scores.text(0), activations.text(0)) == ("probability", "activations")
+    assert scores.children(6)[0].text(0) == "labels.txt"
+    model = schema.Model.GetRootAsModel(telling.tflite.read_bytes(), 0)
+    assert model.Subgraphs(0).OutputsLength() == 2
+
+
 def test_the_metadata_scales_as_serving_does(small_tflite):
     from serving.preprocess import scale
 

@@ -1,0 +1,76 @@
+"""Writes images with their heat maps on top, as PNG files."""
+
+import re
+from collections import Counter
+from pathlib import Path
+from urllib.parse import unquote, urlsplit
+
+import numpy as np
+from PIL import Image
+
+from serving.errors import UserError
+from training.cli import reason_of
+from training.evaluation.figures import overlay
+from training.image_files import is_url
+
+MAX_SIDE = 1024  # pixels of an overlay
+MAX_NAME = 100  # characters of an image's name that its overlay takes over
+SUFFIX = ".heatmap.png"
+
+
+class HeatmapFolder:
+    """A folder of overlays; files in it are never overwritten."""
+
+    def __init__(self, path: Path):
+        """Make the folder `path` if it is missing.
+
+        Raises:
+            UserError: it cannot be made.
+        """
+        self.path = path
+        self._count: Counter[str] = Counter()
+        try:
+            path.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise _unwritable(path, error) from error
+
+    def write(self, name: str, image: Image.Image, heatmap: dict) -> Path:
+        """Write `image`, a path or URL called `name`, with its `heatmap`, and return the new file.
+
+        `image` is RGB, of any size, and `heatmap` is what `serving.answers.describe` returns.
+
+        Raises:
+            UserError: it cannot be written.
+        """
+        image.thumbnail((MAX_SIDE, MAX_SIDE))
+        heat = np.reshape(heatmap["values"], (heatmap["rows"], heatmap["columns"]))
+        colored = Image.fromarray(overlay(np.asarray(image), heat))
+        stem = file_stem(name)
+        while True:
+            self._count[stem] += 1
+            number = f"_{self._count[stem]}" if self._count[stem] > 1 else ""
+            path = self.path / f"{stem}{number}{SUFFIX}"
+            try:
+                with path.open("xb") as file:
+                    colored.save(file, "PNG")
+                return path
+            except FileExistsError:
+                continue
+            except OSError as error:
+                path.unlink(missing_ok=True)
+                raise _unwritable(path, error) from error
+
+
+def file_stem(name: str) -> str:
+    """Return a file name without suffix for the image `name`, a path or URL."""
+    if is_url(name):
+        name = unquote(urlsplit(name).path)
+    stem = re.sub(r"[^\w.-]+", "_", Path(name).stem)[:MAX_NAME].lstrip(".")
+    return stem or "image"
+
+
+def _unwritable(path: Path, error: OSError) -> UserError:
+    return UserError(
+        f"Expected to write heat maps. Received: {path} ({error.strerror or reason_of(error)}). "
+        "Name another folder with --heatmap, or free disk space."
+    )
