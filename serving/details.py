@@ -2,6 +2,9 @@
 
 Its file holds the statistics for it (`DETAILS_FILE`), and it returns the activations of its last
 convolution. `training.evaluation.familiarity` fits the statistics.
+
+Products are those of `einsum`. A matrix product of NumPy's starts threads: on busy cores, an answer
+waited 18 ms for them instead of 0.1.
 """
 
 import io
@@ -59,7 +62,7 @@ class Familiarity:
     def distance(self, features: np.ndarray) -> float:
         """Return the squared distance of `features` (channels,), not yet of length 1: 0 to 4."""
         offsets = features / max(float(np.linalg.norm(features)), 1e-12) - self.means
-        along = np.matmul(offsets[:, np.newaxis], self.directions)[:, 0]
+        along = np.einsum("kc,kcr->kr", offsets, self.directions)
         beside = (offsets**2).sum(axis=1) - (along**2).sum(axis=1)
         return max(float(beside.min()), 0.0)
 
@@ -140,12 +143,12 @@ class Details:
         """
         x, active = activations.mean(axis=(0, 1)), []
         for kernel, bias in self.head[:-1]:
-            x = np.maximum(x @ kernel + bias, 0)
+            x = np.maximum(np.einsum("i,io->o", x, kernel) + bias, 0)
             active.append(x > 0)
         weights = self.head[-1][0][:, index]
         for (kernel, _), mask in zip(self.head[-2::-1], active[::-1], strict=True):
-            weights = kernel @ (weights * mask)
-        found = np.maximum(activations @ weights, 0)
+            weights = np.einsum("io,o->i", kernel, weights * mask)
+        found = np.maximum(np.einsum("rci,i->rc", activations, weights), 0)
         peak = found.max()
         return found / peak if 0 < peak < np.inf else np.zeros_like(found)
 

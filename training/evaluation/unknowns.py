@@ -44,9 +44,9 @@ def measure(
 
     Keys: `validation_images`, `training_images`; `false_alarms`, a list of `promised` share of
     images that are called unknown, share `found`, its `interval` and `n`; `far` {kind of drawn
-    images: row} and `left_out` {class: row}, see `_row`; `prediction_sets`, `promised` and `found`
-    share of sets with the true class, its `interval`, `n` and their `mean_size`. Without enough
-    images it is empty.
+    images: row} and `left_out` {class: row}, see `tell_apart`; `prediction_sets`, `promised` and
+    `found` share of sets with the true class, its `interval`, `n` and their `mean_size`. Without
+    enough images it is empty.
     """
     familiarity, nonconformity = details.familiarity, details.nonconformity
     if familiarity is None or nonconformity is None or len(nonconformity) < MIN_VALIDATION:
@@ -56,11 +56,11 @@ def measure(
     confidence = probabilities.max(axis=1)
     far = {}
     for kind, (strange, strange_confidence) in _run_drawn(model, familiarity).items():
-        far[kind] = _row(familiarity, (known, strange), (confidence, strange_confidence))
+        far[kind] = tell_apart(familiarity, (known, strange), (confidence, strange_confidence))
     return {
         "training_images": len(features.train.classes),
         "validation_images": len(familiarity.distances),
-        "false_alarms": _false_alarms(
+        "false_alarms": false_alarms(
             _held_out(known, familiarity.distances, None if has_test else known)
         ),
         "far": far,
@@ -86,7 +86,7 @@ def _run_drawn(
     return found | {"all": tuple(np.concatenate(each) for each in every)}
 
 
-def _row(
+def tell_apart(
     familiarity: Familiarity,
     measured: tuple[np.ndarray, np.ndarray],
     confidence: tuple[np.ndarray, np.ndarray] | None,
@@ -130,7 +130,11 @@ def _held_out(values: np.ndarray, calibration: np.ndarray, own: np.ndarray | Non
     return p
 
 
-def _false_alarms(p: np.ndarray) -> list[dict]:
+def false_alarms(p: np.ndarray) -> list[dict]:
+    """Return, for each of `LEVELS`, how many images of p-values `p` (n,) are called unknown.
+
+    They are images of the model's classes. Keys as in `measure`.
+    """
     rows = []
     for level in LEVELS:
         count = int((p < level).sum())
@@ -177,7 +181,7 @@ def _leave_classes_out(features: SplitFeatures, class_names: tuple[str, ...]) ->
         with threadpool_limits(1):  # on busy cores, BLAS takes longer with more threads
             confidence = _confidence(others[0], known, strange)
         measured = distances(familiarity, known), distances(familiarity, strange)
-        rows[class_names[index]] = _row(familiarity, measured, confidence)
+        rows[class_names[index]] = tell_apart(familiarity, measured, confidence)
     return rows
 
 
