@@ -10,7 +10,7 @@ from serving import log, resources
 from serving.answers import describe, is_unknown, known, read_unknown_below, top_k
 from serving.classifier import Classifier
 from serving.decoder import MAX_CPU_S, CpuLimitError, Decoder, out_of_time, too_slow
-from serving.errors import InternalError, ServingError, error_body
+from serving.errors import DeadlineError, InternalError, ServingError, error_body
 from serving.events import Request, Source
 from serving.fetch import MAX_BYTES, fetch_all, too_large
 from serving.log import ImageLog
@@ -64,10 +64,12 @@ class Limits:
     Attributes:
         latest: when it has to be decoded, of time.monotonic.
         cpu_s: seconds of CPU time to decode it.
+        is_last: whether it is not tried again.
     """
 
     latest: float
-    cpu_s: float
+    cpu_s: float = MAX_CPU_S
+    is_last: bool = True
 
 
 class Service:
@@ -95,22 +97,41 @@ class Service:
     def classify(self, request: Request, deadline: float, request_id: str | None = None) -> Result:
         """Return the scores of the images of `request`, or their errors.
 
-        Of several images, those that take long to decode come after the others. Images for which
-        no time is left before `deadline` (of time.monotonic) get a DeadlineError. Unexpected errors
-        are logged with `request_id`.
+        Of several images, fetching may take half of the time, and those that take long to decode
+        come after the others. Images for which no time is left before `deadline` (of
+        time.monotonic) get a DeadlineError. Unexpected errors are logged with `request_id`.
         """
         started = time.monotonic()
         latest = deadline - self._reserve(deadline - started)
-        images = fetch_images(request.sources, latest)
+        several = len(request.sources) > 1
+        images = fetch_images(request.sources, (started + latest) / 2 if several else latest)
         fetch_ms = log.milliseconds(started)
         waiting = [image for image in images if image.error is None]
-        for cpu_s in (QUICK_CPU_S, MAX_CPU_S) if len(waiting) > 1 else (MAX_CPU_S,):
-            limits = Limits(latest, cpu_s)
-            waiting = [i for i in waiting if not self._predict(i, limits, request, request_id)]
+        if several:
+            waiting = self._predict_quick(waiting, latest, request, request_id)
+        for image in waiting:
+            self._predict(image, Limits(latest), request, request_id)
         if request.is_batch:
             return Result([image.answer for image in images], None, images, fetch_ms)
         [image] = images
         return Result(image.answer, image.error, images, fetch_ms)
+
+    def _predict_quick(
+        self, images: list[ImageResult], latest: float, request: Request, request_id: str | None
+    ) -> list[ImageResult]:
+        """Answer those of `images` that are decoded quickly, and return the others.
+
+        Each has an equal share of the time that is left until `latest`, so one that is slow leaves
+        the others theirs.
+        """
+        slow = []
+        for place, image in enumerate(images):
+            now = time.monotonic()
+            share = now + (latest - now) / (len(images) - place)
+            limits = Limits(share, QUICK_CPU_S, is_last=False)
+            if not self._predict(image, limits, request, request_id):
+                slow.append(image)
+        return slow
 
     def _reserve(self, left: float) -> float:
         """Return how many of the `left` seconds the last image and the answer need."""
@@ -122,7 +143,7 @@ class Service:
     ) -> bool:
         """Decode `image` and run the model, and return whether it has an answer.
 
-        It has none if it takes longer than `limits.cpu_s`, but may be tried for longer.
+        It has none if it takes longer than `limits` allow, but is tried again.
         """
         image.log.bytes = len(image.data)
         try:
@@ -134,10 +155,10 @@ class Service:
             image.log.known = known(self.classifier.details, prediction)
             image.log.unknown = is_unknown(image.log.known, self._unknown_below)
             image.answer = self._answer(prediction, request)
-        except CpuLimitError:
-            if limits.cpu_s < MAX_CPU_S:
+        except (CpuLimitError, DeadlineError) as error:
+            if not limits.is_last:
                 return False
-            image.fail(too_slow())
+            image.fail(error if isinstance(error, DeadlineError) else too_slow())
         except ServingError as error:
             image.fail(error)
         except Exception as defect:  # the other images are still classified

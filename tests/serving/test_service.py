@@ -145,6 +145,29 @@ def test_slow_images_come_last_and_cost_the_others_nothing(service):
     )
 
 
+def test_each_of_several_has_a_share_of_the_time(service, monkeypatch):
+    """So the last is answered, whatever the others do."""
+    clock = [100.0]
+    monkeypatch.setattr(time, "monotonic", lambda: clock[0])
+    monkeypatch.setattr(service, "_reserve", lambda left: 0.0)
+    deadlines = []
+
+    def decode(data, size, *, memory, cpu_s, deadline):
+        deadlines.append(deadline)
+        if data == b"slow":
+            clock[0] = deadline
+            raise DeadlineError("No time.")
+        clock[0] += 0.5
+        return Decoded(np.full((*size, 3), 9, np.uint8), "PNG", (1, 1), 0.0)
+
+    monkeypatch.setattr(service.decoder, "decode", decode)
+    sources = tuple(Source(image=data) for data in (b"slow", b"slow", b"quick", b"slow"))
+    result = service.classify(Request(sources, is_batch=True), 108.0)
+    assert deadlines == [102.0, 104.0, 106.0, 108.0]
+    errors = [type(image.error) for image in result.images]
+    assert errors == [DeadlineError, DeadlineError, type(None), DeadlineError]
+
+
 def test_an_image_alone_has_all_the_time_at_once(service):
     service.decoder = Slow()
     service.classify(Request((Source(image=b"2"),), is_batch=True), FOREVER)
@@ -177,7 +200,9 @@ def test_urls_are_fetched_until_the_reserve(service, monkeypatch):
     monkeypatch.setattr(service, "_reserve", lambda left: 0.5)
     due = time.monotonic() + 60
     result = service.classify(Request(sources, is_batch=True), due)
-    assert calls == [(["http://a", "b"], due - 0.5)]
+    [(urls, latest)] = calls
+    assert urls == ["http://a", "b"]
+    assert latest == pytest.approx(due - 30.25, abs=0.1)  # half of what is left without the reserve
     assert [max(image.answer, key=image.answer.get) for image in result.images] == [
         "blue",
         "red",
