@@ -4,7 +4,8 @@
 
 Each file is compared with a copy that returns no activations and has no statistics. Times are
 medians of milliseconds of CPU time on one thread, by turns, from an image's pixels to the answer:
-of that copy; of the file; and of the file if details are asked for. Loading is measured once.
+of that copy; of the file; and of the file if details are asked for. "More" is the median of the
+turns' differences. Loading is measured once.
 """
 
 import argparse
@@ -86,15 +87,18 @@ def compare(path: Path, copy: Path, runtime: str, rounds: int) -> list[str]:
     calls = [lambda: scores(models[0], inputs), lambda: scores(models[1], inputs)]
     calls.append(lambda: details(models[1], inputs))
     without, plain, asked = take_turns(calls, rounds)
+    # Of each turn, as other work on the machine changes from one to the next.
+    pairs = ((without, plain), (plain, asked))
+    more = [median(b - a for a, b in zip(*pair, strict=True)) for pair in pairs]
     sizes = [len(json.dumps(call())) for call in calls[1:]]
-    times = [f"{without:.1f}", f"{plain:.1f}", f"{plain - without:+.1f}"]
-    times += [f"{asked:.1f}", f"{asked - plain:+.1f}"]
-    more = path.stat().st_size - copy.stat().st_size
+    times = [f"{median(without):.1f}", f"{median(plain):.1f}", f"{more[0]:+.2f}"]
+    times += [f"{median(asked):.1f}", f"{more[1]:+.2f}"]
+    grown = path.stat().st_size - copy.stat().st_size
     return [
         *times,
         f"{loads[1]:.0f}",
         f"{loads[1] - loads[0]:+.0f}",
-        f"{more:,}",
+        f"{grown:,}",
         f"{sizes[1] - sizes[0]:,}",
     ]
 
@@ -113,8 +117,8 @@ def details(classifier: Classifier, inputs: np.ndarray) -> dict:
     return describe(classifier.labels, classifier.details, prediction, UNKNOWN_BELOW)
 
 
-def take_turns(calls: Sequence[Callable[[], object]], rounds: int) -> list[float]:
-    """Return the median of each of `calls`, in milliseconds of CPU time."""
+def take_turns(calls: Sequence[Callable[[], object]], rounds: int) -> list[list[float]]:
+    """Return what each of `calls` took in each round, in milliseconds of CPU time."""
     taken: list[list[float]] = [[] for _ in calls]
     for turn in range(rounds + 1):
         for place in range(len(calls)):
@@ -123,7 +127,7 @@ def take_turns(calls: Sequence[Callable[[], object]], rounds: int) -> list[float
             calls[number]()
             if turn:  # the first is to warm up
                 taken[number].append((time.process_time() - started) * 1000)
-    return [median(times) for times in taken]
+    return taken
 
 
 def parse_arguments(arguments: list[str] | None) -> argparse.Namespace:
