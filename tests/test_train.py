@@ -179,7 +179,7 @@ def test_a_run_leaves_checkpoint_split_history_and_report(run, tmp_path, drawn):
 
     metadata = read_metadata(checkpoint)
     assert metadata.class_names == ("daisy", "dandelion", "rose", "sunflower", "tulip")
-    assert metadata.details.familiarity.directions.shape == (2048, 39)
+    assert metadata.details.familiarity.directions.shape == (5, 2048, 16)
     assert "running the network once" not in out, "the features of a frozen base are known"
     assert metadata.temperature > 0
     [row] = history(tmp_path)
@@ -234,7 +234,7 @@ def test_fine_tuning_picks_on_images_of_their_own(run, tmp_path, drawn, monkeypa
     # What tells unknown images is fitted to features of the final network at its final size.
     assert "Features: running the network once on 30 training images." in out
     assert len(metadata.details.familiarity.distances) == 10
-    assert metadata.details.familiarity.directions.shape == (2048, 29)
+    assert metadata.details.familiarity.directions.shape == (5, 2048, 16)
     # The lower blocks are as they were, the upper ones learned.
     model = with_input_size(model, (71, 71))
     frozen, _ = split_at_block(model, 13)
