@@ -100,7 +100,7 @@ def replaced(decoder: Decoder) -> float:
 
 def processes() -> Sequence[int]:
     """Return the decoder's processes: the one that forks, and its worker."""
-    [server] = children(os.getpid())
+    server = children(os.getpid())[-1]
     [worker] = children(server)
     return server, worker
 

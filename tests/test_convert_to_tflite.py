@@ -234,11 +234,12 @@ def test_what_tells_more_than_scores_is_converted_and_compared(
     flags = ["--quantize", quantize, "--data", colored, "--runtime", runtime]
     assert convert(path, *flags) == 0
     out = capsys.readouterr().out
-    allowed = DETAIL_TOLERANCES[quantize]
+    least = DETAIL_TOLERANCES[quantize]
     for name in ("p-values of familiarity", "cells of heat maps"):
-        row = rf"  {name}: mean difference (\S+) \(allowed: {allowed}\), largest (\S+)\n"
-        mean, largest = map(float, re.search(row, out).groups())
+        row = rf"  {name}: mean difference (\S+) \(allowed: (\S+)\), largest (\S+)\n"
+        mean, allowed, largest = map(float, re.search(row, out).groups())
         assert mean <= largest
+        assert least <= allowed < least + 0.1
     converted = read_details(tflite_path(path, quantize), 5, 3)
     assert np.array_equal(converted.nonconformity, details.nonconformity)
     assert np.array_equal(converted.familiarity.distances, details.familiarity.distances)
@@ -255,7 +256,7 @@ def test_broken_details_are_refused(telling, told, monkeypatch):
     module.compare(telling.model, telling.tflite, images, "none", None, details)
     farther = replace(details.familiarity, distances=details.familiarity.distances * 9)
     with pytest.raises(
-        ModelError, match=r"Expected p-values of familiarity within 0\.01 of Keras'"
+        ModelError, match=r"Expected p-values of familiarity within 0\.0\d+ of Keras'"
     ):
         module.compare(
             *(telling.model, telling.tflite, images, "none", None),

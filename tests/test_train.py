@@ -327,7 +327,10 @@ def test_a_run_in_two_parts_ends_as_one_in_one_part(flags, run, tmp_path):
 def assert_equal(one, other):
     assert one.keys() == other.keys()
     for name, values in one.items():
-        assert np.array_equal(values, other[name]), name
+        if name.startswith("details/"):  # what was measured, whose last bits may differ
+            assert np.allclose(values, other[name], rtol=1e-4, atol=1e-5), name
+        else:
+            assert np.array_equal(values, other[name]), name
 
 
 RUN = """

@@ -13,7 +13,7 @@ import pytest
 from conftest import ROOT
 
 import train
-from experiments import command, compare, explore, networks, search, tune
+from experiments import command, compare, explore, networks, search, tune, unknown
 from serving.errors import ModelError
 from training.backend import keras
 from training.checkpoint import load_checkpoint
@@ -307,7 +307,7 @@ def test_the_small_networks_are_the_originals():
 
 def test_the_readmes_commands_parse_and_its_figures_are_there_and_small():
     readme = (ROOT / "experiments" / "README.md").read_text(encoding="utf-8")
-    scripts = {"explore": explore, "compare": compare, "tune": tune}
+    scripts = {"explore": explore, "compare": compare, "tune": tune, "unknown": unknown}
     commands = re.findall(r"python -m experiments\.(\w+)((?: [^#`\n&\\]+|\\\n)*)", readme)
     assert {name for name, _ in commands} == set(scripts)
     for name, words in commands:
