@@ -18,6 +18,7 @@ from PIL.TiffImagePlugin import (
 )
 
 from serving.errors import TooLargeError
+from serving.limits import STRIP_PIXELS
 from serving.metadata import webp_size
 
 # Bytes of a pixel in Pillow; 4 in all other modes.
@@ -26,7 +27,7 @@ COEFFICIENT = 2  # bytes; a JPEG in several scans needs all of them at once
 WEBP = 12  # two frames, then the pixels and a copy or two
 AVIF_TABLES = 1.15  # times the pixels; the decoder's tables and threads are the rest
 RLE = 2  # as Python's bytes, and a copy of them
-STRIP, STRIP_PIXEL = 1_000_000, 24  # pixels that are converted at a time, and the bytes of each
+CONVERTED = 24  # bytes of a pixel while it is converted, with `STRIP_PIXELS` others
 # The third byte says how many bits a channel has, and which pixels have colour.
 AV1_CONFIGURATION = re.compile(rb"av1C\x81.(.)", re.DOTALL)
 SCAN = b"\xff\xda"
@@ -54,7 +55,7 @@ def _compare(name: str, size: tuple[int, int], each: float, memory: int) -> None
     """Raise TooLargeError if `size` pixels take more than `memory`, at `each` bytes a pixel."""
     width, height = size
     pixels = width * height
-    left = max(0, memory - STRIP_PIXEL * min(pixels, STRIP))
+    left = max(0, memory - CONVERTED * min(pixels, STRIP_PIXELS))
     if pixels * each > left:
         raise TooLargeError(
             f"Expected at most {left / each / 1_000_000:.1f} million pixels of this kind of {name} "

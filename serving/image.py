@@ -30,6 +30,7 @@ from serving.footprint import check_memory, check_webp
 from serving.limits import (
     MAX_FILE_BYTES,
     MAX_PIXELS,
+    STRIP_PIXELS,
     check_sides,
     damaged,
     too_large,
@@ -39,7 +40,6 @@ from serving.orientation import read_orientation
 # Pillow's other formats stay unreachable for strangers.
 FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "AVIF")
 REDUCED = 2  # an image is reduced while it is read to at least this many times the wanted size
-STRIP_PIXELS = 1_000_000  # converted at a time
 # Pillow reads metadata before the pixels in pieces, and joins some of them in quadratic time. A
 # few hundred are usual.
 OPENING_READS = 4_000

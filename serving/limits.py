@@ -5,6 +5,7 @@ from serving.errors import ImageError, TooLargeError
 # Of a file on disk: as many bytes as the largest image has with four channels of 16 bits.
 MAX_FILE_BYTES = 400_000_000
 MAX_PIXELS = 50_000_000  # a 48-megapixel phone image passes, 150 MB when decoded
+STRIP_PIXELS = 1_000_000  # converted to RGB at a time
 MAX_SIDE = 65_535  # JPEG's limit; Pillow needs far more memory for a column than for a square
 # Each scan of a JPEG, however few its bytes, visits all of its blocks of 8 by 8 pixels, at 40 ns
 # each: 2 s. The largest image with three whole components has 12 million in 10 scans.

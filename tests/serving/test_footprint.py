@@ -30,13 +30,14 @@ from benchmarks.worst_images import (
     zeros,
 )
 from serving.errors import TooLargeError
-from serving.footprint import STRIP, STRIP_PIXEL, bytes_per_pixel
+from serving.footprint import CONVERTED, bytes_per_pixel
 from serving.image import open_image
+from serving.limits import STRIP_PIXELS
 
 SIZE = (2000, 1600)
 LOW = (5000, 640)  # too low for a JPEG to be reduced
 LEAST = 598
-WORKING_BYTES = STRIP * STRIP_PIXEL
+WORKING_BYTES = STRIP_PIXELS * CONVERTED
 AV1_BYTES = bytes(200_000)
 
 
@@ -146,9 +147,9 @@ def test_what_just_fits_is_decoded():
 
 def test_a_small_image_needs_little():
     data = save(Image.new("RGB", (100, 100)), "PNG")
-    assert open_image(data, (299, 299), len(data) + 10_000 * (4 + STRIP_PIXEL)).size == (100, 100)
+    assert open_image(data, (299, 299), len(data) + 10_000 * (4 + CONVERTED)).size == (100, 100)
     with pytest.raises(TooLargeError):
-        open_image(data, (299, 299), len(data) + 10_000 * (4 + STRIP_PIXEL) - 1)
+        open_image(data, (299, 299), len(data) + 10_000 * (4 + CONVERTED) - 1)
 
 
 @pytest.mark.parametrize("options", [{}, {"lossless": True}, {"exif": b"MM\0*\0\0\0\x08\0\0"}])

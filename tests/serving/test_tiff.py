@@ -14,6 +14,7 @@ from serving import tiff
 from serving.errors import ImageError, TooLargeError, UnsupportedTypeError
 from serving.image import open_image
 from tests.fuzz.make_corpus import encoded
+from tests.serving.refusals import refusal
 
 pytestmark = pytest.mark.filterwarnings("ignore::UserWarning:PIL.TiffImagePlugin")
 
@@ -53,14 +54,6 @@ def tiles(width, height, tile, count=1, pixels=b"\0" * 256, compression=1):
     tags = {256: (4, [width]), 257: (4, [height]), 258: (3, [8]), 259: (3, [compression])}
     tags |= {262: (3, [1]), 277: (3, [1]), 322: (4, [tile[0]]), 323: (4, [tile[1]])}
     return written(tags | {324: (4, [16] * count), 325: (4, [len(pixels)] * count)}, pixels)
-
-
-def refusal(data, error=TooLargeError):
-    started = time.process_time()
-    with pytest.raises(error) as caught:
-        open_image(data)
-    assert time.process_time() - started < 0.5
-    return str(caught.value)
 
 
 def loaded(data):
