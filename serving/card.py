@@ -61,8 +61,8 @@ class Card:
             KeyError, RecursionError, TypeError, ValueError: it is something else.
         """
         record = json.loads(content)
-        fields = {name: record[name] for name in cls.__dataclass_fields__}
-        return cls(**fields | {"interval": tuple(fields["interval"])})
+        accuracy, interval, images = (record[n] for n in ("accuracy", "interval", "images"))
+        return cls(accuracy, tuple(interval), images, record["set"], record["text"])
 
 
 def read_card(path: Path) -> Card | None:
