@@ -121,10 +121,8 @@ def demo(options: argparse.Namespace) -> None:
         if options.stay:
             print(f"The answer is right. {time_taken}")
             wait_for_ctrl_c(service.page)
-    if options.stay:
-        print("\nThe service is stopped.")
-    else:
-        print(f"The answer is right, and the service is stopped. {time_taken}\n{HOW_TO_STAY}")
+    right = f"The answer is right, and the service is stopped. {time_taken}\n{HOW_TO_STAY}"
+    print("\nThe service is stopped." if options.stay else right)
 
 
 def wait_for_ctrl_c(page: str) -> None:
