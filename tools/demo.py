@@ -22,8 +22,9 @@ from collections.abc import Generator, Sequence
 from pathlib import Path
 
 from serving.errors import UserError
+from serving.function_url import INVOCATIONS
 from serving.model_files import best_model
-from tools.emulator import INVOCATIONS, free_port, local_service
+from tools.emulator import free_port, local_service
 from training.cli import make_parser, run_command
 
 WORK = Path(".cache", "demo")  # this run's images and logs
