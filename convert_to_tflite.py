@@ -8,8 +8,8 @@ r"""Convert a checkpoint to TFLite, and compare the two.
         --classes daisy,dandelion,rose,sunflower,tulip            # a plain Keras file of Xception
 
 Writes <stem>.tflite, or for example <stem>.int8.tflite, beside the checkpoint, with the class names
-inside. Nothing is written where the serving runtime and Keras differ by more than the kind's
-tolerance.
+inside, and the accuracy if its report is there. Nothing is written where the serving runtime and
+Keras differ by more than the kind's tolerance.
 """
 
 import argparse
@@ -24,6 +24,7 @@ from serving.runtimes import RUNTIMES, find_runtime
 from training.checkpoint import Metadata, load_checkpoint, split_record
 from training.cli import make_parser, run_command
 from training.errors import DataError
+from training.export.card import make_card
 from training.export.compare import (
     FLOWERS,
     MAX_ACCURACY_DROP,
@@ -117,8 +118,8 @@ def convert(
         )
 
     print(f"Convert: --quantize {quantize}; this takes a minute.", flush=True)
-    details = metadata.details
-    content = make_tflite(model, metadata.class_names, quantize, calibration, details)
+    details, card = metadata.details, make_card(checkpoint, metadata.val_accuracy)
+    content = make_tflite(model, metadata.class_names, quantize, calibration, details, card)
 
     def write_compared(temporary: Path) -> None:
         temporary.write_bytes(content)

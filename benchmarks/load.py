@@ -25,7 +25,8 @@ from pathlib import Path
 import numpy as np
 
 from serving.errors import UserError
-from tools.emulator import INVOCATIONS, free_port, local_service
+from serving.function_url import INVOCATIONS
+from tools.emulator import free_port, local_service
 from tools.function_url import invoker
 from training.cli import make_parser, run_command
 from training.markdown import markdown_row, markdown_table

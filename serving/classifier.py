@@ -4,8 +4,10 @@ import unicodedata
 import zipfile
 import zlib
 from collections import Counter
+from functools import cached_property
 from importlib.metadata import version
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -13,6 +15,9 @@ from serving.details import read_details
 from serving.errors import ModelError
 from serving.model_files import describe_file, is_tflite
 from serving.runtimes import RUNTIMES, Prediction, find_runtime, load_network
+
+if TYPE_CHECKING:
+    from serving.card import Card
 
 LABELS_FILE = "labels.txt"  # TFLite Metadata's zip entry for class names
 MAX_LABELS_BYTES = 1_000_000  # thousands of class names, in any script
@@ -46,7 +51,7 @@ class Classifier:
             ModelError: the file is missing, has no class names, is damaged, or the runtime cannot
                 load it.
         """
-        path = Path(path)
+        self._path = path = Path(path)
         self.runtime, module = find_runtime(runtime)
         self.labels = read_labels(path)
         try:
@@ -62,6 +67,13 @@ class Classifier:
                 "Convert it again with convert_to_tflite.py."
             )
         self.details = read_details(path, self._network.channels, len(self.labels))
+
+    @cached_property
+    def card(self) -> "Card | None":
+        """What the model's file says of its accuracy; None if it does not."""
+        from serving.card import read_card  # a cold start does without it
+
+        return read_card(self._path)
 
     def _cannot_load(self, path: Path, error: Exception) -> str:
         others = [name for name in RUNTIMES if name != self.runtime]

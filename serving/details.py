@@ -107,6 +107,11 @@ class Details:
         if inputs != outputs[:-1] or any(k.shape[1:] != b.shape for k, b in self.head):
             raise ValueError("layers of different shapes")
 
+    @property
+    def is_empty(self) -> bool:
+        """Whether there is nothing to tell beside scores."""
+        return self.familiarity is None and self.nonconformity is None and not self.head
+
     def of_model(self, channels: int | None, classes: int) -> "Details":
         """Return what a model can tell that returns activations of `channels`, None for none.
 

@@ -1,10 +1,12 @@
-"""Puts a queue in front of AWS's Lambda emulator, which takes one request at a time.
+"""Puts a queue and HTTP in front of AWS's Lambda emulator, which takes one event at a time.
 
     python3 emulator_queue.py PORT EMULATOR ARGUMENT...
 
 The emulator ends for good when a second request comes before the first is answered, even if the
 client of the first has left. Here requests wait for each other, and one that has begun is always
-finished. Never used on Lambda (entrypoint.sh), and runs without any package.
+finished. Requests in Lambda's own protocol reach the emulator as they are; all others are turned
+into events, as a Function URL does. Never used on Lambda (entrypoint.sh), and runs without any
+package.
 """
 
 import http.client
@@ -21,16 +23,33 @@ from collections.abc import Iterator
 from email.message import Message
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from io import BufferedIOBase
+from pathlib import Path
 from typing import cast
 
-MAX_BODY = 6 * 1024 * 1024  # bytes: Lambda's limit; the emulator cuts off what is beyond
+if __name__ == "__main__":  # with -I, Python looks for modules in its standard library only
+    sys.path.append(str(Path(__file__).resolve().parent.parent))
+
+from serving.function_url import (
+    HOP_BY_HOP,
+    INVOCATIONS,
+    MAX_PAYLOAD,
+    TOO_LONG,
+    AnswerError,
+    Response,
+    framed,
+    parse_answer,
+    to_event,
+    to_response,
+)
+
+LAMBDA_API = re.compile(r"/20\d\d-\d\d-\d\d/")  # how paths of Lambda's protocol begin
+ORIGIN = re.compile(r"https?://[^/?]*", re.IGNORECASE)  # before the path, as proxies are asked
+MAX_BODY = MAX_PAYLOAD  # bytes; the emulator cuts off what is beyond
 MAX_DISCARDED = 16 * MAX_BODY  # bytes of a larger body that are read before the answer
 MAX_CONNECTIONS = 32  # at once; further ones wait to be accepted, so bodies have bounded memory
 CLIENT_SECONDS = 30.0  # without a byte from a client that is still sending
 STOP_SECONDS = 1.0  # for the emulator to end
-HOP_BY_HOP = {"connection", "content-length", "expect", "keep-alive", "transfer-encoding"}
 Connection = socket.socket | tuple[bytes, socket.socket]  # as socketserver has it
-Answer = tuple[int, list[tuple[str, str]], bytes]  # status, headers, body
 http.client._MAXHEADERS = 1000  # ty: ignore[missing-attribute]  # http.server takes 100
 
 
@@ -123,8 +142,12 @@ class QueueServer(ThreadingHTTPServer):
         self._lock = threading.Lock()
         self._slots = threading.BoundedSemaphore(MAX_CONNECTIONS)
 
-    def ask(self, method: str, path: str, headers: dict[str, str], body: bytes) -> Answer:
-        """Return the emulator's response."""
+    def ask(self, method: str, path: str, headers: dict[str, str], body: bytes) -> Response:
+        """Return the emulator's response.
+
+        Raises:
+            OSError, HTTPException: there is none.
+        """
         with self._lock:
             connection = http.client.HTTPConnection("127.0.0.1", self.emulator_port)
             try:
@@ -133,6 +156,17 @@ class QueueServer(ThreadingHTTPServer):
                 return response.status, response.getheaders(), response.read()
             finally:
                 connection.close()
+
+    def invoke(self, payload: bytes) -> object:
+        """Return the function's answer to an event as JSON.
+
+        Raises:
+            AnswerError: it is no JSON.
+            OSError, HTTPException: there is none.
+        """
+        headers = {"Content-Type": "application/json"}
+        _, _, body = self.ask("POST", INVOCATIONS, headers, payload)
+        return parse_answer(body.decode(errors="replace"), "the function")
 
     def process_request(self, request: Connection, client_address: tuple) -> None:
         """Start a thread for a connection, once there are fewer than `MAX_CONNECTIONS`."""
@@ -162,30 +196,52 @@ class _Handler(BaseHTTPRequestHandler):
 
     def _handle(self) -> None:
         self.close_connection = True  # an idle connection would keep its place
-        try:
-            answer = self._ask()
-        except (BodyError, ValueError) as error:
-            answer = refusal(400, "BadRequest", str(error))
-        except TooLargeError as error:
-            answer = refusal(413, "RequestTooLargeException", str(error))
-        self._write(*answer)
+        response = self._pass_on() if LAMBDA_API.match(self.path) else self._convert()
+        self._write(*framed(self.command, response))
 
-    def _ask(self) -> Answer:
-        body = read_body(self.headers, self.rfile)
+    def _pass_on(self) -> Response:
+        """Return the emulator's response to a request in Lambda's protocol."""
+        try:
+            body = read_body(self.headers, self.rfile)
+            return self._ask(body)
+        except (BodyError, ValueError) as error:
+            return refusal(400, "BadRequest", str(error))
+        except TooLargeError as error:
+            return refusal(413, "RequestTooLargeException", str(error))
+
+    def _ask(self, body: bytes) -> Response:
         headers = {name: value for name, value in self.headers.items() if forwarded(name)}
         try:
             return cast(QueueServer, self.server).ask(self.command, self.path, headers, body)
         except (OSError, http.client.HTTPException) as error:
-            return refusal(502, "BadGateway", f"The Lambda emulator did not answer: {error}")
+            return refusal(502, "BadGateway", unanswered(error))
+
+    def _convert(self) -> Response:
+        """Return the function's response to any other HTTP request."""
+        try:
+            body = read_body(self.headers, self.rfile)
+        except (BodyError, ValueError) as error:
+            return message(400, str(error))
+        except TooLargeError:
+            return TOO_LONG
+        headers = {n: ", ".join(self.headers.get_all(n, [])) for n in self.headers}
+        target = ORIGIN.sub("", self.path, count=1) if ORIGIN.match(self.path) else self.path
+        event = to_event(self.command, target or "/", headers, body, self.client_address[0])
+        payload = json.dumps(event).encode()
+        if len(payload) > MAX_PAYLOAD:
+            return TOO_LONG
+        try:
+            return to_response(cast(QueueServer, self.server).invoke(payload))
+        except (OSError, http.client.HTTPException) as error:
+            return message(502, unanswered(error))
+        except AnswerError as error:
+            print(f"emulator_queue: {error}", file=sys.stderr, flush=True)
+            return error.response
 
     def _write(self, status: int, headers: list[tuple[str, str]], body: bytes) -> None:
         self.send_response_only(status)
         for name, value in headers:
-            if forwarded(name):
-                self.send_header(name, value)
-        # To HEAD the emulator names the length of a body that it does not send.
-        length = dict(headers).get("Content-Length", "0") if self.command == "HEAD" else len(body)
-        self.send_header("Content-Length", str(length))
+            self.send_header(name, value)
         self.send_header("Connection", "close")
         self.end_headers()
         self.wfile.write(body)
@@ -196,10 +252,24 @@ class _Handler(BaseHTTPRequestHandler):
         raise AttributeError(name)
 
 
-def refusal(status: int, kind: str, sentence: str) -> Answer:
+def refusal(status: int, kind: str, sentence: str) -> Response:
     """Return a response in the form of Lambda's own errors."""
     body = json.dumps({"errorType": kind, "errorMessage": sentence}).encode()
     return status, [("Content-Type", "application/json")], body
+
+
+def message(status: int, sentence: str) -> Response:
+    """Return a response in the form of a Function URL's own errors."""
+    return (
+        status,
+        [("Content-Type", "application/json")],
+        json.dumps({"message": sentence}).encode(),
+    )
+
+
+def unanswered(error: Exception) -> str:
+    """Return a sentence about an `error` of the connection to the emulator."""
+    return f"The Lambda emulator did not answer: {error}"
 
 
 def forwarded(name: str) -> bool:

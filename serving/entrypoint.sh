@@ -1,7 +1,7 @@
 #!/bin/sh
 # Starts the handler in the first argument: on Lambda, and behind an emulator that has set up the
-# runtime API itself, as the base image does; elsewhere behind the base image's emulator, with a
-# queue in front of it.
+# runtime API itself, as the base image does; elsewhere behind the base image's emulator, with HTTP
+# and a queue in front of it.
 if [ -n "$AWS_LAMBDA_RUNTIME_API" ] || [ $# -ne 1 ]; then
   exec /lambda-entrypoint.sh "$@"
 fi

@@ -15,9 +15,10 @@ class Handler:
         """Let `service` classify the images.
 
         Raises:
-            SettingError: CORS_HEADERS is malformed.
+            SettingError: CORS_HEADERS or PAGE is malformed.
         """
         http_events.cors()
+        http_events.shows_page()
         self.service = service
         self._cold = True
 
@@ -44,16 +45,16 @@ class Handler:
             log.log_exception(line.request_id, defect)  # the caller learns no details
             message = "The service failed on this request; its log says why."
             result = Result.failed(InternalError(message))
-        answer = result.body
-        if http is not None:
-            answer = http_events.write_response(http, result)
-            line.event, line.method = f"http {http.payload_format}", http.method[:16]
-            line.status = answer["statusCode"]
         if result.error is not None:
             line.error = type(result.error).__name__
         if result.images is not None:
             line.images = [image.log for image in result.images]
         line.fetch_ms, line.ms = result.fetch_ms, log.milliseconds(started)
+        answer = result.body
+        if http is not None:
+            answer = http_events.write_response(http, result, line.timings())
+            line.event, line.method = f"http {http.payload_format}", http.method[:16]
+            line.status = answer["statusCode"]
         log.write_request(line)
         return answer
 

@@ -9,7 +9,7 @@ import binascii
 import json
 import os
 import re
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from http import HTTPStatus
 from pathlib import Path
 
@@ -23,6 +23,7 @@ from serving.service import Result, Service
 # which Lambda hands on, and what authorizers of API Gateway and AppSync are asked.
 NOT_HTTP = {"requestPayload", "methodArn", "routeArn", "authorizationToken"}
 PAGES = ("health", "openapi.json")  # routes to GET; images may be posted to any other
+LISTS = ("accept", "if-none-match")  # headers of which several values are one list
 OPENAPI = Path(__file__).with_name("openapi.json")
 # What pages may send: types, codings, and what authorizers, usage plans and AWS_IAM ask for.
 CORS_HEADERS = (
@@ -50,6 +51,8 @@ class HttpRequest:
         body: text, or base64 if `is_base64`.
         is_base64: whether the gateway encoded the body.
         multi_value: whether the load balancer expects lists of header values.
+        root: path of the root beside "/", without slashes at its ends: a stage or a prefix.
+        public_path: the path as the client sees it, if that is another one.
     """
 
     payload_format: str
@@ -60,16 +63,30 @@ class HttpRequest:
     body: str
     is_base64: bool
     multi_value: bool
+    root: str = ""
+    public_path: str = ""
 
     @property
     def route(self) -> str:
         """The last part of the path; "" at the root."""
-        return self.path.rstrip("/").rpartition("/")[2]
+        last = self.path.rstrip("/").rpartition("/")[2]
+        return "" if last not in PAGES and self.path.strip("/") == self.root else last
 
     @property
-    def allowed_method(self) -> str:
-        """The method to use at this path; HEAD goes where GET does."""
-        return "GET" if self.route in PAGES else "POST"
+    def allowed_methods(self) -> tuple[str, ...]:
+        """The methods to use at this path; HEAD goes where GET does."""
+        if self.route in PAGES:
+            return ("GET",)
+        return ("POST",) if self.route else ("GET", "POST")
+
+
+@dataclass
+class Page(Result):
+    """A result with a status and headers of its own, and perhaps text in place of its body."""
+
+    text: str = ""
+    status: int = 200
+    headers: dict[str, str] = field(default_factory=dict)
 
 
 def read_event(event: object) -> HttpRequest | None:
@@ -85,18 +102,41 @@ def read_event(event: object) -> HttpRequest | None:
     else:
         payload_format = "alb" if "elb" in context else "1.0"
         method, path = event.get("httpMethod"), event.get("path")
-    headers = _strings(event.get("headers")) | _strings(event.get("multiValueHeaders"))
     return HttpRequest(
         payload_format=payload_format,
         method=_text(method).upper(),
         path=_text(path),
         query=_strings(event.get("queryStringParameters"))
         | _strings(event.get("multiValueQueryStringParameters")),
-        headers={name.lower(): value for name, value in headers.items()},
+        headers=_headers(event),
         body=_text(event.get("body")),
         is_base64=event.get("isBase64Encoded") is True,
         multi_value=payload_format == "alb" and "multiValueHeaders" in event,
+        root=_root(event, _text(path)),
+        public_path=_text(context.get("path")),
     )
+
+
+def _headers(event: dict) -> dict[str, str]:
+    """Return {name in lower case: value}: of several values the last, or all if they are a list."""
+    many = event.get("multiValueHeaders")
+    headers = _strings(event.get("headers")) | _strings(many)
+    headers = {name.lower(): value for name, value in headers.items()}
+    for name, values in many.items() if isinstance(many, dict) else ():
+        if str(name).lower() in LISTS and isinstance(values, list):
+            headers[name.lower()] = ", ".join(value for value in values if isinstance(value, str))
+    return headers
+
+
+def _root(event: dict, path: str) -> str:
+    """Return the path of the root, without slashes at its ends.
+
+    An HTTP API puts its stage in front of paths. A route of `/` alone is the root, whatever a
+    domain's mapping puts in front of it.
+    """
+    if event.get("resource") == "/" or _text(event.get("routeKey")).endswith(" /"):
+        return path.strip("/")
+    return _text(event["requestContext"].get("stage"))
 
 
 def find_page(request: HttpRequest, service: Service) -> Result | None:
@@ -116,19 +156,51 @@ def find_page(request: HttpRequest, service: Service) -> Result | None:
         )
     if method == "GET" and request.route not in ("", *PAGES):
         raise NotFoundError(
-            "Expected GET /health, GET /openapi.json or POST /. "
+            "Expected GET /, GET /health, GET /openapi.json or POST /. "
             "Received: another path. See /openapi.json."
         )
-    if method != request.allowed_method:
+    if method not in request.allowed_methods:
         raise MethodError(
-            f"Expected {request.allowed_method} at this path. "
+            f"Expected {' or '.join(request.allowed_methods)} at this path. "
             "Received: another method. See /openapi.json."
         )
+    if method == "POST":
+        return None
     if request.route == "health":
         return Result(service.health())
     if request.route == "openapi.json":
         return Result(json.loads(OPENAPI.read_text(encoding="utf-8")))
-    return None
+    return _front_page(request, service)
+
+
+def _front_page(request: HttpRequest, service: Service) -> Page:
+    """Return the page for browsers, or for programs what the service is."""
+    from serving import page  # a cold start does without it
+
+    vary = {"Vary": "Accept"}
+    if shows_page() and page.prefers_html(request.headers.get("accept", "")):
+        html = page.read_page()
+        headers = html.headers | vary
+        if page.matches(html.etag, request.headers.get("if-none-match", "")):
+            return Page({}, status=304, headers=headers)
+        return Page({}, text=html.text, headers=headers)
+    root = request.public_path or request.path
+    labels = service.classifier.labels
+    return Page(page.describe(service.name, labels, root, shows_page()), headers=vary)
+
+
+def shows_page() -> bool:
+    """Return whether browsers get the page at GET /, as PAGE says: "on", the default, or "off".
+
+    Raises:
+        SettingError: it is something else.
+    """
+    value = os.environ.get("PAGE", "").strip()
+    if value.lower() not in ("", "on", "off"):
+        raise SettingError(
+            f"Expected PAGE to be on or off. Received: {value!r}. Correct it, or unset PAGE."
+        )
+    return value.lower() != "off"
 
 
 def parse_body(request: HttpRequest) -> Request:
@@ -155,29 +227,53 @@ def parse_body(request: HttpRequest) -> Request:
     )
 
 
-def write_response(request: HttpRequest, result: Result) -> dict:
-    """Return the response with the status, headers and body of `result`."""
+def write_response(
+    request: HttpRequest, result: Result, timings: dict[str, float] | None = None
+) -> dict:
+    """Return the response with the status, headers and body of `result`.
+
+    Those to POST tell their `timings`, {step: milliseconds}, to the browser's own tools.
+    """
     headers = cors()
     if request.method == "OPTIONS":
         return answer(request, 204, None, headers)
+    if request.method == "POST" and timings:
+        headers |= _server_timing(timings, headers.get("Access-Control-Allow-Origin"))
     if isinstance(result.error, MethodError):
-        allowed = "GET, HEAD" if request.allowed_method == "GET" else request.allowed_method
-        headers["Allow"] = f"{allowed}, OPTIONS"
+        named = ", ".join(request.allowed_methods).replace("GET", "GET, HEAD")
+        headers["Allow"] = f"{named}, OPTIONS"
+    if isinstance(result, Page):
+        vary = [each["Vary"] for each in (result.headers, headers) if "Vary" in each]
+        headers |= result.headers | {"Vary": ", ".join(vary)}
+        payload = None if result.status == 304 else result.text or result.body
+        return answer(request, result.status, payload, headers)
     status = result.error.status if result.error else 200
     return answer(request, status, result.body, headers)
+
+
+def _server_timing(timings: dict[str, float], origin: str | None) -> dict[str, str]:
+    """Return the headers for `timings`; pages of another `origin` may read them, too."""
+    steps = ", ".join(f"{step};dur={ms}" for step, ms in timings.items())
+    if origin is None:
+        return {"Server-Timing": steps}
+    return {
+        "Server-Timing": steps,
+        "Timing-Allow-Origin": origin,
+        "Access-Control-Expose-Headers": "Server-Timing",
+    }
 
 
 def answer(
     request: HttpRequest, status: int, payload: object = None, headers: dict | None = None
 ) -> dict:
-    """Return a response in the gateway's format; `payload` becomes JSON unless None."""
+    """Return a response in the gateway's format; `payload` becomes JSON unless text or None."""
     named = {"X-Content-Type-Options": "nosniff", "Cache-Control": "no-store"} | (headers or {})
     body = ""
     if payload is not None:
-        named["Content-Type"] = "application/json"
-        body = json.dumps(payload)
-        if request.method == "HEAD":
-            named["Content-Length"], body = str(len(body)), ""  # of what GET answers
+        named.setdefault("Content-Type", "application/json")
+        body = payload if isinstance(payload, str) else json.dumps(payload)
+        if request.method == "HEAD":  # of what GET answers
+            named["Content-Length"], body = str(len(body.encode())), ""
     response = {"statusCode": status, "headers": named, "body": body, "isBase64Encoded": False}
     if request.payload_format == "alb":
         response["statusDescription"] = f"{status} {HTTPStatus(status).phrase}"

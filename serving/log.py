@@ -82,6 +82,18 @@ class RequestLog:
                 line["classified"], line["unknown"] = len(told), sum(told)
         return {name: v for name, v in line.items() if v is not None or name == "request_id"}
 
+    def timings(self) -> dict[str, float]:
+        """Return {step: milliseconds} of the steps that were taken, summed over the images."""
+        images = self.images or []
+        steps = {
+            "fetch": [self.fetch_ms for image in images if image.source == "url"][:1],
+            "decode": [image.decode_ms for image in images],
+            "infer": [image.infer_ms for image in images],
+            "total": [self.ms],
+        }
+        taken = {step: [ms for ms in values if ms is not None] for step, values in steps.items()}
+        return {step: round(sum(values), 1) for step, values in taken.items() if values}
+
 
 def write(level: str, message: str, **fields: object) -> None:
     """Print one line of JSON."""

@@ -86,12 +86,17 @@ class Service:
         self._longest_run = 0.0  # of the model, in seconds
 
     def health(self) -> dict:
-        """Return the service's status, model, runtime and classes."""
+        """Return the service's status, and what there is to know of its model."""
+        card = self.classifier.card
         return {
             "status": "ready",
             "model": self.name,
             "runtime": self.classifier.runtime,
             "classes": list(self.classifier.labels),
+            "input_size": list(self.classifier.input_size),
+            "details": not self.classifier.details.is_empty,
+            "unknown_below": self._unknown_below,
+            "card": card and card.to_json(),
         }
 
     def classify(self, request: Request, deadline: float, request_id: str | None = None) -> Result:

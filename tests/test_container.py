@@ -27,6 +27,7 @@ from packaging.utils import canonicalize_name
 from PIL import Image
 
 from benchmarks.serving import size_above_base
+from serving.function_url import INVOCATIONS
 from serving.image import FORMATS
 from tests.container.base_images import (
     REPOSITORY,
@@ -180,7 +181,7 @@ def start(docker, image, container, *options):
     command = (docker, "run", "--detach", "--name", container, *AS_LAMBDA, *options)
     run(*command, "-p", "127.0.0.1::8080", image)
     address = run(docker, "port", container, "8080").stdout.split()[0]
-    return f"http://{address}/2015-03-31/functions/function/invocations"
+    return f"http://{address}{INVOCATIONS}"
 
 
 @pytest.fixture(scope="module")
@@ -244,6 +245,60 @@ def test_requests_at_once_wait_for_each_other(service, images):
             json.loads(text) for text in pool.map(lambda _: invoke(service, event), "x" * 16)
         ]
     assert [max(answer, key=answer.get) for answer in answers] == ["red"] * 16
+
+
+def ask(service, path="/", data=None, **headers):
+    """Return status, headers and text of the service's answer over HTTP."""
+    root = service.endpoint.removesuffix(INVOCATIONS)
+    names = {name.replace("_", "-"): value for name, value in headers.items()}
+    request = urllib.request.Request(f"{root}{path}", data, names)
+    try:
+        with urllib.request.urlopen(request, timeout=60) as response:
+            return response.status, response.headers, response.read().decode()
+    except urllib.error.HTTPError as error:
+        with error:
+            return error.code, error.headers, error.read().decode()
+
+
+def test_a_browser_gets_the_page(service):
+    status, headers, text = ask(service, Accept="text/html,*/*;q=0.8")
+    assert (status, text) == (200, (ROOT / "serving" / "page.html").read_text(encoding="utf-8"))
+    assert headers["Content-Type"] == "text/html; charset=utf-8"
+    assert "script-src 'sha256-" in headers["Content-Security-Policy"]
+    again = ask(service, Accept="text/html", If_None_Match=headers["ETag"])
+    assert (again[0], again[2]) == (304, "")
+
+
+def test_programs_learn_what_it_is(service):
+    status, _, text = ask(service)
+    assert (status, json.loads(text)["classes"]) == (200, ["red", "green", "blue"])
+    status, _, text = ask(service, "/health")
+    assert (status, json.loads(text)["runtime"]) == (200, service.runtime)
+    assert ask(service, "/none")[0] == 404
+
+
+def test_images_may_be_sent_over_http(service, images):
+    data = (images / "green.png").read_bytes()
+    status, headers, text = ask(service, "/?top=1", data, Content_Type="image/png")
+    assert (status, list(json.loads(text))) == (200, ["green"])
+    assert "total;dur=" in headers["Server-Timing"]
+    part = b'--B\r\nContent-Disposition: form-data; name="image"; filename="a"\r\n\r\n'
+    form = part + data + b"\r\n--B--\r\n"
+    status, _, text = ask(service, "/", form, Content_Type="multipart/form-data; boundary=B")
+    scores = json.loads(text)
+    assert (status, max(scores, key=scores.get)) == (200, "green")
+    assert ask(service, "/", b"hello", Content_Type="image/png")[0] == 415
+    assert ask(service, "/", bytes(5_000_000), Content_Type="image/png")[0] == 413
+
+
+def test_requests_of_both_kinds_at_once_wait_for_each_other(service, images):
+    data = (images / "blue.png").read_bytes()
+    event = {"image": base64.b64encode(data).decode(), "top": 1}
+    with ThreadPoolExecutor(8) as pool:
+        over_http = pool.map(lambda _: ask(service, "/?top=1", data)[2], "x" * 8)
+        events = pool.map(lambda _: invoke(service, event), "x" * 8)
+        answers = [json.loads(text) for text in (*over_http, *events)]
+    assert [list(answer) for answer in answers] == [["blue"]] * 16
 
 
 def test_clients_that_give_up_do_not_end_it(service, images):

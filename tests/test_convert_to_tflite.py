@@ -1,5 +1,6 @@
 """convert_to_tflite.py: every kind, compared with Keras by the runtime that will serve it."""
 
+import json
 import os
 import re
 import shutil
@@ -13,6 +14,7 @@ import pytest
 from PIL import Image
 
 import convert_to_tflite
+from serving.card import read_card
 from serving.details import read_details
 from serving.errors import ModelError
 from serving.model_files import tflite_path
@@ -497,11 +499,16 @@ def test_what_is_no_checkpoint(tmp_path, capsys, name):
 
 
 def test_the_same_checkpoint_gives_the_same_file(checkpoint):
+    report = checkpoint.with_suffix("") / "metrics.json"
+    report.parent.mkdir()
+    numbers = {"accuracy": 0.75, "accuracy_interval": [0.6, 0.9], "n": 40}
+    report.write_text(json.dumps(numbers | {"set": "test", "run": {}}))
     contents = []
     for _ in range(2):
         convert(checkpoint)
         contents.append(checkpoint.with_suffix(".tflite").read_bytes())
     assert contents[0] == contents[1]
+    assert read_card(checkpoint.with_suffix(".tflite")).images == 40
 
 
 def test_a_model_that_its_runtime_cannot_load_is_told(tmp_path):
@@ -515,7 +522,7 @@ def quick(monkeypatch, small_tflite, drawn):
     """Convert without converting or comparing: the file of the small checkpoint is written."""
     given = []
 
-    def make_tflite(model, class_names, quantize, images, details):
+    def make_tflite(model, class_names, quantize, images, details, card):
         given.append((model, class_names, quantize))
         return small_tflite.read_bytes()
 

@@ -2,6 +2,7 @@
 
     python -m tools.demo                # with flowers/, or drawn flowers if that is empty
     python -m tools.demo --no-docker    # the service behind AWS's Lambda emulator, without Docker
+    python -m tools.demo --stay         # serve until Ctrl-C, and say where the page is
 
 It uses few images and writes only to .cache/ and models/demo/; flowers/ and real checkpoints stay
 unchanged. The exit code is 0 if the service classified the flower correctly.
@@ -17,13 +18,17 @@ import shutil
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Generator, Sequence
 from pathlib import Path
+from typing import NamedTuple
 
 from serving.errors import UserError
+from serving.function_url import INVOCATIONS
 from serving.model_files import best_model
-from tools.emulator import INVOCATIONS, free_port, local_service
+from tools.emulator import free_port, local_service
+from tools.function_url import invoker, serving
 from training.cli import make_parser, run_command
 
 WORK = Path(".cache", "demo")  # this run's images and logs
@@ -45,6 +50,7 @@ SERVICE_LOG = WORK / "service.log"
 BUILD_SECONDS = 900.0
 SHOWN_LINES = 25  # of the output of a failed stage
 STAGES = 7
+HOW_TO_STAY = "To keep it, and to classify images on its page: make demo ARGS=--stay"
 
 
 class StageError(UserError):
@@ -104,15 +110,33 @@ def demo(options: argparse.Namespace) -> None:
         with stage(5, "Container image: docker build"):
             container_image = build_container_image(services, options.docker)
         with stage(6, f"Serve: {'in Docker' if container_image else 'behind the Lambda emulator'}"):
-            service = (
+            service = services.enter_context(
                 docker_service(container_image) if container_image else emulator_service(checkpoint)
             )
-            endpoint = services.enter_context(service)
         with stage(7, f"Classify: what is {image}?"):
-            answer = classify(endpoint, data / image, class_of(image))
-    print(answer, end="", flush=True)
-    minutes, seconds = divmod(round(time.monotonic() - started), 60)
-    print(f"The answer is right, and the service is stopped. {minutes} min {seconds} s in all.")
+            answer = classify(service.endpoint, data / image, class_of(image))
+        print(answer, end="", flush=True)
+        minutes, seconds = divmod(round(time.monotonic() - started), 60)
+        time_taken = f"{minutes} min {seconds} s in all."
+        if options.stay:
+            print(f"The answer is right. {time_taken}")
+            wait_for_ctrl_c(service.page)
+    right = f"The answer is right, and the service is stopped. {time_taken}\n{HOW_TO_STAY}"
+    print("\nThe service is stopped." if options.stay else right)
+
+
+def wait_for_ctrl_c(page: str) -> None:
+    """Print where the `page` is and return upon Ctrl-C."""
+    print(f"Open {page} in a browser; press Ctrl-C to stop.", flush=True)
+    with contextlib.suppress(KeyboardInterrupt):
+        threading.Event().wait()
+
+
+class RunningService(NamedTuple):
+    """Where a service is, on this machine."""
+
+    endpoint: str  # URL to post events to
+    page: str  # URL for browsers
 
 
 @contextlib.contextmanager
@@ -233,8 +257,8 @@ def docker_answers() -> bool:
 
 
 @contextlib.contextmanager
-def docker_service(container_image: str) -> Generator[str]:
-    """Run a container of `container_image`; yield the URL to post events to.
+def docker_service(container_image: str) -> Generator[RunningService]:
+    """Run a container of `container_image`.
 
     Raises:
         StageError: the container does not start.
@@ -253,16 +277,22 @@ def docker_service(container_image: str) -> Generator[str]:
                 container_image,
             ]
         )
-        yield f"http://127.0.0.1:{port}{INVOCATIONS}"
+        address = f"http://127.0.0.1:{port}"
+        yield RunningService(f"{address}{INVOCATIONS}", f"{address}/")
     finally:
         run(["docker", "logs", name], log=SERVICE_LOG, check=False)
         run(["docker", "rm", "--force", "--volumes", name], check=False)
 
 
-def emulator_service(checkpoint: Path) -> contextlib.AbstractContextManager[str]:
+@contextlib.contextmanager
+def emulator_service(checkpoint: Path) -> Generator[RunningService]:
     """Serve the .tflite file beside `checkpoint` behind AWS's emulator."""
     model = checkpoint.with_suffix(".tflite").absolute()
-    return local_service(free_port(), {"MODEL_PATH": str(model)}, log=SERVICE_LOG)
+    with (
+        local_service(free_port(), {"MODEL_PATH": str(model)}, log=SERVICE_LOG) as endpoint,
+        serving(invoker(endpoint)) as port,
+    ):
+        yield RunningService(endpoint, f"http://127.0.0.1:{port}/")
 
 
 def classify(endpoint: str, image: Path, expected: str) -> str:
@@ -341,6 +371,7 @@ def parse_arguments(arguments: list[str] | None) -> argparse.Namespace:
     add("--data", type=Path, default=Path("flowers"), help="one folder a class [flowers/]")
     add("--weights", default="imagenet", help="as for train.py [imagenet]")
     add("--no-docker", dest="docker", action="store_false", help="serve without Docker")
+    add("--stay", action="store_true", help="serve until Ctrl-C, with a page for browsers")
     return parser.parse_args(arguments)
 
 

@@ -21,6 +21,7 @@ from collections.abc import Generator, Mapping
 from pathlib import Path
 
 from serving.errors import UserError
+from serving.function_url import INVOCATIONS
 from training.cli import run_command
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -30,7 +31,6 @@ MEMBERS = {
     "aarch64": "samcli/local/rapid/aws-lambda-rie-arm64",
 }
 SAMPLES = "samcli/lib/generated_sample_events/events"
-INVOCATIONS = "/2015-03-31/functions/function/invocations"  # where Lambda takes events
 START_SECONDS = 30.0
 STOP_SECONDS = 5.0
 

@@ -8,79 +8,37 @@ responses. This does the same, in payload format 2.0. Like the emulator in the c
 handles one request at a time.
 """
 
-import base64
 import contextlib
 import http.client
 import json
 import logging
 import sys
 import threading
-import time
 import urllib.request
-import uuid
 from collections.abc import Callable, Generator
-from urllib.parse import parse_qs
 
 import waitress
 
-from serving.errors import UserError
-from tools.emulator import INVOCATIONS
+from serving.function_url import (
+    INVOCATIONS,
+    MAX_PAYLOAD,
+    TOO_LONG,
+    AnswerError,
+    Response,
+    framed,
+    parse_answer,
+    to_event,
+    to_response,
+)
 from training.cli import make_parser, port, run_command
 
 ENDPOINT = f"http://localhost:8080{INVOCATIONS}"
 PORT = 9000
-MAX_PAYLOAD = 6 * 1024 * 1024  # bytes of an event: Lambda's limit
 MAX_BODY = 16 * MAX_PAYLOAD  # bytes of a body that is read before it is refused
-TOO_LONG = b'{"message":"Request Too Long"}'
 TIMEOUT = 60.0  # seconds for an answer
 Invoke = Callable[[dict], object]  # from an event to the function's answer
-Response = tuple[int, list[tuple[str, str]], bytes]  # status, headers, body
 # Containers on this machine are not behind the proxy that the environment may name.
 OPENER = urllib.request.build_opener(urllib.request.ProxyHandler({}))
-
-
-def to_event(method: str, target: str, headers: dict[str, str], body: bytes, peer: str) -> dict:
-    """Return AWS's event for an HTTP request from the address `peer`.
-
-    `target` is the path with the query.
-    """
-    path, _, text = target.partition("?")
-    query = {name: ",".join(v) for name, v in parse_qs(text, True).items()}
-    headers = {name.lower(): value for name, value in headers.items()}
-    return {
-        "version": "2.0",
-        "routeKey": "$default",
-        "rawPath": path,
-        "rawQueryString": text,
-        "headers": headers,
-        **({"queryStringParameters": query} if query else {}),
-        "requestContext": {
-            "http": {
-                "method": method,
-                "path": path,
-                "protocol": "HTTP/1.1",
-                "sourceIp": peer,
-                "userAgent": headers.get("user-agent", ""),
-            },
-            "requestId": str(uuid.uuid4()),
-            "routeKey": "$default",
-            "stage": "$default",
-            "timeEpoch": int(time.time() * 1000),
-        },
-        # AWS encodes binary bodies only, but an event may have any body encoded.
-        **({"body": base64.b64encode(body).decode()} if body else {}),
-        "isBase64Encoded": bool(body),
-    }
-
-
-class AnswerError(UserError):
-    """The function gave no usable answer; `str(error)` says why.
-
-    Attributes:
-        body: of the response, by default as AWS has it.
-    """
-
-    body = "Internal Server Error"
 
 
 class UnreachableError(AnswerError):
@@ -98,7 +56,7 @@ def invoker(endpoint: str) -> Invoke:
     It raises `AnswerError` where that gives no JSON.
     """
 
-    def invoke(event: dict) -> dict:
+    def invoke(event: dict) -> object:
         request = urllib.request.Request(endpoint, json.dumps(event).encode())
         try:
             with OPENER.open(request, timeout=TIMEOUT) as response:
@@ -108,12 +66,7 @@ def invoker(endpoint: str) -> Invoke:
                 f"Expected the container's answer from {endpoint}. Received: {describe(error)}. "
                 "Start it with `make run`, or pass its address with --endpoint."
             ) from None
-        try:
-            return json.loads(text)
-        except ValueError:
-            raise AnswerError(
-                f"Expected an answer in JSON from {endpoint}. Received: {text[:200]!r}."
-            ) from None
+        return parse_answer(text, endpoint)
 
     return invoke
 
@@ -126,33 +79,6 @@ def describe(error: Exception) -> str:
     return (getattr(reason, "strerror", None) or str(reason) or type(reason).__name__).rstrip(".")
 
 
-def to_response(answer: object) -> Response:
-    """Return the HTTP response that a function's `answer` describes.
-
-    Raises:
-        AnswerError: it describes none.
-    """
-    if not isinstance(answer, dict) or not is_status(answer.get("statusCode")):
-        raise AnswerError(
-            "Expected an answer with a statusCode. Received: "
-            f"{json.dumps(answer)[:200]}. See the container's log."
-        )
-    try:
-        text = answer.get("body") or ""
-        body = base64.b64decode(text) if answer.get("isBase64Encoded") else text.encode()
-        headers = [(name, str(value)) for name, value in (answer.get("headers") or {}).items()]
-        headers += [("Set-Cookie", cookie) for cookie in answer.get("cookies") or ()]
-    except (ValueError, AttributeError, TypeError) as error:
-        raise AnswerError(f"Expected headers and a body as text. Received: {error}.") from None
-    kept = [(n, v) for n, v in headers if n.lower() not in ("connection", "transfer-encoding")]
-    return answer["statusCode"], kept, body
-
-
-def is_status(value: object) -> bool:
-    """Return whether `value` is the status code of a response."""
-    return type(value) is int and 200 <= value < 600
-
-
 class FunctionApp:
     """A WSGI application that answers through a function, one request at a time."""
 
@@ -162,28 +88,21 @@ class FunctionApp:
 
     def __call__(self, environ: dict, start_response: Callable) -> list[bytes]:
         """Answer one HTTP request."""
-        status, headers, body = self._answer(environ)
-        head_only = environ["REQUEST_METHOD"] == "HEAD"
-        given = [value for name, value in headers if name.lower() == "content-length"]
-        headers = [(name, value) for name, value in headers if name.lower() != "content-length"]
-        if status not in (204, 304):
-            # Without a body, the answer to HEAD may name the length that GET's would have.
-            length = given[0] if given and head_only and not body else str(len(body))
-            headers.append(("Content-Length", length))
+        status, headers, body = framed(environ["REQUEST_METHOD"], self._answer(environ))
         start_response(f"{status} {http.client.responses.get(status, 'Unknown')}", headers)
-        return [] if head_only or status in (204, 304) else [body]
+        return [body] if body else []
 
     def _answer(self, environ: dict) -> Response:
         event = event_of(environ)
         if event is None:
-            return 413, [("Content-Type", "application/json")], TOO_LONG
+            return TOO_LONG
         try:
             with self._lock:
                 answer = self._invoke(event)
             return to_response(answer)
         except AnswerError as error:
             print(f"tools.function_url: {error}", file=sys.stderr, flush=True)
-            return 502, [("Content-Type", "text/plain; charset=utf-8")], error.body.encode()
+            return error.response
 
 
 def event_of(environ: dict) -> dict | None:

@@ -22,6 +22,7 @@ import hypothesis
 from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 
+from serving import page
 from serving.classifier import Classifier
 from serving.decoder import Decoder
 from serving.errors import EventSourceError, UserError
@@ -144,10 +145,14 @@ bodies = st.one_of(
     st.text(),
 )
 methods = st.sampled_from(["POST", "POST", "GET", "HEAD", "OPTIONS", "PUT", "get", ""])
-paths = st.sampled_from(["/", "/health", "/openapi.json", "/prod/health", "", "//", "/x"])
+paths = st.sampled_from(["/", "/health", "/openapi.json", "/prod/health", "", "//", "/x", "/prod"])
+accepts = st.sampled_from(["text/html", "text/*;q=0.5, */*;q=0.1", "*/*", "text/html;q=x", ""])
 headers = st.builds(
-    lambda kind, coding, more: more | {"Content-Type": kind} | coding,
+    lambda kind, accept, coding, more: (
+        more | {"Content-Type": kind, "Accept": accept, "If-None-Match": accept} | coding
+    ),
     types,
+    accepts | st.text(st.sampled_from("*/;q=.0123,texhml "), max_size=30),
     st.sampled_from([{}, {}, {"Content-Encoding": "gzip"}, {"Content-Encoding": "deflate"}]),
     st.dictionaries(st.text(max_size=8), anything, max_size=3),
 )
@@ -173,7 +178,9 @@ http = st.one_of(
         {
             "httpMethod": maybe(methods),
             "path": maybe(paths),
-            "requestContext": st.sampled_from([{}, {"elb": {}}, {"elb": None}, None, []]),
+            "requestContext": st.sampled_from(
+                [{}, {"elb": {}}, {"elb": None}, {"stage": "prod"}, {"stage": 1}, None, []]
+            ),
             **common,
         },
         optional={"multiValueHeaders": maybe(st.dictionaries(st.text(), st.lists(st.text())))},
@@ -198,7 +205,7 @@ def check(handler: Handler, event: object) -> None:
     if isinstance(event, dict) and isinstance(event.get("requestContext"), dict):
         assert 200 <= answer["statusCode"] < 600
         assert isinstance(answer["body"], str)
-        answer = json.loads(answer["body"]) if answer["body"] else {}
+        answer = json.loads(answer["body"]) if answer["body"] and not is_page(answer) else {}
     for part in answer if isinstance(answer, list) else [answer]:
         error = part.get("error")
         if isinstance(error, dict):
@@ -206,6 +213,11 @@ def check(handler: Handler, event: object) -> None:
             assert error["message"].startswith("Expected "), error
     for secret in ("Traceback", "secret", "/serving/"):
         assert secret not in json.dumps([answer, lines]), secret
+
+
+def is_page(response: dict) -> bool:
+    """Return whether a `response` is the page for browsers, which is a fixed file."""
+    return response["body"] == page.read_page().text
 
 
 def run(handler: Handler, examples: int, seed: int | None = None) -> None:

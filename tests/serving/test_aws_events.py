@@ -7,6 +7,7 @@ from types import SimpleNamespace
 import pytest
 
 from serving.aws_events import find_service, is_warm_up, unwrap
+from serving.details import Details
 from serving.errors import EventSourceError, InvalidRequestError
 from serving.events import EXPECTED
 from serving.handler import Handler
@@ -94,7 +95,10 @@ OURS = [
 
 @pytest.fixture
 def handler():
-    return Handler(Service(SimpleNamespace(labels=("rose",), runtime="none"), "small", None))
+    classifier = SimpleNamespace(
+        labels=("rose",), runtime="none", input_size=(9, 9), details=Details(), card=None
+    )
+    return Handler(Service(classifier, "small", None))
 
 
 @pytest.fixture

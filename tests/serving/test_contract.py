@@ -42,7 +42,7 @@ def test_every_answer_is_as_the_openapi_document_says(address, tmp_path):
         text=True,
     )
     assert process.returncode == 0, process.stdout + process.stderr
-    assert "Tested: 2" in process.stdout, process.stdout
+    assert "Tested: 3" in process.stdout, process.stdout
 
 
 def test_every_event_is_answered(handler):
@@ -60,6 +60,19 @@ def test_the_check_of_events_can_fail(handler, monkeypatch):
                 "requestContext": {"http": {"method": "GET"}},
             },
         )
+
+
+@pytest.mark.parametrize(("accept", "kind"), [("text/html", "text/html"), ("*/*", "application")])
+def test_the_root_answers_in_both_types_of_the_document(address, accept, kind):
+    request = urllib.request.Request(f"{address}/", headers={"Accept": accept})
+    with urllib.request.urlopen(request, timeout=30) as response:
+        headers = {name.lower() for name in response.headers}
+        assert response.headers["Content-Type"].startswith(kind)
+    with urllib.request.urlopen(f"{address}/openapi.json", timeout=30) as response:
+        described = json.load(response)["paths"]["/"]["get"]["responses"]
+    assert set(described) == {"200", "304"}
+    named = {name.lower() for name in described["200"]["headers"]}
+    assert (named <= headers) == (kind == "text/html")
 
 
 def test_a_browser_may_ask(address):

@@ -1,4 +1,4 @@
-"""The queue in front of AWS's emulator: one request at a time, whatever clients do."""
+"""The queue in front of AWS's emulator: one request at a time, whatever clients do, and HTTP."""
 
 import contextlib
 import json
@@ -25,12 +25,13 @@ PATH = "/2015-03-31/functions/function/invocations"
 
 
 class Emulator(ThreadingHTTPServer):
-    """Answers with what it was sent, after `seconds`; notes the most requests at once."""
+    """Answers with what it was sent, or `answer`, after `seconds`; notes the most at once."""
 
     daemon_threads = True
 
     def __init__(self, seconds=0.0):
         self.requests, self.inside, self.most, self.seconds = [], 0, 0, seconds
+        self.answer = None
         super().__init__(("127.0.0.1", 0), Handler)
 
 
@@ -44,6 +45,8 @@ class Handler(BaseHTTPRequestHandler):
         body = self.rfile.read(int(self.headers["Content-Length"] or 0))
         time.sleep(server.seconds)
         server.requests.append((self.command, self.path, dict(self.headers), body))
+        if server.answer is not None:
+            body = server.answer
         self.send_response(202)
         self.send_header("X-Of", "emulator")
         self.send_header("Content-Length", str(len(body)))
@@ -82,9 +85,9 @@ def port(emulator):
         yield server.server_address[1]
 
 
-def post(port, body, timeout=20, **headers):
+def post(port, body, timeout=20, path=PATH, **headers):
     """Return status, headers and body of the answer to `body` on `port`."""
-    request = urllib.request.Request(f"http://127.0.0.1:{port}{PATH}", body, headers)
+    request = urllib.request.Request(f"http://127.0.0.1:{port}{path}", body, headers)
     try:
         with urllib.request.urlopen(request, timeout=timeout) as response:
             return response.status, dict(response.headers), response.read()
@@ -215,6 +218,143 @@ def test_a_port_that_is_taken(emulator, capsys):
         for number, handler in handlers:
             signal.signal(number, handler)
     assert f"Expected port {emulator.server_address[1]} to be free." in capsys.readouterr().err
+
+
+# HTTP requests.
+
+
+def answer_of(**fields):
+    """Return the bytes of a function's answer."""
+    return json.dumps({"statusCode": 200} | fields).encode()
+
+
+@pytest.mark.parametrize(
+    "path",
+    ["/", "/health", "/?top=2", "/prod/", "/2015-03-31", "/20150331/functions", "/1999-12-31/a"],
+)
+def test_a_path_of_no_protocol_is_a_request_of_http(emulator, port, path):
+    emulator.answer = answer_of(
+        statusCode=422, headers={"X-Of": "function", "Content-Type": "a/b"}, body="é"
+    )
+    status, headers, body = post(port, b"\0\xff", path=path, **{"X-Sent": "by me"})
+    assert (status, headers["X-Of"], headers["Content-Type"]) == (422, "function", "a/b")
+    assert (body.decode(), headers["Content-Length"], headers["Connection"]) == ("é", "2", "close")
+    method, asked, _, sent = emulator.requests[0]
+    assert (method, asked) == ("POST", PATH)
+    event = json.loads(sent)
+    assert (event["version"], event["body"], event["isBase64Encoded"]) == ("2.0", "AP8=", True)
+    assert f"{event['rawPath']}?{event['rawQueryString']}".rstrip("?") == path
+    assert event["headers"]["x-sent"] == "by me"
+    assert event["requestContext"]["http"]["method"] == "POST"
+    assert event["requestContext"]["http"]["sourceIp"] == "127.0.0.1"
+
+
+@pytest.mark.parametrize(
+    "path", [PATH, "/2021-11-15/functions/a/response-streaming-invocations", "/2014-11-13/x"]
+)
+def test_paths_of_lambdas_protocol_are_not_touched(emulator, port, path):
+    assert post(port, b"{}", path=path)[::2] == (202, b"{}")
+    assert emulator.requests[0][1] == path
+
+
+def test_an_answer_in_base64_is_bytes(emulator, port):
+    emulator.answer = answer_of(body="AP8=", isBase64Encoded=True)
+    assert post(port, None, path="/")[2] == b"\0\xff"
+
+
+@pytest.mark.parametrize("target", ["http://a.example/x?y=1", "HTTP://a.example:80/x?y=1"])
+def test_a_target_with_its_host_is_its_path(emulator, port, target):
+    emulator.answer = answer_of()
+    send(port, f"GET {target} HTTP/1.1\r\nHost: a\r\n\r\n".encode())
+    event = json.loads(emulator.requests[0][3])
+    assert (event["rawPath"], event["rawQueryString"]) == ("/x", "y=1")
+
+
+def test_headers_that_come_twice_are_one(emulator, port):
+    emulator.answer = answer_of()
+    send(port, b"GET / HTTP/1.1\r\nHost: a\r\nAccept: b/c\r\naccept: d/e;q=0.5\r\n\r\n")
+    assert json.loads(emulator.requests[0][3])["headers"]["accept"] == "b/c, d/e;q=0.5"
+
+
+def test_head_over_http_names_the_length_without_a_body(emulator, port):
+    emulator.answer = answer_of(headers={"Content-Length": "17"}, body="")
+    answer = send(port, b"HEAD / HTTP/1.1\r\nHost: a\r\n\r\n")
+    assert b"\r\nContent-Length: 17\r\n" in answer
+    assert answer.endswith(b"\r\n\r\n")
+    assert json.loads(emulator.requests[0][3])["requestContext"]["http"]["method"] == "HEAD"
+
+
+@pytest.mark.parametrize("status", [204, 304])
+def test_without_content_there_is_no_length(emulator, port, status):
+    emulator.answer = answer_of(statusCode=status, headers={"ETag": '"a"'}, body="")
+    answer = send(port, b"GET / HTTP/1.1\r\nHost: a\r\n\r\n")
+    assert answer.startswith(f"HTTP/1.1 {status} ".encode())
+    assert b'\r\nETag: "a"\r\n' in answer
+    assert b"Content-Length" not in answer
+
+
+def test_requests_of_http_and_of_lambda_wait_for_each_other(emulator, port):
+    emulator.seconds, emulator.answer = 0.01, answer_of(body="x")
+    with ThreadPoolExecutor(20) as pool:
+        list(pool.map(lambda path: post(port, b"{}", path=path), ["/", PATH] * 20))
+    assert (len(emulator.requests), emulator.most) == (40, 1)
+
+
+def test_the_request_of_a_browser_that_left_is_finished_first(emulator, port, capfd):
+    emulator.seconds, emulator.answer = 0.2, answer_of(body="x")
+    for _ in range(3):
+        with pytest.raises(OSError, match="timed out"):
+            post(port, b"given up", timeout=0.02, path="/")
+    assert post(port, b"again", path="/")[2] == b"x"
+    assert (len(emulator.requests), emulator.most) == (4, 1)
+    assert capfd.readouterr().err == ""
+
+
+def test_an_event_of_more_than_lambda_takes_is_refused_as_its_function_url_does(emulator, port):
+    emulator.answer = answer_of()
+    most = MAX_BODY * 3 // 4 - 1500  # bytes: in base64, with the rest of an event, Lambda's limit
+    assert post(port, bytes(most), path="/")[0] == 200
+    for size in (MAX_BODY * 3 // 4, MAX_BODY + 1):
+        status, _, body = post(port, bytes(size), path="/")
+        assert (status, json.loads(body)) == (413, {"message": "Request Too Long"})
+    assert len(emulator.requests) == 1
+
+
+@pytest.mark.parametrize("header", ["Content-Length: x", "Transfer-Encoding: gzip"])
+def test_a_malformed_body_over_http_is_refused(emulator, port, header):
+    answer = send(port, f"POST / HTTP/1.1\r\nHost: a\r\n{header}\r\n\r\n".encode())
+    assert answer.startswith(b"HTTP/1.1 400 ")
+    assert json.loads(answer.partition(b"\r\n\r\n")[2])["message"].startswith("Expected ")
+    assert emulator.requests == []
+
+
+@pytest.mark.parametrize(
+    ("answer", "reason"),
+    [
+        (b"Task timed out after 3.00 seconds", "Expected an answer in JSON from the function."),
+        (b'{"errorMessage": "crashed"}', "crashed"),
+        (answer_of(headers={"X-A": "b\r\nX-C: d"}), "a line break in the header 'X-A'"),
+        (answer_of(headers={"X-A": "\u2603"}), "Expected headers and a body as text."),
+    ],
+)
+def test_a_function_that_fails_is_a_502_and_its_reason_is_printed(
+    emulator, port, capfd, answer, reason
+):
+    emulator.answer = answer
+    status, headers, body = post(port, None, path="/")
+    assert (status, body) == (502, b"Internal Server Error")
+    assert "X-C" not in headers
+    printed = capfd.readouterr().err
+    assert printed.startswith("emulator_queue: ")
+    assert reason in printed
+    assert printed.count("\n") == 1
+
+
+def test_without_an_emulator_http_says_so():
+    with running(QueueServer(0, free_port())) as server:
+        status, _, body = post(server.server_address[1], None, path="/")
+    assert status == 502
+    assert "The Lambda emulator did not answer: " in json.loads(body)["message"]
 
 
 @contextlib.contextmanager

@@ -34,7 +34,7 @@ FAILED = "The service failed on this {}; its log says why."
 class Averages:
     """Stands for a Classifier: scores are how much of each colour there is."""
 
-    labels, input_size, runtime, details = LABELS, (4, 6), "none", Details()
+    labels, input_size, runtime, details, card = LABELS, (4, 6), "none", Details(), None
 
     def predict(self, inputs):
         assert inputs.shape == (1, 4, 6, 3)
@@ -366,7 +366,7 @@ def test_an_image_may_be_sent_to_any_path_but_those_that_are_something_else(hand
             "/other",
             404,
             None,
-            "Expected GET /health, GET /openapi.json or POST /. "
+            "Expected GET /, GET /health, GET /openapi.json or POST /. "
             "Received: another path. See /openapi.json.",
         ),
         (
@@ -377,11 +377,11 @@ def test_an_image_may_be_sent_to_any_path_but_those_that_are_something_else(hand
             None,
         ),
         (
-            "GET",
+            "DELETE",
             "/",
             405,
-            "POST, OPTIONS",
-            "Expected POST at this path. Received: another method. See /openapi.json.",
+            "GET, HEAD, POST, OPTIONS",
+            "Expected GET or POST at this path. Received: another method. See /openapi.json.",
         ),
         (
             "DELETE",
@@ -427,6 +427,10 @@ def test_health_and_the_openapi_document_are_whole(handler):
         "model": "small",
         "runtime": "none",
         "classes": ["red", "green", "blue"],
+        "input_size": [4, 6],
+        "details": False,
+        "unknown_below": 0.02,
+        "card": None,
     }
     response = handler.handle(http("GET", "/openapi.json"))
     assert response["statusCode"] == 200
@@ -482,3 +486,25 @@ def test_a_data_url_is_no_url_to_fetch(handler, log):
         assert handler.handle({"urls": [text], "top": 1}) == [{"red": 1.0}]
         [line] = log()
         assert line["images"][0]["source"] == "image"
+
+
+def test_each_answer_to_post_says_how_long_it_took(handler):
+    timings = {}
+    for name, body, kind in (
+        ("image", RED, "image/png"),
+        ("no image", b"hello", "image/png"),
+        ("no json", b"{", "application/json"),
+        ("url", b'{"url": "http://127.0.0.2/"}', "application/json"),
+    ):
+        header = handler.handle(http(body=body, kind=kind))["headers"]["Server-Timing"]
+        parts = [part.partition(";dur=") for part in header.split(", ")]
+        assert all(float(ms) >= 0 for _, _, ms in parts)
+        timings[name] = [step for step, _, _ in parts]
+    assert timings == {
+        "image": ["decode", "infer", "total"],
+        "no image": ["total"],
+        "no json": ["total"],
+        "url": ["fetch", "total"],
+    }
+    assert "Server-Timing" not in handler.handle(http("GET"))["headers"]
+    assert "Server-Timing" in handler.handle(http("POST", "/health"))["headers"]

@@ -14,7 +14,17 @@ from serving.errors import (
     UnsupportedTypeError,
 )
 from serving.events import EXPECTED, Request, Source
-from serving.http_events import HttpRequest, answer, cors, find_page, parse_body, read_event
+from serving.http_events import (
+    HttpRequest,
+    Page,
+    answer,
+    cors,
+    find_page,
+    parse_body,
+    read_event,
+    write_response,
+)
+from serving.service import Result
 from tools.emulator import EmulatorError, sample_event
 
 SAMPLES = {"1.0": "apigateway/AwsProxy", "2.0": "apigateway/HttpApi", "alb": "alb/ALBRequest"}
@@ -337,6 +347,7 @@ def test_every_field_of_an_event_has_its_place(payload_format):
         body="aGk=",
         isBase64Encoded=True,
     )
+    event["requestContext"]["path"] = "/shown/health"
     assert read_event(event) == HttpRequest(
         payload_format=payload_format,
         method="POST",
@@ -346,6 +357,8 @@ def test_every_field_of_an_event_has_its_place(payload_format):
         body="aGk=",
         is_base64=True,
         multi_value=False,
+        root="prod" if payload_format == "1.0" else "",
+        public_path="/shown/health",
     )
 
 
@@ -369,7 +382,8 @@ def test_of_several_values_the_last_counts_and_lists_go_before_single_ones(paylo
 @pytest.mark.parametrize("payload_format", ["1.0", "2.0", "alb"])
 def test_an_event_with_nothing_in_it_is_an_empty_request(payload_format):
     event = event_of(payload_format, None, None)
-    assert read_event(event) == HttpRequest(payload_format, "", "", {}, {}, "", False, False)
+    root = "prod" if payload_format == "1.0" else ""
+    assert read_event(event) == HttpRequest(payload_format, "", "", {}, {}, "", False, False, root)
     if payload_format == "2.0":
         assert read_event(event | {"requestContext": {}}).method == ""
 
@@ -588,3 +602,32 @@ def test_one_origin_may_be_named_and_none_means_all(monkeypatch):
     assert cors() == CORS
     monkeypatch.setenv("CORS_ORIGIN", "https://a.b")
     assert cors() == CORS | {"Access-Control-Allow-Origin": "https://a.b", "Vary": "Origin"}
+
+
+TIMINGS = {"decode": 1.5, "total": 12.0}
+
+
+def test_timings_are_told_to_who_posts(monkeypatch):
+    named = CORS | ALWAYS | {"Content-Type": "application/json"}
+    timing = {"Server-Timing": "decode;dur=1.5, total;dur=12.0"}
+    exposed = {"Access-Control-Expose-Headers": "Server-Timing", "Timing-Allow-Origin": "*"}
+    response = write_response(request_of(), Result({}), TIMINGS)
+    assert response["headers"] == named | timing | exposed
+    failed = write_response(request_of(), Result.failed(InvalidRequestError("a")), TIMINGS)
+    assert failed["headers"] == named | timing | exposed
+    for method in ("GET", "HEAD", "OPTIONS", "PUT"):
+        response = write_response(request_of(method=method), Result({}), TIMINGS)
+        assert "Server-Timing" not in response["headers"]
+    monkeypatch.setenv("CORS_ORIGIN", "https://a.b")
+    response = write_response(request_of(), Result({}), TIMINGS)
+    assert response["headers"]["Timing-Allow-Origin"] == "https://a.b"
+    monkeypatch.setenv("CORS_ORIGIN", "off")
+    response = write_response(request_of(), Result({}), TIMINGS)
+    assert response["headers"] == ALWAYS | {"Content-Type": "application/json"} | timing
+
+
+def test_the_length_named_to_head_is_in_bytes():
+    page = Page({}, text="é", headers={"Content-Type": "text/plain"})
+    response = write_response(request_of(method="HEAD"), page)
+    assert (response["headers"]["Content-Length"], response["body"]) == ("2", "")
+    assert response["headers"]["Content-Type"] == "text/plain"

@@ -248,3 +248,22 @@ def test_of_a_url_only_what_is_no_secret_is_logged(url, shown):
 def test_milliseconds_have_one_decimal(monkeypatch):
     monkeypatch.setattr(log.time, "monotonic", lambda: 10.01234)
     assert milliseconds(10) == 12.3
+
+
+def test_timings_are_of_the_steps_that_were_taken():
+    request = RequestLog("id", cold_start=False, ms=12.34, fetch_ms=0.0)
+    assert request.timings() == {"total": 12.3}
+    request.images = []
+    assert request.timings() == {"total": 12.3}
+    request.images = [ImageLog("image", decode_ms=1.5, infer_ms=7.0), ImageLog("image")]
+    assert request.timings() == {"decode": 1.5, "infer": 7.0, "total": 12.3}
+    request.images.append(ImageLog("url", decode_ms=0.25))
+    request.fetch_ms = 41.7
+    assert list(request.timings().items()) == [
+        ("fetch", 41.7),  # of all images together
+        ("decode", 1.8),
+        ("infer", 7.0),
+        ("total", 12.3),
+    ]
+    request.images, request.fetch_ms = [ImageLog("url"), ImageLog("url")], None
+    assert request.timings() == {"total": 12.3}

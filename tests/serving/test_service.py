@@ -1,7 +1,9 @@
 """serving.service: a request to its result, without events and HTTP."""
 
 import base64
+import json
 import time
+import zipfile
 from io import BytesIO
 from types import SimpleNamespace
 
@@ -11,6 +13,8 @@ from PIL import Image
 
 from serving import fetch
 from serving import service as module
+from serving.card import Card
+from serving.classifier import Classifier
 from serving.decoder import CpuLimitError, Decoded
 from serving.details import Details
 from serving.errors import (
@@ -44,7 +48,12 @@ def mean_color(inputs):
 @pytest.fixture
 def service(decoder):
     classifier = SimpleNamespace(
-        labels=LABELS, input_size=(9, 9), runtime="numpy", predict=mean_color, details=Details()
+        labels=LABELS,
+        input_size=(9, 9),
+        runtime="numpy",
+        predict=mean_color,
+        details=Details(),
+        card=None,
     )
     return Service(classifier, "colors", decoder)
 
@@ -237,3 +246,34 @@ def test_an_image_of_more_bytes_than_a_url_may_have_is_refused(service, monkeypa
     monkeypatch.setattr(service.decoder, "decode", undecoded)
     result = service.classify(Request((Source(image=bytes(fetch.MAX_BYTES + 1)),)), FOREVER)
     assert result.error.status == 413
+
+
+def test_health_tells_what_there_is_to_know_of_the_model(service, monkeypatch):
+    told = {
+        "status": "ready",
+        "model": "colors",
+        "runtime": "numpy",
+        "classes": ["red", "green", "blue"],
+        "input_size": [9, 9],
+        "details": False,
+        "unknown_below": 0.02,
+        "card": None,
+    }
+    assert service.health() == told
+    service.classifier.details = Details(nonconformity=np.float32([0.1]))
+    service.classifier.card = Card(0.9, (0.8, 0.95), 100, "test", "Measured.")
+    card = {"accuracy": 0.9, "interval": [0.8, 0.95], "images": 100, "set": "test"}
+    expected = told | {"details": True, "card": card | {"text": "Measured."}}
+    assert json.loads(json.dumps(service.health())) == expected
+    monkeypatch.setenv("UNKNOWN_BELOW", "0.5")
+    assert Service(service.classifier, "colors", None).health()["unknown_below"] == 0.5
+
+
+def test_a_card_that_is_malformed_does_no_harm(small_tflite, tmp_path):
+    path = tmp_path / "a.tflite"
+    path.write_bytes(small_tflite.read_bytes())
+    with zipfile.ZipFile(path, "a") as archive:
+        archive.writestr("card.json", b'{"accuracy": "high"}')
+    classifier = Classifier(path)
+    assert Service(classifier, "small", None).health()["card"] is None
+    assert Service(Classifier(small_tflite), "small", None).health()["input_size"] == [32, 48]

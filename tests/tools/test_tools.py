@@ -3,6 +3,7 @@
 import json
 import os
 import platform
+import re
 import shutil
 import signal
 import socket
@@ -16,6 +17,7 @@ from pathlib import Path
 import pytest
 from conftest import ROOT
 
+from serving.function_url import INVOCATIONS
 from tools import demo, emulator, lock
 
 
@@ -447,8 +449,9 @@ def test_demo_removes_container_and_image(fake_docker: Path) -> None:
         with ExitStack() as services:
             image = demo.build_container_image(services, wanted=True)
             assert image == "sha256:abc"
-            url = services.enter_context(demo.docker_service(image))
-            assert url.startswith("http://127.0.0.1:")
+            service = services.enter_context(demo.docker_service(image))
+            assert re.fullmatch(r"http://127\.0\.0\.1:\d+/", service.page)
+            assert service.endpoint == f"{service.page[:-1]}{INVOCATIONS}"
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
@@ -490,8 +493,10 @@ def small_project(tmp_path: Path, binary: Path) -> Path:
                 print(json.dumps({"image": "", "label": "", "scores": {"daisy": score, "rose": 0}}))
         """,
         "lambda_function.py": """
-            import os
+            import json, os
             def lambda_handler(event, context):
+                if "version" in event:
+                    return {"statusCode": 200, "body": json.dumps(event)}
                 return {"model": os.environ["MODEL_PATH"], "process": os.getpid()}
         """,
         "docker_test.py": """
@@ -531,8 +536,30 @@ def test_demo_runs_all_stages(small_project: Path) -> None:
     assert "what is rose/2.jpg?" in lines[6]
     assert lines[7] == "2.jpg rose"
     assert lines[8].startswith("The answer is right, and the service is stopped.")
+    assert lines[9:] == ["To keep it, and to classify images on its page: make demo ARGS=--stay"]
     answer = json.loads((small_project / "answer.json").read_text(encoding="utf-8"))
     assert answer["model"].endswith("/models/demo/xception_fin_01_0.900.tflite")
+    assert not alive(answer["process"])
+
+
+def test_demo_stays_until_ctrl_c_and_says_where_the_page_is(small_project: Path) -> None:
+    process = start_demo(small_project, "--stay")
+    try:
+        lines = [process.stdout.readline() for _ in range(10)]
+        assert lines[8].startswith("The answer is right. ")
+        address = re.fullmatch(
+            r"Open (http://127\.0\.0\.1:\d+/) in a browser; press Ctrl-C to stop\.\n", lines[9]
+        )[1]
+        with urllib.request.urlopen(f"{address}a?b=c", timeout=60) as response:
+            event = json.load(response)
+        assert (event["rawPath"], event["rawQueryString"]) == ("/a", "b=c")
+        process.send_signal(signal.SIGINT)
+        output, errors = process.communicate(timeout=60)
+    finally:
+        process.kill()
+        process.wait()
+    assert (process.returncode, output, errors) == (0, "\nThe service is stopped.\n", "")
+    answer = json.loads((small_project / "answer.json").read_text(encoding="utf-8"))
     assert not alive(answer["process"])
 
 

@@ -12,6 +12,7 @@ from collections.abc import Sequence
 import flatbuffers
 import numpy as np
 
+from serving.card import CARD_FILE, Card
 from serving.classifier import LABELS_FILE
 from serving.details import DETAILS_FILE, Details
 from serving.runtimes import ACTIVATIONS, PROBABILITIES
@@ -52,8 +53,10 @@ MEAN = STD = 127.5
 Table = tuple[str, dict]  # name, {field: value}
 
 
-def add_metadata(flatbuffer: bytes, class_names: Sequence[str], details: Details) -> bytes:
-    """Return the .tflite file `flatbuffer` with its metadata, `class_names` and `details` inside.
+def add_metadata(
+    flatbuffer: bytes, class_names: Sequence[str], details: Details, card: Card | None = None
+) -> bytes:
+    """Return the .tflite file `flatbuffer` with its metadata and all the others inside.
 
     They are in a zip archive behind it, the names one a line. Runtimes ignore that; zipfile finds
     it. The outputs are named `PROBABILITIES` and, if there is a second one, `ACTIVATIONS`.
@@ -76,6 +79,8 @@ def add_metadata(flatbuffer: bytes, class_names: Sequence[str], details: Details
         archive.writestr(zipfile.ZipInfo(LABELS_FILE), "\n".join(class_names) + "\n")
         if content := details.to_bytes():
             archive.writestr(zipfile.ZipInfo(DETAILS_FILE), content)
+        if card:
+            archive.writestr(zipfile.ZipInfo(CARD_FILE), card.to_bytes())
     return file.getvalue()
 
 

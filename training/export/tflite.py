@@ -7,6 +7,7 @@ from dataclasses import replace
 
 import numpy as np
 
+from serving.card import Card
 from serving.details import Details
 from serving.preprocess import scale
 from training.backend import keras, stderr_held_back, tf
@@ -22,8 +23,9 @@ def make_tflite(
     quantize: str = "none",
     calibration_images: Sequence[ImageLoader] = (),
     details: Details | None = None,
+    card: Card | None = None,
 ) -> bytes:
-    """Return a .tflite file of `model` with metadata, `class_names` and `details` inside.
+    """Return a .tflite file of `model` with metadata, `class_names`, `details` and `card` inside.
 
     It returns the activations of the last convolution as well, if `model` pools them.
     `quantize` is "none" (float32), "float16", "dynamic" or "int8"; int8 takes the range of each
@@ -42,7 +44,7 @@ def make_tflite(
     with stderr_held_back(), contextlib.redirect_stdout(io.StringIO()):
         flatbuffer = converter.convert()
     return add_metadata(
-        flatbuffer, class_names, replace(details or Details(), head=read_head(model))
+        flatbuffer, class_names, replace(details or Details(), head=read_head(model)), card
     )
 
 
