@@ -9,7 +9,7 @@ import binascii
 import json
 import os
 import re
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from http import HTTPStatus
 from pathlib import Path
 
@@ -80,13 +80,13 @@ class HttpRequest:
         return ("POST",) if self.route else ("GET", "POST")
 
 
-@dataclass
 class Page(Result):
     """A result with a status and headers of its own, and perhaps text in place of its body."""
 
-    text: str = ""
-    status: int = 200
-    headers: dict[str, str] = field(default_factory=dict)
+    def __init__(self, body: dict, headers: dict[str, str], text: str = "", status: int = 200):
+        """Answer with `text` or, without one, with `body` as JSON."""
+        super().__init__(body)
+        self.headers, self.text, self.status = headers, text, status
 
 
 def read_event(event: object) -> HttpRequest | None:
@@ -182,11 +182,11 @@ def _front_page(request: HttpRequest, service: Service) -> Page:
         html = page.read_page()
         headers = html.headers | vary
         if page.matches(html.etag, request.headers.get("if-none-match", "")):
-            return Page({}, status=304, headers=headers)
-        return Page({}, text=html.text, headers=headers)
+            return Page({}, headers, status=304)
+        return Page({}, headers, html.text)
     root = request.public_path or request.path
     labels = service.classifier.labels
-    return Page(page.describe(service.name, labels, root, shows_page()), headers=vary)
+    return Page(page.describe(service.name, labels, root, shows_page()), vary)
 
 
 def shows_page() -> bool:

@@ -627,7 +627,7 @@ def test_timings_are_told_to_who_posts(monkeypatch):
 
 
 def test_the_length_named_to_head_is_in_bytes():
-    page = Page({}, text="é", headers={"Content-Type": "text/plain"})
+    page = Page({}, {"Content-Type": "text/plain"}, text="é")
     response = write_response(request_of(method="HEAD"), page)
     assert (response["headers"]["Content-Length"], response["body"]) == ("2", "")
     assert response["headers"]["Content-Type"] == "text/plain"
