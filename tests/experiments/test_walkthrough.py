@@ -119,7 +119,7 @@ def test_what_it_installs_elsewhere_are_packages_of_this_project(notebook):
     names = [re.match(r"[\w-]+", word.strip('"'))[0] for word in words]
     with open(ROOT / "Pipfile", "rb") as file:
         pipfile = tomllib.load(file)
-    assert len(names) == 6
+    assert len(names) == 7
     assert set(names) <= {*pipfile["packages"], *pipfile["dev-packages"]}
 
 
