@@ -40,9 +40,14 @@ def save(figure: Figure, path: Path) -> None:
 
 
 def examples(folder: Path, images: Sequence[str]) -> Figure:
-    """Draw `images`, "class/file" in `folder`, each under its class."""
+    """Draw `images`, "class/file" in `folder`, each under its class.
+
+    Where the classes take turns, each has a column, if they are six at most.
+    """
     tiles = [Tile(open_image(folder / p), ((shown(class_of(p)), INK),)) for p in images]
-    return gallery("An example of each class", tiles, columns=min(len(tiles), 6))
+    count = len({class_of(image) for image in images})
+    title = "An example of each class" if count == len(tiles) else "Examples of each class"
+    return gallery(title, tiles, columns=min(count, 6))
 
 
 @styled

@@ -297,10 +297,11 @@ def draw(
     ]
 
 
-def choose_examples(dataset: Dataset, seed: int) -> list[str]:
-    """Return an image of each class, "class/file", drawn at random."""
+def choose_examples(dataset: Dataset, seed: int, of_each: int = 1) -> list[str]:
+    """Return `of_each` images of each class, "class/file", drawn at random; classes take turns."""
     rng = np.random.default_rng(seed)
-    return [str(rng.choice(dataset.of_class(name))) for name in dataset.class_names]
+    drawn = [rng.choice(dataset.of_class(n), of_each, replace=False) for n in dataset.class_names]
+    return [str(name) for turn in zip(*drawn, strict=True) for name in turn]
 
 
 def size_rows(found: dict) -> list[list[str]]:

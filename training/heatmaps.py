@@ -10,7 +10,7 @@ from PIL import Image
 
 from serving.errors import UserError
 from training.cli import reason_of
-from training.evaluation.figures import overlay
+from training.evaluation.figures import overlay, read_heat
 from training.image_files import is_url
 
 MAX_SIDE = 1024  # pixels of an overlay
@@ -43,8 +43,7 @@ class HeatmapFolder:
             UserError: it cannot be written.
         """
         image.thumbnail((MAX_SIDE, MAX_SIDE))
-        heat = np.reshape(heatmap["values"], (heatmap["rows"], heatmap["columns"]))
-        colored = Image.fromarray(overlay(np.asarray(image), heat))
+        colored = Image.fromarray(overlay(np.asarray(image), read_heat(heatmap)))
         stem = file_stem(name)
         while True:
             self._count[stem] += 1

@@ -157,6 +157,12 @@ def test_the_example_of_a_class_is_of_that_class(colourful, tmp_path, monkeypatc
     assert len(set(drawn)) > 2  # drawn at random
 
 
+def test_several_examples_of_a_class_are_different_images_and_classes_take_turns(colourful):
+    names = explore.choose_examples(scan(colourful), seed=0, of_each=3)
+    assert [name.split("/")[0] for name in names] == ["blue", "red"] * 3
+    assert len(set(names)) == 6
+
+
 def test_a_second_run_measures_only_what_is_missing(drawn, tmp_path, monkeypatch):
     dataset, path = scan(drawn), tmp_path / "rows.jsonl"
     whole = explore.measure_all(dataset, path)

@@ -20,7 +20,7 @@ from matplotlib.ticker import MaxNLocator
 from PIL import Image, ImageOps
 
 from training.evaluation.calibration import Bins, bin_predictions, expected_calibration_error
-from training.evaluation.metrics import shown, wilson
+from training.evaluation.metrics import percent, shown, wilson
 
 MAX_BYTES = 300_000  # of a PNG, so that a page of figures loads quickly
 DPI = 110
@@ -405,6 +405,23 @@ def _draw_tile(axes: Axes, tile: Tile, side: int = 224) -> None:
             color=colour,
             fontweight="bold" if number == 0 else "normal",
         )
+
+
+def answer_tile(image: Image.Image, answer: dict) -> Tile:
+    """Return a tile of `image` and what a model tells of it: class, p-value and heat map.
+
+    `answer` is what `serving.answers.describe` returns, and the service with details.
+    """
+    label, known, heatmap = answer["label"], answer["known"], answer["heatmap"]
+    lines = [(f"{shown(label, 16)} {percent(answer['scores'][label])}", INK)]
+    if known is not None:
+        lines.append((f"known: {known:.3f}", ORANGE if answer["unknown"] else GREEN))
+    return Tile(image, lines, None if heatmap is None else read_heat(heatmap))
+
+
+def read_heat(heatmap: dict) -> np.ndarray:
+    """Return the heat map of an answer as an array, float (rows, columns), 0 to 1."""
+    return np.reshape(heatmap["values"], (heatmap["rows"], heatmap["columns"]))
 
 
 def overlay(pixels: np.ndarray, heat: np.ndarray) -> np.ndarray:

@@ -12,9 +12,10 @@ from typing import TYPE_CHECKING
 import numpy as np
 from PIL import Image
 
-from serving.answers import UNKNOWN_BELOW, is_unknown
+from serving.answers import UNKNOWN_BELOW, describe
 from serving.image import open_image
 from serving.preprocess import preprocess
+from serving.runtimes import Prediction
 from training.backend import keras
 from training.evaluation.grad_cam import grad_cam, is_possible
 from training.evaluation.metrics import evaluate, percent, shown
@@ -160,16 +161,11 @@ def _activation_maps(run: EvaluationRun) -> "Figure | None":
     images += [others[0] for others in draw_others(1).values()]
     inputs = np.concatenate([preprocess(image, run.model.input_shape[1:3]) for image in images])
     outputs = with_activations(run.model).predict(inputs, batch_size=GALLERY, verbose=0)
-    tiles = []
-    for image, probabilities, activations in zip(images, *outputs, strict=True):
-        best, familiarity = int(probabilities.argmax()), details.familiarity
-        p = None if familiarity is None else familiarity.known(activations)
-        name = f"{shown(run.dataset.class_names[best], 16)} {percent(probabilities[best])}"
-        lines = [(name, figures.INK)]
-        if p is not None:
-            colour = figures.ORANGE if is_unknown(p, UNKNOWN_BELOW) else figures.GREEN
-            lines.append((f"known: {p:.3f}", colour))
-        tiles.append(figures.Tile(image, lines, details.activation_map(activations, best)))
+    names = run.dataset.class_names
+    tiles = [
+        figures.answer_tile(image, describe(names, details, Prediction(*found), UNKNOWN_BELOW))
+        for image, *found in zip(images, *outputs, strict=True)
+    ]
     return figures.gallery("Drawn images: where the predicted class is seen", tiles, columns=4)
 
 

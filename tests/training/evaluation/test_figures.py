@@ -56,6 +56,39 @@ def test_the_confusion_matrix_is_coloured_by_the_share_of_its_row():
     assert figure.get_suptitle() == "6 of 6 correct\nno mistakes"
 
 
+ANSWER = {
+    "label": "ash",
+    "scores": {"ash": 0.7, "birch": 0.3},
+    "known": 0.019,
+    "unknown": True,
+    "prediction_set": ["ash"],
+    "heatmap": {"rows": 1, "columns": 3, "values": [0.0, 1.0, 0.5]},
+}
+
+
+@pytest.mark.parametrize(
+    ("answer", "lines", "heat"),
+    [
+        (ANSWER, [("ash 70 %", figures.INK), ("known: 0.019", figures.ORANGE)], [[0, 1, 0.5]]),
+        (
+            ANSWER | {"known": 0.5, "unknown": False},
+            [("ash 70 %", figures.INK), ("known: 0.500", figures.GREEN)],
+            [[0, 1, 0.5]],
+        ),
+        (
+            ANSWER | {"known": None, "unknown": None, "heatmap": None},
+            [("ash 70 %", figures.INK)],
+            None,
+        ),
+    ],
+)
+def test_a_tile_shows_what_a_model_tells_of_an_image_and_no_more(answer, lines, heat):
+    image = Image.new("RGB", (4, 4))
+    tile = figures.answer_tile(image, answer)
+    assert (tile.image, tile.lines) == (image, lines)
+    assert (tile.heat if tile.heat is None else tile.heat.tolist()) == heat
+
+
 @pytest.fixture
 def answers():
     """Probabilities of 40 images and the truth: 16 of 20 right at 0.95, 5 of 20 at 0.55."""
