@@ -41,7 +41,7 @@ help: ## list all commands
 setup: ## install the packages of Pipfile.lock into .venv
 	@bash tools/setup.sh
 
-demo: setup ## train briefly, convert, serve and classify a flower, in minutes
+demo: setup ## train briefly, convert, serve and classify a flower (ARGS=--stay: and keep its page)
 	@$(PYTHON) -m tools.demo $(ARGS)
 
 test: setup ## check format, style, types, imports and dead code, then run all tests
