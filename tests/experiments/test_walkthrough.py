@@ -149,8 +149,11 @@ def test_it_finds_the_flaws_that_it_has_made(cells):
     checks = printed(cells["checks"])
     assert "rose/broken.jpg: Expected" in checks
     assert "daisy/daisy_0000.jpg = tulip/daisy_0000.jpg" in checks
-    suspects = re.search(r"(\d+) images, among them (\d+) of the\n9 ", printed(cells["labels"]))
-    suspected, misfiled = int(suspects[1]), int(suspects[2])
+    found = re.fullmatch(
+        r"Suspected labels: (\d+)\.\nOf 9 images put into wrong folders above: (\d+)\.\n",
+        printed(cells["labels"]),
+    )
+    suspected, misfiled = int(found[1]), int(found[2])
     assert misfiled >= 5
     assert suspected - misfiled <= 1
 
