@@ -114,6 +114,9 @@ def open_page(chromium: Browser, watch: Watch) -> Iterator[Opener]:
         watch.allow(url)
         contexts.append(watch.context(chromium, **options))
         page = contexts[-1].new_page()
+        # Choosers are handed over from here on. Asked for only where one is expected, that may come
+        # after the click or the key.
+        page.on("filechooser", lambda _: None)
         page.goto(url)
         return page
 
