@@ -95,7 +95,7 @@ def train(recipe: Recipe, options: RunOptions, flags: distribute.Flags | None = 
         dataset = load_dataset(options.data, options.exclude)
         split = split_dataset(
             dataset,
-            recipe.seed,
+            recipe.split_seed,
             validation_fraction=recipe.validation_fraction,
             test_fraction=recipe.test_fraction,
         )

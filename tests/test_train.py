@@ -105,7 +105,7 @@ def test_flags_reach_the_recipe(name, monkeypatch):
     assert train.main(["--recipe", name]) == 0
     assert seen == asdict(RECIPES[name])
     flags = (
-        "--epochs 2 --batch-size 4 --learning-rate 0.1 --momentum 0 --steps-per-epoch 3 --seed 1 "
+        "--epochs 2 --batch-size 4 --learning-rate 0.1 --momentum 0 --steps-per-epoch 3 --seed 1 --split-seed 2 "
         "--views 5 --fine-tune-at 11 --mixup-alpha 0.5 --label-smoothing 0.3 --inference-size 320 "
         "--head 64,16 --zoom-range 0.8,1.2"
     )
@@ -118,6 +118,7 @@ def test_flags_reach_the_recipe(name, monkeypatch):
         "momentum": 0.0,
         "steps_per_epoch": 3,
         "seed": 1,
+        "split_seed": 2,
         "views": 5,
         "fine_tune_at": 11,
         "mixup_alpha": 0.5,
@@ -497,6 +498,7 @@ TINY_FINE_TUNE = {
     "inference_size": 48,
     "test_fraction": 0.2,
     "validation_fraction": 0.25,
+    "split_seed": 6,
     "seed": 7,
     "rotation_range": 25,
     "width_shift_range": 0.1,
@@ -612,7 +614,7 @@ def test_training_is_given_its_images_and_all_of_their_settings(fine_tuned):
     _, fit = fine_tuned.fits
     split, recipe = fine_tuned.report.split, fine_tuned.recipe
     assert split == split_dataset(
-        scan(fine_tuned.options.data), 7, validation_fraction=0.25, test_fraction=0.2
+        scan(fine_tuned.options.data), 6, validation_fraction=0.25, test_fraction=0.2
     )
     assert names(fit.x) == split.train
     assert [len(part) for part in (split.train, split.validation, split.evaluated)] == [30, 10, 10]
@@ -934,6 +936,23 @@ def test_a_run_is_resumed_where_epochs_or_the_report_are_missing(found):
     for epochs, size, reported in ((5, None, 299), (5, 320, 320), (4, None, False), (4, 320, 299)):
         with pytest.raises(ModelError, match=f"the 5 that are finished.* --epochs {epochs}"):
             found("--resume", epochs=epochs, size=size, reported=reported)
+
+
+def test_a_run_of_the_last_release_where_one_seed_drew_all_is_resumed(tmp_path):
+    def resume(seed, **changed):
+        recipe = replace(ORIGINAL, seed=seed)
+        settings = settings_of(replace(recipe, split_seed=seed), RunOptions())
+        del settings["split_seed"]
+        state = TrainingState(settings, 5, (0.5, 1.0), None)
+        with h5py.File(tmp_path / train.STATE, "w") as file:
+            file.attrs["run"] = json.dumps(asdict(state))
+        options = RunOptions(models=tmp_path, resume=True)
+        return start_run(replace(recipe, **changed), options, Workers(), None, SPLIT).state
+
+    assert resume(69420).epochs == 5
+    assert resume(1, split_seed=1).epochs == 5
+    with pytest.raises(DataError, match=r"\(split_seed 1\)\. Received: split_seed 69420\. Resume"):
+        resume(1)
 
 
 def test_all_settings_that_differ_are_named(found):

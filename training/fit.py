@@ -36,6 +36,7 @@ from training.resume import (
     restore_weights,
     trim_history,
     unreported_checkpoints,
+    upgrade_settings,
 )
 
 UNNAMED_BEST = "xception_fin.picked.h5"  # the best epoch, until its test accuracy is known
@@ -192,7 +193,7 @@ def _check_resumable(run: Run, state: TrainingState | None) -> None:
     recipe = run.recipe
     state = require_state(state, run.options.models)
     require_same_settings(
-        state.settings,
+        upgrade_settings(state.settings),
         run.settings,
         "the interrupted run",
         "Resume with the same flags and images, or leave --resume out.",

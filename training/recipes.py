@@ -18,7 +18,8 @@ class Recipe:
     batch_size: int = 32
     test_fraction: float = 0.0  # of all images; 0: the report is about the validation images
     validation_fraction: float = 0.2  # of the others; they pick the epoch
-    seed: int = 69420
+    split_seed: int = 69420  # of which images are in which set
+    seed: int = 69420  # of new weights, the order of images, and mixup
     # ImageDataGenerator's augmentation, of the training images only
     rotation_range: int = 40  # degrees
     width_shift_range: float = 0.4  # of the width
@@ -169,7 +170,8 @@ def add_recipe_flags(parser: argparse.ArgumentParser) -> None:
     add("views", up_to(1000), "augmented views of each image in the cache")
     add("zoom_range", zoom, "0.3: from 0.7 to 1.3; 0.5,1: from and to; below 1 is closer")
     add("fine_tune_at", block, "block, 1 to 14, from which the base learns", "--first-block")
-    add("seed", within(0, MAX_SEED), "of split, order and weights")
+    add("split_seed", within(0, MAX_SEED), "of the split into training, validation and test images")
+    add("seed", within(0, MAX_SEED), "of new weights, order and mixup, on the same split")
 
 
 def layers(text: str) -> tuple[int, ...]:

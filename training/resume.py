@@ -222,6 +222,14 @@ def require_same_settings(found: Mapping, wanted: Mapping, what: str, advice: st
         raise DataError(f"Expected the settings of {what} ({was}). Received: {now}. {advice}")
 
 
+def upgrade_settings(settings: Mapping) -> dict:
+    """Return the `settings` of an interrupted run, of this version or an earlier one, as of today.
+
+    There, one seed drew the split as well.
+    """
+    return {"split_seed": settings.get("seed"), **settings}
+
+
 def trim_history(path: Path, epochs: int) -> None:
     """Cut the history at `path` (CSV) after its first `epochs` epochs.
 

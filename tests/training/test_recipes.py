@@ -30,6 +30,7 @@ FLAGS = {
     "views": ("5", 5),
     "zoom_range": ("0.8,1.2", (0.8, 1.2)),
     "fine_tune_at": ("14", 14),
+    "split_seed": ("0", 0),
     "seed": ("0", 0),
 }
 # ImageDataGenerator's arguments in the original.
@@ -66,6 +67,7 @@ def test_the_defaults_are_the_originals():
         "input_size": 299,
         "batch_size": 32,
         "validation_fraction": 0.2,
+        "split_seed": 69420,
         "seed": 69420,
         **AUGMENTATION,
         "head": (512, 128, 32),
@@ -120,7 +122,8 @@ def test_help_gives_both_recipes_values(parser):
         "augmented views of each image in the cache [4 / 9]",
         "below 1 is closer [0.3 / (0.5, 1.0)]",
         "from which the base learns [None / 5]",
-        "of split, order and weights [69420 / 69420]",
+        "of the split into training, validation and test images [69420 / 69420]",
+        "of new weights, order and mixup, on the same split [69420 / 69420]",
     ):
         assert expected in text
 
