@@ -287,7 +287,7 @@ def test_with_and_without_the_cache_the_same_is_learned(run, tmp_path):
 MODES = {
     "frozen": ((), {"epochs": 3}),
     "frozen without cache": (("--no-cache",), {"epochs": 3, "tiny": True}),
-    "fine-tune": ((), SMALL_FINE_TUNE | {"epochs": 3}),
+    "fine-tune": ((), SMALL_FINE_TUNE | {"epochs": 3, "ema_momentum": 0.8}),
 }
 
 
@@ -303,12 +303,23 @@ def test_the_same_seed_gives_the_same_model(mode, run, tmp_path):
     assert any(not np.array_equal(other[name], weights[name]) for name in weights)
 
 
-@pytest.mark.parametrize("flags", [(), ("--no-cache",)])
-def test_a_run_in_two_parts_ends_as_one_in_one_part(flags, run, tmp_path):
+@pytest.mark.parametrize(
+    ("flags", "changed"),
+    [
+        ((), {}),
+        (("--no-cache",), {}),
+        ((), {"ema_momentum": 0.7}),
+        ((), {"ema_momentum": 0.7, "fine_tune_at": 5, "test_fraction": 0.2}),
+    ],
+    ids=["cached", "not cached", "averaged", "averaged copy in mixed precision"],
+)
+def test_a_run_in_two_parts_ends_as_one_in_one_part(flags, changed, run, tmp_path, monkeypatch):
     # So many steps that they are hardly ever in order by chance.
-    small = {"steps_per_epoch": 5, "tiny": True, "reported": False}
+    small = {"steps_per_epoch": 5, "tiny": True, "reported": False} | changed
+    monkeypatch.setattr("training.fit.MIXED_PARAMETERS", 200)  # blocks 5 to 14 have more
     run(*flags, epochs=3, **small)
     whole, weights = history(tmp_path), read_weights(tmp_path / train.STATE)
+    picked = read_weights(tmp_path / picked_name(tmp_path))
     for path in [tmp_path / train.STATE, tmp_path / train.HISTORY, *tmp_path.glob("*.h5")]:
         path.unlink(missing_ok=True)
 
@@ -323,6 +334,11 @@ def test_a_run_in_two_parts_ends_as_one_in_one_part(flags, run, tmp_path):
     assert [row["epoch"] for row in whole] == ["0", "1", "2"]
     assert history(tmp_path) == whole
     assert_equal(read_weights(tmp_path / train.STATE), weights)
+    assert_equal(read_weights(tmp_path / picked_name(tmp_path)), picked)
+
+
+def picked_name(folder):
+    return TrainingState.load(folder / train.STATE).checkpoint
 
 
 def assert_equal(one, other):

@@ -12,6 +12,7 @@ from pathlib import Path
 import numpy as np
 
 from serving.errors import ModelError
+from training.averaging import InsertAverages, RemoveAverages
 from training.backend import keras
 from training.batches import Batches, PaddedBatches, TrainingBatches, image_indices
 from training.checkpoint import CHECKPOINT, EARLIER, BestCheckpoint
@@ -47,6 +48,7 @@ HEAD_LEARNING_RATE = 1e-3  # of Adam, while the head is trained alone
 SHIPPED = Path(__file__).parent.parent / "models"  # its base stands in for Keras' download
 MIN_FREE_BYTES = 600e6  # of the disk: two checkpoints and two states
 FEW_BATCHES = 10  # an epoch of fewer changes a fine-tuned network little
+AVERAGED_SHARE = 5  # a fifth of all batches, of which weights may be averaged
 FEW_IMAGES = 500  # of fewer, --recipe fine-tune makes more than a frozen base
 
 
@@ -326,6 +328,8 @@ def make_training_model(run: Run, part: keras.Model) -> keras.Model:
 def advise_recipe(run: Run) -> None:
     """Print which settings suit few images, if there are few and it has others."""
     recipe, count = run.recipe, len(run.split.train)
+    if recipe.ema_momentum:
+        _advise_averaging(recipe, count)
     if recipe.steps_per_epoch is None and count < FEW_BATCHES * recipe.batch_size:
         batches = max(1, count // recipe.batch_size)
         print(
@@ -340,6 +344,18 @@ def advise_recipe(run: Run) -> None:
         )
 
 
+def _advise_averaging(recipe: Recipe, count: int) -> None:
+    """Print a lower momentum if the averaged weights would go back to the first ones."""
+    batches = recipe.epochs * (recipe.steps_per_epoch or max(1, count // recipe.batch_size))
+    averaged = round(1 / (1 - recipe.ema_momentum))
+    if averaged > batches / AVERAGED_SHARE:
+        fitting = max(0, 1 - 2 * AVERAGED_SHARE / batches)
+        print(
+            f"  Averaged weights would be those of the last {averaged} batches or so, of {batches} "
+            f"in all. Lower --ema-momentum to {fitting:.3g}."
+        )
+
+
 def fit(run: Run, inputs: Inputs, training_model: keras.Model, best: BestCheckpoint) -> None:
     """Train `training_model` epoch by epoch, or continue; `best` keeps the best epoch.
 
@@ -349,7 +365,14 @@ def fit(run: Run, inputs: Inputs, training_model: keras.Model, best: BestCheckpo
     recipe, options, workers = run.recipe, run.options, run.workers
     training = training_batches(run, inputs.source)
     rate = learning_rate(recipe, training.steps)
-    compile_model(training_model, rate, recipe.momentum, recipe.nesterov, recipe.label_smoothing)
+    compile_model(
+        training_model,
+        rate,
+        recipe.momentum,
+        recipe.nesterov,
+        recipe.label_smoothing,
+        recipe.ema_momentum,
+    )
     first_epoch = run.state.epochs if run.state else 0
     if run.state and run.state_file:
         best.restore(run.state.best, run.state.checkpoint)
@@ -363,23 +386,32 @@ def fit(run: Run, inputs: Inputs, training_model: keras.Model, best: BestCheckpo
             f"{recipe.batch_size}; history in {options.models / HISTORY}.",
             flush=True,
         )
-    callbacks = keep_epochs(
-        best, options.models / HISTORY, options.models / STATE, run.settings, run.state
-    )
-    if options.tensorboard:
-        callbacks.insert(2, keras.callbacks.TensorBoard(options.models / TENSORBOARD))
-    callbacks.insert(0, SetAsideEarlierRun(run.replaced))
-    # Of all processes, as they have the same loss: none waits for another that has ended.
-    guard = RequireFiniteLoss(recipe.learning_rate, best)
     fit_epochs(
         training_model,
         training,
         validation_batches(run, inputs.val_source),
         epochs=(first_epoch, recipe.epochs),
         verbose=(1 if sys.stdout.isatty() else 2) if workers.is_main else 0,
-        callbacks=[guard, *workers.main_process_callbacks(*callbacks)],
+        callbacks=make_callbacks(run, best),
     )
     workers.shutdown()
+
+
+def make_callbacks(run: Run, best: BestCheckpoint) -> list[keras.callbacks.Callback]:
+    """Return what is done at the end of each epoch of `run`, in this order."""
+    options, for_main = run.options, run.workers.main_process_callbacks
+    checkpoint, *records = keep_epochs(
+        best, options.models / HISTORY, options.models / STATE, run.settings, run.state
+    )
+    if options.tensorboard:
+        records.insert(1, keras.callbacks.TensorBoard(options.models / TENSORBOARD))
+    kept = for_main(SetAsideEarlierRun(run.replaced), checkpoint)
+    if run.recipe.ema_momentum:  # in all processes, which hold the same weights
+        insert = InsertAverages()
+        kept = [insert, *kept, RemoveAverages(insert)]
+    # Of all processes, as they have the same loss: none waits for another that has ended.
+    guard = RequireFiniteLoss(run.recipe.learning_rate, best)
+    return [guard, *kept, *for_main(*records)]
 
 
 def training_batches(run: Run, source: Source) -> TrainingBatches:
@@ -428,10 +460,15 @@ def compile_model(
     momentum: float,
     nesterov: bool = False,
     label_smoothing: float = 0.0,
+    ema_momentum: float = 0.0,
 ) -> None:
-    """Compile `model` for stochastic gradient descent at the learning rate `rate`."""
+    """Compile `model` for stochastic gradient descent at the learning rate `rate`.
+
+    With an `ema_momentum` above 0, its optimizer keeps a moving average of the weights.
+    """
+    averaging = {"use_ema": True, "ema_momentum": ema_momentum} if ema_momentum else {}
     model.compile(
-        optimizer=keras.optimizers.SGD(rate, momentum=momentum, nesterov=nesterov),
+        optimizer=keras.optimizers.SGD(rate, momentum=momentum, nesterov=nesterov, **averaging),
         loss=keras.losses.CategoricalCrossentropy(label_smoothing=label_smoothing),
         weighted_metrics=["accuracy"],
     )

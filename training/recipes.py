@@ -39,6 +39,7 @@ class Recipe:
     momentum: float = 0.75
     nesterov: bool = False
     label_smoothing: float = 0.0
+    ema_momentum: float = 0.0  # of the moving average of weights that is kept; 0: none
     # schedule
     epochs: int = 30
     steps_per_epoch: int | None = 100  # None: each training image once
@@ -165,6 +166,7 @@ def add_recipe_flags(parser: argparse.ArgumentParser) -> None:
     add("learning_rate", positive(float))
     add("momentum", fraction, "0 to 1")
     add("label_smoothing", fraction, "0 to 1")
+    add("ema_momentum", fraction, "of averaged weights, 0 to 1, such as 0.98; 0 averages none")
     add("mixup_alpha", fraction, "0 to 1; 0 mixes no images", "--mixup")
     add("steps_per_epoch", up_to(1_000_000), "batches an epoch; None: all training images")
     add("views", up_to(1000), "augmented views of each image in the cache")

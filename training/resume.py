@@ -20,6 +20,8 @@ from training.recipes import ORIGINAL, Recipe, RunOptions
 
 STATE = "xception_fin.resume.weights.h5"
 ATTRIBUTE = "run"  # of the HDF5 file
+# Settings that version 1.0 did not have, as they are where they are off.
+ADDED_SETTINGS = {"ema_momentum": 0.0}
 
 
 @dataclass(frozen=True)
@@ -225,9 +227,9 @@ def require_same_settings(found: Mapping, wanted: Mapping, what: str, advice: st
 def upgrade_settings(settings: Mapping) -> dict:
     """Return the `settings` of an interrupted run, of this version or an earlier one, as of today.
 
-    There, one seed drew the split as well.
+    There, one seed drew the split as well, and what came later was off.
     """
-    return {"split_seed": settings.get("seed"), **settings}
+    return {"split_seed": settings.get("seed"), **ADDED_SETTINGS, **settings}
 
 
 def trim_history(path: Path, epochs: int) -> None:

@@ -25,6 +25,7 @@ FLAGS = {
     "learning_rate": ("0.25", 0.25),
     "momentum": ("0", 0.0),
     "label_smoothing": ("0.3", 0.3),
+    "ema_momentum": ("0.98", 0.98),
     "mixup_alpha": ("0.5", 0.5),
     "steps_per_epoch": ("3", 3),
     "views": ("5", 5),
