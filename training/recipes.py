@@ -20,7 +20,7 @@ class Recipe:
     validation_fraction: float = 0.2  # of the others; they pick the epoch
     split_seed: int = 69420  # of which images are in which set
     seed: int = 69420  # of new weights, the order of images, and mixup
-    # ImageDataGenerator's augmentation, of the training images only
+    # augmentation of the training images only, most of it ImageDataGenerator's
     rotation_range: int = 40  # degrees
     width_shift_range: float = 0.4  # of the width
     height_shift_range: float = 0.4
@@ -28,6 +28,9 @@ class Recipe:
     zoom_range: float | tuple[float, float] = 0.3  # 1 ± it, or from and to; below 1: closer
     horizontal_flip: bool = True
     fill_mode: str = "nearest"
+    brightness_range: float | tuple[float, float] = 0.0  # factors of brightness, as zoom_range
+    channel_shift_range: float = 0.0  # of 0 to 255, added to or taken from all channels alike
+    erasing: float = 0.0  # share of the views in which a rectangle is noise
     views: int = 4  # cached augmented views of each image; without the cache always new ones
     mixup_alpha: float = 0.0  # parameter of the beta distribution that images are mixed by; 0: not
     # network: Xception, global average pooling, dense layers (ReLU), softmax
@@ -58,7 +61,12 @@ class Recipe:
 
     @property
     def augmentation(self) -> dict:
-        """Arguments of Keras' `ImageDataGenerator`."""
+        """Settings of `training.images.ImageSource`; what is off is not among them."""
+        added = {
+            "brightness_range": self._brightness_bounds,
+            "channel_shift_range": self.channel_shift_range,
+            "erasing": self.erasing,
+        }
         return {
             "rotation_range": self.rotation_range,
             "width_shift_range": self.width_shift_range,
@@ -67,7 +75,15 @@ class Recipe:
             "zoom_range": self.zoom_range,
             "horizontal_flip": self.horizontal_flip,
             "fill_mode": self.fill_mode,
+            **{name: value for name, value in added.items() if value},
         }
+
+    @property
+    def _brightness_bounds(self) -> tuple[float, float] | None:
+        change = self.brightness_range
+        if isinstance(change, tuple):
+            return change
+        return (1 - change, 1 + change) if change else None
 
 
 ORIGINAL = Recipe()
@@ -170,7 +186,10 @@ def add_recipe_flags(parser: argparse.ArgumentParser) -> None:
     add("mixup_alpha", fraction, "0 to 1; 0 mixes no images", "--mixup")
     add("steps_per_epoch", up_to(1_000_000), "batches an epoch; None: all training images")
     add("views", up_to(1000), "augmented views of each image in the cache")
-    add("zoom_range", zoom, "0.3: from 0.7 to 1.3; 0.5,1: from and to; below 1 is closer")
+    add("zoom_range", factors, "0.3: from 0.7 to 1.3; 0.5,1: from and to; below 1 is closer")
+    add("brightness_range", factors, "0.3: from 0.7 to 1.3; 0.5,1: from and to; below 1 is darker")
+    add("channel_shift_range", intensity, "of 0 to 255, by which all channels are shifted alike")
+    add("erasing", fraction, "share of the views with a rectangle of noise, 0 to 1")
     add("fine_tune_at", block, "block, 1 to 14, from which the base learns", "--first-block")
     add("split_seed", within(0, MAX_SEED), "of the split into training, validation and test images")
     add("seed", within(0, MAX_SEED), "of new weights, order and mixup, on the same split")
@@ -215,8 +234,8 @@ def within(least: int, most: int) -> Callable[[str], int]:
     return parse
 
 
-def zoom(text: str) -> float | tuple[float, ...]:
-    """Return `text` as the `zoom_range` of `ImageDataGenerator`."""
+def factors(text: str) -> float | tuple[float, ...]:
+    """Return `text` as a range of factors around 1: how far it goes, or its bounds."""
     if "," not in text:
         return fraction(text)
     bounds = tuple(map(positive(float), text.split(",")))
@@ -225,6 +244,14 @@ def zoom(text: str) -> float | tuple[float, ...]:
             f"expected one number, or a lower and an upper one. Received: {text}"
         )
     return bounds
+
+
+def intensity(text: str) -> float:
+    """Return `text` as a number of intensity levels, 0 to 255."""
+    value = float(text)
+    if not 0 <= value <= 255:
+        raise argparse.ArgumentTypeError(f"expected a number from 0 to 255. Received: {text}")
+    return value
 
 
 def block(text: str) -> int:

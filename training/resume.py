@@ -21,7 +21,12 @@ from training.recipes import ORIGINAL, Recipe, RunOptions
 STATE = "xception_fin.resume.weights.h5"
 ATTRIBUTE = "run"  # of the HDF5 file
 # Settings that version 1.0 did not have, as they are where they are off.
-ADDED_SETTINGS = {"ema_momentum": 0.0}
+ADDED_SETTINGS = {
+    "ema_momentum": 0.0,
+    "brightness_range": 0.0,
+    "channel_shift_range": 0.0,
+    "erasing": 0.0,
+}
 
 
 @dataclass(frozen=True)

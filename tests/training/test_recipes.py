@@ -1,7 +1,7 @@
 """training/recipes.py: the flags of a recipe, what they take, and what help says of them."""
 
 import argparse
-from dataclasses import asdict, fields
+from dataclasses import asdict, fields, replace
 from pathlib import Path
 
 import pytest
@@ -30,6 +30,9 @@ FLAGS = {
     "steps_per_epoch": ("3", 3),
     "views": ("5", 5),
     "zoom_range": ("0.8,1.2", (0.8, 1.2)),
+    "brightness_range": ("0.8,1.2", (0.8, 1.2)),
+    "channel_shift_range": ("20", 20.0),
+    "erasing": ("0.25", 0.25),
     "fine_tune_at": ("14", 14),
     "split_seed": ("0", 0),
     "seed": ("0", 0),
@@ -137,6 +140,11 @@ def test_help_gives_both_recipes_values(parser):
         ("zoom-range", "0.5,0.7,1", "expected one number, or a lower and an upper one"),
         ("zoom-range", "1", "expected a number from 0 to below 1"),
         ("zoom-range", "-0.1", "expected a number from 0 to below 1"),
+        ("brightness-range", "1.2,0.8", "expected one number, or a lower and an upper one"),
+        ("channel-shift-range", "256", "expected a number from 0 to 255"),
+        ("channel-shift-range", "-1", "expected a number from 0 to 255"),
+        ("channel-shift-range", "nan", "expected a number from 0 to 255"),
+        ("erasing", "1", "expected a number from 0 to below 1"),
         ("momentum", "1", "expected a number from 0 to below 1"),
         ("label-smoothing", "nan", "expected a number from 0 to below 1"),
         *(("epochs", t, "expected a number above 0") for t in ("0", "-2")),
@@ -184,6 +192,19 @@ def test_sizes_are_in_pixels_of_height_and_width():
 
 def test_augmentation_is_what_keras_is_given():
     assert ORIGINAL.augmentation == AUGMENTATION
+
+
+def test_augmentation_holds_what_is_switched_on_only():
+    for name in ("brightness_range", "channel_shift_range", "erasing"):
+        assert not {name} & (set(ORIGINAL.augmentation) | set(FINE_TUNE.augmentation))
+    changed = replace(ORIGINAL, brightness_range=0.25, channel_shift_range=20.0, erasing=0.5)
+    assert changed.augmentation == AUGMENTATION | {
+        "brightness_range": (0.75, 1.25),
+        "channel_shift_range": 20.0,
+        "erasing": 0.5,
+    }
+    changed = replace(ORIGINAL, brightness_range=(0.5, 1.0))
+    assert changed.augmentation == AUGMENTATION | {"brightness_range": (0.5, 1.0)}
 
 
 def test_places_are_read_from_the_command_line():
