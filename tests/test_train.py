@@ -1,7 +1,6 @@
 """train.py: the recipe, its flags, and the whole way from images to a named flower."""
 
 import csv
-import inspect
 import json
 import re
 import shutil
@@ -36,6 +35,7 @@ from training.inference import dtype_policy
 from training.model import BASE_LAYER, build_model, split_at_block, weights_digest, with_input_size
 from training.pretrained import load_pretrained
 from training.recipes import FINE_TUNE, ORIGINAL, RECIPES, RunOptions
+from training.refit import Trained
 from training.resume import TrainingState
 
 # Small images and a base of random weights: quick, and nothing here asks for a good answer.
@@ -105,9 +105,9 @@ def test_flags_reach_the_recipe(name, monkeypatch):
     assert train.main(["--recipe", name]) == 0
     assert seen == asdict(RECIPES[name])
     flags = (
-        "--epochs 2 --batch-size 4 --learning-rate 0.1 --momentum 0 --steps-per-epoch 3 --seed 1 --split-seed 2 "
-        "--views 5 --fine-tune-at 11 --mixup-alpha 0.5 --label-smoothing 0.3 --inference-size 320 "
-        "--head 64,16 --zoom-range 0.8,1.2"
+        "--epochs 2 --batch-size 4 --learning-rate 0.1 --momentum 0 --steps-per-epoch 3 --seed 1 "
+        "--split-seed 2 --views 5 --fine-tune-at 11 --mixup-alpha 0.5 --label-smoothing 0.3 "
+        "--inference-size 320 --head 64,16 --zoom-range 0.8,1.2"
     )
     assert train.main(["--recipe", name, *flags.split()]) == 0
     changed = {n for n, value in asdict(RECIPES[name]).items() if seen[n] != value}
@@ -555,7 +555,7 @@ def record(drawn, tmp_path_factory):
         recipe = replace(ORIGINAL, **settings | recipe)
         flags, options = train.distribute.read_flags(options), RunOptions.read(options)
         found = SimpleNamespace(folder=folder, recipe=recipe, options=options, fits=[])
-        real_fit, signature = keras.Model.fit, inspect.signature(train.report)
+        real_fit = keras.Model.fit
 
         def fit(model, x, y=None, **given):
             found.fits.append(SimpleNamespace(model=model, x=x, y=y, **given))
@@ -563,11 +563,11 @@ def record(drawn, tmp_path_factory):
             if fitting:
                 real_fit(model, x, y, **given)
 
-        def report(*arguments):
-            given = SimpleNamespace(**signature.bind(*arguments).arguments)
+        def report(first, second, seconds):
+            given = SimpleNamespace(**vars(first), second=second, seconds=seconds)
             given.dataset, given.split = given.run.images.dataset, given.run.split
             given.val_source = train.report_source(given.run, given.inputs)
-            given.info = train.describe_run(given.run, given.weights, given.seconds)
+            given.info = train.describe_run(first, seconds)
             found.report = given
 
         with pytest.MonkeyPatch.context() as patch:
@@ -904,7 +904,9 @@ def test_a_run_goes_on_by_the_same_recipe_only(recipe, name):
     settings = settings_of(recipe, RunOptions())
     assert json.loads(json.dumps(settings)) == settings  # as it comes back from the file
     other = replace(recipe, **{name: other_value(getattr(recipe, name))})
-    free = {"inference_size"} | ({"epochs"} if recipe is ORIGINAL else set())
+    free = {"inference_size", "refit", "refit_epochs"} | (
+        {"epochs"} if recipe is ORIGINAL else set()
+    )
     assert (settings_of(other, RunOptions()) == settings) == (name in free)
 
 
@@ -1075,10 +1077,11 @@ def test_the_best_epoch_is_calibrated_named_and_reported_on(
     )
     monkeypatch.setattr(evaluate, "save", save)
     monkeypatch.setattr(evaluate, "report", lambda *a: calls.append(("report", *a)))
-    train.report(run, inputs, path, "features", "weights", 1.0)
+    trained = Trained(run, inputs, path, "weights", "features")
+    train.report(trained, None, 1.0)
 
     state = tmp_path / train.STATE
-    info = train.describe_run(run, "weights", 1.0)
+    info = train.describe_run(trained, 1.0)
     sources = evaluate.ReportSources(info, tmp_path / train.HISTORY, features="features")
     assert calls == [
         (
@@ -1102,7 +1105,7 @@ def test_without_a_best_checkpoint_nothing_is_reported():
     images = SimpleNamespace(dataset=None)
     run = Run(ORIGINAL, RunOptions(), Workers(), images, SPLIT)
     with pytest.raises(ModelError, match=r"Received: none\. Train anew, without --resume"):
-        train.report(run, None, None, None, "weights", 1.0)
+        train.report(Trained(run, None, None, "weights"), None, 1.0)
 
 
 # The real network, from the command line

@@ -1,4 +1,4 @@
-"""Weight averaging: an epoch is validated and kept with the average of its weights and earlier ones.
+"""Weight averaging: an epoch is validated and kept with the moving average of the weights.
 
 Keras' optimizers keep the exponential moving average of the weights (`use_ema`). Its callback
 `SwapEMAWeights` swaps both by adding and subtracting, which rounds them: a run that was resumed

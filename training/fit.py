@@ -40,6 +40,7 @@ from training.resume import (
     upgrade_settings,
 )
 
+REFIT = "xception_fin.refit"  # folder of the second training, on validation images as well
 UNNAMED_BEST = "xception_fin.picked.h5"  # the best epoch, until its test accuracy is known
 HISTORY = "xception_fin.history.csv"
 TENSORBOARD = "tensorboard"
@@ -80,7 +81,8 @@ class Run:
     def settings(self) -> dict:
         """What two parts of one run must have in common (JSON)."""
         recipe = asdict(self.recipe)
-        del recipe["inference_size"]  # nothing of it before the report
+        for name in ("inference_size", "refit", "refit_epochs"):
+            del recipe[name]  # nothing of it before these epochs are finished
         if self.recipe.warmup_epochs is None:  # else the learning rate depends on it
             del recipe["epochs"]
         recipe = {n: list(v) if isinstance(v, tuple) else v for n, v in recipe.items()}
@@ -162,9 +164,14 @@ def start_run(
 
     Raises:
         ModelError: there is nothing to resume, or it has finished.
-        DataError: it had other settings.
+        DataError: it had other settings, or the recipe needs test images and there are none.
         DistributeError: the processes have different settings.
     """
+    if recipe.refit and not split.test:
+        raise DataError(
+            "Expected a recipe with test images for --refit, which trains on the validation images "
+            "as well. Received: one without. Add --recipe fine-tune, or leave --refit out."
+        )
     workers.rows(recipe.batch_size)  # raises where the devices cannot share a batch
     if workers.is_main:
         options.models.mkdir(parents=True, exist_ok=True)
@@ -200,13 +207,34 @@ def _check_resumable(run: Run, state: TrainingState | None) -> None:
         "the interrupted run",
         "Resume with the same flags and images, or leave --resume out.",
     )
-    reported = state.epochs == recipe.epochs and state.reported == recipe.final_size
-    if state.epochs > recipe.epochs or reported:
+    if state.epochs > recipe.epochs or (state.epochs == recipe.epochs and _is_reported(run, state)):
         raise ModelError(
             f"Expected more epochs than the {state.epochs} that are finished. "
             f"Received: --epochs {recipe.epochs}. Raise it to train on, or give the finished "
             "network another --inference-size."
         )
+
+
+def _is_reported(run: Run, state: TrainingState) -> bool:
+    """Return whether there is the report on the finished run of `state` that is asked for."""
+    recipe, found = run.recipe, state
+    if recipe.refit:
+        place = run.options.models / REFIT / STATE
+        second = TrainingState.load(run.workers.broadcast_file(place))
+        if second is None or recipe.refit_epochs not in {None, second.epochs}:
+            return False
+        found = second
+    return found.reported == recipe.final_size
+
+
+def require_best(checkpoint: Path | None, models: Path) -> Path:
+    """Return the best `checkpoint`; raise `ModelError` if the folder `models` has lost it."""
+    if checkpoint is None:
+        raise ModelError(
+            f"Expected the best checkpoint of the interrupted run in {models}. Received: "
+            "none. Train anew, without --resume."
+        )
+    return checkpoint
 
 
 def prepare_model(run: Run, model: keras.Model) -> tuple[str, np.ndarray | None]:
@@ -394,7 +422,7 @@ def fit(run: Run, inputs: Inputs, training_model: keras.Model, best: BestCheckpo
         verbose=(1 if sys.stdout.isatty() else 2) if workers.is_main else 0,
         callbacks=make_callbacks(run, best),
     )
-    workers.shutdown()
+    workers.release()
 
 
 def make_callbacks(run: Run, best: BestCheckpoint) -> list[keras.callbacks.Callback]:
@@ -405,7 +433,8 @@ def make_callbacks(run: Run, best: BestCheckpoint) -> list[keras.callbacks.Callb
     )
     if options.tensorboard:
         records.insert(1, keras.callbacks.TensorBoard(options.models / TENSORBOARD))
-    kept = for_main(SetAsideEarlierRun(run.replaced), checkpoint)
+    outdated = options.models / REFIT / STATE
+    kept = for_main(SetAsideEarlierRun(run.replaced, outdated), checkpoint)
     if run.recipe.ema_momentum:  # in all processes, which hold the same weights
         insert = InsertAverages()
         kept = [insert, *kept, RemoveAverages(insert)]
@@ -429,8 +458,10 @@ def training_batches(run: Run, source: Source) -> TrainingBatches:
     )
 
 
-def validation_batches(run: Run, source: Source) -> Batches:
-    """Return the batches that each epoch of `run` is validated on."""
+def validation_batches(run: Run, source: Source) -> Batches | None:
+    """Return the batches that each epoch of `run` is validated on, if it has any."""
+    if not run.split.validation:
+        return None
     batches = PaddedBatches if run.workers.distributed else Batches
     size = run.recipe.batch_size
     return batches(source, run.split.validation, size, run.workers.rows(size))
@@ -491,7 +522,7 @@ def keep_epochs(
 def fit_epochs(
     model: keras.Model,
     training: TrainingBatches,
-    validation: Batches,
+    validation: Batches | None,
     *,
     epochs: tuple[int, int],
     verbose: int | str = 0,

@@ -48,6 +48,8 @@ class Recipe:
     steps_per_epoch: int | None = 100  # None: each training image once
     warmup_epochs: float | None = None  # before a cosine decay; None: a constant learning rate
     monitor: str = "val_accuracy"  # the epoch that is best by it is kept
+    refit: bool = False  # train once more, on training and validation images together
+    refit_epochs: int | None = None  # of that; None: as many as the best epoch's number
 
     @property
     def image_size(self) -> tuple[int, int]:
@@ -185,6 +187,13 @@ def add_recipe_flags(parser: argparse.ArgumentParser) -> None:
     add("ema_momentum", fraction, "of averaged weights, 0 to 1, such as 0.98; 0 averages none")
     add("mixup_alpha", fraction, "0 to 1; 0 mixes no images", "--mixup")
     add("steps_per_epoch", up_to(1_000_000), "batches an epoch; None: all training images")
+    group.add_argument(
+        "--refit",
+        action=argparse.BooleanOptionalAction,
+        help="train once more, on training and validation images together "
+        f"[{' / '.join(str(recipe.refit) for recipe in RECIPES.values())}]",
+    )
+    add("refit_epochs", up_to(100_000), "of that; None: as many as were best")
     add("views", up_to(1000), "augmented views of each image in the cache")
     add("zoom_range", factors, "0.3: from 0.7 to 1.3; 0.5,1: from and to; below 1 is closer")
     add("brightness_range", factors, "0.3: from 0.7 to 1.3; 0.5,1: from and to; below 1 is darker")

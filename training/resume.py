@@ -135,13 +135,17 @@ class RequireFiniteLoss(keras.callbacks.Callback):
 class SetAsideEarlierRun(keras.callbacks.Callback):
     """After the first epoch, move the `checkpoints` of the run that this one replaces."""
 
-    def __init__(self, checkpoints: Sequence[Path]):
-        """Move `checkpoints`, with what belongs to them, into a folder `EARLIER` beside them."""
+    def __init__(self, checkpoints: Sequence[Path], outdated: Path):
+        """Move `checkpoints`, with what belongs to them, into a folder `EARLIER` beside them.
+
+        Remove `outdated`, the state of a second training that followed from an earlier epoch.
+        """
         super().__init__()
-        self.checkpoints = list(checkpoints)
+        self.checkpoints, self.outdated = list(checkpoints), outdated
 
     def on_epoch_end(self, epoch: int, logs: dict | None = None) -> None:
         """Move them, once; Keras calls this."""
+        self.outdated.unlink(missing_ok=True)
         while self.checkpoints:
             set_aside(self.checkpoints.pop())
 

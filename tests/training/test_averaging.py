@@ -116,9 +116,7 @@ def test_a_swap_and_back_rounds_nothing(model, data):
     wide = [np.float32(rng.normal(size=w.shape) * 1e6) for w in model.get_weights()]
     tiny = [np.float32(rng.normal(size=w.shape) * 1e-6) for w in model.get_weights()]
     model.set_weights(wide)
-    for variable, values in zip(
-        model.optimizer._model_variables_moving_average, tiny, strict=True
-    ):
+    for variable, values in zip(model.optimizer._model_variables_moving_average, tiny, strict=True):
         variable.assign(values)
     swap_averages(model)
     assert all(np.array_equal(a, b) for a, b in zip(model.get_weights(), tiny, strict=True))

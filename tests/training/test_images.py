@@ -71,7 +71,7 @@ def test_what_was_cached_before_colours_and_erasing_stays_valid(recipe, name, da
 def test_brightness_is_a_factor_of_all_pixels_and_ends_at_white(dataset):
     settings = {"brightness_range": (0.5, 1.8)}
     factors = []
-    for index in range(8):
+    for index in range(24):
         [row] = ImageSource(dataset, SIZE, settings).inputs([(index, 1)])
         _, change = keras_view(dataset, index, 1, settings)
         image = Image.fromarray(ImageSource(dataset, SIZE).read(index))

@@ -28,6 +28,7 @@ FLAGS = {
     "ema_momentum": ("0.98", 0.98),
     "mixup_alpha": ("0.5", 0.5),
     "steps_per_epoch": ("3", 3),
+    "refit_epochs": ("7", 7),
     "views": ("5", 5),
     "zoom_range": ("0.8,1.2", (0.8, 1.2)),
     "brightness_range": ("0.8,1.2", (0.8, 1.2)),
@@ -65,6 +66,13 @@ def test_a_flag_changes_its_own_setting_only(name, recipe, parser):
     assert asdict(read_recipe(options)) == expected
 
 
+@pytest.mark.parametrize("recipe", RECIPES)
+def test_a_second_training_is_asked_for_or_not(recipe, parser):
+    for flag, value in (("--refit", True), ("--no-refit", False)):
+        options = parser.parse_args(["--recipe", recipe, flag])
+        assert read_recipe(options) == replace(RECIPES[recipe], refit=value)
+
+
 def test_the_defaults_are_the_originals():
     settings = asdict(ORIGINAL)
     assert {
@@ -94,7 +102,7 @@ def test_without_flags_it_is_the_originals_recipe(parser):
 
 
 def test_the_recipes_have_the_flags_above_and_no_others(parser):
-    given = set(vars(parser.parse_args([]))) - {"recipe"}
+    given = set(vars(parser.parse_args([]))) - {"recipe", "refit"}
     assert given == set(FLAGS)
     assert given <= {field.name for field in fields(Recipe)}
 
