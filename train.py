@@ -30,6 +30,7 @@ from training.dataset.checks import load_dataset
 from training.dataset.split import split_dataset
 from training.errors import TrainingError
 from training.evaluation.run import RunInfo
+from training.final_head import fit_final_head
 from training.fit import (
     HISTORY,
     TENSORBOARD,
@@ -171,12 +172,15 @@ def report(first: Trained, second: Trained | None, seconds: float) -> None:
         info = replace(info, **evaluate.describe_refit(earlier, result, first.run.split))
     checkpoint, split = require_best(kept.checkpoint, models), kept.run.split
     path = evaluate.save(result, models, split, checkpoint)
-    if not second:
+    if not second and not kept.run.recipe.final_head_epochs:  # else another report may need it
         rename_checkpoint(checkpoint, path)
     sources = evaluate.ReportSources(info, models / HISTORY, features=first.features)
     evaluate.report(result, path, dataset, split, sources)
-    size = result.model.input_shape[1]
-    TrainingState.update(kept.run.options.models / STATE, reported=size)
+    TrainingState.update(
+        kept.run.options.models / STATE,
+        reported=result.model.input_shape[1],
+        final_head_epochs=kept.run.recipe.final_head_epochs,
+    )
 
 
 def calibrate(trained: Trained, by: "CalibratedModel | None" = None) -> "CalibratedModel":
@@ -188,11 +192,13 @@ def calibrate(trained: Trained, by: "CalibratedModel | None" = None) -> "Calibra
 
     run = trained.run
     model, metadata = load_checkpoint(require_best(trained.checkpoint, run.options.models))
-    if by:
-        metadata = evaluate.adopt_calibration(model, metadata, by)
     # A frozen base is the final network's, too, so its features need not be computed again.
     is_frozen = run.recipe.fine_tune_at is None and run.recipe.final_size == run.recipe.input_size
     known = trained.features if is_frozen else None
+    if run.recipe.final_head_epochs:
+        model, metadata, known = fit_final_head(run, model, metadata, known)
+    if by:
+        metadata = evaluate.adopt_calibration(model, metadata, by)
     source = report_source(run, trained.inputs)
     return evaluate.calibrate(model, metadata, run.images.dataset, run.split, source, known)
 

@@ -904,9 +904,8 @@ def test_a_run_goes_on_by_the_same_recipe_only(recipe, name):
     settings = settings_of(recipe, RunOptions())
     assert json.loads(json.dumps(settings)) == settings  # as it comes back from the file
     other = replace(recipe, **{name: other_value(getattr(recipe, name))})
-    free = {"inference_size", "refit", "refit_epochs"} | (
-        {"epochs"} if recipe is ORIGINAL else set()
-    )
+    free = {"inference_size", "refit", "refit_epochs", "final_head_epochs"}
+    free |= {"epochs"} if recipe is ORIGINAL else set()
     assert (settings_of(other, RunOptions()) == settings) == (name in free)
 
 
@@ -1091,7 +1090,7 @@ def test_the_best_epoch_is_calibrated_named_and_reported_on(
         ("save", calibrated, tmp_path, split, path),
         ("report", calibrated, named, dataset, split, sources),
     ]
-    assert noted == {(state, "reported"): 48} | (
+    assert noted == {(state, "reported"): 48, (state, "final_head_epochs"): 0} | (
         {(state, "checkpoint"): named.name} if renamed else {}
     )
     assert named.exists()

@@ -81,7 +81,7 @@ class Run:
     def settings(self) -> dict:
         """What two parts of one run must have in common (JSON)."""
         recipe = asdict(self.recipe)
-        for name in ("inference_size", "refit", "refit_epochs"):
+        for name in ("inference_size", "refit", "refit_epochs", "final_head_epochs"):
             del recipe[name]  # nothing of it before these epochs are finished
         if self.recipe.warmup_epochs is None:  # else the learning rate depends on it
             del recipe["epochs"]
@@ -94,8 +94,9 @@ class Run:
 
     @property
     def checkpoint_pattern(self) -> str:
-        """Name of the best epoch's file; with a test set its accuracy comes after training."""
-        return UNNAMED_BEST if self.split.test else CHECKPOINT
+        """Name of the best epoch's file, without an accuracy where that comes after training."""
+        is_unnamed = self.split.test or self.recipe.final_head_epochs
+        return UNNAMED_BEST if is_unnamed else CHECKPOINT
 
 
 @contextmanager
@@ -211,7 +212,7 @@ def _check_resumable(run: Run, state: TrainingState | None) -> None:
         raise ModelError(
             f"Expected more epochs than the {state.epochs} that are finished. "
             f"Received: --epochs {recipe.epochs}. Raise it to train on, or give the finished "
-            "network another --inference-size."
+            "network another --inference-size or --final-head-epochs."
         )
 
 
@@ -224,7 +225,8 @@ def _is_reported(run: Run, state: TrainingState) -> bool:
         if second is None or recipe.refit_epochs not in {None, second.epochs}:
             return False
         found = second
-    return found.reported == recipe.final_size
+    wanted = (recipe.final_size, recipe.final_head_epochs)
+    return (found.reported, found.final_head_epochs) == wanted
 
 
 def require_best(checkpoint: Path | None, models: Path) -> Path:
@@ -266,7 +268,7 @@ def prepare_model(run: Run, model: keras.Model) -> tuple[str, np.ndarray | None]
     features = compute_features(run.images, model, options.cache)
     if recipe.head_epochs and not run.state:
         print(f"Head: {recipe.head_epochs} epochs alone.", flush=True)
-        fit_head(run, model, features)
+        fit_head(run, model, features, recipe.head_epochs)
     return weights, features
 
 
@@ -289,7 +291,7 @@ def compute_features(images: ImageSource, model: keras.Model, cache: Path | None
         return features.inputs(samples)
 
 
-def fit_head(run: Run, model: keras.Model, features: np.ndarray) -> None:
+def fit_head(run: Run, model: keras.Model, features: np.ndarray, epochs: int) -> None:
     """Train the head of `model` alone, from the frozen base's `features` of all images.
 
     The first gradients of a random head would destroy what the base has learned.
@@ -305,7 +307,7 @@ def fit_head(run: Run, model: keras.Model, features: np.ndarray) -> None:
         features[image_indices(dataset, run.split.train)],
         keras.utils.to_categorical(labels, len(dataset.class_names)),
         batch_size=recipe.batch_size,
-        epochs=recipe.head_epochs,
+        epochs=epochs,
         verbose=0,
     )
 

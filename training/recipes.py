@@ -50,6 +50,7 @@ class Recipe:
     monitor: str = "val_accuracy"  # the epoch that is best by it is kept
     refit: bool = False  # train once more, on training and validation images together
     refit_epochs: int | None = None  # of that; None: as many as the best epoch's number
+    final_head_epochs: int = 0  # for which the head is trained in the end, at the final size
 
     @property
     def image_size(self) -> tuple[int, int]:
@@ -194,6 +195,7 @@ def add_recipe_flags(parser: argparse.ArgumentParser) -> None:
         f"[{' / '.join(str(recipe.refit) for recipe in RECIPES.values())}]",
     )
     add("refit_epochs", up_to(100_000), "of that; None: as many as were best")
+    add("final_head_epochs", within(0, 100_000), "of the head in the end, on plain images")
     add("views", up_to(1000), "augmented views of each image in the cache")
     add("zoom_range", factors, "0.3: from 0.7 to 1.3; 0.5,1: from and to; below 1 is closer")
     add("brightness_range", factors, "0.3: from 0.7 to 1.3; 0.5,1: from and to; below 1 is darker")

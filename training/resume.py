@@ -20,7 +20,7 @@ from training.recipes import ORIGINAL, Recipe, RunOptions
 
 STATE = "xception_fin.resume.weights.h5"
 ATTRIBUTE = "run"  # of the HDF5 file
-# Settings that version 1.0 did not have, as they are where they are off.
+# Settings that the states of earlier runs do not have, as they are where they are off.
 ADDED_SETTINGS = {
     "ema_momentum": 0.0,
     "brightness_range": 0.0,
@@ -41,6 +41,7 @@ class TrainingState:
         best: validation accuracy, 0 to 1, and validation loss of the best epoch.
         checkpoint: file name of the best epoch's checkpoint, or None.
         reported: input size in pixels that its report is about; False without a report.
+        final_head_epochs: for which the head was trained before that report.
     """
 
     settings: dict
@@ -48,6 +49,7 @@ class TrainingState:
     best: tuple[float, float]
     checkpoint: str | None
     reported: int | bool = False
+    final_head_epochs: int = 0
 
     @classmethod
     def load(cls, path: Path) -> "TrainingState | None":
@@ -234,9 +236,9 @@ def require_same_settings(found: Mapping, wanted: Mapping, what: str, advice: st
 
 
 def upgrade_settings(settings: Mapping) -> dict:
-    """Return the `settings` of an interrupted run, of this version or an earlier one, as of today.
+    """Return the `settings` of an interrupted run with those that it did not have yet.
 
-    There, one seed drew the split as well, and what came later was off.
+    One seed drew the split as well then, and what came later was off.
     """
     return {"split_seed": settings.get("seed"), **ADDED_SETTINGS, **settings}
 

@@ -29,6 +29,7 @@ FLAGS = {
     "mixup_alpha": ("0.5", 0.5),
     "steps_per_epoch": ("3", 3),
     "refit_epochs": ("7", 7),
+    "final_head_epochs": ("5", 5),
     "views": ("5", 5),
     "zoom_range": ("0.8,1.2", (0.8, 1.2)),
     "brightness_range": ("0.8,1.2", (0.8, 1.2)),

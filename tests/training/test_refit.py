@@ -295,3 +295,25 @@ def test_all_but_the_test_images_train():
     assert joined.train == ("a/1", "a/2", "b/1", "b/2")
     assert (joined.validation, joined.test, joined.seed) == ((), ("a/3",), 1)
     assert joined.fingerprint != split.fingerprint
+
+
+def test_the_head_is_trained_at_the_final_size_and_what_was_picked_stays(start, refitted, tmp_path):
+    models, recipe = tmp_path / "copy", replace(RECIPE, refit=False, final_head_epochs=2)
+    shutil.copytree(refitted[0], models)
+    before = weights_in(models / UNNAMED_BEST)
+    *_, (result, path, _, split, _) = start(models, recipe, resume=True)
+    assert_equal(weights_in(models / UNNAMED_BEST), before)
+    assert TrainingState.load(models / STATE).checkpoint == UNNAMED_BEST
+    assert len(split.validation) == 10
+    *base, kernel, _ = result.model.get_weights()
+    *same, raw, _ = load_checkpoint(models / UNNAMED_BEST)[0].get_weights()
+    assert all(np.array_equal(one, other) for one, other in zip(base, same, strict=True))
+    assert not np.allclose(kernel * result.metadata.temperature, raw, atol=1e-4)
+    with pytest.raises(ModelError, match="another --inference-size or --final-head-epochs"):
+        start(models, recipe, resume=True)
+    # It begins with what was picked each time, so it ends the same.
+    start(models, replace(recipe, final_head_epochs=1), resume=True)
+    *_, (again, *_) = start(models, recipe, resume=True)
+    for one, other in zip(again.model.get_weights(), result.model.get_weights(), strict=True):
+        assert np.array_equal(one, other)
+    assert read_split(path) == split
