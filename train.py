@@ -92,7 +92,7 @@ def train(recipe: Recipe, options: RunOptions, flags: distribute.Flags | None = 
         keras.utils.set_random_seed(recipe.seed)
 
         # Data: Keras' ImageDataGenerator augments the training images, and no others
-        dataset = load_dataset(options.data, options.exclude)
+        dataset = load_dataset(options.data, options.exclude, options.audit)
         split = split_dataset(
             dataset,
             recipe.seed,
@@ -203,6 +203,7 @@ def parse_arguments(arguments: list[str] | None) -> argparse.Namespace:
     parser = cli.make_parser(__doc__)
     add = parser.add_argument
     cli.add_data_flags(parser)
+    cli.add_audit_flag(parser)
     add(
         "--weights",
         default="imagenet",

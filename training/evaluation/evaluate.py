@@ -43,7 +43,15 @@ from training.evaluation.label_errors import (
     list_label_issues,
     write_label_issues,
 )
-from training.evaluation.metrics import evaluate, percent, shown, table, wilson
+from training.evaluation.metrics import (
+    describe_audited,
+    evaluate,
+    percent,
+    shown,
+    table,
+    wilson,
+    with_interval,
+)
 from training.evaluation.model_card import CURVES, METRICS
 from training.evaluation.report import write_report
 from training.evaluation.run import EvaluationRun, RunInfo
@@ -313,6 +321,13 @@ def print_summary(result: CalibratedModel, metrics: dict, dataset: Dataset, spli
     accuracy = result.metadata.val_accuracy
     name = split.evaluated_name.capitalize()
     print(f"{name} accuracy: {accuracy:.3f} on {len(split.evaluated)} images.")
+    if found := metrics.get("audited"):
+        print(f"Audited {split.evaluated_name} accuracy: {describe_audited(found)}.")
+    if known := metrics.get("run", {}).get("as_labelled"):
+        print(
+            f"As labelled: {with_interval(known['accuracy'], known['interval'])} on {known['n']} "
+            f"images, with the {known['excluded']} excluded ones."
+        )
     if accuracy < POOR_ACCURACY:
         print(f"{_worst_mistake(metrics)} What to try: {POOR_RESULT}.")
 
@@ -343,28 +358,63 @@ def describe_validation(split: Split) -> str:
     return f"the {count} validation images that this report is about"
 
 
-def reevaluate(
-    checkpoint: Path,
-    folder: Path,
-    data: Path,
-    exclude: Path | None,
-    input_size: int | None,
-    command: str,
-) -> None:
-    """Calibrate, save and report on `checkpoint` again, into `folder`.
+@dataclass(frozen=True)
+class Reevaluation:
+    """What a checkpoint is evaluated on again.
 
-    `exclude` lists images to leave out, `input_size` is in pixels [that of the checkpoint], and
-    `command` is recorded.
+    Attributes:
+        data: folder of images, one sub-folder a class.
+        exclude: file that lists images to leave out, or None.
+        audit: file that lists images whose labels are wrong, or None.
+        input_size: in pixels; None for that of the checkpoint.
+        command: the command line, to be recorded.
+    """
+
+    data: Path
+    exclude: Path | None = None
+    audit: Path | None = None
+    input_size: int | None = None
+    command: str = ""
+
+
+def reevaluate(checkpoint: Path, folder: Path, options: Reevaluation) -> None:
+    """Calibrate, save and report on `checkpoint` again, into `folder`.
 
     Raises:
         ModelError: it is not a checkpoint, or has no split beside it.
-        DataError: the classes, or images of the split, are missing in `data`.
+        DataError: the classes, or images of the split, are missing in the data.
     """
     model, metadata = load_checkpoint(checkpoint)
     whole_split = read_split(checkpoint)
+    input_size = options.input_size
     size = (input_size, input_size) if input_size else model.input_shape[1:3]
-    dataset = _scan_classes(data, exclude, metadata.class_names)
+    dataset = scan_classes(options.data, metadata.class_names, options.exclude, options.audit)
     whole_split = whole_split.spelled_as([*dataset.images, *dataset.excluded])
+    split = remaining(whole_split, dataset, options.exclude)
+    info = earlier_info(checkpoint)
+    excluded = _excluded_evaluated(whole_split, dataset, info)
+    picked_on = f"The best epoch was picked on {describe_validation(whole_split)}"
+    info = replace(
+        info,
+        picked_on=info.picked_on or picked_on,
+        split=split.sizes,
+        reevaluated_by=options.command,
+        excluded=_describe_excluded(dataset, split),
+    )
+    with claim_folder(folder):
+        result = calibrate(model, metadata, dataset, split, ImageSource(dataset, size))
+        info = replace(info, as_labelled=accuracy_as_labelled(result, dataset, split, excluded))
+        curves = checkpoint.with_suffix("") / CURVES
+        sources = ReportSources(info, curves=curves if curves.exists() else None)
+        report(result, save(result, folder, split, checkpoint), dataset, split, sources)
+
+
+def remaining(whole_split: Split, dataset: Dataset, exclude: Path | None) -> Split:
+    """Return `whole_split` without the images that the list `exclude` leaves out of `dataset`.
+
+    Raises:
+        DataError: none is left of a set, or `dataset` lacks an image that is.
+    """
     split = whole_split.without(dataset.excluded)
     require(dataset, (*split.validation, *split.test))
     for name, count in whole_split.sizes.items():
@@ -373,27 +423,32 @@ def reevaluate(
                 f"Expected {name} images. Received: all {count} are excluded. "
                 f"Remove some from {exclude}."
             )
-    info = earlier_info(checkpoint)
-    picked_on = f"The best epoch was picked on {describe_validation(whole_split)}"
-    info = replace(
-        info,
-        picked_on=info.picked_on or picked_on,
-        split=split.sizes,
-        reevaluated_by=command,
-        excluded=_describe_excluded(dataset, split),
-    )
-    with claim_folder(folder):
-        result = calibrate(model, metadata, dataset, split, ImageSource(dataset, size))
-        excluded = [image for image in whole_split.evaluated if image in dataset.excluded]
-        info = replace(info, as_labelled=accuracy_as_labelled(result, dataset, split, excluded))
-        curves = checkpoint.with_suffix("") / CURVES
-        sources = ReportSources(info, curves=curves if curves.exists() else None)
-        report(result, save(result, folder, split, checkpoint), dataset, split, sources)
+    return split
 
 
-def _scan_classes(data: Path, exclude: Path | None, class_names: tuple[str, ...]) -> Dataset:
-    """Return the images of `data`, whose classes have to be `class_names`, in that order."""
-    dataset = scan(data, exclude)
+def _excluded_evaluated(whole_split: Split, dataset: Dataset, earlier: RunInfo) -> list[str]:
+    """Return the evaluated images that are excluded, now or by the `earlier` report."""
+    before = tuple(earlier.as_labelled.get("images", ()))
+    known = [*dataset.images, *dataset.excluded]
+    before = replace(whole_split, test=before).spelled_as(known).test
+    now = [image for image in whole_split.evaluated if image in dataset.excluded]
+    return [*dict.fromkeys((*now, *before))]
+
+
+def scan_classes(
+    data: Path,
+    class_names: tuple[str, ...],
+    exclude: Path | None = None,
+    audit: Path | None = None,
+) -> Dataset:
+    """Return the images of `data`, whose classes have to be `class_names`, in that order.
+
+    `exclude` and `audit` are those of `scan`.
+
+    Raises:
+        DataError: it has other classes, or as `scan`.
+    """
+    dataset = scan(data, exclude, audit)
     if set(map(composed, dataset.class_names)) != set(map(composed, class_names)):
         raise DataError(
             f"Expected folders of the checkpoint's classes, {', '.join(class_names)}. "
@@ -407,8 +462,8 @@ def accuracy_as_labelled(
 ) -> dict:
     """Return the accuracy on the evaluated images and the `excluded` ones by their labels.
 
-    Keys: `accuracy`, `interval`, `n` and `excluded`, their number; {} where none is excluded, or
-    one cannot be read.
+    Keys: `accuracy`, `interval`, `n`, `excluded`, their number, and `images`, their names; {} where
+    none is excluded, or one cannot be read.
     """
     if not excluded:
         return {}
@@ -426,6 +481,7 @@ def accuracy_as_labelled(
         "interval": wilson(int(hits), count),
         "n": count,
         "excluded": len(excluded),
+        "images": list(excluded),
     }
 
 
