@@ -44,6 +44,7 @@ from training.fit import (
     make_training_model,
     prepare_model,
     start_run,
+    with_weights_of,
 )
 from training.images import ImageSource, Source
 from training.model import build_model, unfreeze
@@ -128,15 +129,6 @@ def train(recipe: Recipe, options: RunOptions, flags: distribute.Flags | None = 
         # Report: calibrate, name by accuracy, draw
         if workers.is_main:
             report(run, inputs, best.path, features, weights, time.monotonic() - started)
-
-
-def with_weights_of(
-    training_model: keras.Model, part: keras.Model, model: keras.Model
-) -> keras.Model:
-    """Return `model`, whose `part` gets the weights of its copy `training_model`, if it is one."""
-    if training_model is not part:
-        part.set_weights(training_model.get_weights())
-    return model
 
 
 def report(

@@ -109,14 +109,26 @@ def calibrate(
     """
     same_size = not isinstance(source, ImageSource) or model.input_shape[1:3] == source.size
     earlier = metadata.details.familiarity if same_size else None
+    result, found = calibrate_scores(model, metadata, dataset, split, source)
+    return _with_details(result, dataset, split, found, features, earlier)
+
+
+def calibrate_scores(
+    model: keras.Model, metadata: Metadata, dataset: Dataset, split: Split, source: Source
+) -> tuple[CalibratedModel, tuple[np.ndarray, np.ndarray]]:
+    """Fit the temperature of a checkpoint, and predict; its details stay as they are.
+
+    Takes what `calibrate` does. Also returns the features of the validation images and of the
+    evaluated ones, each float (images, channels).
+    """
     if isinstance(source, ImageSource):
         model = with_input_size(model, source.size)
     height, width = model.input_shape[1:3]
     print(f"Report: evaluating the best checkpoint at {width}×{height} pixels.", flush=True)
-    validation = _predict(model, metadata.temperature, source, split.validation)
+    validation = predict_images(model, metadata.temperature, source, split.validation)
     evaluated = validation
     if split.test:
-        evaluated = _predict(model, metadata.temperature, source, split.test)
+        evaluated = predict_images(model, metadata.temperature, source, split.test)
     temperature = fit_temperature(validation.probabilities, dataset.labels(split.validation))
     bake_temperature(model, temperature / metadata.temperature)
     probabilities = apply_temperature(evaluated.probabilities, temperature)
@@ -128,8 +140,7 @@ def calibrate(
         probabilities,
         apply_temperature(validation.probabilities, temperature),
     )
-    found = (validation.features, evaluated.features)
-    return _with_details(result, dataset, split, found, features, earlier)
+    return result, (validation.features, evaluated.features)
 
 
 class Outputs(NamedTuple):
@@ -139,7 +150,7 @@ class Outputs(NamedTuple):
     features: np.ndarray
 
 
-def _predict(
+def predict_images(
     model: keras.Model, temperature: float, source: Source, names: Sequence[str]
 ) -> Outputs:
     """Return what `model`, or its head, makes of the images `names` of `source`.
