@@ -44,6 +44,7 @@ from training.fit import (
     prepare_model,
     require_best,
     start_run,
+    with_weights_of,
 )
 from training.images import ImageSource, Source
 from training.model import build_model, unfreeze
@@ -94,7 +95,7 @@ def train(recipe: Recipe, options: RunOptions, flags: distribute.Flags | None = 
     workers = distribute.initialize(flags or distribute.Flags())  # one process unless --distribute
     with claim_models(options, workers):  # checked in a moment, then this run's alone
         # Data: Keras' ImageDataGenerator augments the training images, and no others
-        dataset = load_dataset(options.data, options.exclude)
+        dataset = load_dataset(options.data, options.exclude, options.audit)
         split = split_dataset(
             dataset,
             recipe.split_seed,
@@ -143,15 +144,6 @@ def train_network(run: Run) -> Trained:
     )
     fit(run, inputs, training_model, best)
     return Trained(run, inputs, best.path, weights, features)
-
-
-def with_weights_of(
-    training_model: keras.Model, part: keras.Model, model: keras.Model
-) -> keras.Model:
-    """Return `model`, whose `part` gets the weights of its copy `training_model`, if it is one."""
-    if training_model is not part:
-        part.set_weights(training_model.get_weights())
-    return model
 
 
 def report(first: Trained, second: Trained | None, seconds: float) -> None:
@@ -240,6 +232,7 @@ def parse_arguments(arguments: list[str] | None) -> argparse.Namespace:
     parser = cli.make_parser(__doc__)
     add = parser.add_argument
     cli.add_data_flags(parser)
+    cli.add_audit_flag(parser)
     add(
         "--weights",
         default="imagenet",

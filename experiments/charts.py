@@ -1,6 +1,6 @@
 """The figures of the pages, in the style of the training reports."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import matplotlib
@@ -43,6 +43,19 @@ def examples(folder: Path, images: Sequence[str]) -> Figure:
     """Draw `images`, "class/file" in `folder`, each under its class."""
     tiles = [Tile(open_image(folder / p), ((shown(class_of(p)), INK),)) for p in images]
     return gallery("An example of each class", tiles, columns=min(len(tiles), 6))
+
+
+def labels(folder: Path, rows: Mapping[int, tuple[str, str, str, float]], title: str) -> Figure:
+    """Draw images in `folder` with what they are called and what a network takes them for.
+
+    `rows` is {number: (image, label, predicted class, its probability)}.
+    """
+    tiles = []
+    for number, (image, label, predicted, confidence) in rows.items():
+        told = f"{number}. {shown(predicted, 14)} {percent(confidence)}"
+        lines = ((told, GREEN if predicted == label else RED), (f"label: {shown(label)}", INK))
+        tiles.append(Tile(open_image(folder / image), lines))
+    return gallery(title, tiles, columns=6)
 
 
 @styled

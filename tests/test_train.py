@@ -878,6 +878,15 @@ def test_what_is_excluded_takes_no_part(record, tmp_path, drawn):
     assert sum(run.report.split.sizes.values()) == 47
 
 
+def test_what_an_audit_lists_takes_part_as_without_it(record, tmp_path, drawn):
+    lines = [f"rose/{path.name}" for path in sorted((drawn / "rose").iterdir())[:3]]
+    (tmp_path / "audit.txt").write_text("\n".join(lines))
+    run = record("--audit", tmp_path / "audit.txt")
+    assert run.report.dataset.wrong_labels == set(lines)
+    assert run.report.split == record().report.split
+    assert set(lines) <= {*run.report.split.train, *run.report.split.evaluated}
+
+
 # What two parts of one run have in common
 
 
@@ -995,12 +1004,12 @@ def test_places_have_defaults_and_flags():
     options = train.parse_arguments([])
     assert (options.data, options.models) == (Path("flowers"), Path("models"))
     assert (options.cache, options.weights) == (Path(".cache/activations"), "imagenet")
-    assert options.exclude is None
+    assert (options.exclude, options.audit) == (None, None)
     assert [options.resume, options.tensorboard, options.distribute] == [False] * 3
-    flags = "--data a --models b --cache c --weights d --exclude e --resume --tensorboard"
-    options = train.parse_arguments(flags.split())
-    places = (options.data, options.models, options.cache, options.exclude)
-    assert places == (Path("a"), Path("b"), Path("c"), Path("e"))
+    flags = "--data a --models b --cache c --weights d --exclude e --audit f --resume"
+    options = train.parse_arguments([*flags.split(), "--tensorboard"])
+    places = (options.data, options.models, options.cache, options.exclude, options.audit)
+    assert places == tuple(map(Path, "abcef"))
     assert (options.weights, options.resume, options.tensorboard) == ("d", True, True)
     assert train.parse_arguments(["--no-cache"]).cache is None
     assert train.parse_arguments(["--cache", "c", "--distribute"]).cache is None

@@ -355,6 +355,15 @@ def make_training_model(run: Run, part: keras.Model) -> keras.Model:
     return run.workers.replicate(part, run.recipe.seed)
 
 
+def with_weights_of(
+    training_model: keras.Model, part: keras.Model, model: keras.Model
+) -> keras.Model:
+    """Return `model`, whose `part` gets the weights of its copy `training_model`, if it is one."""
+    if training_model is not part:
+        part.set_weights(training_model.get_weights())
+    return model
+
+
 def advise_recipe(run: Run) -> None:
     """Print which settings suit few images, if there are few and it has others."""
     recipe, count = run.recipe, len(run.split.train)

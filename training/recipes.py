@@ -131,6 +131,7 @@ class RunOptions:
     Attributes:
         data: folder of images, one sub-folder a class.
         exclude: file that lists images to leave out, or None.
+        audit: file that lists images whose labels are wrong, or None.
         weights: "imagenet", "none" or a weights file.
         models: where checkpoints and reports are written.
         cache: where features are kept; None to compute everything anew in each epoch.
@@ -141,6 +142,7 @@ class RunOptions:
 
     data: Path = Path("flowers")
     exclude: Path | None = None
+    audit: Path | None = None
     weights: str = "imagenet"
     models: Path = Path("models")
     cache: Path | None = CACHE

@@ -216,6 +216,7 @@ def _report_command(recipe: Recipe, options: RunOptions, checkpoint: Path) -> st
     words = ["python", "-m", "training.evaluation", str(checkpoint), str(options.models)]
     words += ["--data", str(options.data)]
     words += ["--exclude", str(options.exclude)] if options.exclude else []
+    words += ["--audit", str(options.audit)] if options.audit else []
     words += ["--inference-size", str(recipe.inference_size)] if recipe.inference_size else []
     return shlex.join(words)
 

@@ -3,6 +3,7 @@
 import json
 import os
 import re
+import shlex
 import signal
 import subprocess
 import sys
@@ -13,7 +14,18 @@ import pytest
 from conftest import ROOT
 
 import train
-from experiments import command, compare, explore, networks, search, tune, unknown
+from experiments import (
+    command,
+    compare,
+    cross_validate,
+    explore,
+    labels,
+    networks,
+    search,
+    soup,
+    tune,
+    unknown,
+)
 from serving.errors import ModelError
 from training.backend import keras
 from training.checkpoint import load_checkpoint
@@ -308,11 +320,12 @@ def test_the_small_networks_are_the_originals():
 
 def test_the_readmes_commands_parse_and_its_figures_are_there_and_small():
     readme = (ROOT / "experiments" / "README.md").read_text(encoding="utf-8")
-    scripts = {"explore": explore, "compare": compare, "tune": tune, "unknown": unknown}
+    modules = (explore, compare, tune, unknown, cross_validate, soup, labels)
+    scripts = {module.__name__.split(".")[1]: module for module in modules}
     commands = re.findall(r"python -m experiments\.(\w+)((?: [^#`\n&\\]+|\\\n)*)", readme)
     assert {name for name, _ in commands} == set(scripts)
     for name, words in commands:
-        scripts[name].parse_arguments(words.replace("\\\n", " ").split())
+        scripts[name].parse_arguments(shlex.split(words.replace("\\\n", " ")))
     figures = set(re.findall(r"!\[[^]]+\]\((figures/[^)]+)\)", readme))
     kept = {f"figures/{path.name}" for path in (ROOT / "experiments" / "figures").iterdir()}
     assert figures == kept

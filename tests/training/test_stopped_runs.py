@@ -302,7 +302,7 @@ def test_after_an_epoch_the_whole_commands_to_go_on_are_printed(places):
     name = "xception_fin_22_0.917.h5"
     state_of(places, name)
     (places.models / name).touch()
-    options = replace(places, exclude=Path("wrong.txt"))
+    options = replace(places, exclude=Path("wrong.txt"), audit=Path("audit.txt"))
     said = describe_stop(FINE_TUNE, options, 0.0).splitlines()
     assert said[:2] == [
         "Stopped. Rerun with --resume to continue after the last finished epoch:",
@@ -311,7 +311,8 @@ def test_after_an_epoch_the_whole_commands_to_go_on_are_printed(places):
     assert said[2].startswith(f"The best epoch so far: {places.models / name}. ")
     assert shlex.split(said[3]) == [
         *("python", "-m", "training.evaluation", str(places.models / name), str(places.models)),
-        *("--data", str(places.data), "--exclude", "wrong.txt", "--inference-size", "363"),
+        *("--data", str(places.data), "--exclude", "wrong.txt", "--audit", "audit.txt"),
+        *("--inference-size", "363"),
     ]
     assert how_to_rerun(places, 0.0).startswith("rerun with --resume: python train.py --data 'my")
 

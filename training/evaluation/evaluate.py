@@ -44,7 +44,15 @@ from training.evaluation.label_errors import (
     list_label_issues,
     write_label_issues,
 )
-from training.evaluation.metrics import evaluate, percent, shown, table, wilson
+from training.evaluation.metrics import (
+    describe_audited,
+    evaluate,
+    percent,
+    shown,
+    table,
+    wilson,
+    with_interval,
+)
 from training.evaluation.model_card import CURVES, METRICS
 from training.evaluation.report import write_report
 from training.evaluation.run import EvaluationRun, RunInfo
@@ -103,14 +111,26 @@ def calibrate(
     """
     same_size = not isinstance(source, ImageSource) or model.input_shape[1:3] == source.size
     earlier = metadata.details.familiarity if same_size else None
+    result, found = calibrate_scores(model, metadata, dataset, split, source)
+    return _with_details(result, dataset, split, found, features, earlier)
+
+
+def calibrate_scores(
+    model: keras.Model, metadata: Metadata, dataset: Dataset, split: Split, source: Source
+) -> tuple[CalibratedModel, tuple[np.ndarray, np.ndarray]]:
+    """Fit the temperature of a checkpoint, and predict; its details stay as they are.
+
+    Takes what `calibrate` does. Also returns the features of the validation images and of the
+    evaluated ones, each float (images, channels).
+    """
     if isinstance(source, ImageSource):
         model = with_input_size(model, source.size)
     height, width = model.input_shape[1:3]
     print(f"Report: evaluating the best checkpoint at {width}×{height} pixels.", flush=True)
-    validation = _predict(model, metadata.temperature, source, split.validation)
+    validation = predict_images(model, metadata.temperature, source, split.validation)
     evaluated = validation
     if split.test:
-        evaluated = _predict(model, metadata.temperature, source, split.test)
+        evaluated = predict_images(model, metadata.temperature, source, split.test)
     temperature = metadata.temperature
     if split.validation:
         temperature = fit_temperature(validation.probabilities, dataset.labels(split.validation))
@@ -124,8 +144,7 @@ def calibrate(
         probabilities,
         apply_temperature(validation.probabilities, temperature),
     )
-    found = (validation.features, evaluated.features)
-    return _with_details(result, dataset, split, found, features, earlier)
+    return result, (validation.features, evaluated.features)
 
 
 def adopt_calibration(
@@ -147,7 +166,7 @@ class Outputs(NamedTuple):
     features: np.ndarray
 
 
-def _predict(
+def predict_images(
     model: keras.Model, temperature: float, source: Source, names: Sequence[str]
 ) -> Outputs:
     """Return what `model`, or its head, makes of the images `names` of `source`.
@@ -352,6 +371,13 @@ def print_summary(result: CalibratedModel, metrics: dict, dataset: Dataset, spli
     accuracy = result.metadata.val_accuracy
     name = split.evaluated_name.capitalize()
     print(f"{name} accuracy: {accuracy:.3f} on {len(split.evaluated)} images.")
+    if found := metrics.get("audited"):
+        print(f"Audited {split.evaluated_name} accuracy: {describe_audited(found)}.")
+    if known := metrics.get("run", {}).get("as_labelled"):
+        print(
+            f"As labelled: {with_interval(known['accuracy'], known['interval'])} on {known['n']} "
+            f"images, with the {known['excluded']} excluded ones."
+        )
     if accuracy < POOR_ACCURACY:
         print(f"{_worst_mistake(metrics)} What to try: {POOR_RESULT}.")
 
@@ -394,48 +420,51 @@ def describe_validation(split: Split) -> str:
     return f"the {count} validation images that this report is about"
 
 
-def reevaluate(
-    checkpoint: Path,
-    folder: Path,
-    data: Path,
-    exclude: Path | None,
-    input_size: int | None,
-    command: str,
-) -> None:
-    """Calibrate, save and report on `checkpoint` again, into `folder`.
+@dataclass(frozen=True)
+class Reevaluation:
+    """What a checkpoint is evaluated on again.
 
-    `exclude` lists images to leave out, `input_size` is in pixels [that of the checkpoint], and
-    `command` is recorded.
+    Attributes:
+        data: folder of images, one sub-folder a class.
+        exclude: file that lists images to leave out, or None.
+        audit: file that lists images whose labels are wrong, or None.
+        input_size: in pixels; None for that of the checkpoint.
+        command: the command line, to be recorded.
+    """
+
+    data: Path
+    exclude: Path | None = None
+    audit: Path | None = None
+    input_size: int | None = None
+    command: str = ""
+
+
+def reevaluate(checkpoint: Path, folder: Path, options: Reevaluation) -> None:
+    """Calibrate, save and report on `checkpoint` again, into `folder`.
 
     Raises:
         ModelError: it is not a checkpoint, or has no split beside it.
-        DataError: the classes, or images of the split, are missing in `data`.
+        DataError: the classes, or images of the split, are missing in the data.
     """
     model, metadata = load_checkpoint(checkpoint)
     whole_split = read_split(checkpoint)
+    input_size = options.input_size
     size = (input_size, input_size) if input_size else model.input_shape[1:3]
-    dataset = _scan_classes(data, exclude, metadata.class_names)
+    dataset = scan_classes(options.data, metadata.class_names, options.exclude, options.audit)
     whole_split = whole_split.spelled_as([*dataset.images, *dataset.excluded])
-    split = whole_split.without(dataset.excluded)
-    require(dataset, (*split.validation, *split.test))
+    split = remaining(whole_split, dataset, options.exclude)
     _require_calibrated_size(model, whole_split, size)
-    for name, count in whole_split.sizes.items():
-        if count and not getattr(split, name):
-            raise DataError(
-                f"Expected {name} images. Received: all {count} are excluded. "
-                f"Remove some from {exclude}."
-            )
     info = earlier_info(checkpoint)
+    excluded = _excluded_evaluated(whole_split, dataset, info)
     info = replace(
         info,
         picked_on=info.picked_on or _describe_picking(whole_split),
         split=split.sizes,
-        reevaluated_by=command,
+        reevaluated_by=options.command,
         excluded=_describe_excluded(dataset, split),
     )
     with claim_folder(folder):
         result = calibrate(model, metadata, dataset, split, ImageSource(dataset, size))
-        excluded = [image for image in whole_split.evaluated if image in dataset.excluded]
         info = replace(info, as_labelled=accuracy_as_labelled(result, dataset, split, excluded))
         curves = checkpoint.with_suffix("") / CURVES
         sources = ReportSources(info, curves=curves if curves.exists() else None)
@@ -454,9 +483,46 @@ def _require_calibrated_size(model: keras.Model, split: Split, size: tuple[int, 
     )
 
 
-def _scan_classes(data: Path, exclude: Path | None, class_names: tuple[str, ...]) -> Dataset:
-    """Return the images of `data`, whose classes have to be `class_names`, in that order."""
-    dataset = scan(data, exclude)
+def remaining(whole_split: Split, dataset: Dataset, exclude: Path | None) -> Split:
+    """Return `whole_split` without the images that the list `exclude` leaves out of `dataset`.
+
+    Raises:
+        DataError: none is left of a set, or `dataset` lacks an image that is.
+    """
+    split = whole_split.without(dataset.excluded)
+    require(dataset, (*split.validation, *split.test))
+    for name, count in whole_split.sizes.items():
+        if count and not getattr(split, name):
+            raise DataError(
+                f"Expected {name} images. Received: all {count} are excluded. "
+                f"Remove some from {exclude}."
+            )
+    return split
+
+
+def _excluded_evaluated(whole_split: Split, dataset: Dataset, earlier: RunInfo) -> list[str]:
+    """Return the evaluated images that are excluded, now or by the `earlier` report."""
+    before = tuple(earlier.as_labelled.get("images", ()))
+    known = [*dataset.images, *dataset.excluded]
+    before = replace(whole_split, test=before).spelled_as(known).test
+    now = [image for image in whole_split.evaluated if image in dataset.excluded]
+    return [*dict.fromkeys((*now, *before))]
+
+
+def scan_classes(
+    data: Path,
+    class_names: tuple[str, ...],
+    exclude: Path | None = None,
+    audit: Path | None = None,
+) -> Dataset:
+    """Return the images of `data`, whose classes have to be `class_names`, in that order.
+
+    `exclude` and `audit` are those of `scan`.
+
+    Raises:
+        DataError: it has other classes, or as `scan`.
+    """
+    dataset = scan(data, exclude, audit)
     if set(map(composed, dataset.class_names)) != set(map(composed, class_names)):
         raise DataError(
             f"Expected folders of the checkpoint's classes, {', '.join(class_names)}. "
@@ -470,8 +536,8 @@ def accuracy_as_labelled(
 ) -> dict:
     """Return the accuracy on the evaluated images and the `excluded` ones by their labels.
 
-    Keys: `accuracy`, `interval`, `n` and `excluded`, their number; {} where none is excluded, or
-    one cannot be read.
+    Keys: `accuracy`, `interval`, `n`, `excluded`, their number, and `images`, their names; {} where
+    none is excluded, or one cannot be read.
     """
     if not excluded:
         return {}
@@ -489,6 +555,7 @@ def accuracy_as_labelled(
         "interval": wilson(int(hits), count),
         "n": count,
         "excluded": len(excluded),
+        "images": list(excluded),
     }
 
 

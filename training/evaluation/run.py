@@ -40,7 +40,7 @@ class RunInfo:
         reevaluated_by: the command line that wrote the report again, without training.
         excluded: what is to be known about excluded images.
         as_labelled: the accuracy with the excluded images, by their labels: `accuracy`, `interval`,
-            `n` and `excluded`, their number.
+            `n`, `excluded`, their number, and `images`, their names.
     """
 
     command: str | None = None
@@ -114,6 +114,11 @@ class EvaluationRun:
     def true_classes(self) -> np.ndarray:
         """Class index of each image, int (n,)."""
         return self.dataset.labels(self.images)
+
+    @cached_property
+    def wrong_labels(self) -> np.ndarray:
+        """Which images have a label that an audit found wrong, bool (n,)."""
+        return np.array([image in self.dataset.wrong_labels for image in self.images])
 
     @cached_property
     def predicted_classes(self) -> np.ndarray:
