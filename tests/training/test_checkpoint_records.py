@@ -388,6 +388,7 @@ STATE = {
     "best": [0.5, 1.0],
     "checkpoint": "a.h5",
     "reported": False,
+    "final_head_epochs": 0,
 }
 
 

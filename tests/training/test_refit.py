@@ -1,5 +1,6 @@
 """training/refit.py and what becomes of it: the second network, and what it is calibrated by."""
 
+import re
 import shutil
 from dataclasses import replace
 
@@ -100,11 +101,15 @@ def names(batches):
 
 
 def weights_in(path):
+    """Return {name: values}, without the numbers that Keras gives to layers of one process."""
     found = {}
+
+    def note(name, item):
+        if hasattr(item, "shape"):
+            found[re.sub(r"(dense|input_layer|functional)_\d+", r"\1", name)] = item[()]
+
     with h5py.File(path) as file:
-        file.visititems(
-            lambda name, item: found.update({name: item[()]}) if hasattr(item, "shape") else None
-        )
+        file.visititems(note)
     return found
 
 
