@@ -43,7 +43,7 @@ EPOCHS = 6
 def flags(drawn, tmp_path_factory):
     """Small images and random weights: quick, and nothing here asks for a good network."""
     cache = tmp_path_factory.mktemp("cache")
-    common = f"--epochs {EPOCHS} --size 48 --weights none --seed 3"
+    common = f"--epochs {EPOCHS} --size 48 --weights none --split-seed 4 --seed 3"
     return ["--data", str(drawn), "--cache", str(cache), *common.split()]
 
 
@@ -103,7 +103,7 @@ def rows_of(out):
 
 def test_what_is_reported_was_never_trained_on_nor_used_to_pick(compared, drawn):
     out, given = compared
-    split = split_dataset(scan(drawn), 3, validation_fraction=0.125, test_fraction=0.2)
+    split = split_dataset(scan(drawn), 4, validation_fraction=0.125, test_fraction=0.2)
     assert given["fitted"] == [set(split.train)] * 3
     # Of each network first what picks the epoch, then, of the kept epoch, what is reported.
     assert given["judged"] == [set(split.validation), set(split.evaluated)] * 3
@@ -287,6 +287,7 @@ def test_the_originals_settings_are_train_pys(drawn):
         assert script.parse_arguments([]).cache == defaults.cache
     for script in (explore, compare, tune):
         assert script.parse_arguments([]).seed == recipe.seed
+        assert script.parse_arguments([]).split_seed == recipe.split_seed
         assert script.parse_arguments([]).data == defaults.data
     dataset, fine_tune = scan(drawn), FINE_TUNE
     assert command.split_images(dataset, 3) == split_dataset(

@@ -248,7 +248,10 @@ def test_checkpoints_of_a_replaced_run_move_aside_and_others_stay(tmp_path):
     staying[-1].touch()
     found = unreported_checkpoints(tmp_path)
     assert [path.name for path in found] == ["xception_fin_09_0.900.h5", last.name]
-    callback = SetAsideEarlierRun(found)
+    outdated = tmp_path / "second" / STATE
+    outdated.parent.mkdir()
+    outdated.touch()
+    callback = SetAsideEarlierRun(found, outdated)
     callback.on_epoch_end(0)
     moved = [path.name for path in sorted((tmp_path / EARLIER).iterdir())]
     assert moved == [
@@ -260,6 +263,7 @@ def test_checkpoints_of_a_replaced_run_move_aside_and_others_stay(tmp_path):
         "xception_fin_22_0.917.tflite",
     ]
     assert all(path.exists() for path in staying)
+    assert not outdated.exists()
     checkpoint(tmp_path, "xception_fin_01_0.800.h5")  # of the new run
     callback.on_epoch_end(1)
     assert (tmp_path / "xception_fin_01_0.800.h5").exists()

@@ -23,7 +23,8 @@ class Split:
     Attributes:
         seed: of the draw.
         train: what the network is fitted to.
-        validation: what picks the epoch and fits the temperature.
+        validation: what picks the epoch and fits the temperature; empty where these images have
+            trained the network in the end.
         test: what takes part in nothing but the report; empty where the validation images are
             what is reported on, as in the original's recipe.
         validation_fraction: of each class without its test images, 0 to 1.
@@ -46,6 +47,15 @@ class Split:
     def evaluated_name(self) -> str:
         """Name of the set that a report is about: "test" or "validation"."""
         return "test" if self.test else "validation"
+
+    def with_validation_in_training(self) -> "Split":
+        """Return this split with its validation images among the training images."""
+        return replace(
+            self,
+            train=tuple(sorted((*self.train, *self.validation))),
+            validation=(),
+            validation_fraction=0.0,
+        )
 
     def without(self, images: set[str]) -> "Split":
         """Return this split without `images` in its validation and test sets.

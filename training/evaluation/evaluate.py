@@ -37,6 +37,7 @@ from training.evaluation.familiarity import (
     SplitFeatures,
     describe_shortage,
     fit_details,
+    transfer_details,
 )
 from training.evaluation.label_errors import (
     LabelIssue,
@@ -105,7 +106,8 @@ def calibrate(
 
     `model` and `metadata` are what `load_checkpoint` returned. `source` gives inputs of the whole
     network, of the size that it is to have, or of its head. `features` are what the network pools
-    of all images, float (images, channels); None if that is not known yet.
+    of all images, float (images, channels); None if that is not known yet. Where the split has no
+    validation images, as the network has learned them, it stays calibrated as `metadata` says.
     """
     same_size = not isinstance(source, ImageSource) or model.input_shape[1:3] == source.size
     earlier = metadata.details.familiarity if same_size else None
@@ -129,8 +131,10 @@ def calibrate_scores(
     evaluated = validation
     if split.test:
         evaluated = predict_images(model, metadata.temperature, source, split.test)
-    temperature = fit_temperature(validation.probabilities, dataset.labels(split.validation))
-    bake_temperature(model, temperature / metadata.temperature)
+    temperature = metadata.temperature
+    if split.validation:
+        temperature = fit_temperature(validation.probabilities, dataset.labels(split.validation))
+        bake_temperature(model, temperature / metadata.temperature)
     probabilities = apply_temperature(evaluated.probabilities, temperature)
     hits = probabilities.argmax(axis=1) == dataset.labels(split.evaluated)
     result = CalibratedModel(
@@ -141,6 +145,18 @@ def calibrate_scores(
         apply_temperature(validation.probabilities, temperature),
     )
     return result, (validation.features, evaluated.features)
+
+
+def adopt_calibration(
+    model: keras.Model, metadata: Metadata, calibrated: CalibratedModel
+) -> Metadata:
+    """Calibrate `model` as the network `calibrated` is, in place; return its metadata.
+
+    For a network that has learned the images that the other one was calibrated on.
+    """
+    known = calibrated.metadata
+    bake_temperature(model, known.temperature / metadata.temperature)
+    return replace(metadata, temperature=known.temperature, details=known.details)
 
 
 class Outputs(NamedTuple):
@@ -157,6 +173,8 @@ def predict_images(
 
     The probabilities are those before the `temperature` of an earlier report.
     """
+    if not names:
+        return Outputs(np.empty((0, model.output_shape[1])), np.empty((0, 0)))
     batches = Batches(source, names, BATCH_SIZE)
     if isinstance(source, ImageSource):
         classes = model.output_shape[1]
@@ -195,7 +213,10 @@ def _with_details(
     labelled = SplitFeatures(
         *(LabelledFeatures(values, dataset.labels(names)) for names, values in sets)
     )
-    details = fit_details(labelled, result.val_probabilities, earlier)
+    if split.validation:
+        details = fit_details(labelled, result.val_probabilities, earlier)
+    else:
+        details = transfer_details(labelled.train, result.metadata.details)
     if pooling is not None and (shortage := describe_shortage(details, len(train))):
         print(f"  {shortage}", flush=True)
     metadata = replace(result.metadata, details=details)
@@ -248,12 +269,13 @@ def report(
     """Write the report on the checkpoint that `save` wrote to `path`, and print a summary."""
     folder = path.with_suffix("")
     issues = _probable_label_issues(sources.features, dataset, split.seed)
-    picked_on = f"The best epoch was picked on {describe_validation(split)}"
-    info = replace(
-        sources.info,
-        picked_on=sources.info.picked_on or picked_on,
-        calibrated_on=f"The temperature was fitted on {describe_validation(split)}",
-    )
+    info = sources.info
+    if split.validation:
+        info = replace(
+            info,
+            picked_on=info.picked_on or _describe_picking(split),
+            calibrated_on=f"The temperature was fitted on {describe_validation(split)}",
+        )
     run = EvaluationRun(
         checkpoint=path,
         model=result.model,
@@ -285,6 +307,28 @@ def report(
             )
     print(f"Report: {folder / 'README.md'}")
     print(f"Use it: {convert_command(path, dataset.folder)}")
+
+
+def _describe_picking(split: Split) -> str:
+    return f"The best epoch was picked on {describe_validation(split)}"
+
+
+def describe_refit(first: CalibratedModel, second: CalibratedModel, split: Split) -> dict[str, str]:
+    """Return `picked_on` and `calibrated_on` of `RunInfo` for a network that was trained anew.
+
+    `first` was trained on the `split`, and `second` on its validation images as well.
+    """
+    count, epochs = len(split.validation), second.metadata.epoch
+    chosen = f"its best epoch on them was number {first.metadata.epoch}"
+    return {
+        "picked_on": f"A first network was trained without the {count} validation images; {chosen}"
+        f". This one was then trained from the start on training and validation images together, "
+        f"for {epochs} epochs",
+        "calibrated_on": "The temperature, the prediction sets and the distances that make an "
+        f"image unknown were fitted to what the first network made of the {count} validation "
+        "images, which it had not learned. For this network, which has learned more, they are "
+        "approximate",
+    }
 
 
 def _measure_unknowns(result: CalibratedModel, dataset: Dataset, split: Split) -> dict:
@@ -320,13 +364,8 @@ def convert_command(checkpoint: Path, data: Path) -> str:
 def print_summary(result: CalibratedModel, metrics: dict, dataset: Dataset, split: Split) -> None:
     """Print the metrics of each class and the accuracy on each set."""
     print(table(metrics))
-    if split.test:
-        labels = dataset.labels(split.validation)
-        validation = evaluate(result.val_probabilities, labels, dataset.class_names)
-        print(
-            f"Validation accuracy: {validation['accuracy']:.3f} on {validation['n']} images, "
-            f"loss {validation['log_loss']:.3f}."
-        )
+    if split.test and split.validation:
+        print(f"Validation accuracy: {describe_accuracy(result, dataset, split)}.")
     if unknowns := metrics.get("unknowns"):
         print(_describe_unknowns(unknowns, split.evaluated_name))
     accuracy = result.metadata.val_accuracy
@@ -341,6 +380,16 @@ def print_summary(result: CalibratedModel, metrics: dict, dataset: Dataset, spli
         )
     if accuracy < POOR_ACCURACY:
         print(f"{_worst_mistake(metrics)} What to try: {POOR_RESULT}.")
+
+
+def describe_accuracy(result: CalibratedModel, dataset: Dataset, split: Split) -> str:
+    """Return accuracy and loss on the validation images, for a person."""
+    labels = dataset.labels(split.validation)
+    validation = evaluate(result.val_probabilities, labels, dataset.class_names)
+    return (
+        f"{validation['accuracy']:.3f} on {validation['n']} images, "
+        f"loss {validation['log_loss']:.3f}"
+    )
 
 
 def _describe_unknowns(unknowns: dict, set_name: str) -> str:
@@ -364,6 +413,8 @@ def _worst_mistake(metrics: dict) -> str:
 def describe_validation(split: Split) -> str:
     """Return which images validated, for a person."""
     count = len(split.validation)
+    if not count:
+        return "validation images that trained this network later"
     if split.test:
         return f"{count} validation images, which are in neither the training nor the test set"
     return f"the {count} validation images that this report is about"
@@ -402,12 +453,12 @@ def reevaluate(checkpoint: Path, folder: Path, options: Reevaluation) -> None:
     dataset = scan_classes(options.data, metadata.class_names, options.exclude, options.audit)
     whole_split = whole_split.spelled_as([*dataset.images, *dataset.excluded])
     split = remaining(whole_split, dataset, options.exclude)
+    _require_calibrated_size(model, whole_split, size)
     info = earlier_info(checkpoint)
     excluded = _excluded_evaluated(whole_split, dataset, info)
-    picked_on = f"The best epoch was picked on {describe_validation(whole_split)}"
     info = replace(
         info,
-        picked_on=info.picked_on or picked_on,
+        picked_on=info.picked_on or _describe_picking(whole_split),
         split=split.sizes,
         reevaluated_by=options.command,
         excluded=_describe_excluded(dataset, split),
@@ -429,12 +480,24 @@ def remaining(whole_split: Split, dataset: Dataset, exclude: Path | None) -> Spl
     split = whole_split.without(dataset.excluded)
     require(dataset, (*split.validation, *split.test))
     for name, count in whole_split.sizes.items():
-        if not getattr(split, name):
+        if count and not getattr(split, name):
             raise DataError(
                 f"Expected {name} images. Received: all {count} are excluded. "
                 f"Remove some from {exclude}."
             )
     return split
+
+
+def _require_calibrated_size(model: keras.Model, split: Split, size: tuple[int, int]) -> None:
+    """Raise `ModelError` where `model` has learned the images to calibrate it on at this `size`."""
+    height, width = model.input_shape[1:3]
+    if split.validation or size == (height, width):
+        return
+    raise ModelError(
+        f"Expected the input size that it was calibrated at, {width}×{height}, since the network "
+        f"has learned its validation images (--refit). Received: {size[1]}×{size[0]}. Give the "
+        "run another one: python train.py --refit --resume --inference-size ..."
+    )
 
 
 def _excluded_evaluated(whole_split: Split, dataset: Dataset, earlier: RunInfo) -> list[str]:

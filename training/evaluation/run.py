@@ -31,7 +31,7 @@ class RunInfo:
     Attributes:
         command: the command line that trained it.
         recipe: {setting: value}.
-        seed: of split, order and weights.
+        seed: of new weights, order and mixup; the recipe has that of the split.
         weights: where the pretrained weights came from.
         split: {set: number of images}.
         seconds: how long it took.

@@ -56,7 +56,7 @@ def build(size, head, classes):
 train.build_model = build
 RECIPES["original"] = replace(
     ORIGINAL, input_size=71, batch_size=8, steps_per_epoch=2, epochs=2, learning_rate=0.1,
-    head_epochs=1,
+    head_epochs=1, ema_momentum=0.7,
 )
 if "HOLD" in os.environ:
     TrainingBatches.begin_epoch = lambda batches, epoch, logs=None: epoch and time.sleep(1000)
