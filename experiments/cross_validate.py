@@ -98,12 +98,13 @@ def train_missing(options: argparse.Namespace) -> None:
         splits = split_folds(dataset, options.split_seed, options.folds, fraction)
         records = records or Records(options.out / ROWS, settings_of(splits, options))
         for number, split in enumerate(splits, 1):
+            folder = options.out / RUNS / named.slug / f"fold_{number}"
             if is_finished(records, named, number, options.out):
                 print(f"{named.name}: fold {number} is finished.")
+                remove_weights(folder)
                 continue
             print(f"{named.name}: fold {number} of {len(splits)}, {split.describe()}.", flush=True)
             started = time.monotonic()
-            folder = options.out / RUNS / named.slug / f"fold_{number}"
             result, val_probabilities = train_fold(named, dataset, split, folder, options)
             tested = Predictions(split.test, result.probabilities, dataset.class_names)
             validation = Predictions(split.validation, val_probabilities, dataset.class_names)
@@ -241,7 +242,7 @@ def row_of(
 
 def remove_weights(folder: Path) -> None:
     """Remove what a finished run left in `folder`, but for its history."""
-    for path in folder.iterdir():
+    for path in folder.iterdir() if folder.exists() else ():
         if path.is_dir():
             shutil.rmtree(path)
         elif path.name != HISTORY:

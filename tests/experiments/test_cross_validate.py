@@ -115,6 +115,8 @@ def test_a_second_run_trains_nothing_and_prints_what_the_predictions_say(
 ):
     out, _ = trained
     monkeypatch.setattr(cross_validate, "train_fold", None)
+    left = next((out / cross_validate.RUNS).glob("*/fold_2")) / STATE
+    left.write_bytes(b"of a process that was killed after the record")
     wrong = scan(drawn).images[::7]
     (tmp_path / "audit.txt").write_text("\n".join(f"{image}  # a lamp" for image in wrong))
     audit = ["--audit", str(tmp_path / "audit.txt")]
@@ -122,6 +124,7 @@ def test_a_second_run_trains_nothing_and_prints_what_the_predictions_say(
     assert cross_validate.main(arguments) == 0
     printed = capsys.readouterr().out
     assert len(re.findall(r": fold \d is finished\.", printed)) == 2 * FOLDS
+    assert not left.exists()
     found = predictions_of(out)
     one, other = (found[parse_recipe(text).slug] for text in (PLAIN, FINE))
     for text, predictions in ((PLAIN, one), (FINE, other)):
