@@ -26,6 +26,8 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import NoReturn
 
+import numpy as np
+
 from experiments.command import OUT, add_base_flags, run
 from experiments.cross_validate_report import NamedRecipe, fold_file, print_report, read_recipes
 from experiments.predictions import Predictions
@@ -37,10 +39,10 @@ from training.dataset.checks import load_dataset
 from training.dataset.scan import Dataset
 from training.dataset.split import Split, split_folds
 from training.distribute import Workers
-from training.errors import DataError
-from training.evaluation.evaluate import CalibratedModel, calibrate_scores
+from training.evaluation.evaluate import CalibratedModel, adopt_calibration, calibrate_scores
 from training.evaluation.metrics import summarize, with_interval
 from training.files import claim_folder, write_atomically
+from training.final_head import fit_final_head
 from training.fit import (
     HISTORY,
     Run,
@@ -49,12 +51,14 @@ from training.fit import (
     fit,
     make_training_model,
     prepare_model,
+    require_best,
     start_run,
     with_weights_of,
 )
 from training.images import ImageSource
 from training.model import build_model, unfreeze
 from training.recipes import MAX_SEED, ORIGINAL, RunOptions, add_recipe_flags, read_recipe, within
+from training.refit import Trained, start_refit
 from training.resume import STATE, require_same_settings
 
 FOLDS = (2, 100)
@@ -94,17 +98,20 @@ def train_missing(options: argparse.Namespace) -> None:
         splits = split_folds(dataset, options.split_seed, options.folds, fraction)
         records = records or Records(options.out / ROWS, settings_of(splits, options))
         for number, split in enumerate(splits, 1):
+            folder = options.out / RUNS / named.slug / f"fold_{number}"
             if is_finished(records, named, number, options.out):
                 print(f"{named.name}: fold {number} is finished.")
+                remove_weights(folder)
                 continue
             print(f"{named.name}: fold {number} of {len(splits)}, {split.describe()}.", flush=True)
             started = time.monotonic()
-            folder = options.out / RUNS / named.slug / f"fold_{number}"
-            result = train_fold(named, dataset, split, folder, options)
+            result, val_probabilities = train_fold(named, dataset, split, folder, options)
+            tested = Predictions(split.test, result.probabilities, dataset.class_names)
+            validation = Predictions(split.validation, val_probabilities, dataset.class_names)
             path = fold_file(options.out, named.slug, number)
             path.parent.mkdir(parents=True, exist_ok=True)
-            Predictions(split.test, result.probabilities, dataset.class_names).write(path)
-            row = row_of(named, number, result, dataset, split)
+            tested.write(path)
+            row = row_of(named, number, result, tested, validation)
             records.append(row | {"seconds": round(time.monotonic() - started)})
             remove_weights(folder)
             accuracy = with_interval(row["accuracy"], row["accuracy_interval"])
@@ -148,8 +155,12 @@ def recipe_settings(named: NamedRecipe) -> dict:
 
 def train_fold(
     named: NamedRecipe, dataset: Dataset, split: Split, folder: Path, options: argparse.Namespace
-) -> CalibratedModel:
-    """Train by a recipe on `split`, or continue in `folder`; return the best epoch, calibrated."""
+) -> tuple[CalibratedModel, np.ndarray]:
+    """Train by a recipe on `split`, or continue in `folder`.
+
+    Returns the calibrated network and its probabilities of the validation images or, if it has
+    learned them (--refit), those of the network before.
+    """
     recipe, workers = named.recipe, Workers()
     places = RunOptions(
         data=options.data,
@@ -162,23 +173,21 @@ def train_fold(
     )
     keras.utils.clear_session()  # of the fold before it
     with claim_models(places, workers):
-        keras.utils.set_random_seed(recipe.seed)
         images = ImageSource(dataset, recipe.image_size, recipe.augmentation)
-        run_ = start_run(recipe, places, workers, images, split)
-        checkpoint = fit_network(run_)
-        final_size = ImageSource(dataset, (recipe.final_size, recipe.final_size))
-        return calibrate_scores(*load_checkpoint(checkpoint), dataset, split, final_size)[0]
+        first = train_network(start_run(recipe, places, workers, images, split))
+        result = calibrate(first)
+        val_probabilities = result.val_probabilities
+        if recipe.refit:
+            result = calibrate(train_network(start_refit(first)), result)
+    return result, val_probabilities
 
 
-def fit_network(run_: Run) -> Path:
-    """Train as train.py does; return the checkpoint of the best epoch.
-
-    Raises:
-        DataError: the checkpoint of an interrupted run is gone.
-    """
+def train_network(run_: Run) -> Trained:
+    """Train as train.py does."""
     recipe, class_names = run_.recipe, run_.images.dataset.class_names
+    keras.utils.set_random_seed(recipe.seed)
     model = build_model(recipe.image_size, recipe.head, len(class_names))
-    prepare_model(run_, model)
+    weights, features = prepare_model(run_, model)
     if recipe.fine_tune_at:
         unfreeze(model, recipe.fine_tune_at)
     inputs = choose_inputs(run_, model)
@@ -189,29 +198,43 @@ def fit_network(run_: Run) -> Path:
         lambda: with_weights_of(training_model, inputs.trainable_part, model),
         class_names,
         run_.split,
-        recipe.monitor,
+        recipe.monitor if run_.split.validation else None,
     )
     fit(run_, inputs, training_model, best)
-    if best.path is None:
-        raise DataError(
-            f"Expected the best checkpoint of the interrupted run in {run_.options.models}. "
-            "Received: none. Remove that folder and rerun."
-        )
-    return best.path
+    return Trained(run_, inputs, best.path, weights, features)
+
+
+def calibrate(trained: Trained, by: CalibratedModel | None = None) -> CalibratedModel:
+    """Return the kept epoch of `trained`, calibrated and with its predictions, but no details.
+
+    Where it has learned its validation images, it is calibrated as the network `by` is.
+    """
+    run_ = trained.run
+    dataset, side = run_.images.dataset, run_.recipe.final_size
+    model, metadata = load_checkpoint(require_best(trained.checkpoint, run_.options.models))
+    if run_.recipe.final_head_epochs:
+        model, metadata, _ = fit_final_head(run_, model, metadata, None)
+    if by:
+        metadata = adopt_calibration(model, metadata, by)
+    source = ImageSource(dataset, (side, side))
+    return calibrate_scores(model, metadata, dataset, run_.split, source)[0]
 
 
 def row_of(
-    named: NamedRecipe, number: int, result: CalibratedModel, dataset: Dataset, split: Split
+    named: NamedRecipe,
+    number: int,
+    result: CalibratedModel,
+    tested: Predictions,
+    validation: Predictions,
 ) -> dict:
     """Return the record of a finished fold (JSON)."""
-    validation = summarize(result.val_probabilities, dataset.labels(split.validation))
     return {
         "recipe": named.slug,
         "name": named.name,
         "fold": number,
         "settings": recipe_settings(named),
-        **summarize(result.probabilities, dataset.labels(split.test)),
-        "validation": validation,
+        **summarize(tested.probabilities, tested.labels),
+        "validation": summarize(validation.probabilities, validation.labels),
         "epoch": result.metadata.epoch,
         "temperature": result.metadata.temperature,
     }
@@ -219,7 +242,7 @@ def row_of(
 
 def remove_weights(folder: Path) -> None:
     """Remove what a finished run left in `folder`, but for its history."""
-    for path in folder.iterdir():
+    for path in folder.iterdir() if folder.exists() else ():
         if path.is_dir():
             shutil.rmtree(path)
         elif path.name != HISTORY:

@@ -3,9 +3,9 @@ r"""List labels that networks contradict, and what an audit says about them.
     python -m experiments.labels .cache/experiments/cross_validate/predictions \
         --audit experiments/wrong_labels.txt
 
-The predictions must be of networks that have not learned from the images: the folds of
-experiments.cross_validate, or the test images of a training run. Where several files have the same
-image, its probabilities are averaged. Writes a page to look at, index.html, the whole table,
+The predictions must be of networks that have not learned from the images, as are those of the folds
+of experiments.cross_validate. Where several files have the same image, its probabilities are
+averaged. Writes a page to look at, index.html, the whole table,
 labels.csv, and candidates.txt: contradicted labels that the audit does not list, to be looked at
 one by one and added to the list if they are plainly wrong. A network that contradicts a label may
 be wrong itself, and one that was trained on wrong labels of one kind repeats them.

@@ -114,6 +114,11 @@ def read_member(path: Path) -> Member:
 def check_members(members: Sequence[Member], inference_size: int | None) -> None:
     """Raise `DataError` unless the weights of `members` can be averaged and compared fairly."""
     first = members[0]
+    if not first.split.validation:
+        raise DataError(
+            "Expected checkpoints that have not learned their validation images, which calibrate "
+            f"the soup. Received: {first.path}, which has (--refit)."
+        )
     for member in members[1:]:
         if found := mismatch(first, member, inference_size):
             wanted, received = found

@@ -115,6 +115,8 @@ def test_a_second_run_trains_nothing_and_prints_what_the_predictions_say(
 ):
     out, _ = trained
     monkeypatch.setattr(cross_validate, "train_fold", None)
+    left = next((out / cross_validate.RUNS).glob("*/fold_2")) / STATE
+    left.write_bytes(b"of a process that was killed after the record")
     wrong = scan(drawn).images[::7]
     (tmp_path / "audit.txt").write_text("\n".join(f"{image}  # a lamp" for image in wrong))
     audit = ["--audit", str(tmp_path / "audit.txt")]
@@ -122,6 +124,7 @@ def test_a_second_run_trains_nothing_and_prints_what_the_predictions_say(
     assert cross_validate.main(arguments) == 0
     printed = capsys.readouterr().out
     assert len(re.findall(r": fold \d is finished\.", printed)) == 2 * FOLDS
+    assert not left.exists()
     found = predictions_of(out)
     one, other = (found[parse_recipe(text).slug] for text in (PLAIN, FINE))
     for text, predictions in ((PLAIN, one), (FINE, other)):
@@ -193,6 +196,44 @@ def test_a_killed_run_continues_and_comes_to_the_same(
     assert whole.names == resumed.names
     assert np.allclose(whole.probabilities, resumed.probabilities, atol=2e-3)
     assert not list(tmp_path.rglob(STATE))
+
+
+def test_a_second_training_on_validation_images_keeps_the_temperature_and_continues(
+    flags, tmp_path, capsys, monkeypatch
+):
+    recipe = f"{FINE} --refit --refit-epochs 2 --final-head-epochs 1"
+    arguments = [*flags, "--recipes", recipe, "--out", str(tmp_path)]
+    fits, networks = [], []
+    fit_whole, train_network = training.fit.fit_epochs, cross_validate.train_network
+
+    def fit_epochs(model, training_, validation, *, epochs, **named):
+        fits.append(epochs)
+        if len(fits) == 2:  # the second network of the first fold
+            fit_whole(model, training_, validation, epochs=(0, 1), **named)
+            raise Killed
+        return fit_whole(model, training_, validation, epochs=epochs, **named)
+
+    def watch(run):
+        networks.append(run)
+        return train_network(run)
+
+    monkeypatch.setattr(training.fit, "fit_epochs", fit_epochs)
+    monkeypatch.setattr(cross_validate, "train_network", watch)
+    with pytest.raises(Killed):
+        cross_validate.main(arguments)
+    networks.clear()
+    assert cross_validate.main(arguments) == 0
+    assert fits[2:] == [(2, 2), (1, 2), (0, 2), (0, 2)]
+    first, second, *_ = networks
+    assert second.split.validation == ()
+    assert {*second.split.train} == {*first.split.train, *first.split.validation}
+    assert second.split.test == first.split.test
+    row = rows_of(tmp_path)[0]
+    assert (row["n"], row["validation"]["n"]) == (
+        len(first.split.test),
+        len(first.split.validation),
+    )
+    assert row["temperature"] != 1
 
 
 def test_a_fold_whose_predictions_are_gone_is_trained_again(trained, flags, monkeypatch, tmp_path):

@@ -182,6 +182,10 @@ def test_checkpoints_that_do_not_belong_together_are_refused(
     replace(split, train=split.test, test=split.train).write(split_record(other))
     said = f"Expected checkpoints of one split, as {first} is. Received: {other} of another, so"
     assert said in refusal()
+    split.with_validation_in_training().write(split_record(other))
+    code, _ = make([other, first], out, drawn)
+    assert code == 1
+    assert f"Received: {other}, which has (--refit)." in capsys.readouterr().err
     split_record(other).unlink()
     assert f"Expected {split_record(other).name} beside the checkpoint." in refusal()
     split.write(split_record(other))

@@ -471,18 +471,6 @@ def reevaluate(checkpoint: Path, folder: Path, options: Reevaluation) -> None:
         report(result, save(result, folder, split, checkpoint), dataset, split, sources)
 
 
-def _require_calibrated_size(model: keras.Model, split: Split, size: tuple[int, int]) -> None:
-    """Raise `ModelError` where `model` has learned the images to calibrate it on at this `size`."""
-    height, width = model.input_shape[1:3]
-    if split.validation or size == (height, width):
-        return
-    raise ModelError(
-        f"Expected the input size that it was calibrated at, {width}×{height}, since the network "
-        f"has learned its validation images (--refit). Received: {size[1]}×{size[0]}. Give the "
-        "run another one: python train.py --refit --resume --inference-size ..."
-    )
-
-
 def remaining(whole_split: Split, dataset: Dataset, exclude: Path | None) -> Split:
     """Return `whole_split` without the images that the list `exclude` leaves out of `dataset`.
 
@@ -498,6 +486,18 @@ def remaining(whole_split: Split, dataset: Dataset, exclude: Path | None) -> Spl
                 f"Remove some from {exclude}."
             )
     return split
+
+
+def _require_calibrated_size(model: keras.Model, split: Split, size: tuple[int, int]) -> None:
+    """Raise `ModelError` where `model` has learned the images to calibrate it on at this `size`."""
+    height, width = model.input_shape[1:3]
+    if split.validation or size == (height, width):
+        return
+    raise ModelError(
+        f"Expected the input size that it was calibrated at, {width}×{height}, since the network "
+        f"has learned its validation images (--refit). Received: {size[1]}×{size[0]}. Give the "
+        "run another one: python train.py --refit --resume --inference-size ..."
+    )
 
 
 def _excluded_evaluated(whole_split: Split, dataset: Dataset, earlier: RunInfo) -> list[str]:
