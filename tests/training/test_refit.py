@@ -18,7 +18,7 @@ from training.dataset.scan import scan
 from training.dataset.split import Split, split_dataset
 from training.errors import DataError
 from training.evaluation import evaluate
-from training.evaluation.evaluate import reevaluate
+from training.evaluation.evaluate import Reevaluation, reevaluate
 from training.features import infer_once
 from training.fit import REFIT, UNNAMED_BEST
 from training.images import ImageSource
@@ -58,7 +58,7 @@ def start(drawn, tmp_path_factory):
     cache = tmp_path_factory.mktemp("cache")
 
     def run(models, recipe=RECIPE, resume=False, stop_after=None):
-        options = RunOptions(drawn, None, "none", models, cache, resume)
+        options = RunOptions(data=drawn, weights="none", models=models, cache=cache, resume=resume)
         fits, real_fit = [], keras.Model.fit
 
         def fit(model, x, y=None, **given):
@@ -278,7 +278,7 @@ def test_evaluated_again_it_keeps_its_calibration(refitted, drawn, tmp_path, mon
     monkeypatch.setattr(evaluate, "report", lambda *given: written.append(given))
     path = best_model(refitted[0], ".h5")
     _, first = load_checkpoint(path)
-    reevaluate(path, tmp_path, drawn, None, None, "again")
+    reevaluate(path, tmp_path, Reevaluation(drawn, command="again"))
     _, again = load_checkpoint(best_model(tmp_path, ".h5"))
     assert again.temperature == first.temperature
     assert again.val_accuracy == first.val_accuracy
@@ -291,7 +291,7 @@ def test_evaluated_again_it_keeps_its_calibration(refitted, drawn, tmp_path, mon
     with pytest.raises(
         ModelError, match=r"calibrated at, 48×48, .* Received: 56×56\. Give the run"
     ):
-        reevaluate(path, tmp_path / "other", drawn, None, 56, "again")
+        reevaluate(path, tmp_path / "other", Reevaluation(drawn, input_size=56))
 
 
 def test_all_but_the_test_images_train():
