@@ -25,7 +25,7 @@ if __name__ == "__main__":
 
 from training import cli
 from training.backend import keras
-from training.checkpoint import BestCheckpoint, load_checkpoint, remove_checkpoint
+from training.checkpoint import BestCheckpoint, load_checkpoint
 from training.dataset.checks import load_dataset
 from training.dataset.split import split_dataset
 from training.errors import TrainingError
@@ -50,7 +50,13 @@ from training.images import ImageSource, Source
 from training.model import build_model, unfreeze
 from training.recipes import CACHE, Recipe, RunOptions, add_recipe_flags, read_recipe
 from training.refit import Trained, start_refit
-from training.resume import STATE, TrainingState, describe_stop, how_to_rerun
+from training.resume import (
+    STATE,
+    TrainingState,
+    describe_stop,
+    how_to_rerun,
+    rename_checkpoint,
+)
 
 if TYPE_CHECKING:
     from training.evaluation.evaluate import CalibratedModel
@@ -193,17 +199,6 @@ def calibrate(trained: Trained, by: "CalibratedModel | None" = None) -> "Calibra
         metadata = evaluate.adopt_calibration(model, metadata, by)
     source = report_source(run, trained.inputs)
     return evaluate.calibrate(model, metadata, run.images.dataset, run.split, source, known)
-
-
-def rename_checkpoint(checkpoint: Path, path: Path) -> None:
-    """Let `path`, made from the best `checkpoint`, take its place."""
-    if checkpoint == path:
-        return
-    TrainingState.update(path.parent / STATE, checkpoint=path.name)
-    remove_checkpoint(checkpoint)
-    earlier = checkpoint.with_suffix("")  # a report on the same epoch
-    if earlier.is_dir() and not path.with_suffix("").exists():
-        earlier.rename(path.with_suffix(""))
 
 
 def describe_run(trained: Trained, seconds: float) -> RunInfo:

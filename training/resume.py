@@ -13,7 +13,13 @@ import h5py
 
 from serving.errors import ModelError
 from training.backend import keras
-from training.checkpoint import BestCheckpoint, read_metadata, set_aside, split_record
+from training.checkpoint import (
+    BestCheckpoint,
+    read_metadata,
+    remove_checkpoint,
+    set_aside,
+    split_record,
+)
 from training.errors import DataError, TrainingError
 from training.files import write_atomically
 from training.recipes import ORIGINAL, Recipe, RunOptions
@@ -242,6 +248,17 @@ def upgrade_settings(settings: Mapping) -> dict:
     One seed drew the split as well then, and what came later was off.
     """
     return {"split_seed": settings.get("seed"), **ADDED_SETTINGS, **settings}
+
+
+def rename_checkpoint(checkpoint: Path, path: Path) -> None:
+    """Let `path`, made from the best `checkpoint`, take its place."""
+    if checkpoint == path:
+        return
+    TrainingState.update(path.parent / STATE, checkpoint=path.name)
+    remove_checkpoint(checkpoint)
+    earlier = checkpoint.with_suffix("")  # a report on the same epoch
+    if earlier.is_dir() and not path.with_suffix("").exists():
+        earlier.rename(path.with_suffix(""))
 
 
 def trim_history(path: Path, epochs: int) -> None:
