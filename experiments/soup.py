@@ -16,17 +16,16 @@ import math
 import shlex
 import sys
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
+from experiments.members import Member, read_members
 from training import cli
 from training.backend import keras
-from training.checkpoint import Metadata, load_checkpoint, read_split
+from training.checkpoint import Metadata
 from training.dataset.scan import Dataset
 from training.dataset.split import Split
-from training.errors import DataError
 from training.evaluation.calibration import apply_temperature, bake_temperature, fit_temperature
 from training.evaluation.evaluate import (
     CalibratedModel,
@@ -52,23 +51,6 @@ HEAD = ("on the validation images", "loss", "accuracy", "temperature")
 SOUP = "soup"
 
 
-@dataclass(frozen=True)
-class Member:
-    """A checkpoint of the soup.
-
-    Attributes:
-        path: its file.
-        model: its network.
-        metadata: what its file says of it.
-        split: that it was trained on.
-    """
-
-    path: Path
-    model: keras.Model
-    metadata: Metadata
-    split: Split
-
-
 def main(arguments: list[str] | None = None) -> int:
     """Make a soup as the command line says and return the exit code."""
     options = parse_arguments(arguments)
@@ -86,8 +68,9 @@ def make_soup(options: argparse.Namespace) -> None:
         ModelError: a file is not a checkpoint, or has no split beside it.
         DataError: the checkpoints do not belong together, or images of their split are missing.
     """
-    members = [read_member(path) for path in options.checkpoints]
-    check_members(members, options.inference_size)
+    members = read_members(
+        options.checkpoints, lambda *pair: mismatch(*pair, options.inference_size)
+    )
     first = members[0]
     dataset = scan_classes(options.data, first.metadata.class_names, options.exclude, options.audit)
     whole_split = first.split.spelled_as([*dataset.images, *dataset.excluded])
@@ -106,41 +89,11 @@ def make_soup(options: argparse.Namespace) -> None:
     print_comparison(members, [*rows, validation_row(result, dataset, split)], path)
 
 
-def read_member(path: Path) -> Member:
-    """Return the checkpoint at `path` and the split beside it."""
-    return Member(path, *load_checkpoint(path), read_split(path))
-
-
-def check_members(members: Sequence[Member], inference_size: int | None) -> None:
-    """Raise `DataError` unless the weights of `members` can be averaged and compared fairly."""
-    first = members[0]
-    if not first.split.validation:
-        raise DataError(
-            "Expected checkpoints that have not learned their validation images, which calibrate "
-            f"the soup. Received: {first.path}, which has (--refit)."
-        )
-    for member in members[1:]:
-        if found := mismatch(first, member, inference_size):
-            wanted, received = found
-            raise DataError(
-                f"Expected checkpoints of {wanted}, as {first.path} is. "
-                f"Received: {member.path} of {received}."
-            )
-
-
 def mismatch(first: Member, other: Member, inference_size: int | None) -> tuple[str, str] | None:
-    """Return what `first` is of and what `other` is of, where they do not belong together."""
-    classes = [", ".join(member.metadata.class_names) for member in (first, other)]
+    """Return what `first` is of and what `other` is of, where weights cannot be averaged."""
     sides = [member.model.input_shape[1] for member in (first, other)]
-    if classes[0] != classes[1]:
-        return f"the classes {classes[0]}", f"the classes {classes[1]}"
     if shapes(first.model) != shapes(other.model):
         return "one architecture", "another: its weights have other shapes"
-    if sets_of(first.split) != sets_of(other.split):
-        return "one split", (
-            "another, so images that test the soup may have trained it. Train all with the same "
-            "images and the same seed of the split"
-        )
     if sides[0] != sides[1] and not inference_size:
         return f"{sides[0]} pixels", f"{sides[1]}. Give the soup's size with --inference-size"
     return None
@@ -149,11 +102,6 @@ def mismatch(first: Member, other: Member, inference_size: int | None) -> tuple[
 def shapes(model: keras.Model) -> list[tuple[int, ...]]:
     """Return the shapes of all weights of `model`."""
     return [weights.shape for weights in model.get_weights()]
-
-
-def sets_of(split: Split) -> tuple[frozenset[str], ...]:
-    """Return the images that train, validate and test."""
-    return tuple(map(frozenset, (split.train, split.validation, split.test)))
 
 
 def average(members: Sequence[tuple[keras.Model, float]]) -> keras.Model:
