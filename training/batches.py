@@ -74,14 +74,17 @@ class TrainingBatches(Batches):
         views: int | None = None,
         mixup_alpha: float = 0.0,
         rows: slice = ALL_ROWS,
+        soft_labels: np.ndarray | None = None,
     ):
         """Serve `source` from the first epoch on; `begin_epoch` goes to another.
 
         Each image comes in its views 1 to `views` in turn, for None in a new view each time.
         Inputs and classes are mixed by shares from a beta distribution with the parameter
-        `mixup_alpha` (Zhang et al. 2018, "mixup"); 0 mixes nothing.
+        `mixup_alpha` (Zhang et al. 2018, "mixup"); 0 mixes nothing. `soft_labels`, float32 (views,
+        names, classes), are the targets of each view in place of the classes.
         """
         super().__init__(source, names, batch_size, rows)
+        self.soft_labels = soft_labels
         self.steps, self.seed, self.views, self.mixup_alpha = steps, seed, views, mixup_alpha
         self.epoch = 0
 
@@ -103,8 +106,15 @@ class TrainingBatches(Batches):
         wanted = wanted if self.mixup_alpha else wanted[self.rows]
         drawn = [self._draw(batch * self.batch_size + row) for row in wanted]
         inputs = self.source.inputs([(self.image_indices[place], view) for place, view in drawn])
-        targets = self.targets[[place for place, _ in drawn]]
+        targets = self._targets_of(drawn)
         return self._mixed(inputs, targets, batch) if self.mixup_alpha else (inputs, targets)
+
+    def _targets_of(self, drawn: Sequence[tuple[int, int]]) -> np.ndarray:
+        """Return the targets of (place among the images, view) each, float32 (drawn, classes)."""
+        places, views = ([row[part] for row in drawn] for part in (0, 1))
+        if self.soft_labels is None:
+            return self.targets[places]
+        return self.soft_labels[[view - 1 for view in views], places]
 
     def _draw(self, position: int) -> tuple[int, int]:
         """Return (place among the images, view) at `position` of the sequence."""

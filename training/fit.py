@@ -66,6 +66,7 @@ class Run:
         state: what --resume continues, None for a new run.
         state_file: where this process can read the weights that belong to `state`.
         replaced: checkpoints of an earlier run, which move aside after the first epoch.
+        labels: what the soft labels are that it learns from; None for the images' classes.
     """
 
     recipe: Recipe
@@ -76,6 +77,7 @@ class Run:
     state: TrainingState | None = None
     state_file: Path | None = None
     replaced: tuple[Path, ...] = ()
+    labels: str | None = None
 
     @property
     def settings(self) -> dict:
@@ -90,6 +92,7 @@ class Run:
             "weights": self.options.weights,
             "images": self.split.fingerprint,
             "cache": self.options.cache is not None,
+            "labels": self.labels,
         }
 
     @property
@@ -159,9 +162,16 @@ def require_state(state: TrainingState | None, models: Path) -> TrainingState:
 
 
 def start_run(
-    recipe: Recipe, options: RunOptions, workers: Workers, images: ImageSource, split: Split
+    recipe: Recipe,
+    options: RunOptions,
+    workers: Workers,
+    images: ImageSource,
+    split: Split,
+    labels: str | None = None,
 ) -> Run:
     """Return the run to train, with the state of the one that --resume continues.
+
+    `labels` are those of `Run`.
 
     Raises:
         ModelError: there is nothing to resume, or it has finished.
@@ -177,7 +187,7 @@ def start_run(
     if workers.is_main:
         options.models.mkdir(parents=True, exist_ok=True)
         remove_unfinished(options.models)
-    run = Run(recipe, options, workers, images, split)
+    run = Run(recipe, options, workers, images, split, labels=labels)
     workers.check_same(run.settings | {"precision": dtype_policy()})
     state_file = workers.broadcast_file(options.models / STATE)
     state = TrainingState.load(state_file)
@@ -320,11 +330,14 @@ class Inputs:
         trainable_part: the part of the network that learns; it shares its layers.
         source: inputs of that part for training.
         val_source: inputs of that part for validation.
+        soft_labels: targets of the training images' views, float32 (views, images, classes); None
+            for their classes.
     """
 
     trainable_part: keras.Model
     source: Source
     val_source: Source
+    soft_labels: np.ndarray | None = None
 
 
 def choose_inputs(run: Run, model: keras.Model) -> Inputs:
@@ -402,7 +415,7 @@ def fit(run: Run, inputs: Inputs, training_model: keras.Model, best: BestCheckpo
         TrainingError: the loss is not a number.
     """
     recipe, options, workers = run.recipe, run.options, run.workers
-    training = training_batches(run, inputs.source)
+    training = training_batches(run, inputs)
     rate = learning_rate(recipe, training.steps)
     compile_model(
         training_model,
@@ -454,18 +467,19 @@ def make_callbacks(run: Run, best: BestCheckpoint) -> list[keras.callbacks.Callb
     return [guard, *kept, *for_main(*records)]
 
 
-def training_batches(run: Run, source: Source) -> TrainingBatches:
+def training_batches(run: Run, inputs: Inputs) -> TrainingBatches:
     """Return the shuffled, augmented batches that `run` trains on."""
     recipe = run.recipe
     return TrainingBatches(
-        source,
+        inputs.source,
         run.split.train,
         recipe.batch_size,
         steps=recipe.steps_per_epoch or max(1, len(run.split.train) // recipe.batch_size),
         seed=recipe.seed,
-        views=None if source is run.images else recipe.views,
+        views=None if inputs.source is run.images else recipe.views,
         mixup_alpha=recipe.mixup_alpha,
         rows=run.workers.rows(recipe.batch_size),
+        soft_labels=inputs.soft_labels,
     )
 
 

@@ -32,6 +32,7 @@ ADDED_SETTINGS = {
     "brightness_range": 0.0,
     "channel_shift_range": 0.0,
     "erasing": 0.0,
+    "labels": None,
 }
 
 

@@ -32,6 +32,7 @@ MISTAKES = 12  # listed
 RUN_FACTS = {
     "seed": "seed",
     "weights": "starting weights",
+    "labels": "labels of the training images",
     "reevaluated_by": "report written again by",
     "excluded": "excluded images",
 }

@@ -33,6 +33,7 @@ class RunInfo:
         recipe: {setting: value}.
         seed: of new weights, order and mixup; the recipe has that of the split.
         weights: where the pretrained weights came from.
+        labels: what labelled the training images, where it is not their folders.
         split: {set: number of images}.
         seconds: how long it took.
         picked_on: which images picked the best epoch.
@@ -47,6 +48,7 @@ class RunInfo:
     recipe: dict = field(default_factory=dict)
     seed: int | None = None
     weights: str | None = None
+    labels: str | None = None
     split: dict[str, int] = field(default_factory=dict)
     seconds: float | None = None
     picked_on: str | None = None
