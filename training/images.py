@@ -13,7 +13,10 @@ from serving.preprocess import resize, scale
 from training.backend import tf
 from training.dataset.scan import Dataset
 
-ImageDataGenerator = tf.keras.preprocessing.image.ImageDataGenerator  # ty: ignore[missing-attribute]
+if tf:
+    ImageDataGenerator = tf.keras.preprocessing.image.ImageDataGenerator
+else:  # the same class, which Keras exports by way of TensorFlow only
+    from keras.src.legacy.preprocessing.image import ImageDataGenerator
 # ImageDataGenerator draws from NumPy's global generator, which the loader's threads share.
 _DRAWING = threading.Lock()
 
