@@ -14,7 +14,7 @@ from training.backend import tf
 from training.dataset.scan import Dataset
 
 if tf:
-    ImageDataGenerator = tf.keras.preprocessing.image.ImageDataGenerator
+    ImageDataGenerator = tf.keras.preprocessing.image.ImageDataGenerator  # ty: ignore[missing-union-attribute]
 else:  # the same class, which Keras exports by way of TensorFlow only
     from keras.src.legacy.preprocessing.image import ImageDataGenerator
 # ImageDataGenerator draws from NumPy's global generator, which the loader's threads share.
