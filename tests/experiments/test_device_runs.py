@@ -17,7 +17,14 @@ from training.backend import keras
 from training.dataset.scan import scan
 from training.dataset.split import split_dataset
 from training.errors import DataError
-from training.fit import Inputs, compile_model, fit_epochs, learning_rate, training_batches
+from training.fit import (
+    Inputs,
+    compile_model,
+    fit_epochs,
+    fit_head,
+    learning_rate,
+    training_batches,
+)
 from training.images import ImageSource
 from training.model import BASE_LAYER, build_model, split_at_block, unfreeze
 from training.recipes import FINE_TUNE, RECIPES
@@ -27,10 +34,10 @@ SMALL = replace(
     FINE_TUNE,
     input_size=SIDE,
     inference_size=None,
-    batch_size=8,
+    batch_size=10,
     views=2,
     epochs=2,
-    head_epochs=0,
+    head_epochs=1,
     ema_momentum=0.6,
     learning_rate=0.05,
 )
@@ -89,8 +96,11 @@ def test_it_learns_what_train_py_learns(device, run_):
 
     keras.utils.set_random_seed(SMALL.seed)
     model = build_model((SIDE, SIDE), (), len(device.dataset.class_names))
-    head = model.layers[-1].get_weights()
     load_base(model)
+    frozen, _ = split_at_block(model, None)
+    images = run_.images.inputs([(index, 0) for index in range(len(device.dataset.images))])
+    fit_head(run_, model, frozen.predict(images, verbose=0), SMALL.head_epochs)
+    head = model.layers[-1].get_weights()
     unfreeze(model, device_network.FIRST_LEARNING)
     _, part = split_at_block(model, device_network.FIRST_LEARNING)
     batches = training_batches(run_, Inputs(part, OnDevice(device.dataset, views), run_.images))
@@ -125,7 +135,7 @@ def trained(drawn, tmp_path_factory):
     """The folder of a teacher and a student on two folds, and how to start again."""
     out = tmp_path_factory.mktemp("runs")
     jobs = [
-        {"name": "A", "recipe": "fine-tune --epochs 1 --inference-size 80"},
+        {"name": "A", "recipe": "fine-tune --epochs 1"},
         {"name": "student of A", "recipe": "fine-tune --epochs 1 --refit", "teachers": ["A"]},
     ]
     (out / "jobs.json").write_text(json.dumps(jobs))
@@ -134,7 +144,7 @@ def trained(drawn, tmp_path_factory):
 
     def start():
         with pytest.MonkeyPatch.context() as patch:
-            patch.setitem(RECIPES, "fine-tune", replace(SMALL, head_epochs=1))
+            patch.setitem(RECIPES, "fine-tune", replace(SMALL, head_epochs=0))
             return device_runs.main(list(map(str, words)))
 
     assert start() == 0
