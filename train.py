@@ -24,7 +24,7 @@ if __name__ == "__main__":
     distribute.relaunch()  # before Keras is imported, which then has to run on JAX
 
 from training import cli
-from training.backend import keras
+from training.backend import keras, tf
 from training.checkpoint import BestCheckpoint, load_checkpoint
 from training.dataset.checks import load_dataset
 from training.dataset.split import split_dataset
@@ -164,6 +164,7 @@ def report(first: Trained, second: Trained | None, seconds: float) -> None:
     models, dataset, kept = first.run.options.models, first.run.images.dataset, second or first
     result, info = calibrate(first), describe_run(kept, seconds)
     if second:
+        tf.get_logger().setLevel("ERROR")  # a note on each network that predicts
         accuracy = evaluate.describe_accuracy(result, dataset, first.run.split)
         print(f"First network: validation accuracy {accuracy}.", flush=True)
         earlier, result = result, calibrate(second, result)

@@ -131,7 +131,7 @@ def test_every_network_is_trained_as_the_original_did(compared):
 def test_the_table_says_what_the_tflite_file_does(compared, drawn):
     out, given = compared
     dataset = scan(drawn)
-    split = split_dataset(dataset, 3, validation_fraction=0.125, test_fraction=0.2)
+    split = split_dataset(dataset, 4, validation_fraction=0.125, test_fraction=0.2)
     for name, row in rows_of(out).items():
         path = out / name / "model.tflite"
         images = compare.ImageSource(dataset, (row["pixels"], row["pixels"]))

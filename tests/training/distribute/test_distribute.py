@@ -150,7 +150,8 @@ def read_weights(models):
 
 def history(models):
     with open(models / train.HISTORY, newline="") as file:
-        return [{name: float(v) for name, v in row.items()} for row in csv.DictReader(file)]
+        rows = list(csv.DictReader(file))
+    return [{name: float(v) for name, v in row.items() if v != "NA"} for row in rows]
 
 
 def assert_same_run(models, alone):
