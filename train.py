@@ -14,24 +14,23 @@ import argparse
 import shlex
 import sys
 import time
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from training import distribute
 
 if __name__ == "__main__":
     distribute.relaunch()  # before Keras is imported, which then has to run on JAX
 
-import numpy as np
-
-from serving.errors import ModelError
 from training import cli
-from training.backend import keras
-from training.checkpoint import BestCheckpoint, load_checkpoint, remove_checkpoint
+from training.backend import keras, tf
+from training.checkpoint import BestCheckpoint, load_checkpoint
 from training.dataset.checks import load_dataset
 from training.dataset.split import split_dataset
 from training.errors import TrainingError
 from training.evaluation.run import RunInfo
+from training.final_head import fit_final_head
 from training.fit import (
     HISTORY,
     TENSORBOARD,
@@ -43,12 +42,24 @@ from training.fit import (
     fit,
     make_training_model,
     prepare_model,
+    require_best,
     start_run,
+    with_weights_of,
 )
 from training.images import ImageSource, Source
 from training.model import build_model, unfreeze
 from training.recipes import CACHE, Recipe, RunOptions, add_recipe_flags, read_recipe
-from training.resume import STATE, TrainingState, describe_stop, how_to_rerun
+from training.refit import Trained, start_refit
+from training.resume import (
+    STATE,
+    TrainingState,
+    describe_stop,
+    how_to_rerun,
+    rename_checkpoint,
+)
+
+if TYPE_CHECKING:
+    from training.evaluation.evaluate import CalibratedModel
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -89,13 +100,11 @@ def train(recipe: Recipe, options: RunOptions, flags: distribute.Flags | None = 
     started = time.monotonic()
     workers = distribute.initialize(flags or distribute.Flags())  # one process unless --distribute
     with claim_models(options, workers):  # checked in a moment, then this run's alone
-        keras.utils.set_random_seed(recipe.seed)
-
         # Data: Keras' ImageDataGenerator augments the training images, and no others
-        dataset = load_dataset(options.data, options.exclude)
+        dataset = load_dataset(options.data, options.exclude, options.audit)
         split = split_dataset(
             dataset,
-            recipe.seed,
+            recipe.split_seed,
             validation_fraction=recipe.validation_fraction,
             test_fraction=recipe.test_fraction,
         )
@@ -104,87 +113,103 @@ def train(recipe: Recipe, options: RunOptions, flags: distribute.Flags | None = 
         run = start_run(recipe, options, workers, images, split)
         advise_recipe(run)
 
-        # Model: Xception without its top, pretrained and frozen, and a new head
-        model = build_model(recipe.image_size, recipe.head, len(dataset.class_names))
-        weights, features = prepare_model(run, model)
-        if recipe.fine_tune_at:
-            unfreeze(model, recipe.fine_tune_at)
-
-        # Inputs: the outputs of whatever is frozen are computed once and cached
-        inputs = choose_inputs(run, model)
-
-        # Fit, keeping the best epoch as models/xception_fin_{epoch:02d}_{val_accuracy:.3f}.h5
-        training_model = make_training_model(run, inputs.trainable_part)
-        best = BestCheckpoint(
-            options.models,
-            run.checkpoint_pattern,
-            lambda: with_weights_of(training_model, inputs.trainable_part, model),
-            dataset.class_names,
-            split,
-            recipe.monitor,
-        )
-        fit(run, inputs, training_model, best)
+        # Network: the epoch that is best on the validation images and, with --refit, another one,
+        # trained for as many epochs on these images as well
+        first = train_network(run)
+        second = train_network(start_refit(first)) if recipe.refit else None
+        workers.shutdown()
 
         # Report: calibrate, name by accuracy, draw
         if workers.is_main:
-            report(run, inputs, best.path, features, weights, time.monotonic() - started)
+            report(first, second, time.monotonic() - started)
 
 
-def with_weights_of(
-    training_model: keras.Model, part: keras.Model, model: keras.Model
-) -> keras.Model:
-    """Return `model`, whose `part` gets the weights of its copy `training_model`, if it is one."""
-    if training_model is not part:
-        part.set_weights(training_model.get_weights())
-    return model
+def train_network(run: Run) -> Trained:
+    """Train Xception from the start, or where an interrupted run has come to."""
+    recipe, split, class_names = run.recipe, run.split, run.images.dataset.class_names
+    keras.utils.set_random_seed(recipe.seed)
+
+    # Model: Xception without its top, pretrained and frozen, and a new head
+    model = build_model(recipe.image_size, recipe.head, len(class_names))
+    weights, features = prepare_model(run, model)
+    if recipe.fine_tune_at:
+        unfreeze(model, recipe.fine_tune_at)
+
+    # Inputs: the outputs of whatever is frozen are computed once and cached
+    inputs = choose_inputs(run, model)
+
+    # Fit, keeping the best epoch as models/xception_fin_{epoch:02d}_{val_accuracy:.3f}.h5
+    training_model = make_training_model(run, inputs.trainable_part)
+    best = BestCheckpoint(
+        run.options.models,
+        run.checkpoint_pattern,
+        lambda: with_weights_of(training_model, inputs.trainable_part, model),
+        class_names,
+        split,
+        recipe.monitor if split.validation else None,  # the last epoch
+    )
+    fit(run, inputs, training_model, best)
+    return Trained(run, inputs, best.path, weights, features)
 
 
-def report(
-    run: Run,
-    inputs: Inputs,
-    checkpoint: Path | None,
-    features: np.ndarray | None,
-    weights: str,
-    seconds: float,
-) -> None:
-    """Calibrate the best `checkpoint`, name it by its accuracy, and write and print its report.
+def report(first: Trained, second: Trained | None, seconds: float) -> None:
+    """Calibrate the kept epoch, name it by its accuracy, and write and print its report.
 
-    `features` are those of the pretrained base, or None; `weights` says where that came from.
+    With a `second` network, which has learned the validation images of the `first`, the report is
+    about that one. All of it took `seconds`.
     """
     # Here, since importing it takes seconds.
     from training.evaluation import evaluate
 
-    models, dataset, split = run.options.models, run.images.dataset, run.split
-    if checkpoint is None:
-        raise ModelError(
-            f"Expected the best checkpoint of the interrupted run in {models}. Received: "
-            "none. Train anew, without --resume."
-        )
-    source = report_source(run, inputs)
+    models, dataset, kept = first.run.options.models, first.run.images.dataset, second or first
+    result, info = calibrate(first), describe_run(kept, seconds)
+    if second:
+        tf.get_logger().setLevel("ERROR")  # a note on each network that predicts
+        accuracy = evaluate.describe_accuracy(result, dataset, first.run.split)
+        print(f"First network: validation accuracy {accuracy}.", flush=True)
+        earlier, result = result, calibrate(second, result)
+        info = replace(info, **evaluate.describe_refit(earlier, result, first.run.split))
+    checkpoint, split = require_best(kept.checkpoint, models), kept.run.split
+    path = evaluate.save(result, models, split, checkpoint)
+    if not second and not kept.run.recipe.final_head_epochs:  # else another report may need it
+        rename_checkpoint(checkpoint, path)
+    sources = evaluate.ReportSources(info, models / HISTORY, features=first.features)
+    evaluate.report(result, path, dataset, split, sources)
+    TrainingState.update(
+        kept.run.options.models / STATE,
+        reported=result.model.input_shape[1],
+        final_head_epochs=kept.run.recipe.final_head_epochs,
+    )
+
+
+def calibrate(trained: Trained, by: "CalibratedModel | None" = None) -> "CalibratedModel":
+    """Return the kept epoch of `trained`, calibrated on its validation images.
+
+    Where it has learned these, it is calibrated as the network `by` is.
+    """
+    from training.evaluation import evaluate
+
+    run = trained.run
+    model, metadata = load_checkpoint(require_best(trained.checkpoint, run.options.models))
     # A frozen base is the final network's, too, so its features need not be computed again.
     is_frozen = run.recipe.fine_tune_at is None and run.recipe.final_size == run.recipe.input_size
-    known = features if is_frozen else None
-    result = evaluate.calibrate(*load_checkpoint(checkpoint), dataset, split, source, known)
-    path = evaluate.save(result, models, split, checkpoint)
-    if checkpoint != path:
-        TrainingState.update(models / STATE, checkpoint=path.name)
-        remove_checkpoint(checkpoint)
-        earlier = checkpoint.with_suffix("")  # a report on the same epoch
-        if earlier.is_dir() and not path.with_suffix("").exists():
-            earlier.rename(path.with_suffix(""))
-    info = describe_run(run, weights, seconds)
-    sources = evaluate.ReportSources(info, models / HISTORY, features=features)
-    evaluate.report(result, path, dataset, split, sources)
-    TrainingState.update(models / STATE, reported=result.model.input_shape[1])
+    known = trained.features if is_frozen else None
+    if run.recipe.final_head_epochs:
+        model, metadata, known = fit_final_head(run, model, metadata, known)
+    if by:
+        metadata = evaluate.adopt_calibration(model, metadata, by)
+    source = report_source(run, trained.inputs)
+    return evaluate.calibrate(model, metadata, run.images.dataset, run.split, source, known)
 
 
-def describe_run(run: Run, weights: str, seconds: float) -> RunInfo:
-    """Return what the report says about how `run` was made, in `seconds`."""
+def describe_run(trained: Trained, seconds: float) -> RunInfo:
+    """Return what the report says about how `trained` was made, in `seconds`."""
+    run = trained.run
     return RunInfo(
         command=run.options.command,
         recipe=asdict(run.recipe),
         seed=run.recipe.seed,
-        weights=weights,
+        weights=trained.weights,
         split=run.split.sizes,
         seconds=round(seconds),
     )
@@ -203,6 +228,7 @@ def parse_arguments(arguments: list[str] | None) -> argparse.Namespace:
     parser = cli.make_parser(__doc__)
     add = parser.add_argument
     cli.add_data_flags(parser)
+    cli.add_audit_flag(parser)
     add(
         "--weights",
         default="imagenet",

@@ -1,6 +1,6 @@
 """The figures of the pages, in the style of the training reports."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import matplotlib
@@ -48,6 +48,19 @@ def examples(folder: Path, images: Sequence[str]) -> Figure:
     count = len({class_of(image) for image in images})
     title = "An example of each class" if count == len(tiles) else "Examples of each class"
     return gallery(title, tiles, columns=min(count, 6))
+
+
+def labels(folder: Path, rows: Mapping[int, tuple[str, str, str, float]], title: str) -> Figure:
+    """Draw images in `folder` with what they are called and what a network takes them for.
+
+    `rows` is {number: (image, label, predicted class, its probability)}.
+    """
+    tiles = []
+    for number, (image, label, predicted, confidence) in rows.items():
+        told = f"{number}. {shown(predicted, 14)} {percent(confidence)}"
+        lines = ((told, GREEN if predicted == label else RED), (f"label: {shown(label)}", INK))
+        tiles.append(Tile(open_image(folder / image), lines))
+    return gallery(title, tiles, columns=6)
 
 
 @styled

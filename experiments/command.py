@@ -20,9 +20,8 @@ def make_parser(description: str | None, name: str, epochs: int) -> argparse.Arg
     add = parser.add_argument
     add("--epochs", type=cli.positive(int), default=epochs, help="[%(default)s]")
     seed = within(0, MAX_SEED)
-    add(
-        "--seed", type=seed, default=ORIGINAL.seed, help="of split, order and weights [%(default)s]"
-    )
+    add("--split-seed", type=seed, default=ORIGINAL.split_seed, help="of the split [%(default)s]")
+    add("--seed", type=seed, default=ORIGINAL.seed, help="of order and weights [%(default)s]")
     add("--out", type=cli.path, default=OUT / name, help="where to write to [%(default)s/]")
     return parser
 
@@ -55,16 +54,16 @@ def run(
 def load_data(options: argparse.Namespace) -> tuple[Dataset, Split]:
     """Return the usable images of `options.data` and their split; print the counts."""
     dataset = load_dataset(options.data, options.exclude)
-    split = split_images(dataset, options.seed)
+    split = split_images(dataset, options.split_seed)
     print(f"  {split.describe()}.")
     return dataset, split
 
 
-def split_images(dataset: Dataset, seed: int) -> Split:
+def split_images(dataset: Dataset, split_seed: int) -> Split:
     """Split `dataset` as `train.py --recipe fine-tune` does."""
     return split_dataset(
         dataset,
-        seed,
+        split_seed,
         validation_fraction=FINE_TUNE.validation_fraction,
         test_fraction=FINE_TUNE.test_fraction,
     )

@@ -27,6 +27,7 @@ from serving.image import open_image
 from training.batches import image_indices
 from training.dataset.checks import DatasetChecks, check_dataset, format_checks, load_dataset
 from training.dataset.scan import Dataset
+from training.dataset.split import Split
 from training.evaluation.metrics import shown, wilson, with_interval
 from training.files import write_atomically
 from training.markdown import markdown_table
@@ -55,12 +56,13 @@ def explore(options: argparse.Namespace) -> None:
     dataset = load_dataset(options.data, options.exclude)
     checks = check_dataset(dataset)
     measured = measure_all(dataset, options.out / "images.jsonl")
+    split = split_images(dataset, options.split_seed)
     numbers = {
         "images": len(dataset.images),
         "classes": evenness(dataset.counts),
         "sizes": sizes(measured),
         "colours": colours(dataset, measured),
-        "colour_alone": colour_alone(dataset, measured, options.epochs, options.seed),
+        "colour_alone": colour_alone(dataset, measured, split, options.epochs, options.seed),
         "checks": asdict(checks),
     }
     text = json.dumps(numbers, indent=1)
@@ -192,11 +194,13 @@ def colours(dataset: Dataset, measured: Sequence[dict]) -> dict[str, dict]:
     return found
 
 
-def colour_alone(dataset: Dataset, measured: Sequence[dict], epochs: int, seed: int) -> dict:
+def colour_alone(
+    dataset: Dataset, measured: Sequence[dict], split: Split, epochs: int, seed: int
+) -> dict:
     """Return the test accuracy of a linear model on brightness and colours.
 
-    It is fitted in `epochs` passes to the training images of the split that `seed` draws. Any
-    network has to beat it.
+    It is fitted in `epochs` passes to the training images of `split`, in an order that `seed`
+    draws. Any network has to beat it.
     """
     from sklearn.linear_model import SGDClassifier
     from sklearn.pipeline import make_pipeline
@@ -207,7 +211,6 @@ def colour_alone(dataset: Dataset, measured: Sequence[dict], epochs: int, seed: 
         [[*(row[key] for key in keys), *row["colour"], *np.sqrt(row["hues"])] for row in measured]
     )
     labels = dataset.labels(dataset.images)
-    split = split_images(dataset, seed)
     train, test = image_indices(dataset, split.train), image_indices(dataset, split.evaluated)
     model = make_pipeline(
         StandardScaler(),

@@ -109,7 +109,7 @@ def command(best: Candidate, options: argparse.Namespace) -> str:
     )
     words += ["--data", str(options.data), "--weights", options.weights]
     words += ["--exclude", str(options.exclude)] if options.exclude else []
-    words += ["--seed", str(options.seed)]
+    words += ["--split-seed", str(options.split_seed), "--seed", str(options.seed)]
     return shlex.join(words)
 
 

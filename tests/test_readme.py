@@ -194,7 +194,7 @@ def test_figures_of_the_documentation_are_those_of_the_code() -> None:
     assert limits in SERVING
     assert f"for at most {fetch.DEADLINE:.0f} seconds" in SECURITY
     assert f"at most {fetch.MAX_BYTES // 10**6} MB" in SECURITY
-    assert f"With seed {Recipe().seed} the" in RESULTS
+    assert f"With split seed {Recipe().split_seed} the" in RESULTS
 
 
 def test_every_error_and_every_setting_of_the_service_is_documented() -> None:

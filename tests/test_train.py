@@ -1,7 +1,6 @@
 """train.py: the recipe, its flags, and the whole way from images to a named flower."""
 
 import csv
-import inspect
 import json
 import re
 import shutil
@@ -36,6 +35,7 @@ from training.inference import dtype_policy
 from training.model import BASE_LAYER, build_model, split_at_block, weights_digest, with_input_size
 from training.pretrained import load_pretrained
 from training.recipes import FINE_TUNE, ORIGINAL, RECIPES, RunOptions
+from training.refit import Trained
 from training.resume import TrainingState
 
 # Small images and a base of random weights: quick, and nothing here asks for a good answer.
@@ -106,8 +106,8 @@ def test_flags_reach_the_recipe(name, monkeypatch):
     assert seen == asdict(RECIPES[name])
     flags = (
         "--epochs 2 --batch-size 4 --learning-rate 0.1 --momentum 0 --steps-per-epoch 3 --seed 1 "
-        "--views 5 --fine-tune-at 11 --mixup-alpha 0.5 --label-smoothing 0.3 --inference-size 320 "
-        "--head 64,16 --zoom-range 0.8,1.2"
+        "--split-seed 2 --views 5 --fine-tune-at 11 --mixup-alpha 0.5 --label-smoothing 0.3 "
+        "--inference-size 320 --head 64,16 --zoom-range 0.8,1.2"
     )
     assert train.main(["--recipe", name, *flags.split()]) == 0
     changed = {n for n, value in asdict(RECIPES[name]).items() if seen[n] != value}
@@ -118,6 +118,7 @@ def test_flags_reach_the_recipe(name, monkeypatch):
         "momentum": 0.0,
         "steps_per_epoch": 3,
         "seed": 1,
+        "split_seed": 2,
         "views": 5,
         "fine_tune_at": 11,
         "mixup_alpha": 0.5,
@@ -286,7 +287,7 @@ def test_with_and_without_the_cache_the_same_is_learned(run, tmp_path):
 MODES = {
     "frozen": ((), {"epochs": 3}),
     "frozen without cache": (("--no-cache",), {"epochs": 3, "tiny": True}),
-    "fine-tune": ((), SMALL_FINE_TUNE | {"epochs": 3}),
+    "fine-tune": ((), SMALL_FINE_TUNE | {"epochs": 3, "ema_momentum": 0.8}),
 }
 
 
@@ -302,12 +303,23 @@ def test_the_same_seed_gives_the_same_model(mode, run, tmp_path):
     assert any(not np.array_equal(other[name], weights[name]) for name in weights)
 
 
-@pytest.mark.parametrize("flags", [(), ("--no-cache",)])
-def test_a_run_in_two_parts_ends_as_one_in_one_part(flags, run, tmp_path):
+@pytest.mark.parametrize(
+    ("flags", "changed"),
+    [
+        ((), {}),
+        (("--no-cache",), {}),
+        ((), {"ema_momentum": 0.7}),
+        ((), {"ema_momentum": 0.7, "fine_tune_at": 5, "test_fraction": 0.2}),
+    ],
+    ids=["cached", "not cached", "averaged", "averaged copy in mixed precision"],
+)
+def test_a_run_in_two_parts_ends_as_one_in_one_part(flags, changed, run, tmp_path, monkeypatch):
     # So many steps that they are hardly ever in order by chance.
-    small = {"steps_per_epoch": 5, "tiny": True, "reported": False}
+    small = {"steps_per_epoch": 5, "tiny": True, "reported": False} | changed
+    monkeypatch.setattr("training.fit.MIXED_PARAMETERS", 200)  # blocks 5 to 14 have more
     run(*flags, epochs=3, **small)
     whole, weights = history(tmp_path), read_weights(tmp_path / train.STATE)
+    picked = picked_weights(tmp_path)
     for path in [tmp_path / train.STATE, tmp_path / train.HISTORY, *tmp_path.glob("*.h5")]:
         path.unlink(missing_ok=True)
 
@@ -322,6 +334,14 @@ def test_a_run_in_two_parts_ends_as_one_in_one_part(flags, run, tmp_path):
     assert [row["epoch"] for row in whole] == ["0", "1", "2"]
     assert history(tmp_path) == whole
     assert_equal(read_weights(tmp_path / train.STATE), weights)
+    for one, other in zip(picked_weights(tmp_path), picked, strict=True):
+        assert np.array_equal(one, other)
+
+
+def picked_weights(folder):
+    """Return the weights of the best epoch, in the order of the layers, whose names may differ."""
+    checkpoint = folder / TrainingState.load(folder / train.STATE).checkpoint
+    return load_checkpoint(checkpoint)[0].get_weights()
 
 
 def assert_equal(one, other):
@@ -497,6 +517,7 @@ TINY_FINE_TUNE = {
     "inference_size": 48,
     "test_fraction": 0.2,
     "validation_fraction": 0.25,
+    "split_seed": 6,
     "seed": 7,
     "rotation_range": 25,
     "width_shift_range": 0.1,
@@ -537,7 +558,7 @@ def record(drawn, tmp_path_factory):
         recipe = replace(ORIGINAL, **settings | recipe)
         flags, options = train.distribute.read_flags(options), RunOptions.read(options)
         found = SimpleNamespace(folder=folder, recipe=recipe, options=options, fits=[])
-        real_fit, signature = keras.Model.fit, inspect.signature(train.report)
+        real_fit = keras.Model.fit
 
         def fit(model, x, y=None, **given):
             found.fits.append(SimpleNamespace(model=model, x=x, y=y, **given))
@@ -545,11 +566,11 @@ def record(drawn, tmp_path_factory):
             if fitting:
                 real_fit(model, x, y, **given)
 
-        def report(*arguments):
-            given = SimpleNamespace(**signature.bind(*arguments).arguments)
+        def report(first, second, seconds):
+            given = SimpleNamespace(**vars(first), second=second, seconds=seconds)
             given.dataset, given.split = given.run.images.dataset, given.run.split
             given.val_source = train.report_source(given.run, given.inputs)
-            given.info = train.describe_run(given.run, given.weights, given.seconds)
+            given.info = train.describe_run(first, seconds)
             found.report = given
 
         with pytest.MonkeyPatch.context() as patch:
@@ -612,7 +633,7 @@ def test_training_is_given_its_images_and_all_of_their_settings(fine_tuned):
     _, fit = fine_tuned.fits
     split, recipe = fine_tuned.report.split, fine_tuned.recipe
     assert split == split_dataset(
-        scan(fine_tuned.options.data), 7, validation_fraction=0.25, test_fraction=0.2
+        scan(fine_tuned.options.data), 6, validation_fraction=0.25, test_fraction=0.2
     )
     assert names(fit.x) == split.train
     assert [len(part) for part in (split.train, split.validation, split.evaluated)] == [30, 10, 10]
@@ -860,6 +881,15 @@ def test_what_is_excluded_takes_no_part(record, tmp_path, drawn):
     assert sum(run.report.split.sizes.values()) == 47
 
 
+def test_what_an_audit_lists_takes_part_as_without_it(record, tmp_path, drawn):
+    lines = [f"rose/{path.name}" for path in sorted((drawn / "rose").iterdir())[:3]]
+    (tmp_path / "audit.txt").write_text("\n".join(lines))
+    run = record("--audit", tmp_path / "audit.txt")
+    assert run.report.dataset.wrong_labels == set(lines)
+    assert run.report.split == record().report.split
+    assert set(lines) <= {*run.report.split.train, *run.report.split.evaluated}
+
+
 # What two parts of one run have in common
 
 
@@ -886,7 +916,8 @@ def test_a_run_goes_on_by_the_same_recipe_only(recipe, name):
     settings = settings_of(recipe, RunOptions())
     assert json.loads(json.dumps(settings)) == settings  # as it comes back from the file
     other = replace(recipe, **{name: other_value(getattr(recipe, name))})
-    free = {"inference_size"} | ({"epochs"} if recipe is ORIGINAL else set())
+    free = {"inference_size", "refit", "refit_epochs", "final_head_epochs"}
+    free |= {"epochs"} if recipe is ORIGINAL else set()
     assert (settings_of(other, RunOptions()) == settings) == (name in free)
 
 
@@ -936,6 +967,23 @@ def test_a_run_is_resumed_where_epochs_or_the_report_are_missing(found):
             found("--resume", epochs=epochs, size=size, reported=reported)
 
 
+def test_a_run_of_the_last_release_where_one_seed_drew_all_is_resumed(tmp_path):
+    def resume(seed, **changed):
+        recipe = replace(ORIGINAL, seed=seed)
+        settings = settings_of(replace(recipe, split_seed=seed), RunOptions())
+        del settings["split_seed"]
+        state = TrainingState(settings, 5, (0.5, 1.0), None)
+        with h5py.File(tmp_path / train.STATE, "w") as file:
+            file.attrs["run"] = json.dumps(asdict(state))
+        options = RunOptions(models=tmp_path, resume=True)
+        return start_run(replace(recipe, **changed), options, Workers(), None, SPLIT).state
+
+    assert resume(69420).epochs == 5
+    assert resume(1, split_seed=1).epochs == 5
+    with pytest.raises(DataError, match=r"\(split_seed 1\)\. Received: split_seed 69420\. Resume"):
+        resume(1)
+
+
 def test_all_settings_that_differ_are_named(found):
     with pytest.raises(DataError) as caught:
         found("--resume", recorded={"seed": 1, "mixup_alpha": None})
@@ -959,12 +1007,12 @@ def test_places_have_defaults_and_flags():
     options = train.parse_arguments([])
     assert (options.data, options.models) == (Path("flowers"), Path("models"))
     assert (options.cache, options.weights) == (Path(".cache/activations"), "imagenet")
-    assert options.exclude is None
+    assert (options.exclude, options.audit) == (None, None)
     assert [options.resume, options.tensorboard, options.distribute] == [False] * 3
-    flags = "--data a --models b --cache c --weights d --exclude e --resume --tensorboard"
-    options = train.parse_arguments(flags.split())
-    places = (options.data, options.models, options.cache, options.exclude)
-    assert places == (Path("a"), Path("b"), Path("c"), Path("e"))
+    flags = "--data a --models b --cache c --weights d --exclude e --audit f --resume"
+    options = train.parse_arguments([*flags.split(), "--tensorboard"])
+    places = (options.data, options.models, options.cache, options.exclude, options.audit)
+    assert places == tuple(map(Path, "abcef"))
     assert (options.weights, options.resume, options.tensorboard) == ("d", True, True)
     assert train.parse_arguments(["--no-cache"]).cache is None
     assert train.parse_arguments(["--cache", "c", "--distribute"]).cache is None
@@ -1040,10 +1088,11 @@ def test_the_best_epoch_is_calibrated_named_and_reported_on(
     )
     monkeypatch.setattr(evaluate, "save", save)
     monkeypatch.setattr(evaluate, "report", lambda *a: calls.append(("report", *a)))
-    train.report(run, inputs, path, "features", "weights", 1.0)
+    trained = Trained(run, inputs, path, "weights", "features")
+    train.report(trained, None, 1.0)
 
     state = tmp_path / train.STATE
-    info = train.describe_run(run, "weights", 1.0)
+    info = train.describe_run(trained, 1.0)
     sources = evaluate.ReportSources(info, tmp_path / train.HISTORY, features="features")
     assert calls == [
         (
@@ -1053,7 +1102,7 @@ def test_the_best_epoch_is_calibrated_named_and_reported_on(
         ("save", calibrated, tmp_path, split, path),
         ("report", calibrated, named, dataset, split, sources),
     ]
-    assert noted == {(state, "reported"): 48} | (
+    assert noted == {(state, "reported"): 48, (state, "final_head_epochs"): 0} | (
         {(state, "checkpoint"): named.name} if renamed else {}
     )
     assert named.exists()
@@ -1067,7 +1116,7 @@ def test_without_a_best_checkpoint_nothing_is_reported():
     images = SimpleNamespace(dataset=None)
     run = Run(ORIGINAL, RunOptions(), Workers(), images, SPLIT)
     with pytest.raises(ModelError, match=r"Received: none\. Train anew, without --resume"):
-        train.report(run, None, None, None, "weights", 1.0)
+        train.report(Trained(run, None, None, "weights"), None, 1.0)
 
 
 # The real network, from the command line

@@ -7,6 +7,7 @@ from collections.abc import Generator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cache
+from typing import Any, cast
 
 from training.distribute.launcher import is_worker
 
@@ -41,7 +42,14 @@ for name in ("TF_USE_LEGACY_KERAS", "KERAS_MAX_EPOCHS", "KERAS_MAX_STEPS_PER_EPO
     os.environ.pop(name, None)
 
 with stderr_held_back():
-    import tensorflow as tf
+    try:
+        import tensorflow as tf
+    except ModuleNotFoundError as error:
+        # experiments.device_runs does without it, on machines that have only Keras and JAX.
+        if error.name != "tensorflow":
+            raise
+        tf = cast("Any", None)
+        os.environ["KERAS_BACKEND"] = "jax"
 
     import keras  # isort: skip  (TensorFlow is its backend)
 
@@ -51,7 +59,7 @@ keras.config.set_image_data_format("channels_last")
 keras.config.set_floatx("float32")
 keras.config.set_epsilon(1e-7)
 
-if keras.backend.backend() == "jax":
+if tf and keras.backend.backend() == "jax":
     # TensorFlow only lends its ImageDataGenerator then, and would take the GPUs' memory.
     tf.config.set_visible_devices([], "GPU")
 

@@ -74,14 +74,17 @@ class TrainingBatches(Batches):
         views: int | None = None,
         mixup_alpha: float = 0.0,
         rows: slice = ALL_ROWS,
+        soft_labels: np.ndarray | None = None,
     ):
         """Serve `source` from the first epoch on; `begin_epoch` goes to another.
 
         Each image comes in its views 1 to `views` in turn, for None in a new view each time.
         Inputs and classes are mixed by shares from a beta distribution with the parameter
-        `mixup_alpha` (Zhang et al. 2018, "mixup"); 0 mixes nothing.
+        `mixup_alpha` (Zhang et al. 2018, "mixup"); 0 mixes nothing. `soft_labels`, float32 (views,
+        names, classes), are the targets of each view in place of the classes.
         """
         super().__init__(source, names, batch_size, rows)
+        self.soft_labels = soft_labels
         self.steps, self.seed, self.views, self.mixup_alpha = steps, seed, views, mixup_alpha
         self.epoch = 0
 
@@ -97,14 +100,30 @@ class TrainingBatches(Batches):
         self.epoch = epoch
 
     def __getitem__(self, index: int) -> tuple[np.ndarray, ...]:
-        batch = self.epoch * self.steps + index
-        wanted = range(self.batch_size)
-        # Any row of the batch may be mixed with any other.
-        wanted = wanted if self.mixup_alpha else wanted[self.rows]
-        drawn = [self._draw(batch * self.batch_size + row) for row in wanted]
+        drawn = self.drawn(index)
+        if not self.mixup_alpha:  # else any row of the batch may be mixed with any other
+            drawn = drawn[self.rows]
         inputs = self.source.inputs([(self.image_indices[place], view) for place, view in drawn])
-        targets = self.targets[[place for place, _ in drawn]]
-        return self._mixed(inputs, targets, batch) if self.mixup_alpha else (inputs, targets)
+        targets = self._targets_of(drawn)
+        return self._mixed(inputs, targets, index) if self.mixup_alpha else (inputs, targets)
+
+    def drawn(self, index: int) -> list[tuple[int, int]]:
+        """Return (place among the images, view) of each row of batch `index` of this epoch."""
+        first = (self.epoch * self.steps + index) * self.batch_size
+        return [self._draw(first + row) for row in range(self.batch_size)]
+
+    def mixing(self, index: int) -> tuple[np.ndarray, np.ndarray]:
+        """Return each row's own share in the mixture, float32, and the row it is mixed with."""
+        rng = np.random.default_rng((self.seed, self.epoch * self.steps + index, 1))
+        shares = rng.beta(self.mixup_alpha, self.mixup_alpha, self.batch_size).astype(np.float32)
+        return shares, rng.permutation(self.batch_size)
+
+    def _targets_of(self, drawn: Sequence[tuple[int, int]]) -> np.ndarray:
+        """Return the targets of (place among the images, view) each, float32 (drawn, classes)."""
+        places, views = ([row[part] for row in drawn] for part in (0, 1))
+        if self.soft_labels is None:
+            return self.targets[places]
+        return self.soft_labels[[view - 1 for view in views], places]
 
     def _draw(self, position: int) -> tuple[int, int]:
         """Return (place among the images, view) at `position` of the sequence."""
@@ -113,12 +132,10 @@ class TrainingBatches(Batches):
         return int(_order(self.seed, round_, len(self.image_indices))[place]), view + 1
 
     def _mixed(
-        self, inputs: np.ndarray, targets: np.ndarray, batch: int
+        self, inputs: np.ndarray, targets: np.ndarray, index: int
     ) -> tuple[np.ndarray, np.ndarray]:
         """Return the rows, each mixed with another row of the batch."""
-        rng = np.random.default_rng((self.seed, batch, 1))
-        shares = rng.beta(self.mixup_alpha, self.mixup_alpha, len(inputs)).astype(np.float32)
-        others = rng.permutation(len(inputs))
+        shares, others = self.mixing(index)
 
         def mix(rows: np.ndarray) -> np.ndarray:
             share = shares.reshape(-1, *[1] * (rows.ndim - 1))

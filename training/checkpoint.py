@@ -281,13 +281,14 @@ class BestCheckpoint(keras.callbacks.Callback):
         full_model: Callable[[], keras.Model],
         class_names: tuple[str, ...],
         split: Split,
-        monitor: str = "val_accuracy",
+        monitor: str | None = "val_accuracy",
     ):
         """Keep the best epoch in `folder`.
 
         `pattern` names its file and may have the fields `epoch` (from 1) and `val_accuracy`.
         `full_model` returns the model to keep, from images to probabilities. `monitor` is what to
-        beat, "val_accuracy" or "val_loss"; where it is equal the other one decides.
+        beat, "val_accuracy" or "val_loss"; where it is equal the other one decides. With None,
+        which needs no validation images, the last epoch is the best.
         """
         super().__init__()
         self.folder, self.pattern, self.full_model = folder, pattern, full_model
@@ -302,12 +303,13 @@ class BestCheckpoint(keras.callbacks.Callback):
 
     def on_epoch_end(self, epoch: int, logs: dict | None = None) -> None:
         """Write a checkpoint, if this is the best epoch; Keras calls this."""
-        logs = logs or {}
-        # Rounded: weighted means have errors in the last digits.
-        accuracy = round(float(logs["val_accuracy"]), 6)
-        loss = float(np.nan_to_num(logs["val_loss"], nan=math.inf))
-        if self.path and self._rank(accuracy, loss) <= self._rank(*self.best):
-            return
+        accuracy, loss = math.nan, math.inf
+        if self.monitor and logs:
+            # Rounded: weighted means have errors in the last digits.
+            accuracy = round(float(logs["val_accuracy"]), 6)
+            loss = float(np.nan_to_num(logs["val_loss"], nan=math.inf))
+            if self.path and self._rank(accuracy, loss) <= self._rank(*self.best):
+                return
         path = self.folder / self.pattern.format(epoch=epoch + 1, val_accuracy=accuracy)
         if path.name != self.pattern and _is_of_another_run(path, accuracy):
             set_aside(path)

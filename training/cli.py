@@ -106,6 +106,17 @@ def add_data_flags(parser: argparse.ArgumentParser) -> None:
     )
 
 
+def add_audit_flag(parser: argparse.ArgumentParser) -> None:
+    """Add --audit to `parser`."""
+    parser.add_argument(
+        "--audit",
+        type=path,
+        metavar="FILE",
+        help="images whose labels are wrong, one class/file a line; they stay, and the accuracy is "
+        "also told without them",
+    )
+
+
 def positive(kind: Callable[[str], float]) -> Callable[[str], float]:
     """Return an argparse type for `kind` (int or float) that takes only numbers above 0."""
 

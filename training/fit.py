@@ -12,6 +12,7 @@ from pathlib import Path
 import numpy as np
 
 from serving.errors import ModelError
+from training.averaging import InsertAverages, RemoveAverages
 from training.backend import keras
 from training.batches import Batches, PaddedBatches, TrainingBatches, image_indices
 from training.checkpoint import CHECKPOINT, EARLIER, BestCheckpoint
@@ -36,8 +37,10 @@ from training.resume import (
     restore_weights,
     trim_history,
     unreported_checkpoints,
+    upgrade_settings,
 )
 
+REFIT = "xception_fin.refit"  # folder of the second training, on validation images as well
 UNNAMED_BEST = "xception_fin.picked.h5"  # the best epoch, until its test accuracy is known
 HISTORY = "xception_fin.history.csv"
 TENSORBOARD = "tensorboard"
@@ -46,6 +49,7 @@ HEAD_LEARNING_RATE = 1e-3  # of Adam, while the head is trained alone
 SHIPPED = Path(__file__).parent.parent / "models"  # its base stands in for Keras' download
 MIN_FREE_BYTES = 600e6  # of the disk: two checkpoints and two states
 FEW_BATCHES = 10  # an epoch of fewer changes a fine-tuned network little
+AVERAGED_SHARE = 5  # a fifth of all batches, of which weights may be averaged
 FEW_IMAGES = 500  # of fewer, --recipe fine-tune makes more than a frozen base
 
 
@@ -62,6 +66,7 @@ class Run:
         state: what --resume continues, None for a new run.
         state_file: where this process can read the weights that belong to `state`.
         replaced: checkpoints of an earlier run, which move aside after the first epoch.
+        labels: what the soft labels are that it learns from; None for the images' classes.
     """
 
     recipe: Recipe
@@ -72,12 +77,14 @@ class Run:
     state: TrainingState | None = None
     state_file: Path | None = None
     replaced: tuple[Path, ...] = ()
+    labels: str | None = None
 
     @property
     def settings(self) -> dict:
         """What two parts of one run must have in common (JSON)."""
         recipe = asdict(self.recipe)
-        del recipe["inference_size"]  # nothing of it before the report
+        for name in ("inference_size", "refit", "refit_epochs", "final_head_epochs"):
+            del recipe[name]  # nothing of it before these epochs are finished
         if self.recipe.warmup_epochs is None:  # else the learning rate depends on it
             del recipe["epochs"]
         recipe = {n: list(v) if isinstance(v, tuple) else v for n, v in recipe.items()}
@@ -85,12 +92,14 @@ class Run:
             "weights": self.options.weights,
             "images": self.split.fingerprint,
             "cache": self.options.cache is not None,
+            "labels": self.labels,
         }
 
     @property
     def checkpoint_pattern(self) -> str:
-        """Name of the best epoch's file; with a test set its accuracy comes after training."""
-        return UNNAMED_BEST if self.split.test else CHECKPOINT
+        """Name of the best epoch's file, without an accuracy where that comes after training."""
+        is_unnamed = self.split.test or self.recipe.final_head_epochs
+        return UNNAMED_BEST if is_unnamed else CHECKPOINT
 
 
 @contextmanager
@@ -153,20 +162,32 @@ def require_state(state: TrainingState | None, models: Path) -> TrainingState:
 
 
 def start_run(
-    recipe: Recipe, options: RunOptions, workers: Workers, images: ImageSource, split: Split
+    recipe: Recipe,
+    options: RunOptions,
+    workers: Workers,
+    images: ImageSource,
+    split: Split,
+    labels: str | None = None,
 ) -> Run:
     """Return the run to train, with the state of the one that --resume continues.
 
+    `labels` are those of `Run`.
+
     Raises:
         ModelError: there is nothing to resume, or it has finished.
-        DataError: it had other settings.
+        DataError: it had other settings, or the recipe needs test images and there are none.
         DistributeError: the processes have different settings.
     """
+    if recipe.refit and not split.test:
+        raise DataError(
+            "Expected a recipe with test images for --refit, which trains on the validation images "
+            "as well. Received: one without. Add --recipe fine-tune, or leave --refit out."
+        )
     workers.rows(recipe.batch_size)  # raises where the devices cannot share a batch
     if workers.is_main:
         options.models.mkdir(parents=True, exist_ok=True)
         remove_unfinished(options.models)
-    run = Run(recipe, options, workers, images, split)
+    run = Run(recipe, options, workers, images, split, labels=labels)
     workers.check_same(run.settings | {"precision": dtype_policy()})
     state_file = workers.broadcast_file(options.models / STATE)
     state = TrainingState.load(state_file)
@@ -192,18 +213,40 @@ def _check_resumable(run: Run, state: TrainingState | None) -> None:
     recipe = run.recipe
     state = require_state(state, run.options.models)
     require_same_settings(
-        state.settings,
+        upgrade_settings(state.settings),
         run.settings,
         "the interrupted run",
         "Resume with the same flags and images, or leave --resume out.",
     )
-    reported = state.epochs == recipe.epochs and state.reported == recipe.final_size
-    if state.epochs > recipe.epochs or reported:
+    if state.epochs > recipe.epochs or (state.epochs == recipe.epochs and _is_reported(run, state)):
         raise ModelError(
             f"Expected more epochs than the {state.epochs} that are finished. "
             f"Received: --epochs {recipe.epochs}. Raise it to train on, or give the finished "
-            "network another --inference-size."
+            "network another --inference-size or --final-head-epochs."
         )
+
+
+def _is_reported(run: Run, state: TrainingState) -> bool:
+    """Return whether there is the report on the finished run of `state` that is asked for."""
+    recipe, found = run.recipe, state
+    if recipe.refit:
+        place = run.options.models / REFIT / STATE
+        second = TrainingState.load(run.workers.broadcast_file(place))
+        if second is None or recipe.refit_epochs not in {None, second.epochs}:
+            return False
+        found = second
+    wanted = (recipe.final_size, recipe.final_head_epochs)
+    return (found.reported, found.final_head_epochs) == wanted
+
+
+def require_best(checkpoint: Path | None, models: Path) -> Path:
+    """Return the best `checkpoint`; raise `ModelError` if the folder `models` has lost it."""
+    if checkpoint is None:
+        raise ModelError(
+            f"Expected the best checkpoint of the interrupted run in {models}. Received: "
+            "none. Train anew, without --resume."
+        )
+    return checkpoint
 
 
 def prepare_model(run: Run, model: keras.Model) -> tuple[str, np.ndarray | None]:
@@ -235,7 +278,7 @@ def prepare_model(run: Run, model: keras.Model) -> tuple[str, np.ndarray | None]
     features = compute_features(run.images, model, options.cache)
     if recipe.head_epochs and not run.state:
         print(f"Head: {recipe.head_epochs} epochs alone.", flush=True)
-        fit_head(run, model, features)
+        fit_head(run, model, features, recipe.head_epochs)
     return weights, features
 
 
@@ -258,7 +301,7 @@ def compute_features(images: ImageSource, model: keras.Model, cache: Path | None
         return features.inputs(samples)
 
 
-def fit_head(run: Run, model: keras.Model, features: np.ndarray) -> None:
+def fit_head(run: Run, model: keras.Model, features: np.ndarray, epochs: int) -> None:
     """Train the head of `model` alone, from the frozen base's `features` of all images.
 
     The first gradients of a random head would destroy what the base has learned.
@@ -274,7 +317,7 @@ def fit_head(run: Run, model: keras.Model, features: np.ndarray) -> None:
         features[image_indices(dataset, run.split.train)],
         keras.utils.to_categorical(labels, len(dataset.class_names)),
         batch_size=recipe.batch_size,
-        epochs=recipe.head_epochs,
+        epochs=epochs,
         verbose=0,
     )
 
@@ -287,11 +330,14 @@ class Inputs:
         trainable_part: the part of the network that learns; it shares its layers.
         source: inputs of that part for training.
         val_source: inputs of that part for validation.
+        soft_labels: targets of the training images' views, float32 (views, images, classes); None
+            for their classes.
     """
 
     trainable_part: keras.Model
     source: Source
     val_source: Source
+    soft_labels: np.ndarray | None = None
 
 
 def choose_inputs(run: Run, model: keras.Model) -> Inputs:
@@ -322,9 +368,20 @@ def make_training_model(run: Run, part: keras.Model) -> keras.Model:
     return run.workers.replicate(part, run.recipe.seed)
 
 
+def with_weights_of(
+    training_model: keras.Model, part: keras.Model, model: keras.Model
+) -> keras.Model:
+    """Return `model`, whose `part` gets the weights of its copy `training_model`, if it is one."""
+    if training_model is not part:
+        part.set_weights(training_model.get_weights())
+    return model
+
+
 def advise_recipe(run: Run) -> None:
     """Print which settings suit few images, if there are few and it has others."""
     recipe, count = run.recipe, len(run.split.train)
+    if recipe.ema_momentum:
+        _advise_averaging(recipe, count)
     if recipe.steps_per_epoch is None and count < FEW_BATCHES * recipe.batch_size:
         batches = max(1, count // recipe.batch_size)
         print(
@@ -339,6 +396,18 @@ def advise_recipe(run: Run) -> None:
         )
 
 
+def _advise_averaging(recipe: Recipe, count: int) -> None:
+    """Print a lower momentum if the averaged weights would go back to the first ones."""
+    batches = recipe.epochs * (recipe.steps_per_epoch or max(1, count // recipe.batch_size))
+    averaged = round(1 / (1 - recipe.ema_momentum))
+    if averaged > batches / AVERAGED_SHARE:
+        fitting = max(0, 1 - 2 * AVERAGED_SHARE / batches)
+        print(
+            f"  Averaged weights would be those of the last {averaged} batches or so, of {batches} "
+            f"in all. Lower --ema-momentum to {fitting:.3g}."
+        )
+
+
 def fit(run: Run, inputs: Inputs, training_model: keras.Model, best: BestCheckpoint) -> None:
     """Train `training_model` epoch by epoch, or continue; `best` keeps the best epoch.
 
@@ -346,9 +415,16 @@ def fit(run: Run, inputs: Inputs, training_model: keras.Model, best: BestCheckpo
         TrainingError: the loss is not a number.
     """
     recipe, options, workers = run.recipe, run.options, run.workers
-    training = training_batches(run, inputs.source)
+    training = training_batches(run, inputs)
     rate = learning_rate(recipe, training.steps)
-    compile_model(training_model, rate, recipe.momentum, recipe.nesterov, recipe.label_smoothing)
+    compile_model(
+        training_model,
+        rate,
+        recipe.momentum,
+        recipe.nesterov,
+        recipe.label_smoothing,
+        recipe.ema_momentum,
+    )
     first_epoch = run.state.epochs if run.state else 0
     if run.state and run.state_file:
         best.restore(run.state.best, run.state.checkpoint)
@@ -362,42 +438,55 @@ def fit(run: Run, inputs: Inputs, training_model: keras.Model, best: BestCheckpo
             f"{recipe.batch_size}; history in {options.models / HISTORY}.",
             flush=True,
         )
-    callbacks = keep_epochs(
-        best, options.models / HISTORY, options.models / STATE, run.settings, run.state
-    )
-    if options.tensorboard:
-        callbacks.insert(2, keras.callbacks.TensorBoard(options.models / TENSORBOARD))
-    callbacks.insert(0, SetAsideEarlierRun(run.replaced))
-    # Of all processes, as they have the same loss: none waits for another that has ended.
-    guard = RequireFiniteLoss(recipe.learning_rate, best)
     fit_epochs(
         training_model,
         training,
         validation_batches(run, inputs.val_source),
         epochs=(first_epoch, recipe.epochs),
         verbose=(1 if sys.stdout.isatty() else 2) if workers.is_main else 0,
-        callbacks=[guard, *workers.main_process_callbacks(*callbacks)],
+        callbacks=make_callbacks(run, best),
     )
-    workers.shutdown()
+    workers.release()
 
 
-def training_batches(run: Run, source: Source) -> TrainingBatches:
+def make_callbacks(run: Run, best: BestCheckpoint) -> list[keras.callbacks.Callback]:
+    """Return what is done at the end of each epoch of `run`, in this order."""
+    options, for_main = run.options, run.workers.main_process_callbacks
+    checkpoint, *records = keep_epochs(
+        best, options.models / HISTORY, options.models / STATE, run.settings, run.state
+    )
+    if options.tensorboard:
+        records.insert(1, keras.callbacks.TensorBoard(options.models / TENSORBOARD))
+    outdated = options.models / REFIT / STATE
+    kept = for_main(SetAsideEarlierRun(run.replaced, outdated), checkpoint)
+    if run.recipe.ema_momentum:  # in all processes, which hold the same weights
+        insert = InsertAverages()
+        kept = [insert, *kept, RemoveAverages(insert)]
+    # Of all processes, as they have the same loss: none waits for another that has ended.
+    guard = RequireFiniteLoss(run.recipe.learning_rate, best)
+    return [guard, *kept, *for_main(*records)]
+
+
+def training_batches(run: Run, inputs: Inputs) -> TrainingBatches:
     """Return the shuffled, augmented batches that `run` trains on."""
     recipe = run.recipe
     return TrainingBatches(
-        source,
+        inputs.source,
         run.split.train,
         recipe.batch_size,
         steps=recipe.steps_per_epoch or max(1, len(run.split.train) // recipe.batch_size),
         seed=recipe.seed,
-        views=None if source is run.images else recipe.views,
+        views=None if inputs.source is run.images else recipe.views,
         mixup_alpha=recipe.mixup_alpha,
         rows=run.workers.rows(recipe.batch_size),
+        soft_labels=inputs.soft_labels,
     )
 
 
-def validation_batches(run: Run, source: Source) -> Batches:
-    """Return the batches that each epoch of `run` is validated on."""
+def validation_batches(run: Run, source: Source) -> Batches | None:
+    """Return the batches that each epoch of `run` is validated on, if it has any."""
+    if not run.split.validation:
+        return None
     batches = PaddedBatches if run.workers.distributed else Batches
     size = run.recipe.batch_size
     return batches(source, run.split.validation, size, run.workers.rows(size))
@@ -427,10 +516,15 @@ def compile_model(
     momentum: float,
     nesterov: bool = False,
     label_smoothing: float = 0.0,
+    ema_momentum: float = 0.0,
 ) -> None:
-    """Compile `model` for stochastic gradient descent at the learning rate `rate`."""
+    """Compile `model` for stochastic gradient descent at the learning rate `rate`.
+
+    With an `ema_momentum` above 0, its optimizer keeps a moving average of the weights.
+    """
+    averaging = {"use_ema": True, "ema_momentum": ema_momentum} if ema_momentum else {}
     model.compile(
-        optimizer=keras.optimizers.SGD(rate, momentum=momentum, nesterov=nesterov),
+        optimizer=keras.optimizers.SGD(rate, momentum=momentum, nesterov=nesterov, **averaging),
         loss=keras.losses.CategoricalCrossentropy(label_smoothing=label_smoothing),
         weighted_metrics=["accuracy"],
     )
@@ -453,7 +547,7 @@ def keep_epochs(
 def fit_epochs(
     model: keras.Model,
     training: TrainingBatches,
-    validation: Batches,
+    validation: Batches | None,
     *,
     epochs: tuple[int, int],
     verbose: int | str = 0,

@@ -18,8 +18,9 @@ class Recipe:
     batch_size: int = 32
     test_fraction: float = 0.0  # of all images; 0: the report is about the validation images
     validation_fraction: float = 0.2  # of the others; they pick the epoch
-    seed: int = 69420
-    # ImageDataGenerator's augmentation, of the training images only
+    split_seed: int = 69420  # of which images are in which set
+    seed: int = 69420  # of new weights, the order of images, and mixup
+    # augmentation of the training images only, most of it ImageDataGenerator's
     rotation_range: int = 40  # degrees
     width_shift_range: float = 0.4  # of the width
     height_shift_range: float = 0.4
@@ -27,6 +28,9 @@ class Recipe:
     zoom_range: float | tuple[float, float] = 0.3  # 1 ± it, or from and to; below 1: closer
     horizontal_flip: bool = True
     fill_mode: str = "nearest"
+    brightness_range: float | tuple[float, float] = 0.0  # factors of brightness, as zoom_range
+    channel_shift_range: float = 0.0  # of 0 to 255, added to or taken from all channels alike
+    erasing: float = 0.0  # share of the views in which a rectangle is noise
     views: int = 4  # cached augmented views of each image; without the cache always new ones
     mixup_alpha: float = 0.0  # parameter of the beta distribution that images are mixed by; 0: not
     # network: Xception, global average pooling, dense layers (ReLU), softmax
@@ -38,11 +42,15 @@ class Recipe:
     momentum: float = 0.75
     nesterov: bool = False
     label_smoothing: float = 0.0
+    ema_momentum: float = 0.0  # of the moving average of weights that is kept; 0: none
     # schedule
     epochs: int = 30
     steps_per_epoch: int | None = 100  # None: each training image once
     warmup_epochs: float | None = None  # before a cosine decay; None: a constant learning rate
     monitor: str = "val_accuracy"  # the epoch that is best by it is kept
+    refit: bool = False  # train once more, on training and validation images together
+    refit_epochs: int | None = None  # of that; None: as many as the best epoch's number
+    final_head_epochs: int = 0  # for which the head is trained in the end, at the final size
 
     @property
     def image_size(self) -> tuple[int, int]:
@@ -56,7 +64,12 @@ class Recipe:
 
     @property
     def augmentation(self) -> dict:
-        """Arguments of Keras' `ImageDataGenerator`."""
+        """Settings of `training.images.ImageSource`; what is off is not among them."""
+        added = {
+            "brightness_range": self._brightness_bounds,
+            "channel_shift_range": self.channel_shift_range,
+            "erasing": self.erasing,
+        }
         return {
             "rotation_range": self.rotation_range,
             "width_shift_range": self.width_shift_range,
@@ -65,7 +78,15 @@ class Recipe:
             "zoom_range": self.zoom_range,
             "horizontal_flip": self.horizontal_flip,
             "fill_mode": self.fill_mode,
+            **{name: value for name, value in added.items() if value},
         }
+
+    @property
+    def _brightness_bounds(self) -> tuple[float, float] | None:
+        change = self.brightness_range
+        if isinstance(change, tuple):
+            return change
+        return (1 - change, 1 + change) if change else None
 
 
 ORIGINAL = Recipe()
@@ -110,6 +131,7 @@ class RunOptions:
     Attributes:
         data: folder of images, one sub-folder a class.
         exclude: file that lists images to leave out, or None.
+        audit: file that lists images whose labels are wrong, or None.
         weights: "imagenet", "none" or a weights file.
         models: where checkpoints and reports are written.
         cache: where features are kept; None to compute everything anew in each epoch.
@@ -120,6 +142,7 @@ class RunOptions:
 
     data: Path = Path("flowers")
     exclude: Path | None = None
+    audit: Path | None = None
     weights: str = "imagenet"
     models: Path = Path("models")
     cache: Path | None = CACHE
@@ -164,12 +187,25 @@ def add_recipe_flags(parser: argparse.ArgumentParser) -> None:
     add("learning_rate", positive(float))
     add("momentum", fraction, "0 to 1")
     add("label_smoothing", fraction, "0 to 1")
+    add("ema_momentum", fraction, "of averaged weights, 0 to 1, such as 0.98; 0 averages none")
     add("mixup_alpha", fraction, "0 to 1; 0 mixes no images", "--mixup")
     add("steps_per_epoch", up_to(1_000_000), "batches an epoch; None: all training images")
+    group.add_argument(
+        "--refit",
+        action=argparse.BooleanOptionalAction,
+        help="train once more, on training and validation images together "
+        f"[{' / '.join(str(recipe.refit) for recipe in RECIPES.values())}]",
+    )
+    add("refit_epochs", up_to(100_000), "of that; None: as many as were best")
+    add("final_head_epochs", within(0, 100_000), "of the head in the end, on plain images")
     add("views", up_to(1000), "augmented views of each image in the cache")
-    add("zoom_range", zoom, "0.3: from 0.7 to 1.3; 0.5,1: from and to; below 1 is closer")
+    add("zoom_range", factors, "0.3: from 0.7 to 1.3; 0.5,1: from and to; below 1 is closer")
+    add("brightness_range", factors, "0.3: from 0.7 to 1.3; 0.5,1: from and to; below 1 is darker")
+    add("channel_shift_range", intensity, "of 0 to 255, by which all channels are shifted alike")
+    add("erasing", fraction, "share of the views with a rectangle of noise, 0 to 1")
     add("fine_tune_at", block, "block, 1 to 14, from which the base learns", "--first-block")
-    add("seed", within(0, MAX_SEED), "of split, order and weights")
+    add("split_seed", within(0, MAX_SEED), "of the split into training, validation and test images")
+    add("seed", within(0, MAX_SEED), "of new weights, order and mixup, on the same split")
 
 
 def layers(text: str) -> tuple[int, ...]:
@@ -211,8 +247,8 @@ def within(least: int, most: int) -> Callable[[str], int]:
     return parse
 
 
-def zoom(text: str) -> float | tuple[float, ...]:
-    """Return `text` as the `zoom_range` of `ImageDataGenerator`."""
+def factors(text: str) -> float | tuple[float, ...]:
+    """Return `text` as a range of factors around 1: how far it goes, or its bounds."""
     if "," not in text:
         return fraction(text)
     bounds = tuple(map(positive(float), text.split(",")))
@@ -221,6 +257,14 @@ def zoom(text: str) -> float | tuple[float, ...]:
             f"expected one number, or a lower and an upper one. Received: {text}"
         )
     return bounds
+
+
+def intensity(text: str) -> float:
+    """Return `text` as a number of intensity levels, 0 to 255."""
+    value = float(text)
+    if not 0 <= value <= 255:
+        raise argparse.ArgumentTypeError(f"expected a number from 0 to 255. Received: {text}")
+    return value
 
 
 def block(text: str) -> int:

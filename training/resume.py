@@ -13,13 +13,27 @@ import h5py
 
 from serving.errors import ModelError
 from training.backend import keras
-from training.checkpoint import BestCheckpoint, read_metadata, set_aside, split_record
+from training.checkpoint import (
+    BestCheckpoint,
+    read_metadata,
+    remove_checkpoint,
+    set_aside,
+    split_record,
+)
 from training.errors import DataError, TrainingError
 from training.files import write_atomically
 from training.recipes import ORIGINAL, Recipe, RunOptions
 
 STATE = "xception_fin.resume.weights.h5"
 ATTRIBUTE = "run"  # of the HDF5 file
+# Settings that the states of earlier runs do not have, as they are where they are off.
+ADDED_SETTINGS = {
+    "ema_momentum": 0.0,
+    "brightness_range": 0.0,
+    "channel_shift_range": 0.0,
+    "erasing": 0.0,
+    "labels": None,
+}
 
 
 @dataclass(frozen=True)
@@ -34,6 +48,7 @@ class TrainingState:
         best: validation accuracy, 0 to 1, and validation loss of the best epoch.
         checkpoint: file name of the best epoch's checkpoint, or None.
         reported: input size in pixels that its report is about; False without a report.
+        final_head_epochs: for which the head was trained before that report.
     """
 
     settings: dict
@@ -41,6 +56,7 @@ class TrainingState:
     best: tuple[float, float]
     checkpoint: str | None
     reported: int | bool = False
+    final_head_epochs: int = 0
 
     @classmethod
     def load(cls, path: Path) -> "TrainingState | None":
@@ -128,13 +144,17 @@ class RequireFiniteLoss(keras.callbacks.Callback):
 class SetAsideEarlierRun(keras.callbacks.Callback):
     """After the first epoch, move the `checkpoints` of the run that this one replaces."""
 
-    def __init__(self, checkpoints: Sequence[Path]):
-        """Move `checkpoints`, with what belongs to them, into a folder `EARLIER` beside them."""
+    def __init__(self, checkpoints: Sequence[Path], outdated: Path):
+        """Move `checkpoints`, with what belongs to them, into a folder `EARLIER` beside them.
+
+        Remove `outdated`, the state of a second training that followed from an earlier epoch.
+        """
         super().__init__()
-        self.checkpoints = list(checkpoints)
+        self.checkpoints, self.outdated = list(checkpoints), outdated
 
     def on_epoch_end(self, epoch: int, logs: dict | None = None) -> None:
         """Move them, once; Keras calls this."""
+        self.outdated.unlink(missing_ok=True)
         while self.checkpoints:
             set_aside(self.checkpoints.pop())
 
@@ -203,6 +223,7 @@ def _report_command(recipe: Recipe, options: RunOptions, checkpoint: Path) -> st
     words = ["python", "-m", "training.evaluation", str(checkpoint), str(options.models)]
     words += ["--data", str(options.data)]
     words += ["--exclude", str(options.exclude)] if options.exclude else []
+    words += ["--audit", str(options.audit)] if options.audit else []
     words += ["--inference-size", str(recipe.inference_size)] if recipe.inference_size else []
     return shlex.join(words)
 
@@ -220,6 +241,25 @@ def require_same_settings(found: Mapping, wanted: Mapping, what: str, advice: st
         was = ", ".join(f"{name} {found.get(name)}" for name in different)
         now = ", ".join(f"{name} {wanted[name]}" for name in different)
         raise DataError(f"Expected the settings of {what} ({was}). Received: {now}. {advice}")
+
+
+def upgrade_settings(settings: Mapping) -> dict:
+    """Return the `settings` of an interrupted run with those that it did not have yet.
+
+    One seed drew the split as well then, and what came later was off.
+    """
+    return {"split_seed": settings.get("seed"), **ADDED_SETTINGS, **settings}
+
+
+def rename_checkpoint(checkpoint: Path, path: Path) -> None:
+    """Let `path`, made from the best `checkpoint`, take its place."""
+    if checkpoint == path:
+        return
+    TrainingState.update(path.parent / STATE, checkpoint=path.name)
+    remove_checkpoint(checkpoint)
+    earlier = checkpoint.with_suffix("")  # a report on the same epoch
+    if earlier.is_dir() and not path.with_suffix("").exists():
+        earlier.rename(path.with_suffix(""))
 
 
 def trim_history(path: Path, epochs: int) -> None:

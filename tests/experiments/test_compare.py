@@ -3,6 +3,7 @@
 import json
 import os
 import re
+import shlex
 import signal
 import subprocess
 import sys
@@ -13,7 +14,18 @@ import pytest
 from conftest import ROOT
 
 import train
-from experiments import command, compare, explore, networks, search, tune, unknown
+from experiments import (
+    command,
+    compare,
+    cross_validate,
+    explore,
+    labels,
+    networks,
+    search,
+    soup,
+    tune,
+    unknown,
+)
 from serving.errors import ModelError
 from training.backend import keras
 from training.checkpoint import load_checkpoint
@@ -31,7 +43,7 @@ EPOCHS = 6
 def flags(drawn, tmp_path_factory):
     """Small images and random weights: quick, and nothing here asks for a good network."""
     cache = tmp_path_factory.mktemp("cache")
-    common = f"--epochs {EPOCHS} --size 48 --weights none --seed 3"
+    common = f"--epochs {EPOCHS} --size 48 --weights none --split-seed 4 --seed 3"
     return ["--data", str(drawn), "--cache", str(cache), *common.split()]
 
 
@@ -91,7 +103,7 @@ def rows_of(out):
 
 def test_what_is_reported_was_never_trained_on_nor_used_to_pick(compared, drawn):
     out, given = compared
-    split = split_dataset(scan(drawn), 3, validation_fraction=0.125, test_fraction=0.2)
+    split = split_dataset(scan(drawn), 4, validation_fraction=0.125, test_fraction=0.2)
     assert given["fitted"] == [set(split.train)] * 3
     # Of each network first what picks the epoch, then, of the kept epoch, what is reported.
     assert given["judged"] == [set(split.validation), set(split.evaluated)] * 3
@@ -119,7 +131,7 @@ def test_every_network_is_trained_as_the_original_did(compared):
 def test_the_table_says_what_the_tflite_file_does(compared, drawn):
     out, given = compared
     dataset = scan(drawn)
-    split = split_dataset(dataset, 3, validation_fraction=0.125, test_fraction=0.2)
+    split = split_dataset(dataset, 4, validation_fraction=0.125, test_fraction=0.2)
     for name, row in rows_of(out).items():
         path = out / name / "model.tflite"
         images = compare.ImageSource(dataset, (row["pixels"], row["pixels"]))
@@ -275,6 +287,7 @@ def test_the_originals_settings_are_train_pys(drawn):
         assert script.parse_arguments([]).cache == defaults.cache
     for script in (explore, compare, tune):
         assert script.parse_arguments([]).seed == recipe.seed
+        assert script.parse_arguments([]).split_seed == recipe.split_seed
         assert script.parse_arguments([]).data == defaults.data
     dataset, fine_tune = scan(drawn), FINE_TUNE
     assert command.split_images(dataset, 3) == split_dataset(
@@ -307,11 +320,12 @@ def test_the_small_networks_are_the_originals():
 
 def test_the_readmes_commands_parse_and_its_figures_are_there_and_small():
     readme = (ROOT / "experiments" / "README.md").read_text(encoding="utf-8")
-    scripts = {"explore": explore, "compare": compare, "tune": tune, "unknown": unknown}
+    modules = (explore, compare, tune, unknown, cross_validate, soup, labels)
+    scripts = {module.__name__.split(".")[1]: module for module in modules}
     commands = re.findall(r"python -m experiments\.(\w+)((?: [^#`\n&\\]+|\\\n)*)", readme)
     assert {name for name, _ in commands} == set(scripts)
     for name, words in commands:
-        scripts[name].parse_arguments(words.replace("\\\n", " ").split())
+        scripts[name].parse_arguments(shlex.split(words.replace("\\\n", " ")))
     figures = set(re.findall(r"!\[[^]]+\]\((figures/[^)]+)\)", readme))
     kept = {f"figures/{path.name}" for path in (ROOT / "experiments" / "figures").iterdir()}
     assert figures == kept

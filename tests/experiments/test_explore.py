@@ -108,10 +108,11 @@ def test_sizes_say_what_an_input_size_does_to_the_images():
 def test_colour_alone_tells_classes_of_colours_apart_and_no_others(colourful, drawn, tmp_path):
     dataset = scan(colourful)
     measured = explore.measure_all(dataset, tmp_path / "rows.jsonl")
-    found = explore.colour_alone(dataset, measured, epochs=20, seed=0)
+    split = command.split_images(dataset, 0)
+    found = explore.colour_alone(dataset, measured, split, epochs=20, seed=0)
     assert (found["accuracy"], found["n"]) == (1.0, 4)
     same = [measured[0]] * len(measured)
-    assert explore.colour_alone(dataset, same, epochs=20, seed=0)["accuracy"] == 0.5
+    assert explore.colour_alone(dataset, same, split, epochs=20, seed=0)["accuracy"] == 0.5
     by_class = explore.colours(dataset, measured)
     assert by_class["red"]["brightness"] > by_class["blue"]["brightness"]
     assert int(np.argmax(by_class["blue"]["hues"])) == explore.HUES * 2 // 3
@@ -129,7 +130,8 @@ def test_colour_alone_is_not_fitted_to_what_it_is_judged_on(colourful, tmp_path)
         }
         for _ in dataset.images
     ]
-    found = [explore.colour_alone(dataset, noise, 50, seed)["accuracy"] for seed in range(10)]
+    splits = [command.split_images(dataset, seed) for seed in range(10)]
+    found = [explore.colour_alone(dataset, noise, s, 50, s.seed)["accuracy"] for s in splits]
     assert 0.25 < np.mean(found) < 0.75
 
 

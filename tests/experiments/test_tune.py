@@ -31,7 +31,7 @@ from training.dataset.split import split_dataset
 from training.errors import DataError
 from training.recipes import ORIGINAL
 
-QUICK = "--epochs 1 --repeats 1 --weights none --seed 3"
+QUICK = "--epochs 1 --repeats 1 --weights none --split-seed 4 --seed 3"
 
 
 @pytest.fixture(scope="module")
@@ -48,7 +48,7 @@ def data(flags):
 
 @pytest.fixture
 def split(drawn):
-    return split_dataset(scan(drawn), 3, validation_fraction=0.125, test_fraction=0.2)
+    return split_dataset(scan(drawn), 4, validation_fraction=0.125, test_fraction=0.2)
 
 
 class PretendHead:
@@ -614,13 +614,13 @@ def test_what_train_py_has_no_flag_for_is_reported():
 @pytest.mark.parametrize("head", [(), (64,), (512, 128)])
 def test_the_command_gives_train_py_what_was_best(head):
     flags = ["--data", "my flowers", "--exclude", "not these.txt", "--weights", "none"]
-    flags += ["--epochs", "7", "--seed", "5"]
+    flags += ["--epochs", "7", "--seed", "5", "--split-seed", "6"]
     chosen = tune.parse_arguments(flags)
     words = shlex.split(tune_report.command(Candidate(0.1234, 0.9, head, 0.0), chosen))
     assert words[:2] == ["python", "train.py"]
     options = train.parse_arguments(words[2:])
     assert (options.learning_rate, options.momentum, options.head) == (0.1234, 0.9, head)
-    for name in ("data", "exclude", "weights", "epochs", "seed"):
+    for name in ("data", "exclude", "weights", "epochs", "seed", "split_seed"):
         assert getattr(options, name) == getattr(chosen, name)
 
 

@@ -422,3 +422,19 @@ def test_copies_of_an_image_are_computed_once(drawn, frozen, tmp_path):
     assert activations.compute([(i, 0) for i in range(10)]) == 5
     rows = activations.inputs([(i, 0) for i in range(10)])
     assert np.array_equal(rows[:5], rows[5:])
+
+
+def test_soft_labels_are_those_of_the_view_and_are_mixed_as_classes_are(dataset):
+    count, classes = len(dataset.images), len(dataset.class_names)
+    labels = np.random.default_rng(0).dirichlet(np.ones(classes), (2, count)).astype(np.float32)
+    plain = numbers(dataset, views=2, soft_labels=labels)
+    for batch in range(2 * count // 8):
+        plain.begin_epoch(batch // 3)
+        inputs, targets = plain[batch % 3]
+        for row in range(8):
+            place, view = plain._draw(batch * 8 + row)
+            assert inputs[row].argmax() == place
+            assert np.array_equal(targets[row], labels[view - 1, place])
+    mixed = numbers(dataset, views=2, soft_labels=labels, mixup_alpha=1.0)
+    inputs, targets = mixed[0]
+    assert np.allclose(targets, inputs @ labels[0], atol=1e-6)

@@ -296,6 +296,16 @@ def test_a_better_epoch_is_saved_with_what_it_says_and_its_split(tmp_path, monke
     assert read_split(best.path) == SPLIT
 
 
+def test_without_validation_images_the_last_epoch_is_kept(tmp_path, monkeypatch):
+    saved = Saved(monkeypatch)
+    best = best_of(tmp_path, None, "picked.h5")
+    for epoch in range(3):
+        best.on_epoch_end(epoch, {"loss": 1.0 + epoch})
+    assert [metadata.epoch for _, _, metadata in saved.saved] == [1, 2, 3]
+    assert all(math.isnan(metadata.val_accuracy) for _, _, metadata in saved.saved)
+    assert best.path == tmp_path / "picked.h5"
+
+
 def test_the_first_epoch_counts_however_bad(tmp_path, monkeypatch):
     saved = Saved(monkeypatch)
     for monitor in ("val_accuracy", "val_loss"):
@@ -388,6 +398,7 @@ STATE = {
     "best": [0.5, 1.0],
     "checkpoint": "a.h5",
     "reported": False,
+    "final_head_epochs": 0,
 }
 
 

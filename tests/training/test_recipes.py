@@ -1,7 +1,7 @@
 """training/recipes.py: the flags of a recipe, what they take, and what help says of them."""
 
 import argparse
-from dataclasses import asdict, fields
+from dataclasses import asdict, fields, replace
 from pathlib import Path
 
 import pytest
@@ -25,11 +25,18 @@ FLAGS = {
     "learning_rate": ("0.25", 0.25),
     "momentum": ("0", 0.0),
     "label_smoothing": ("0.3", 0.3),
+    "ema_momentum": ("0.98", 0.98),
     "mixup_alpha": ("0.5", 0.5),
     "steps_per_epoch": ("3", 3),
+    "refit_epochs": ("7", 7),
+    "final_head_epochs": ("5", 5),
     "views": ("5", 5),
     "zoom_range": ("0.8,1.2", (0.8, 1.2)),
+    "brightness_range": ("0.8,1.2", (0.8, 1.2)),
+    "channel_shift_range": ("20", 20.0),
+    "erasing": ("0.25", 0.25),
     "fine_tune_at": ("14", 14),
+    "split_seed": ("0", 0),
     "seed": ("0", 0),
 }
 # ImageDataGenerator's arguments in the original.
@@ -60,12 +67,20 @@ def test_a_flag_changes_its_own_setting_only(name, recipe, parser):
     assert asdict(read_recipe(options)) == expected
 
 
+@pytest.mark.parametrize("recipe", RECIPES)
+def test_a_second_training_is_asked_for_or_not(recipe, parser):
+    for flag, value in (("--refit", True), ("--no-refit", False)):
+        options = parser.parse_args(["--recipe", recipe, flag])
+        assert read_recipe(options) == replace(RECIPES[recipe], refit=value)
+
+
 def test_the_defaults_are_the_originals():
     settings = asdict(ORIGINAL)
     assert {
         "input_size": 299,
         "batch_size": 32,
         "validation_fraction": 0.2,
+        "split_seed": 69420,
         "seed": 69420,
         **AUGMENTATION,
         "head": (512, 128, 32),
@@ -88,7 +103,7 @@ def test_without_flags_it_is_the_originals_recipe(parser):
 
 
 def test_the_recipes_have_the_flags_above_and_no_others(parser):
-    given = set(vars(parser.parse_args([]))) - {"recipe"}
+    given = set(vars(parser.parse_args([]))) - {"recipe", "refit"}
     assert given == set(FLAGS)
     assert given <= {field.name for field in fields(Recipe)}
 
@@ -120,7 +135,8 @@ def test_help_gives_both_recipes_values(parser):
         "augmented views of each image in the cache [4 / 9]",
         "below 1 is closer [0.3 / (0.5, 1.0)]",
         "from which the base learns [None / 5]",
-        "of split, order and weights [69420 / 69420]",
+        "of the split into training, validation and test images [69420 / 69420]",
+        "of new weights, order and mixup, on the same split [69420 / 69420]",
     ):
         assert expected in text
 
@@ -133,6 +149,11 @@ def test_help_gives_both_recipes_values(parser):
         ("zoom-range", "0.5,0.7,1", "expected one number, or a lower and an upper one"),
         ("zoom-range", "1", "expected a number from 0 to below 1"),
         ("zoom-range", "-0.1", "expected a number from 0 to below 1"),
+        ("brightness-range", "1.2,0.8", "expected one number, or a lower and an upper one"),
+        ("channel-shift-range", "256", "expected a number from 0 to 255"),
+        ("channel-shift-range", "-1", "expected a number from 0 to 255"),
+        ("channel-shift-range", "nan", "expected a number from 0 to 255"),
+        ("erasing", "1", "expected a number from 0 to below 1"),
         ("momentum", "1", "expected a number from 0 to below 1"),
         ("label-smoothing", "nan", "expected a number from 0 to below 1"),
         *(("epochs", t, "expected a number above 0") for t in ("0", "-2")),
@@ -180,6 +201,19 @@ def test_sizes_are_in_pixels_of_height_and_width():
 
 def test_augmentation_is_what_keras_is_given():
     assert ORIGINAL.augmentation == AUGMENTATION
+
+
+def test_augmentation_holds_what_is_switched_on_only():
+    for name in ("brightness_range", "channel_shift_range", "erasing"):
+        assert not {name} & (set(ORIGINAL.augmentation) | set(FINE_TUNE.augmentation))
+    changed = replace(ORIGINAL, brightness_range=0.25, channel_shift_range=20.0, erasing=0.5)
+    assert changed.augmentation == AUGMENTATION | {
+        "brightness_range": (0.75, 1.25),
+        "channel_shift_range": 20.0,
+        "erasing": 0.5,
+    }
+    changed = replace(ORIGINAL, brightness_range=(0.5, 1.0))
+    assert changed.augmentation == AUGMENTATION | {"brightness_range": (0.5, 1.0)}
 
 
 def test_places_are_read_from_the_command_line():

@@ -248,7 +248,10 @@ def test_checkpoints_of_a_replaced_run_move_aside_and_others_stay(tmp_path):
     staying[-1].touch()
     found = unreported_checkpoints(tmp_path)
     assert [path.name for path in found] == ["xception_fin_09_0.900.h5", last.name]
-    callback = SetAsideEarlierRun(found)
+    outdated = tmp_path / "second" / STATE
+    outdated.parent.mkdir()
+    outdated.touch()
+    callback = SetAsideEarlierRun(found, outdated)
     callback.on_epoch_end(0)
     moved = [path.name for path in sorted((tmp_path / EARLIER).iterdir())]
     assert moved == [
@@ -260,6 +263,7 @@ def test_checkpoints_of_a_replaced_run_move_aside_and_others_stay(tmp_path):
         "xception_fin_22_0.917.tflite",
     ]
     assert all(path.exists() for path in staying)
+    assert not outdated.exists()
     checkpoint(tmp_path, "xception_fin_01_0.800.h5")  # of the new run
     callback.on_epoch_end(1)
     assert (tmp_path / "xception_fin_01_0.800.h5").exists()
@@ -298,7 +302,7 @@ def test_after_an_epoch_the_whole_commands_to_go_on_are_printed(places):
     name = "xception_fin_22_0.917.h5"
     state_of(places, name)
     (places.models / name).touch()
-    options = replace(places, exclude=Path("wrong.txt"))
+    options = replace(places, exclude=Path("wrong.txt"), audit=Path("audit.txt"))
     said = describe_stop(FINE_TUNE, options, 0.0).splitlines()
     assert said[:2] == [
         "Stopped. Rerun with --resume to continue after the last finished epoch:",
@@ -307,7 +311,8 @@ def test_after_an_epoch_the_whole_commands_to_go_on_are_printed(places):
     assert said[2].startswith(f"The best epoch so far: {places.models / name}. ")
     assert shlex.split(said[3]) == [
         *("python", "-m", "training.evaluation", str(places.models / name), str(places.models)),
-        *("--data", str(places.data), "--exclude", "wrong.txt", "--inference-size", "363"),
+        *("--data", str(places.data), "--exclude", "wrong.txt", "--audit", "audit.txt"),
+        *("--inference-size", "363"),
     ]
     assert how_to_rerun(places, 0.0).startswith("rerun with --resume: python train.py --data 'my")
 

@@ -31,18 +31,21 @@ class DatasetChecks:
     across_classes: tuple[Group, ...]
 
 
-def load_dataset(folder: Path, exclude: Path | None = None) -> Dataset:
+def load_dataset(folder: Path, exclude: Path | None = None, audit: Path | None = None) -> Dataset:
     """Return the usable images of `folder`, and print what is wrong with the others.
 
     Raises:
         DataError: as `scan`.
     """
     print(f"Data: checking the images of {printable(folder)} ...", flush=True)
-    dataset = scan(folder, exclude)
+    dataset = scan(folder, exclude, audit)
     for line in format_checks(check_dataset(dataset)):
         print(f"  {line}")
     counts, skipped = dataset.describe_counts(), len(dataset.skipped)
     print(f"  {len(dataset.images)} images: {counts}; {skipped} files skipped.")
+    if audit:
+        wrong = dataset.wrong_labels.intersection(dataset.images)
+        print(f"  Audit: {len(wrong)} of these labels are wrong. The images stay in the data.")
     return dataset
 
 

@@ -8,8 +8,9 @@ import codecs
 import re
 import unicodedata
 from collections import defaultdict
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
+from typing import NamedTuple
 
 from training.errors import DataError
 from training.streams import printable
@@ -116,3 +117,39 @@ class FileIndex:
 
 def _key(text: str, prefix: str = "") -> str:
     return composed(text.removeprefix(prefix)).strip()
+
+
+class ListedLine(NamedTuple):
+    """A line of a list of files.
+
+    Attributes:
+        number: of the line, from 1.
+        text: without its comment.
+        files: that it names; none if there are no such files.
+    """
+
+    number: int
+    text: str
+    files: set[str]
+
+
+def read_list(path: Path, index: FileIndex) -> list[ListedLine]:
+    """Return the lines of the text file `path` that name files; `#` begins a comment.
+
+    Raises:
+        OSError: it cannot be read.
+    """
+    listed = []
+    for number, line in enumerate(read_lines(path), 1):
+        readings = list(_without_comment(line))
+        found = next(filter(None, map(index.find, readings)), set())
+        if found or readings[-1]:
+            listed.append(ListedLine(number, readings[-1], found))
+    return listed
+
+
+def _without_comment(line: str) -> Iterator[str]:
+    """Yield `line` without its comment, the shortest comment first: names may contain ` #`."""
+    yield line.strip()
+    for mark in reversed(list(re.finditer(r"(^|\s)#", line))):
+        yield line[: mark.start()].strip()

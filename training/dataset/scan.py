@@ -4,10 +4,10 @@ import hashlib
 import re
 import threading
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import nullcontext
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
@@ -27,7 +27,7 @@ from training.dataset.names import (
     check_class_names,
     composed,
     has_line_break,
-    read_lines,
+    read_list,
 )
 from training.dataset.perceptual_hash import perceptual_hash, thumbnail
 from training.errors import DataError
@@ -39,6 +39,7 @@ HOW_TO_GET_DATA = (
     "or name a folder of your own with --data."
 )
 EXCLUDED = "excluded by"  # begins the reason why an excluded file is skipped
+LISTS = {"--exclude": "to exclude", "--audit": "whose labels are wrong"}  # {flag: of which images}
 SAME_TYPE = {"MPO": "JPEG", "DIB": "BMP"}  # phones' variant of JPEG, Windows' of BMP
 NO_FILE = "not a file"
 SMALL_BYTES = 20_000_000  # files up to this size are read by several threads at once
@@ -58,6 +59,7 @@ class Dataset:
         hashes: `perceptual_hash` of each image that has one.
         mismatched: ("class/file", "named .png, is JPEG") of images with a wrong suffix; they are
             usable.
+        wrong_labels: "class/file" of those whose label an audit found wrong.
     """
 
     folder: Path
@@ -67,6 +69,7 @@ class Dataset:
     digests: dict[str, str] = field(default_factory=dict, hash=False, repr=False)
     hashes: dict[str, int] = field(default_factory=dict, hash=False, repr=False)
     mismatched: tuple[tuple[str, str], ...] = ()
+    wrong_labels: frozenset[str] = frozenset()
 
     @property
     def excluded(self) -> set[str]:
@@ -121,15 +124,16 @@ def class_of(image: str) -> str:
     return image.split("/", 1)[0]
 
 
-def scan(folder: str | Path, exclude: Path | None = None) -> Dataset:
+def scan(folder: str | Path, exclude: Path | None = None, audit: Path | None = None) -> Dataset:
     """Read and decode every file in the sub-folders of `folder`.
 
     Nothing is deleted or moved. Files whose names begin with a dot are ignored, files that the
-    text file `exclude` lists ("class/file", one a line, `#` begins a comment) are skipped.
+    text file `exclude` lists ("class/file", one a line, `#` begins a comment) are skipped. Those
+    that `audit` lists in the same way stay; they are the data set's `wrong_labels`.
 
     Raises:
         DataError: there is no such folder, it has fewer than two classes or names that a model
-            cannot carry, or `exclude` names a file that does not exist.
+            cannot carry, or a list names a file that does not exist.
         TooFewImagesError: a class has fewer than `MIN_IMAGES` usable images.
     """
     folder = Path(folder)
@@ -140,7 +144,8 @@ def scan(folder: str | Path, exclude: Path | None = None) -> Dataset:
             files += [f"{name}/{file}" for file in _list_files(folder / name)]
         except OSError as error:
             unlisted[name] = _File(f"cannot be listed ({error.strerror})")
-    excluded = _excluded(exclude, folder, files) if exclude else set()
+    excluded = _listed(exclude, "--exclude", folder, files) if exclude else set()
+    wrong_labels = _listed(audit, "--audit", folder, files) if audit else set()
     excluding = _File(f"{EXCLUDED} {exclude}")
     with ThreadPoolExecutor() as pool:
         found = zip(
@@ -150,7 +155,7 @@ def scan(folder: str | Path, exclude: Path | None = None) -> Dataset:
         )
         dataset = _dataset(folder, class_names, unlisted | dict(found))
     _require_enough(dataset)
-    return dataset
+    return replace(dataset, wrong_labels=frozenset(wrong_labels))
 
 
 def _list_files(folder: Path) -> list[str]:
@@ -228,33 +233,22 @@ def find_classes(folder: Path) -> tuple[str, ...]:
     return names
 
 
-def _excluded(path: Path, folder: Path, files: Sequence[str]) -> set[str]:
-    """Return the `files` ("class/file") that the text file `path` lists."""
+def _listed(path: Path, flag: str, folder: Path, files: Sequence[str]) -> set[str]:
+    """Return the `files` ("class/file") that the text file `path`, given by `flag`, lists."""
     try:
-        lines = read_lines(path)
+        lines = read_list(path, FileIndex(folder, files))
     except OSError as error:
         raise DataError(
-            "Expected a text file that lists images to exclude. "
-            f"Received: {path} ({error.strerror}). Correct its name, or omit --exclude."
+            f"Expected a text file that lists images {LISTS[flag]}. "
+            f"Received: {path} ({error.strerror}). Correct its name, or omit {flag}."
         ) from None
-    excluded, index = set(), FileIndex(folder, files)
-    for number, line in enumerate(lines, 1):
-        readings = list(_without_comment(line))
-        found = next(filter(None, map(index.find, readings)), set())
-        excluded |= found
-        if not found and readings[-1]:
+    for line in lines:
+        if not line.files:
             raise DataError(
-                f"Expected each line of {path} to name a file of {folder} as class/file. "
-                f"Received: {printable(readings[-1])} in line {number}. Correct or remove the line."
+                f"Expected each line of {path} to name a file of {folder} as class/file. Received: "
+                f"{printable(line.text)} in line {line.number}. Correct or remove the line."
             )
-    return excluded
-
-
-def _without_comment(line: str) -> Iterator[str]:
-    """Yield `line` without its comment, the shortest comment first: names may contain ` #`."""
-    yield line.strip()
-    for mark in reversed(list(re.finditer(r"(^|\s)#", line))):
-        yield line[: mark.start()].strip()
+    return {file for line in lines for file in line.files}
 
 
 def _check_file(path: Path) -> _File:

@@ -23,7 +23,8 @@ class Split:
     Attributes:
         seed: of the draw.
         train: what the network is fitted to.
-        validation: what picks the epoch and fits the temperature.
+        validation: what picks the epoch and fits the temperature; empty where these images have
+            trained the network in the end.
         test: what takes part in nothing but the report; empty where the validation images are
             what is reported on, as in the original's recipe.
         validation_fraction: of each class without its test images, 0 to 1.
@@ -46,6 +47,15 @@ class Split:
     def evaluated_name(self) -> str:
         """Name of the set that a report is about: "test" or "validation"."""
         return "test" if self.test else "validation"
+
+    def with_validation_in_training(self) -> "Split":
+        """Return this split with its validation images among the training images."""
+        return replace(
+            self,
+            train=tuple(sorted((*self.train, *self.validation))),
+            validation=(),
+            validation_fraction=0.0,
+        )
 
     def without(self, images: set[str]) -> "Split":
         """Return this split without `images` in its validation and test sets.
@@ -166,6 +176,58 @@ def split_dataset(
     )
     _check_classes(split, dataset, groups)
     return split
+
+
+def split_folds(
+    dataset: Dataset, seed: int, folds: int, validation_fraction: float
+) -> tuple[Split, ...]:
+    """Return `folds` splits of `dataset` at random, class by class; each tests other images.
+
+    Every image is tested in exactly one of them. `validation_fraction` (0 to 1) of each class's
+    other images validates, the rest trains. Copies of an image stay in one set of each split. The
+    same images and seed give the same folds.
+
+    Raises:
+        DataError: a class has too few images, copies counted once, to be in every set.
+    """
+    groups = {image: group for group in find_duplicates(dataset) for image in group}
+    splits = []
+    for number, test in enumerate(_deal(dataset, folds, np.random.default_rng(seed), groups)):
+        rest = tuple(image for image in dataset.images if image not in test)
+        generator = np.random.default_rng([seed, 1, number])
+        validation = _draw(rest, validation_fraction, generator, groups)
+        split = Split(
+            seed,
+            tuple(image for image in rest if image not in validation),
+            tuple(image for image in rest if image in validation),
+            tuple(image for image in dataset.images if image in test),
+            validation_fraction,
+            1 / folds,
+        )
+        _check_classes(split, dataset, groups)
+        splits.append(split)
+    return tuple(splits)
+
+
+def _deal(
+    dataset: Dataset, folds: int, rng: np.random.Generator, groups: dict[str, tuple[str, ...]]
+) -> list[set[str]]:
+    """Deal the images into `folds` sets, class by class, together with the copies in `groups`.
+
+    Each goes to the set that has the fewest images of its class and, of those, the fewest in all.
+    """
+    dealt: list[set[str]] = [set() for _ in range(folds)]
+    for name in sorted({class_of(image) for image in dataset.images}):
+        order = rng.permutation([p for p in dataset.images if class_of(p) == name]).tolist()
+        # Copies may have come with an image of an earlier class.
+        undealt = [p for p in order if not any(p in images for images in dealt)]
+        counts = [sum(class_of(p) == name for p in images) for images in dealt]
+        same = dict.fromkeys(groups.get(p, (p,)) for p in undealt)
+        for group in sorted(same, key=len, reverse=True):  # the largest first, to come out even
+            fold = min(range(folds), key=lambda f: (counts[f], len(dealt[f])))
+            dealt[fold].update(group)
+            counts[fold] += sum(class_of(p) == name for p in group)
+    return dealt
 
 
 def _draw(

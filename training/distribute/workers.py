@@ -98,6 +98,14 @@ class Workers:
         copy.write_bytes(content.tobytes())
         return copy
 
+    def broadcast(self, number: int) -> int:
+        """Return the main process' `number`."""
+        if self.count == 1:
+            return number
+        from jax.experimental.multihost_utils import broadcast_one_to_all
+
+        return int(broadcast_one_to_all(np.int32(number)))
+
     def replicate(self, model: Any, seed: int) -> Any:
         """Return a copy of `model`, not compiled, on all devices, with the main process' weights.
 
@@ -130,6 +138,13 @@ class Workers:
                 callback.on_epoch_end = unsharded()(callback.on_epoch_end)
         return list(callbacks)
 
+    def release(self) -> None:
+        """Let each process make models of its own again, after one that `replicate` returned."""
+        if self.distributed:
+            import keras
+
+            keras.distribution.set_distribution(None)
+
     def shutdown(self) -> None:
         """Wait for all processes, then leave them; the main process may take its time.
 
@@ -138,9 +153,8 @@ class Workers:
         if not self.distributed:
             return
         import jax
-        import keras
 
-        keras.distribution.set_distribution(None)
+        self.release()
         jax.distributed.shutdown()
 
 

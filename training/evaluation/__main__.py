@@ -2,8 +2,9 @@
 
     python -m training.evaluation models/xception_fin_15_0.966.h5 again/ --exclude wrong_labels.txt
 
-Useful where labels turned out to be wrong (--exclude) or for another input size
-(--inference-size). The checkpoint, its split and its report are written into the second folder.
+Useful where labels turned out to be wrong or for another input size (--inference-size). --exclude
+leaves images out; --audit keeps them, and tells the accuracy with and without them. The checkpoint,
+its split and its report are written into the second folder.
 """
 
 import argparse
@@ -11,8 +12,8 @@ import shlex
 import sys
 from pathlib import Path
 
-from training.cli import add_data_flags, make_parser, run_command
-from training.evaluation.evaluate import reevaluate
+from training.cli import add_audit_flag, add_data_flags, make_parser, run_command
+from training.evaluation.evaluate import Reevaluation, reevaluate
 from training.recipes import INPUT_SIZES, within
 
 
@@ -23,10 +24,13 @@ def main(arguments: list[str] | None = None) -> int:
         lambda: reevaluate(
             options.checkpoint,
             options.folder,
-            options.data,
-            options.exclude,
-            options.inference_size,
-            command=shlex.join(["python", "-m", "training.evaluation", *sys.argv[1:]]),
+            Reevaluation(
+                options.data,
+                options.exclude,
+                options.audit,
+                options.inference_size,
+                shlex.join(["python", "-m", "training.evaluation", *sys.argv[1:]]),
+            ),
         ),
         "evaluation",
         paths=f"read {options.data} and write to {options.folder}",
@@ -40,6 +44,7 @@ def parse_arguments(arguments: list[str] | None) -> argparse.Namespace:
     add("checkpoint", type=Path, help="a .h5 file of train.py")
     add("folder", type=Path, help="where to write the calibrated checkpoint and its report")
     add_data_flags(parser)
+    add_audit_flag(parser)
     add(
         "--inference-size",
         type=within(*INPUT_SIZES),

@@ -37,13 +37,22 @@ from training.evaluation.familiarity import (
     SplitFeatures,
     describe_shortage,
     fit_details,
+    transfer_details,
 )
 from training.evaluation.label_errors import (
     LabelIssue,
     list_label_issues,
     write_label_issues,
 )
-from training.evaluation.metrics import evaluate, percent, shown, table, wilson
+from training.evaluation.metrics import (
+    describe_audited,
+    evaluate,
+    percent,
+    shown,
+    table,
+    wilson,
+    with_interval,
+)
 from training.evaluation.model_card import CURVES, METRICS
 from training.evaluation.report import write_report
 from training.evaluation.run import EvaluationRun, RunInfo
@@ -97,20 +106,35 @@ def calibrate(
 
     `model` and `metadata` are what `load_checkpoint` returned. `source` gives inputs of the whole
     network, of the size that it is to have, or of its head. `features` are what the network pools
-    of all images, float (images, channels); None if that is not known yet.
+    of all images, float (images, channels); None if that is not known yet. Where the split has no
+    validation images, as the network has learned them, it stays calibrated as `metadata` says.
     """
     same_size = not isinstance(source, ImageSource) or model.input_shape[1:3] == source.size
     earlier = metadata.details.familiarity if same_size else None
+    result, found = calibrate_scores(model, metadata, dataset, split, source)
+    return _with_details(result, dataset, split, found, features, earlier)
+
+
+def calibrate_scores(
+    model: keras.Model, metadata: Metadata, dataset: Dataset, split: Split, source: Source
+) -> tuple[CalibratedModel, tuple[np.ndarray, np.ndarray]]:
+    """Fit the temperature of a checkpoint, and predict; its details stay as they are.
+
+    Takes what `calibrate` does. Also returns the features of the validation images and of the
+    evaluated ones, each float (images, channels).
+    """
     if isinstance(source, ImageSource):
         model = with_input_size(model, source.size)
     height, width = model.input_shape[1:3]
     print(f"Report: evaluating the best checkpoint at {width}×{height} pixels.", flush=True)
-    validation = _predict(model, metadata.temperature, source, split.validation)
+    validation = predict_images(model, metadata.temperature, source, split.validation)
     evaluated = validation
     if split.test:
-        evaluated = _predict(model, metadata.temperature, source, split.test)
-    temperature = fit_temperature(validation.probabilities, dataset.labels(split.validation))
-    bake_temperature(model, temperature / metadata.temperature)
+        evaluated = predict_images(model, metadata.temperature, source, split.test)
+    temperature = metadata.temperature
+    if split.validation:
+        temperature = fit_temperature(validation.probabilities, dataset.labels(split.validation))
+        bake_temperature(model, temperature / metadata.temperature)
     probabilities = apply_temperature(evaluated.probabilities, temperature)
     hits = probabilities.argmax(axis=1) == dataset.labels(split.evaluated)
     result = CalibratedModel(
@@ -120,8 +144,19 @@ def calibrate(
         probabilities,
         apply_temperature(validation.probabilities, temperature),
     )
-    found = (validation.features, evaluated.features)
-    return _with_details(result, dataset, split, found, features, earlier)
+    return result, (validation.features, evaluated.features)
+
+
+def adopt_calibration(
+    model: keras.Model, metadata: Metadata, calibrated: CalibratedModel
+) -> Metadata:
+    """Calibrate `model` as the network `calibrated` is, in place; return its metadata.
+
+    For a network that has learned the images that the other one was calibrated on.
+    """
+    known = calibrated.metadata
+    bake_temperature(model, known.temperature / metadata.temperature)
+    return replace(metadata, temperature=known.temperature, details=known.details)
 
 
 class Outputs(NamedTuple):
@@ -131,13 +166,15 @@ class Outputs(NamedTuple):
     features: np.ndarray
 
 
-def _predict(
+def predict_images(
     model: keras.Model, temperature: float, source: Source, names: Sequence[str]
 ) -> Outputs:
     """Return what `model`, or its head, makes of the images `names` of `source`.
 
     The probabilities are those before the `temperature` of an earlier report.
     """
+    if not names:
+        return Outputs(np.empty((0, model.output_shape[1])), np.empty((0, 0)))
     batches = Batches(source, names, BATCH_SIZE)
     if isinstance(source, ImageSource):
         classes = model.output_shape[1]
@@ -176,7 +213,10 @@ def _with_details(
     labelled = SplitFeatures(
         *(LabelledFeatures(values, dataset.labels(names)) for names, values in sets)
     )
-    details = fit_details(labelled, result.val_probabilities, earlier)
+    if split.validation:
+        details = fit_details(labelled, result.val_probabilities, earlier)
+    else:
+        details = transfer_details(labelled.train, result.metadata.details)
     if pooling is not None and (shortage := describe_shortage(details, len(train))):
         print(f"  {shortage}", flush=True)
     metadata = replace(result.metadata, details=details)
@@ -229,12 +269,13 @@ def report(
     """Write the report on the checkpoint that `save` wrote to `path`, and print a summary."""
     folder = path.with_suffix("")
     issues = _probable_label_issues(sources.features, dataset, split.seed)
-    picked_on = f"The best epoch was picked on {describe_validation(split)}"
-    info = replace(
-        sources.info,
-        picked_on=sources.info.picked_on or picked_on,
-        calibrated_on=f"The temperature was fitted on {describe_validation(split)}",
-    )
+    info = sources.info
+    if split.validation:
+        info = replace(
+            info,
+            picked_on=info.picked_on or _describe_picking(split),
+            calibrated_on=f"The temperature was fitted on {describe_validation(split)}",
+        )
     run = EvaluationRun(
         checkpoint=path,
         model=result.model,
@@ -266,6 +307,28 @@ def report(
             )
     print(f"Report: {folder / 'README.md'}")
     print(f"Use it: {convert_command(path, dataset.folder)}")
+
+
+def _describe_picking(split: Split) -> str:
+    return f"The best epoch was picked on {describe_validation(split)}"
+
+
+def describe_refit(first: CalibratedModel, second: CalibratedModel, split: Split) -> dict[str, str]:
+    """Return `picked_on` and `calibrated_on` of `RunInfo` for a network that was trained anew.
+
+    `first` was trained on the `split`, and `second` on its validation images as well.
+    """
+    count, epochs = len(split.validation), second.metadata.epoch
+    chosen = f"its best epoch on them was number {first.metadata.epoch}"
+    return {
+        "picked_on": f"A first network was trained without the {count} validation images; {chosen}"
+        f". This one was then trained from the start on training and validation images together, "
+        f"for {epochs} epochs",
+        "calibrated_on": "The temperature, the prediction sets and the distances that make an "
+        f"image unknown were fitted to what the first network made of the {count} validation "
+        "images, which it had not learned. For this network, which has learned more, they are "
+        "approximate",
+    }
 
 
 def _measure_unknowns(result: CalibratedModel, dataset: Dataset, split: Split) -> dict:
@@ -301,20 +364,32 @@ def convert_command(checkpoint: Path, data: Path) -> str:
 def print_summary(result: CalibratedModel, metrics: dict, dataset: Dataset, split: Split) -> None:
     """Print the metrics of each class and the accuracy on each set."""
     print(table(metrics))
-    if split.test:
-        labels = dataset.labels(split.validation)
-        validation = evaluate(result.val_probabilities, labels, dataset.class_names)
-        print(
-            f"Validation accuracy: {validation['accuracy']:.3f} on {validation['n']} images, "
-            f"loss {validation['log_loss']:.3f}."
-        )
+    if split.test and split.validation:
+        print(f"Validation accuracy: {describe_accuracy(result, dataset, split)}.")
     if unknowns := metrics.get("unknowns"):
         print(_describe_unknowns(unknowns, split.evaluated_name))
     accuracy = result.metadata.val_accuracy
     name = split.evaluated_name.capitalize()
     print(f"{name} accuracy: {accuracy:.3f} on {len(split.evaluated)} images.")
+    if found := metrics.get("audited"):
+        print(f"Audited {split.evaluated_name} accuracy: {describe_audited(found)}.")
+    if known := metrics.get("run", {}).get("as_labelled"):
+        print(
+            f"As labelled: {with_interval(known['accuracy'], known['interval'])} on {known['n']} "
+            f"images, with the {known['excluded']} excluded ones."
+        )
     if accuracy < POOR_ACCURACY:
         print(f"{_worst_mistake(metrics)} What to try: {POOR_RESULT}.")
+
+
+def describe_accuracy(result: CalibratedModel, dataset: Dataset, split: Split) -> str:
+    """Return accuracy and loss on the validation images, for a person."""
+    labels = dataset.labels(split.validation)
+    validation = evaluate(result.val_probabilities, labels, dataset.class_names)
+    return (
+        f"{validation['accuracy']:.3f} on {validation['n']} images, "
+        f"loss {validation['log_loss']:.3f}"
+    )
 
 
 def _describe_unknowns(unknowns: dict, set_name: str) -> str:
@@ -338,62 +413,116 @@ def _worst_mistake(metrics: dict) -> str:
 def describe_validation(split: Split) -> str:
     """Return which images validated, for a person."""
     count = len(split.validation)
+    if not count:
+        return "validation images that trained this network later"
     if split.test:
         return f"{count} validation images, which are in neither the training nor the test set"
     return f"the {count} validation images that this report is about"
 
 
-def reevaluate(
-    checkpoint: Path,
-    folder: Path,
-    data: Path,
-    exclude: Path | None,
-    input_size: int | None,
-    command: str,
-) -> None:
-    """Calibrate, save and report on `checkpoint` again, into `folder`.
+@dataclass(frozen=True)
+class Reevaluation:
+    """What a checkpoint is evaluated on again.
 
-    `exclude` lists images to leave out, `input_size` is in pixels [that of the checkpoint], and
-    `command` is recorded.
+    Attributes:
+        data: folder of images, one sub-folder a class.
+        exclude: file that lists images to leave out, or None.
+        audit: file that lists images whose labels are wrong, or None.
+        input_size: in pixels; None for that of the checkpoint.
+        command: the command line, to be recorded.
+    """
+
+    data: Path
+    exclude: Path | None = None
+    audit: Path | None = None
+    input_size: int | None = None
+    command: str = ""
+
+
+def reevaluate(checkpoint: Path, folder: Path, options: Reevaluation) -> None:
+    """Calibrate, save and report on `checkpoint` again, into `folder`.
 
     Raises:
         ModelError: it is not a checkpoint, or has no split beside it.
-        DataError: the classes, or images of the split, are missing in `data`.
+        DataError: the classes, or images of the split, are missing in the data.
     """
     model, metadata = load_checkpoint(checkpoint)
     whole_split = read_split(checkpoint)
+    input_size = options.input_size
     size = (input_size, input_size) if input_size else model.input_shape[1:3]
-    dataset = _scan_classes(data, exclude, metadata.class_names)
+    dataset = scan_classes(options.data, metadata.class_names, options.exclude, options.audit)
     whole_split = whole_split.spelled_as([*dataset.images, *dataset.excluded])
-    split = whole_split.without(dataset.excluded)
-    require(dataset, (*split.validation, *split.test))
-    for name, count in whole_split.sizes.items():
-        if not getattr(split, name):
-            raise DataError(
-                f"Expected {name} images. Received: all {count} are excluded. "
-                f"Remove some from {exclude}."
-            )
+    split = remaining(whole_split, dataset, options.exclude)
+    _require_calibrated_size(model, whole_split, size)
     info = earlier_info(checkpoint)
-    picked_on = f"The best epoch was picked on {describe_validation(whole_split)}"
+    excluded = _excluded_evaluated(whole_split, dataset, info)
     info = replace(
         info,
-        picked_on=info.picked_on or picked_on,
+        picked_on=info.picked_on or _describe_picking(whole_split),
         split=split.sizes,
-        reevaluated_by=command,
+        reevaluated_by=options.command,
         excluded=_describe_excluded(dataset, split),
     )
     with claim_folder(folder):
         result = calibrate(model, metadata, dataset, split, ImageSource(dataset, size))
-        excluded = [image for image in whole_split.evaluated if image in dataset.excluded]
         info = replace(info, as_labelled=accuracy_as_labelled(result, dataset, split, excluded))
         curves = checkpoint.with_suffix("") / CURVES
         sources = ReportSources(info, curves=curves if curves.exists() else None)
         report(result, save(result, folder, split, checkpoint), dataset, split, sources)
 
 
-def _scan_classes(data: Path, exclude: Path | None, class_names: tuple[str, ...]) -> Dataset:
-    """Return the images of `data`, whose classes have to be `class_names`, in that order."""
-    dataset = scan(data, exclude)
+def remaining(whole_split: Split, dataset: Dataset, exclude: Path | None) -> Split:
+    """Return `whole_split` without the images that the list `exclude` leaves out of `dataset`.
+
+    Raises:
+        DataError: none is left of a set, or `dataset` lacks an image that is.
+    """
+    split = whole_split.without(dataset.excluded)
+    require(dataset, (*split.validation, *split.test))
+    for name, count in whole_split.sizes.items():
+        if count and not getattr(split, name):
+            raise DataError(
+                f"Expected {name} images. Received: all {count} are excluded. "
+                f"Remove some from {exclude}."
+            )
+    return split
+
+
+def _require_calibrated_size(model: keras.Model, split: Split, size: tuple[int, int]) -> None:
+    """Raise `ModelError` where `model` has learned the images to calibrate it on at this `size`."""
+    height, width = model.input_shape[1:3]
+    if split.validation or size == (height, width):
+        return
+    raise ModelError(
+        f"Expected the input size that it was calibrated at, {width}×{height}, since the network "
+        f"has learned its validation images (--refit). Received: {size[1]}×{size[0]}. Give the "
+        "run another one: python train.py --refit --resume --inference-size ..."
+    )
+
+
+def _excluded_evaluated(whole_split: Split, dataset: Dataset, earlier: RunInfo) -> list[str]:
+    """Return the evaluated images that are excluded, now or by the `earlier` report."""
+    before = tuple(earlier.as_labelled.get("images", ()))
+    known = [*dataset.images, *dataset.excluded]
+    before = replace(whole_split, test=before).spelled_as(known).test
+    now = [image for image in whole_split.evaluated if image in dataset.excluded]
+    return [*dict.fromkeys((*now, *before))]
+
+
+def scan_classes(
+    data: Path,
+    class_names: tuple[str, ...],
+    exclude: Path | None = None,
+    audit: Path | None = None,
+) -> Dataset:
+    """Return the images of `data`, whose classes have to be `class_names`, in that order.
+
+    `exclude` and `audit` are those of `scan`.
+
+    Raises:
+        DataError: it has other classes, or as `scan`.
+    """
+    dataset = scan(data, exclude, audit)
     if set(map(composed, dataset.class_names)) != set(map(composed, class_names)):
         raise DataError(
             f"Expected folders of the checkpoint's classes, {', '.join(class_names)}. "
@@ -407,8 +536,8 @@ def accuracy_as_labelled(
 ) -> dict:
     """Return the accuracy on the evaluated images and the `excluded` ones by their labels.
 
-    Keys: `accuracy`, `interval`, `n` and `excluded`, their number; {} where none is excluded, or
-    one cannot be read.
+    Keys: `accuracy`, `interval`, `n`, `excluded`, their number, and `images`, their names; {} where
+    none is excluded, or one cannot be read.
     """
     if not excluded:
         return {}
@@ -426,6 +555,7 @@ def accuracy_as_labelled(
         "interval": wilson(int(hits), count),
         "n": count,
         "excluded": len(excluded),
+        "images": list(excluded),
     }
 
 

@@ -47,10 +47,16 @@ def fit(train: LabelledFeatures, validation: np.ndarray, rank: int = RANK) -> Fa
     Return None if it cannot be told from them: they are fewer than `MIN_TRAINING`, all the same, or
     not numbers.
     """
-    features = train.features
-    if len(features) < MIN_TRAINING or not len(validation):
+    if not len(validation) or not np.isfinite(validation).all():
         return None
-    if not (np.isfinite(features).all() and np.isfinite(validation).all()):
+    fitted = _fit_directions(train, rank)
+    return None if fitted is None else compare_with(fitted, validation)
+
+
+def _fit_directions(train: LabelledFeatures, rank: int = RANK) -> Familiarity | None:
+    """Return the familiarity of the images `train`, which compares images with none yet."""
+    features = train.features
+    if len(features) < MIN_TRAINING or not np.isfinite(features).all():
         return None
     unit, classes = _unit(features), np.unique(train.classes)
     if float(unit.var(axis=0).sum()) < SAME:
@@ -63,13 +69,12 @@ def fit(train: LabelledFeatures, validation: np.ndarray, rank: int = RANK) -> Fa
     for place, index in enumerate(classes):
         found = _principal(unit[train.classes == index] - means[place], rank)
         directions[place, :, : found.shape[1]] = found
-    fitted = Familiarity(
+    return Familiarity(
         means=means.astype(np.float32),
         # As they will be stored: distances are compared with those that the stored ones give.
         directions=directions.astype(np.float32),
         distances=np.zeros(1, np.float32),
     )
-    return compare_with(fitted, validation)
 
 
 def compare_with(familiarity: Familiarity, validation: np.ndarray) -> Familiarity:
@@ -127,6 +132,21 @@ def fit_details(
     found = 1 - val_probabilities[np.arange(len(val_probabilities)), validation.classes]
     nonconformity = np.sort(found) if len(found) and np.isfinite(found).all() else None
     return Details(familiarity, nonconformity)
+
+
+def transfer_details(train: LabelledFeatures, calibrated: Details) -> Details:
+    """Return what a network tells that has learned all images but those of the test set.
+
+    The statistics are of its features of `train`. What they are compared with is `calibrated`: the
+    distances and probabilities of images that another network, or this one's report before, had
+    not learned. Without features of training images, all of it is `calibrated`.
+    """
+    if not len(train.features) or calibrated.familiarity is None:
+        return calibrated
+    fitted = _fit_directions(train)
+    if fitted is not None:
+        fitted = replace(fitted, distances=calibrated.familiarity.distances)
+    return replace(calibrated, familiarity=fitted)
 
 
 def describe_shortage(details: Details, train: int) -> str | None:

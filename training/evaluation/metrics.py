@@ -42,22 +42,14 @@ def evaluate(
     """
     if not len(true_classes):
         raise ValueError("Expected images to evaluate. Received: none.")
-    from sklearn.metrics import confusion_matrix, log_loss
+    from sklearn.metrics import confusion_matrix
 
     labels = np.arange(len(class_names))
     predicted_classes = probabilities.argmax(axis=1)
-    hits = predicted_classes == true_classes
     counts = confusion_matrix(true_classes, predicted_classes, labels=labels)
     per_class = _per_class(counts, true_classes, predicted_classes, class_names)
-    # In float64 and summing to 1, as scikit-learn wants it.
-    exact = probabilities.astype(np.float64)
-    exact /= exact.sum(axis=1, keepdims=True)
     return {
-        "n": len(true_classes),
-        "accuracy": float(hits.mean()),
-        "accuracy_interval": wilson(int(hits.sum()), len(hits)),
-        "log_loss": float(log_loss(true_classes, exact, labels=labels)),
-        "expected_calibration_error": expected_calibration_error(probabilities, true_classes),
+        **summarize(probabilities, true_classes),
         "expected_calibration_error_by_chance": error_by_chance(probabilities),
         "macro_f1": float(np.mean([row["f1"] for row in per_class.values()])),
         "macro_f1_interval": bootstrap_macro_f1(counts),
@@ -66,6 +58,48 @@ def evaluate(
         "class_names": list(class_names),
         "methods": METHODS,
     }
+
+
+def summarize(probabilities: np.ndarray, true_classes: np.ndarray) -> dict:
+    """Return the numbers of `evaluate` that are about all classes together, but macro F1.
+
+    That is `n`, `accuracy`, `accuracy_interval`, `log_loss` and `expected_calibration_error`.
+    """
+    from sklearn.metrics import log_loss
+
+    hits = probabilities.argmax(axis=1) == true_classes
+    # In float64 and summing to 1, as scikit-learn wants it.
+    exact = probabilities.astype(np.float64)
+    exact /= exact.sum(axis=1, keepdims=True)
+    labels = np.arange(probabilities.shape[1])
+    return {
+        "n": len(true_classes),
+        "accuracy": float(hits.mean()),
+        "accuracy_interval": wilson(int(hits.sum()), len(hits)),
+        "log_loss": float(log_loss(true_classes, exact, labels=labels)),
+        "expected_calibration_error": expected_calibration_error(probabilities, true_classes),
+    }
+
+
+def audited(probabilities: np.ndarray, true_classes: np.ndarray, wrong: np.ndarray) -> dict:
+    """Return `summarize` of the images whose labels are not known to be wrong.
+
+    `wrong`, bool (n,), marks those that are; `wrong_labels` in the result is their number. Return
+    {} if all are.
+    """
+    if wrong.all():
+        return {}
+    count = {"wrong_labels": int(wrong.sum())}
+    return count | summarize(probabilities[~wrong], true_classes[~wrong])
+
+
+def describe_audited(found: dict) -> str:
+    """Return what `audited` found, for a person."""
+    accuracy = with_interval(found["accuracy"], found["accuracy_interval"])
+    return (
+        f"{accuracy} on {found['n']} images, without {found['wrong_labels']} whose labels are "
+        f"wrong; loss {found['log_loss']:.3f}, ECE {found['expected_calibration_error']:.3f}"
+    )
 
 
 def _per_class(

@@ -32,6 +32,7 @@ MISTAKES = 12  # listed
 RUN_FACTS = {
     "seed": "seed",
     "weights": "starting weights",
+    "labels": "labels of the training images",
     "reevaluated_by": "report written again by",
     "excluded": "excluded images",
 }
@@ -83,10 +84,23 @@ def _summary(run: EvaluationRun, metrics: dict) -> list[str]:
         f"Xception, fine-tuned to classify images as {', '.join(names[:-1])} or {names[-1]}.",
         f"Its {run.set_name} accuracy is **{accuracy}** on {metrics['n']} images, with an expected "
         f"calibration error of {metrics['expected_calibration_error']:.3f}.",
+        *_audited(metrics),
         *_as_labelled(run),
         "",
         f"All numbers are in [{METRICS}]({METRICS}). Intervals are Wilson's 95 % intervals unless "
         "stated otherwise.",
+    ]
+
+
+def _audited(metrics: dict) -> list[str]:
+    found = metrics["audited"]
+    if not found:
+        return []
+    accuracy = _percent(found["accuracy"], found["accuracy_interval"])
+    return [
+        f"Without {found['wrong_labels']} of these whose labels an audit found wrong, it is "
+        f"**{accuracy}** on {found['n']} images, with a calibration error of "
+        f"{found['expected_calibration_error']:.3f}."
     ]
 
 

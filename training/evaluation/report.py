@@ -18,7 +18,7 @@ from serving.preprocess import preprocess
 from serving.runtimes import Prediction
 from training.backend import keras
 from training.evaluation.grad_cam import grad_cam, is_possible
-from training.evaluation.metrics import evaluate, percent, shown
+from training.evaluation.metrics import audited, evaluate, percent, shown
 from training.evaluation.model_card import CARD, CURVES, FIGURES, METRICS, model_card
 from training.evaluation.run import EvaluationRun
 from training.files import replace_folder
@@ -55,10 +55,14 @@ def write_report(folder: Path, run: EvaluationRun) -> dict:
 
 def _metrics(run: EvaluationRun) -> dict:
     before = evaluate(run.uncalibrated, run.true_classes, run.dataset.class_names)
+    is_audited = bool(run.dataset.wrong_labels)
     return {
         "checkpoint": run.checkpoint.name,
         "set": run.set_name,
         **evaluate(run.probabilities, run.true_classes, run.dataset.class_names),
+        "audited": audited(run.probabilities, run.true_classes, run.wrong_labels)
+        if is_audited
+        else {},
         "temperature": run.temperature,
         "before_temperature": {
             key: before[key] for key in ("log_loss", "expected_calibration_error")

@@ -31,8 +31,9 @@ class RunInfo:
     Attributes:
         command: the command line that trained it.
         recipe: {setting: value}.
-        seed: of split, order and weights.
+        seed: of new weights, order and mixup; the recipe has that of the split.
         weights: where the pretrained weights came from.
+        labels: what labelled the training images, where it is not their folders.
         split: {set: number of images}.
         seconds: how long it took.
         picked_on: which images picked the best epoch.
@@ -40,13 +41,14 @@ class RunInfo:
         reevaluated_by: the command line that wrote the report again, without training.
         excluded: what is to be known about excluded images.
         as_labelled: the accuracy with the excluded images, by their labels: `accuracy`, `interval`,
-            `n` and `excluded`, their number.
+            `n`, `excluded`, their number, and `images`, their names.
     """
 
     command: str | None = None
     recipe: dict = field(default_factory=dict)
     seed: int | None = None
     weights: str | None = None
+    labels: str | None = None
     split: dict[str, int] = field(default_factory=dict)
     seconds: float | None = None
     picked_on: str | None = None
@@ -114,6 +116,11 @@ class EvaluationRun:
     def true_classes(self) -> np.ndarray:
         """Class index of each image, int (n,)."""
         return self.dataset.labels(self.images)
+
+    @cached_property
+    def wrong_labels(self) -> np.ndarray:
+        """Which images have a label that an audit found wrong, bool (n,)."""
+        return np.array([image in self.dataset.wrong_labels for image in self.images])
 
     @cached_property
     def predicted_classes(self) -> np.ndarray:

@@ -261,6 +261,24 @@ def test_the_wrong_labels_of_the_kaggle_set_can_be_excluded(folder):
     assert set(dataset.counts.values()) == {10}
 
 
+def test_what_an_audit_lists_stays_and_is_marked(folder, tmp_path):
+    whole = scan(folder)
+    assert whole.wrong_labels == frozenset()
+    one, other, *_ = whole.images
+    listed = tmp_path / "audit.txt"
+    listed.write_text(f"# by hand\n{one}  # a lamp\n./{other}\n")
+    dataset = scan(folder, audit=listed)
+    assert dataset.wrong_labels == {one, other}
+    assert (dataset.images, dataset.skipped) == (whole.images, whole.skipped)
+    both = scan(folder, listed, listed)
+    assert both.wrong_labels == both.excluded == {one, other}
+    listed.write_text("rose/none.png\n")
+    with pytest.raises(DataError, match=r"Received: rose/none.png in line 1. Correct or remove"):
+        scan(folder, audit=listed)
+    with pytest.raises(DataError, match="whose labels are wrong.*or omit --audit."):
+        scan(folder, audit=tmp_path / "no.txt")
+
+
 def test_an_unreadable_image_may_be_excluded(folder):
     (folder / "rose" / "broken.png").write_bytes(b"x")
     (folder / "list.txt").write_text("rose/broken.png")

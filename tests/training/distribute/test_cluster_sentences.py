@@ -518,6 +518,8 @@ def test_one_process_alone_has_nobody_to_agree_with(tmp_path):
     assert alone.check_same({"a": 1}) is None
     assert alone.broadcast_file(tmp_path / "a") == tmp_path / "a"
     assert alone.shutdown() is None
+    assert alone.release() is None
+    assert alone.broadcast(7) == 7
     assert alone.replicate("model", 0) == "model"
     assert Workers(1, 2, 2).main_process_callbacks("callback") == []
     assert not Workers(1, 2, 2).is_main

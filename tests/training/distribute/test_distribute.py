@@ -25,6 +25,7 @@ from training.distribute import cluster, launcher, workers
 from training.distribute.cluster import Cluster
 from training.distribute.workers import Workers
 from training.errors import DistributeError
+from training.fit import REFIT
 from training.images import ImageSource
 
 jax = pytest.importorskip("jax")
@@ -56,8 +57,9 @@ def build(size, head, classes):
 train.build_model = build
 RECIPES["original"] = replace(
     ORIGINAL, input_size=71, batch_size=8, steps_per_epoch=2, epochs=2, learning_rate=0.1,
-    head_epochs=1,
+    head_epochs=1, ema_momentum=0.7,
 )
+RECIPES["fine-tune"] = replace(RECIPES["original"], test_fraction=0.2, refit=True)
 if "HOLD" in os.environ:
     TrainingBatches.begin_epoch = lambda batches, epoch, logs=None: epoch and time.sleep(1000)
 if __name__ == "__main__":
@@ -115,10 +117,13 @@ def start_two(start, tmp_path):
 @pytest.fixture(scope="module")
 def alone(small, drawn, tmp_path_factory):
     """The folder of a run of two epochs in one process, without --distribute."""
-    models = tmp_path_factory.mktemp("alone")
+    return run_alone(small, drawn, tmp_path_factory.mktemp("alone"))
+
+
+def run_alone(small, drawn, models, *flags):
     command = [sys.executable, small, "--data", drawn, "--models", models, "--weights", "none"]
     environment = os.environ | {"KERAS_BACKEND": "jax", launcher.WORKER: "1"}
-    subprocess.run([*command, "--no-cache"], env=environment, check=True, timeout=PATIENCE)
+    subprocess.run([*command, "--no-cache", *flags], env=environment, check=True, timeout=PATIENCE)
     return models
 
 
@@ -145,7 +150,8 @@ def read_weights(models):
 
 def history(models):
     with open(models / train.HISTORY, newline="") as file:
-        return [{name: float(v) for name, v in row.items()} for row in csv.DictReader(file)]
+        rows = list(csv.DictReader(file))
+    return [{name: float(v) for name, v in row.items() if v != "NA"} for row in rows]
 
 
 def assert_same_run(models, alone):
@@ -190,6 +196,16 @@ def test_a_killed_process_ends_the_other_and_both_can_resume(start_two, alone, t
     assert (codes, other_said) == ([0, 0], ("", "")), err
     assert "Fit: epochs 2 to 2" in out
     assert_same_run(models, alone)
+
+
+def test_two_processes_train_twice_as_one(start_two, small, drawn, tmp_path):
+    models, flags = tmp_path / "models", ["--recipe", "fine-tune"]
+    codes, [(out, err), other_said] = finish(*start_two(models, *flags))
+    assert (codes, other_said) == ([0, 0], ("", "")), err
+    assert "Refit: from the start again" in out
+    alone = run_alone(small, drawn, tmp_path / "alone", *flags)
+    assert_same_run(models, alone)
+    assert_same_run(models / REFIT, alone / REFIT)
 
 
 def test_two_processes_train_as_one(start_two, alone, tmp_path):

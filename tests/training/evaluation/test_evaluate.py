@@ -1,6 +1,7 @@
 """training.evaluation.evaluate: a checkpoint is reported on once more, without training."""
 
 import json
+import re
 from dataclasses import fields, replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -23,9 +24,11 @@ from training.checkpoint import (
 from training.dataset.scan import scan
 from training.dataset.split import Split, split_dataset
 from training.evaluation import evaluate
+from training.evaluation import report as report_module
 from training.evaluation.__main__ import main
 from training.evaluation.calibration import apply_temperature, fit_temperature
 from training.evaluation.label_errors import LabelIssue
+from training.evaluation.metrics import with_interval
 from training.evaluation.run import RunInfo
 from training.features import CachedFeatures
 from training.images import ImageSource
@@ -152,6 +155,67 @@ def test_what_is_excluded_is_neither_reported_on_nor_fitted_to(made, drawn, tmp_
     assert metrics["before_temperature"]["log_loss"] == pytest.approx(
         -np.log(before[rows, truth]).mean(), rel=1e-3
     )
+
+
+def test_an_audit_changes_no_number_but_adds_those_without_its_images(
+    made, drawn, tmp_path, capsys
+):
+    whole = Split.read(split_record(made))
+    wrong = (whole.test[0], whole.test[5], whole.validation[0], whole.train[0])
+    audit = tmp_path / "audit.txt"
+    audit.write_text("\n".join(wrong))
+    exit_code, [path] = run(made, tmp_path / "again", drawn, "--audit", audit)
+    assert exit_code == 0
+    split = Split.read(split_record(path))
+    assert split == whole
+    probabilities, truth = answers(path, drawn, split.test)
+    hits = probabilities.argmax(axis=1) == truth
+    kept = hits[[image not in wrong for image in split.test]]
+    metrics = json.loads((path.with_suffix("") / "metrics.json").read_text())
+    assert (metrics["n"], metrics["accuracy"]) == (20, pytest.approx(hits.mean()))
+    assert metrics["audited"]["n"] == len(kept) == 18
+    assert metrics["audited"]["accuracy"] == pytest.approx(kept.mean())
+    assert metrics["audited"]["wrong_labels"] == 2
+    assert fit_temperature(*answers(path, drawn, whole.validation)) == pytest.approx(1, abs=0.01)
+    assert re.search(
+        rf"\nTest accuracy: {hits.mean():.3f} on 20 images.\n"
+        rf"Audited test accuracy: {kept.mean():.3f} \(.+\) on 18 images, without 2 whose labels "
+        r"are wrong; loss .+, ECE .+\.\n",
+        capsys.readouterr().out,
+    )
+
+
+@pytest.mark.usefixtures("only_text")
+def test_what_an_earlier_report_excluded_still_counts_as_labelled(made, drawn, tmp_path, capsys):
+    whole = Split.read(split_record(made))
+    excluded = tmp_path / "wrong.txt"
+    excluded.write_text(f"{whole.test[0]}\n{whole.validation[0]}\n")
+    _, [path] = run(made, tmp_path / "first", drawn, "--exclude", excluded)
+
+    def as_labelled(checkpoint):
+        record = json.loads((checkpoint.with_suffix("") / "metrics.json").read_text())
+        return record["run"]["as_labelled"]
+
+    once = as_labelled(path)
+    assert once["images"] == [whole.test[0]]
+    assert (
+        f"As labelled: {with_interval(once['accuracy'], once['interval'])} on 20 images, with the "
+        "1 excluded ones.\n"
+    ) in capsys.readouterr().out
+    _, [same] = run(path, tmp_path / "same", drawn, "--exclude", excluded)
+    assert as_labelled(same) == once
+    _, [without] = run(path, tmp_path / "without", drawn)
+    assert as_labelled(without) == once
+    excluded.write_text(f"{whole.test[0]}\n{whole.test[1]}\n")
+    _, [more] = run(path, tmp_path / "more", drawn, "--exclude", excluded)
+    assert set(as_labelled(more)["images"]) == set(whole.test[:2])
+    assert (as_labelled(more)["n"], as_labelled(more)["excluded"]) == (20, 2)
+
+
+@pytest.fixture
+def only_text(monkeypatch):
+    """Reports without figures, which take as long as all else."""
+    monkeypatch.setattr(report_module, "_draw", lambda *_: [])
 
 
 @pytest.fixture

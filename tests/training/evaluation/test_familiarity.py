@@ -16,6 +16,7 @@ from training.evaluation.familiarity import (
     distances,
     fit,
     fit_details,
+    transfer_details,
 )
 
 CHANNELS = 40
@@ -190,3 +191,21 @@ def test_what_is_missing_is_said_in_one_sentence():
 def test_fifty_validation_images_suffice_to_call_an_image_unknown():
     fitted = fit(labelled(300), labelled(MIN_VALIDATION, 1).features)
     assert fitted.known(images(1, 3, spread=50)[None]) < familiarity.UNKNOWN_BELOW
+
+
+def test_a_network_that_learned_all_images_is_compared_with_what_another_had_not_learned():
+    first = fit_details(
+        SplitFeatures(labelled(300), labelled(100, 1), labelled(100, 2)), np.full((100, 2), 0.5)
+    )
+    own = labelled(400, 7)
+    found = transfer_details(own, first)
+    expected = fit(own, images(60, 3))
+    assert np.array_equal(found.familiarity.means, expected.means)
+    assert np.array_equal(found.familiarity.directions, expected.directions)
+    assert np.array_equal(found.familiarity.distances, first.familiarity.distances)
+    assert np.array_equal(found.nonconformity, first.nonconformity)
+    # Without training images it stays what it is; of features that say nothing it tells nothing.
+    assert transfer_details(LabelledFeatures(np.empty((0, 0)), np.empty(0, int)), first) is first
+    same = LabelledFeatures(np.ones((40, CHANNELS), np.float32), np.arange(40) % 2)
+    assert transfer_details(same, first).familiarity is None
+    assert transfer_details(own, Details()) == Details()

@@ -10,11 +10,14 @@ from training.evaluation.calibration import error_by_chance, expected_calibratio
 from training.evaluation.metrics import (
     METHODS,
     RESAMPLES,
+    audited,
     bootstrap_macro_f1,
+    describe_audited,
     evaluate,
     f1_interval,
     percent,
     shown,
+    summarize,
     table,
     wilson,
     with_interval,
@@ -313,3 +316,20 @@ def test_the_interval_of_many_classes_is_computed_in_pieces(monkeypatch):
     whole = metrics_module.bootstrap_macro_f1(counts)
     monkeypatch.setattr(metrics_module, "RESAMPLED_CELLS", 7 * 7 * 300 + 1)
     assert metrics_module.bootstrap_macro_f1(counts) == whole
+
+
+def test_the_audited_numbers_are_those_of_the_other_images(answers):
+    probabilities, truth = answers
+    wrong = np.zeros(40, bool)
+    wrong[[0, 9]] = True  # a hit and a mistake
+    found = audited(probabilities, truth, wrong)
+    assert found == {"wrong_labels": 2} | summarize(probabilities[~wrong], truth[~wrong])
+    assert (found["n"], found["accuracy"]) == (38, pytest.approx(36 / 38))
+    whole = summarize(probabilities, truth)
+    assert whole.items() <= evaluate(probabilities, truth, NAMES).items()
+    assert audited(probabilities, truth, np.zeros(40, bool)) == {"wrong_labels": 0} | whole
+    assert audited(probabilities, truth, np.ones(40, bool)) == {}
+    assert describe_audited(found) == (
+        f"{with_interval(36 / 38, wilson(36, 38))} on 38 images, without 2 whose labels are wrong; "
+        f"loss {found['log_loss']:.3f}, ECE {found['expected_calibration_error']:.3f}"
+    )

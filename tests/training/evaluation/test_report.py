@@ -340,6 +340,27 @@ def test_the_model_card_has_both_accuracies_and_names_a_stand_in(faultless, tmp_
         assert text not in card_of(tmp_path, faultless)
 
 
+def test_audited_and_raw_accuracy_stand_side_by_side(faultless, tmp_path, only_text):
+    dataset, images = faultless["dataset"], faultless["images"]
+    right = np.eye(5)[dataset.labels(images)]
+    probabilities = np.where(np.arange(50)[:, None] < 4, np.roll(right, 1, axis=1), right)
+    probabilities = 0.9 * probabilities + 0.02
+    wrong = frozenset((*images[:3], images[20], "rose/not_evaluated.jpg"))
+    audited = replace(dataset, wrong_labels=wrong)
+    named = {"probabilities": probabilities, "uncalibrated": probabilities}
+    card = card_of(tmp_path, faultless, dataset=audited, **named)
+    metrics = json.loads((tmp_path / METRICS).read_text())
+    assert (metrics["accuracy"], metrics["n"]) == (0.92, 50)
+    assert metrics["audited"]["accuracy"] == pytest.approx(45 / 46)
+    assert metrics["audited"]["accuracy_interval"] == wilson(45, 46)
+    assert (metrics["audited"]["n"], metrics["audited"]["wrong_labels"]) == (46, 4)
+    assert "**92.0 % (" in card
+    assert "Without 4 of these whose labels an audit found wrong, it is **97.8 % (" in card
+    assert "on 46 images, with a calibration error of" in card
+    assert "an audit found wrong" not in card_of(tmp_path, faultless, **named)
+    assert json.loads((tmp_path / METRICS).read_text())["audited"] == {}
+
+
 def test_names_that_are_no_text_are_escaped_in_the_report(faultless, tmp_path, monkeypatch):
     drawn = []
     monkeypatch.setattr(
