@@ -18,6 +18,8 @@ from experiments import (
     command,
     compare,
     cross_validate,
+    device_runs,
+    distill,
     explore,
     labels,
     networks,
@@ -320,7 +322,7 @@ def test_the_small_networks_are_the_originals():
 
 def test_the_readmes_commands_parse_and_its_figures_are_there_and_small():
     readme = (ROOT / "experiments" / "README.md").read_text(encoding="utf-8")
-    modules = (explore, compare, tune, unknown, cross_validate, soup, labels)
+    modules = (compare, cross_validate, device_runs, distill, explore, labels, soup, tune, unknown)
     scripts = {module.__name__.split(".")[1]: module for module in modules}
     commands = re.findall(r"python -m experiments\.(\w+)((?: [^#`\n&\\]+|\\\n)*)", readme)
     assert {name for name, _ in commands} == set(scripts)

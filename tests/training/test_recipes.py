@@ -220,6 +220,7 @@ def test_places_are_read_from_the_command_line():
     values = {
         "data": Path("a"),
         "exclude": Path("b"),
+        "audit": Path("d"),
         "weights": "none",
         "models": Path("c"),
         "cache": None,
