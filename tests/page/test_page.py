@@ -209,7 +209,8 @@ def test_what_is_announced(page, red, striped):
     expect(status).to_have_text(re.compile(r"^red, [\d.]+ %"))
     give_files(page, striped)
     results(page, 2)
-    expect(status).to_have_text(re.compile("^unknown"))
+    expect(status).to_have_text(re.compile(r"^unknown \(looks like \w+\)"))
+    expect(status).not_to_have_text(re.compile("%"))
 
 
 def switch_on(article):
