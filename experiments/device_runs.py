@@ -114,13 +114,21 @@ def read_jobs(path: Path) -> list[Job]:
     """Return the jobs in the JSON file at `path`.
 
     Raises:
-        DataError: it holds something else, or a recipe that is not trained here.
+        DataError: it cannot be read, or holds something else or a recipe that is not trained here.
     """
     jobs: dict[str, Job] = {}
     try:
-        for entry in json.loads(path.read_text(encoding="utf-8")):
-            name, text, teachers = entry["name"], entry["recipe"], entry.get("teachers", ())
-            jobs[name] = Job(name, parse_recipe(text).recipe, tuple(teachers))
+        text = path.read_text(encoding="utf-8")
+    except (OSError, ValueError) as error:
+        reason = cli.reason_of(error) if isinstance(error, OSError) else f"no UTF-8 in {path}"
+        raise DataError(
+            f"Expected a list of jobs in JSON. Received: {reason}. "
+            "Name another file with --jobs."
+        ) from None
+    try:
+        for entry in json.loads(text):
+            name, teachers = entry["name"], entry.get("teachers", ())
+            jobs[name] = Job(name, parse_recipe(entry["recipe"]).recipe, tuple(teachers))
             if not jobs.keys() > set(teachers) or name in teachers:
                 raise ValueError(f"teachers of {name} that are not earlier jobs")
             if reason := refused(jobs[name].recipe):

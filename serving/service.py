@@ -86,7 +86,7 @@ class Service:
         self._longest_run = 0.0  # of the model, in seconds
 
     def health(self) -> dict:
-        """Return the service's status, and what there is to know of its model."""
+        """Return the service's status and facts about its model."""
         card = self.classifier.card
         return {
             "status": "ready",

@@ -223,6 +223,17 @@ def test_jobs_that_cannot_be_trained_are_refused(text, received, tmp_path):
     assert received in str(caught.value)
 
 
+def test_a_file_of_jobs_that_cannot_be_read_is_refused(tmp_path):
+    (tmp_path / "binary").write_bytes(b"\xff\xfe[")
+    for name, reason in (
+        ("missing.json", "No such file"),
+        (".", "Is a directory"),
+        ("binary", "UTF-8"),
+    ):
+        with pytest.raises(DataError, match=f"{reason}.*--jobs"):
+            device_runs.read_jobs(tmp_path / name)
+
+
 def test_it_needs_no_tensorflow(drawn, tmp_path):
     source = ImageSource(scan(drawn), (SIDE, SIDE), FINE_TUNE.augmentation)
     np.save(tmp_path / "expected.npy", source.inputs([(0, 1), (7, 2)]))

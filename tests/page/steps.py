@@ -1,4 +1,4 @@
-"""What a person does with the page, and what there is to read on it."""
+"""What a person does with the page, and what it shows then."""
 
 import base64
 import csv
