@@ -122,8 +122,7 @@ def read_jobs(path: Path) -> list[Job]:
     except (OSError, ValueError) as error:
         reason = cli.reason_of(error) if isinstance(error, OSError) else f"no UTF-8 in {path}"
         raise DataError(
-            f"Expected a list of jobs in JSON. Received: {reason}. "
-            "Name another file with --jobs."
+            f"Expected a list of jobs in JSON. Received: {reason}. Name another file with --jobs."
         ) from None
     try:
         for entry in json.loads(text):
