@@ -58,6 +58,11 @@ start_daemon() {
   fail "Expected dockerd to answer within $PATIENCE seconds. Received: $(tail -n 1 "$STATE/dockerd.log"). See $STATE/dockerd.log."
 }
 
+remove_leftovers() { # untagged images of earlier runs, only in a daemon that has no other user
+  started_pid >/dev/null || return 0
+  docker image prune --force --filter until=1h >/dev/null
+}
+
 if [ "${1:-}" = stop ]; then
   if pid=$(started_pid); then
     kill "$pid"
@@ -69,6 +74,7 @@ if [ "${1:-}" = stop ]; then
 fi
 
 if answers; then
+  remove_leftovers
   echo "A Docker daemon answers."
   exit
 fi
@@ -77,4 +83,5 @@ fi
 mkdir -p "$STATE"
 command -v dockerd >/dev/null || install_docker
 start_daemon
+remove_leftovers
 echo "A Docker daemon answers (process $(cat "$STATE/pid" 2>/dev/null || echo unknown), data in $STATE/data)."
