@@ -378,6 +378,23 @@ def test_after_three_kinds_of_failure_no_shard_is_started(monkeypatch, tmp_path)
     assert sent == [10, 9, 8, 0]
 
 
+def test_progress_counts_each_image_of_a_shard_once():
+    reports = []
+
+    class Pipe:
+        def send(self, report):
+            reports.append(report.images)
+
+    reporter = shard_workers.Reporter(Pipe())
+    for _ in range(3):
+        reporter.count()
+    reporter.finish(3)
+    reporter.finish(5)  # another process has labelled it
+    reporter.count()
+    reporter.finish(0)  # it failed
+    assert sum(reports) == 8
+
+
 def test_a_shard_of_another_process_has_results_but_no_rows_of_ours():
     summary = Summary(2)
     summary.add(Finished(None))

@@ -9,6 +9,7 @@ import hashlib
 import json
 import os
 import re
+import secrets
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime
@@ -144,7 +145,7 @@ def run(job: Job, part: Part | None, processes: int) -> int:
     setup = Setup(job.model, job.unknown_below, job.out, manifest)
     try:
         with progress(total, "Label", initial=total - left) as bar:
-            summary = label(setup, waiting, processes, bar.update)
+            summary = label(setup, _rotate(waiting), processes, bar.update)
     except KeyboardInterrupt:
         done = len(numbers) - len(_without_results(store, numbers))
         raise KeyboardInterrupt(
@@ -158,6 +159,12 @@ def _without_results(store: Store, numbers: Iterable[int]) -> list[int]:
     """Return those of `numbers` whose shards have no results."""
     written = set(store.names(RESULTS))
     return [number for number in numbers if result_name(number) not in written]
+
+
+def _rotate(numbers: list[int]) -> list[int]:
+    """Return `numbers` from any of them on, so that two runs at once seldom do the same."""
+    start = secrets.randbelow(len(numbers))
+    return numbers[start:] + numbers[:start]
 
 
 def _report(summary: "Summary", shards: int, out: str) -> int:

@@ -47,7 +47,7 @@ class Setup(NamedTuple):
 
 
 class Labelled(NamedTuple):
-    """A report: this many more images have a row, which is not yet written."""
+    """A report: this many more images are labelled, or fewer where a shard has failed."""
 
     images: int
 
@@ -203,10 +203,11 @@ def work(pipe: Connection, setup: Setup, count: int) -> None:
             try:
                 shard = read_shard(store, setup.manifest, number)
                 counts = label_shard(labeler, shard, reporter.count)
+                reporter.finish(len(shard.images))
                 report: Report = Finished(counts)
             except UserError as error:
+                reporter.finish(0)
                 report = Failed(str(error))
-            reporter.flush()
             pipe.send(report)
 
 
@@ -216,19 +217,24 @@ class Reporter:
     def __init__(self, pipe: Connection):
         """Report through `pipe`."""
         self._pipe = pipe
-        self._images = 0
+        self._counted = self._reported = 0  # images of the shard
         self._next = 0.0  # of time.monotonic
 
     def count(self) -> None:
         """Count an image."""
-        self._images += 1
+        self._counted += 1
         if time.monotonic() >= self._next:
-            self.flush()
+            self._report()
 
-    def flush(self) -> None:
-        """Report what has not been reported."""
-        self._pipe.send(Labelled(self._images))
-        self._images, self._next = 0, time.monotonic() + PROGRESS_S
+    def finish(self, images: int) -> None:
+        """Count `images` for the whole shard, however many were counted, and begin another."""
+        self._counted = images
+        self._report()
+        self._counted = self._reported = 0
+
+    def _report(self) -> None:
+        self._pipe.send(Labelled(self._counted - self._reported))
+        self._reported, self._next = self._counted, time.monotonic() + PROGRESS_S
 
 
 def _end_with_parent() -> None:
