@@ -44,7 +44,7 @@ from serving.fetch import prepare
 from serving.model_files import best_model
 from serving.preprocess import preprocess
 from serving.resources import thread_count
-from serving.runtimes import Prediction
+from serving.runtimes import Prediction, find_runtime
 from training.image_files import expand, is_url, read_images
 from training.model_facts import ModelFacts, add_model_flags
 from training.streams import print_error, printable, without_info_lines
@@ -144,9 +144,10 @@ def label(flags: argparse.Namespace) -> int:
             "convert_to_tflite.py, or name another with --model."
         )
     unknown_below = read_unknown_below()
-    print_error(describe_model(model, load_classifier(model)))
+    runtime, _ = find_runtime(flags.runtime)
+    print_error(describe_model(model, load_classifier(model, runtime=runtime)))
     images = flags.images + large_job.read_lists(flags.lists)
-    job = large_job.Job(images, flags.out, model, unknown_below, flags.shard_size)
+    job = large_job.Job(images, flags.out, model, runtime, unknown_below, flags.shard_size)
     return large_job.run(job, flags.shard, flags.processes)
 
 
@@ -186,8 +187,12 @@ def find_model(model: Path | None) -> Path:
     return best_model(model, *SUFFIXES)
 
 
-def load_classifier(path: Path, facts: ModelFacts | None = None) -> AnyClassifier:
+def load_classifier(
+    path: Path, facts: ModelFacts | None = None, runtime: str | None = None
+) -> AnyClassifier:
     """Return the classifier in `path`, a `.tflite`, `.h5` or `.keras` file.
+
+    A `.tflite` file is run by the package `runtime`, by default the first that is installed.
 
     Raises:
         ModelError: the file is missing, damaged, or no image classifier that can be read.
@@ -199,7 +204,7 @@ def load_classifier(path: Path, facts: ModelFacts | None = None) -> AnyClassifie
 
             return CheckpointClassifier(path, facts)
         with without_info_lines():  # TFLite says at each start that it uses XNNPACK
-            return Classifier(path, threads=thread_count())
+            return Classifier(path, threads=thread_count(), runtime=runtime)
     except (UserError, OSError, ImportError):
         raise
     except Exception as error:  # Keras raises nearly anything on a damaged file

@@ -52,6 +52,7 @@ class Manifest:
         lists: folder of the lists, named by the digest of their content.
         model: name of the model's file.
         model_digest: of that file.
+        runtime: package that runs it; others round differently.
         unknown_below: the p-value below which an image is unknown.
         made: when the images were listed, in UTC.
     """
@@ -64,6 +65,7 @@ class Manifest:
     lists: str
     model: str
     model_digest: str
+    runtime: str
     unknown_below: float
     made: str
 

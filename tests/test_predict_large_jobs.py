@@ -131,6 +131,7 @@ def test_a_list_of_files_and_urls(label, images, tmp_path, http_server):
         (["images/more"], {}, r"Expected the images that .*/out is for: .*/images\. Received: "),
         (["images", "--shard-size", "4"], {}, "Expected --shard-size to be 3, .* Received: 4"),
         (["images"], {"UNKNOWN_BELOW": "0.5"}, "Expected UNKNOWN_BELOW to be 0.02, .*: 0.5"),
+        (["images", "--runtime", "openvino"], {}, "Expected --runtime to be .* Received: openvino"),
         (["images", "--model", "other.tflite"], {}, "Expected the model that .* another file"),
     ],
 )
@@ -346,7 +347,7 @@ def test_without_out_a_bucket_says_what_to_do(small_tflite):
     assert "To label images in a bucket, add --out" in done.stderr
 
 
-def test_after_three_kinds_of_failure_no_shard_is_started(monkeypatch, tmp_path):
+def test_after_three_failures_no_shard_is_started(monkeypatch, tmp_path):
     """The place is at fault then, and each try may take minutes."""
     sent = []
 
@@ -368,13 +369,15 @@ def test_after_three_kinds_of_failure_no_shard_is_started(monkeypatch, tmp_path)
         def reports(self):
             numbers = itertools.count()
             while self.working:
-                yield "pipe", Failed(f"error {next(numbers)}")
+                yield "pipe", Failed(f"error {next(numbers) % 2}")
 
     monkeypatch.setattr(shard_workers, "Workers", Pipes)
-    manifest = Manifest(["in"], "d1", 5, 2, 3, "lists/d2", "m.tflite", "d3", 0.02, "2026-11-26")
+    manifest = Manifest(
+        ["in"], "d1", 5, 2, 3, "lists/d2", "m.tflite", "d3", "r", 0.02, "2026-11-26"
+    )
     setup = Setup(tmp_path, 0.02, str(tmp_path), manifest)
     summary = shard_workers.label(setup, range(10), 1, lambda _: None)
-    assert (summary.missing, len(summary.failures)) == (10, 3)
+    assert (summary.missing, summary.failures) == (10, ["error 0", "error 1"])
     assert sent == [10, 9, 8, 0]
 
 

@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from serving.fetch import prepare
 from serving.resources import thread_count
+from serving.runtimes import RUNTIMES
 from serving.shards import MANIFEST, RESULTS, Manifest, list_name, result_name
 from serving.stores import Bucket, Store, is_bucket, open_store
 from training import cli
@@ -47,6 +48,7 @@ class Job(NamedTuple):
         images: files, folders, URLs and addresses in buckets.
         out: folder or address of a bucket for the results.
         model: a .tflite file.
+        runtime: package that runs it.
         unknown_below: the p-value below which an image is unknown.
         shard_size: images in a file of results; None for that of the manifest, or `SHARD_SIZE`.
     """
@@ -54,6 +56,7 @@ class Job(NamedTuple):
     images: list[str]
     out: str
     model: Path
+    runtime: str
     unknown_below: float
     shard_size: int | None = None
 
@@ -80,6 +83,11 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
         help=f"images in a file of results [{SHARD_SIZE}]",
     )
     add(
+        "--runtime",
+        choices=RUNTIMES,
+        help="package that runs the model [the first that is installed]",
+    )
+    add(
         "--processes",
         type=cli.at_least(1),
         default=thread_count(),
@@ -92,7 +100,12 @@ def check_flags(parser: argparse.ArgumentParser, flags: argparse.Namespace) -> N
     if not flags.images and not flags.lists:
         parser.error("the following arguments are required: IMAGE_OR_URL")
     if flags.out is None:
-        given = {"--from": flags.lists, "--shard": flags.shard, "--shard-size": flags.shard_size}
+        given = {
+            "--from": flags.lists,
+            "--shard": flags.shard,
+            "--shard-size": flags.shard_size,
+            "--runtime": flags.runtime,
+        }
         for name in (name for name, value in given.items() if value):
             parser.error(f"{name} needs --out, where results are written")
     elif flags.printer or flags.details or flags.heatmap:
@@ -211,6 +224,7 @@ def _list_images(store: Store, job: Job, inputs: Sequence[str]) -> Manifest:
         lists=lists,
         model=job.model.name,
         model_digest=_file_digest(job.model),
+        runtime=job.runtime,
         unknown_below=job.unknown_below,
         made=datetime.now(UTC).isoformat(timespec="seconds"),
     )
@@ -256,6 +270,7 @@ def _require_same(manifest: Manifest, job: Job, inputs: Sequence[str]) -> None:
             f"Received: {job.model}, another file. {other}"
         )
     settings = {
+        "--runtime": (manifest.runtime, job.runtime),
         "UNKNOWN_BELOW": (manifest.unknown_below, job.unknown_below),
         "--shard-size": (manifest.shard_size, job.shard_size or manifest.shard_size),
     }

@@ -73,12 +73,14 @@ class Summary:
 
     Attributes:
         missing: shards without results.
+        failed: those that were tried.
         images: rows that were written.
         errors: those with an error.
-        failures: sentences on shards that failed.
+        failures: sentences on why.
     """
 
     missing: int
+    failed: int = 0
     images: int = 0
     errors: int = 0
     failures: list[str] = field(default_factory=list)
@@ -86,6 +88,7 @@ class Summary:
     def add(self, report: Finished | Failed) -> None:
         """Count a shard."""
         if isinstance(report, Failed):
+            self.failed += 1
             if report.sentence not in self.failures:
                 self.failures.append(report.sentence)
             return
@@ -111,7 +114,7 @@ def label(
                 progress(report.images)
                 continue
             summary.add(report)
-            if len(summary.failures) == MOST_FAILURES:
+            if summary.failed >= MOST_FAILURES:
                 waiting.clear()
             workers.send(pipe, waiting)
     return summary
@@ -194,7 +197,8 @@ def work(pipe: Connection, setup: Setup, count: int) -> None:
     decoder = Decoder()  # before there are threads
     threading.Thread(target=_end_with_parent, daemon=True).start()
     with without_info_lines():
-        classifier = Classifier(setup.model, max(1, thread_count() // count))
+        threads = max(1, thread_count() // count)
+        classifier = Classifier(setup.model, threads, setup.manifest.runtime)
     labeler = Labeler(classifier, decoder, setup.unknown_below, count)
     store, reporter = open_store(setup.out), Reporter(pipe)
     with suppress(EOFError, BrokenPipeError):

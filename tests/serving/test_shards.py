@@ -194,7 +194,7 @@ def test_an_error_gives_its_share_of_the_budget_back():
 
 
 def manifest(**changes):
-    known = Manifest(["in"], "d1", 5, 2, 3, "lists/d2", "m.tflite", "d3", 0.02, "2026-11-26")
+    known = Manifest(["in"], "d1", 5, 2, 3, "lists/d2", "m.tflite", "d3", "r", 0.02, "2026-11-26")
     return Manifest(**(vars(known) | changes))
 
 
