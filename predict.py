@@ -1,4 +1,4 @@
-"""Classify images: files, folders or URLs.
+"""Classify images: files, folders, URLs or buckets.
 
     python predict.py rose.jpg https://example.com/tulip.jpg
     python predict.py --json holiday/ > scores.jsonl
@@ -6,6 +6,7 @@
     python predict.py --model models/mine/ rose.jpg
     python predict.py --details rose.jpg         # all that the model tells, as JSON
     python predict.py --heatmap maps/ rose.jpg   # where it looked, as maps/rose.heatmap.png
+    python predict.py s3://bucket/images --out s3://bucket/labels   # any number, on all processors
 
 An image that is unlike those of training is "unknown", if the model can tell: if fewer than 2 % of
 them look as strange. UNKNOWN_BELOW=0.05 in the environment says 5 %.
@@ -13,6 +14,12 @@ them look as strange. UNKNOWN_BELOW=0.05 in the environment says 5 %.
 An image that cannot be read gets a line of its own, the others are still answered, and the exit
 code is 1. URLs must be of public hosts. FETCH_ALLOW=localhost,192.168.0.0/16 in the environment
 allows more.
+
+With --out, images are labelled in shards on all processors, and each shard has a file of results in
+results/, one JSON object a line. A run that was stopped or killed goes on when it is started again,
+also on several machines at once, and labels each image once. The images are listed by the first run
+only: those that come later need another --out. A bad image is a row with its error, and the exit
+code is 0 when all results are written.
 """
 
 import argparse
@@ -28,6 +35,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
 import training.cli as cli  # first: it says in one line that Ctrl-C ended the other imports
+import training.large_job as large_job
 from serving.answers import describe, read_unknown_below
 from serving.classifier import Classifier
 from serving.details import Details
@@ -36,7 +44,7 @@ from serving.fetch import prepare
 from serving.model_files import best_model
 from serving.preprocess import preprocess
 from serving.resources import thread_count
-from serving.runtimes import Prediction
+from serving.runtimes import Prediction, find_runtime
 from training.image_files import expand, is_url, read_images
 from training.model_facts import ModelFacts, add_model_flags
 from training.streams import print_error, printable, without_info_lines
@@ -71,6 +79,13 @@ PrintAnswer = Callable[[str, Answer], None]  # takes an image and what came of i
 def main(arguments: list[str] | None = None) -> int:
     """Classify images as the command line says and return the exit code."""
     flags = parse_arguments(arguments)
+    if flags.out is not None:
+        return cli.run_command(
+            lambda: label(flags),
+            "predict.py",
+            paths="read the model and the lists of images",
+            advice="Check the paths and their permissions.",
+        )
     printer = flags.printer or (json_printer if flags.details else text_printer)
     make_printer = partial(printer, details=flags.details)
     facts = ModelFacts.read(flags)
@@ -116,6 +131,26 @@ def predict(
     return exit_code
 
 
+def label(flags: argparse.Namespace) -> int:
+    """Label the images of a large job and return the exit code; see `training.large_job.run`.
+
+    Raises:
+        UserError: as `run`, and where there is no .tflite model.
+    """
+    model = find_model(flags.model)
+    if model.suffix in CHECKPOINTS:
+        raise ModelError(
+            f"Expected a .tflite model for --out. Received: {model}. Convert it with python "
+            "convert_to_tflite.py, or name another with --model."
+        )
+    unknown_below = read_unknown_below()
+    runtime, _ = find_runtime(flags.runtime)
+    print_error(describe_model(model, load_classifier(model, runtime=runtime)))
+    images = flags.images + large_job.read_lists(flags.lists)
+    job = large_job.Job(images, flags.out, model, runtime, unknown_below, flags.shard_size)
+    return large_job.run(job, flags.shard, flags.processes)
+
+
 def make_folder(heatmaps: Path, model: Path, classifier: AnyClassifier) -> "HeatmapFolder":
     """Return the folder `heatmaps`, made if it is missing.
 
@@ -152,8 +187,12 @@ def find_model(model: Path | None) -> Path:
     return best_model(model, *SUFFIXES)
 
 
-def load_classifier(path: Path, facts: ModelFacts | None = None) -> AnyClassifier:
+def load_classifier(
+    path: Path, facts: ModelFacts | None = None, runtime: str | None = None
+) -> AnyClassifier:
     """Return the classifier in `path`, a `.tflite`, `.h5` or `.keras` file.
+
+    A `.tflite` file is run by the package `runtime`, by default the first that is installed.
 
     Raises:
         ModelError: the file is missing, damaged, or no image classifier that can be read.
@@ -165,7 +204,7 @@ def load_classifier(path: Path, facts: ModelFacts | None = None) -> AnyClassifie
 
             return CheckpointClassifier(path, facts)
         with without_info_lines():  # TFLite says at each start that it uses XNNPACK
-            return Classifier(path, threads=thread_count())
+            return Classifier(path, threads=thread_count(), runtime=runtime)
     except (UserError, OSError, ImportError):
         raise
     except Exception as error:  # Keras raises nearly anything on a damaged file
@@ -281,7 +320,7 @@ def parse_arguments(arguments: list[str] | None) -> argparse.Namespace:
     """Return the command line's flags."""
     parser = cli.make_parser(__doc__)
     add = parser.add_argument
-    add("images", nargs="+", metavar="IMAGE_OR_URL", help="file, folder or URL")
+    add("images", nargs="*", metavar="IMAGE_OR_URL", help="file, folder, URL or s3://… with --out")
     add("--model", type=cli.path, help="model file, or a folder [the best in models/]")
     add_model_flags(parser)
     output = parser.add_mutually_exclusive_group()
@@ -292,7 +331,10 @@ def parse_arguments(arguments: list[str] | None) -> argparse.Namespace:
         output.add_argument(flag, dest="printer", action="store_const", const=printer, help=text)
     add("--details", action="store_true", help="print all that the model tells [as --json]")
     add("--heatmap", type=cli.path, metavar="DIR", help="write where the model looked, as PNG")
-    return parser.parse_args(arguments)
+    large_job.add_flags(parser)
+    flags = parser.parse_args(arguments)
+    large_job.check_flags(parser, flags)
+    return flags
 
 
 if __name__ == "__main__":

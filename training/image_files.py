@@ -21,7 +21,7 @@ NO_FILE = re.compile(r"(file|s3|gs|az|abfss?):/", re.IGNORECASE)  # addresses no
 # {what no file is called: what to do instead}
 ADVICE = {
     r"file:(?://(?:localhost)?)?(/.*)": "Give its path: {path}",
-    r"(s3|gs|az|abfss?)://": "Download it first, or give an address that begins with https://.",
+    r"(s3|gs|az|abfss?)://": "To label images in a bucket, add --out with a place for the results.",
     r"https?[:/]+(.*)": "If it is a URL, write https://{rest}",
     r"([a-z0-9-]+\.)+[a-z]{2,}(:\d+)?/": "If it is a URL, write https:// before it: https://{image}",
     r"[a-z]:\\": "Paths have no drive and no backslash here; on WSL, C:\\ is /mnt/c/.",

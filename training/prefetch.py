@@ -35,11 +35,15 @@ def prefetch(
                 inputs.cancel()
 
 
-def progress(total: int, what: str, unit: str = "images") -> tqdm:
-    """Return a progress bar titled `what` over `total` of `unit`; it is silent for a total of 0."""
+def progress(total: int, what: str, unit: str = "images", initial: int = 0) -> tqdm:
+    """Return a progress bar titled `what` over `total` of `unit`; it is silent for a total of 0.
+
+    `initial` were done before; the time left is by the speed of the others.
+    """
     on_terminal = os.isatty(2)
     return tqdm(
         total=total,
+        initial=initial,
         desc=what,
         unit=f" {unit}",
         disable=total == 0,

@@ -34,7 +34,10 @@ def reason(image):
         ("file:///home/a%20b.jpg", "Give its path: '/home/a b.jpg'"),
         ("file://localhost/a.jpg", "Give its path: /a.jpg"),
         ("FILE:/a.jpg", "Give its path: /a.jpg"),
-        ("s3://bucket/a.jpg", "Download it first, or give an address that begins with https://."),
+        (
+            "s3://bucket/a.jpg",
+            "To label images in a bucket, add --out with a place for the results.",
+        ),
         ("http:/x.org/a.jpg", "If it is a URL, write https://x.org/a.jpg"),
         ("https//x.org/a.jpg", "If it is a URL, write https://x.org/a.jpg"),
         ("https:x.org/{a}.jpg", "If it is a URL, write https://x.org/{a}.jpg"),

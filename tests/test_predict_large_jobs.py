@@ -1,0 +1,411 @@
+"""predict.py --out: each image is labelled once, whatever ends the run."""
+
+import itertools
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import object_storage
+import pytest
+from conftest import ROOT
+from PIL import Image
+from test_predict import environment, predict
+
+import predict as script
+from serving.shards import Manifest
+from serving.stores import Folder
+from training import shard_workers
+from training.shard_workers import Failed, Finished, Setup, Summary
+
+ODD = {"6 ü\n.png": "6 ü+%41#?&.png"}  # buckets allow no line breaks
+COLOURS = {"red": (230, 20, 10), "green": (10, 220, 30), "blue": (20, 10, 240)}
+
+
+@pytest.fixture
+def images(tmp_path):
+    """Seven images, of which one is truncated."""
+    folder = tmp_path / "images"
+    (folder / "more").mkdir(parents=True)
+    for number, colour in zip(range(6), itertools.cycle(COLOURS), strict=False):
+        Image.new("RGB", (60, 40), COLOURS[colour]).save(folder / f"{number}-{colour}.png")
+    (folder / "more" / "6 ü\n.png").write_bytes((folder / "0-red.png").read_bytes()[:80])
+    return folder
+
+
+def paths(images):
+    return sorted(str(path) for path in images.rglob("*.png"))
+
+
+def rows_of(out):
+    """Return all rows, in the order of the files and lines."""
+    files = sorted((out / "results").iterdir())
+    return [json.loads(line) for path in files for line in path.read_text().splitlines()]
+
+
+@pytest.fixture
+def label(small_tflite, images, tmp_path):
+    """Run predict.py with --out."""
+
+    def run(*arguments, **settings):
+        words = arguments or (images,)
+        return predict(*words, "--out", tmp_path / "out", "--model", small_tflite, **settings)
+
+    return run
+
+
+def test_a_folder_is_labelled_shard_by_shard(label, images, tmp_path):
+    done = label(images, "--shard-size", "3")
+    assert (done.returncode, done.stdout) == (0, "")
+    assert "Label: 7 of 7 images are left, in 3 shards.\n" in done.stderr
+    assert done.stderr.endswith(f"Wrote: 7 rows, 1 of them with an error, in {tmp_path}/out.\n")
+    rows = rows_of(tmp_path / "out")
+    assert [row["image"] for row in rows] == paths(images)
+    assert all(row["image"].endswith(f"-{row['label']}.png") for row in rows[:6])
+    assert rows[6]["error"]["type"] == "ImageError"
+    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == [
+        *("lists", "manifest.json", "results")
+    ]
+
+
+def test_the_scores_are_those_without_out(label, images, tmp_path, small_tflite):
+    label()
+    lines = predict("--json", images, "--model", small_tflite).stdout.splitlines()
+    alone = {line["image"]: line for line in map(json.loads, lines)}
+    for row in rows_of(tmp_path / "out"):
+        expected = alone[row["image"]]
+        assert row["scores"] == expected.get("scores")
+        assert row["error"] == expected.get("error")
+
+
+def test_what_has_results_is_left_alone_and_later_images_are_not_in_it(label, images, tmp_path):
+    label(images, "--shard-size", "3")
+    (tmp_path / "out/results/00001.jsonl").unlink()
+    kept = (tmp_path / "out/results/00000.jsonl").stat()
+    Image.new("RGB", (9, 9)).save(images / "0-later.png")
+    done = label()
+    assert "Label: 3 of 7 images are left, in 1 shards.\n" in done.stderr
+    assert (tmp_path / "out/results/00000.jsonl").stat() == kept
+    assert [row["image"] for row in rows_of(tmp_path / "out")] == [
+        path for path in paths(images) if "later" not in path
+    ]
+    done = label()
+    assert done.returncode == 0
+    assert done.stderr.endswith("Label: nothing is left, since all 3 shards have results.\n")
+
+
+def test_parts_for_several_machines(label, images, tmp_path):
+    words = ("--shard-size", "2", "--shard")
+    for part, files in (("1/3", ["00001"]), ("0/3", ["00000", "00001", "00003"])):
+        assert label(images, *words, part).returncode == 0
+        found = sorted(path.stem for path in (tmp_path / "out/results").iterdir())
+        assert found == files
+    assert label(images, *words, "2/3").returncode == 0
+    assert [row["image"] for row in rows_of(tmp_path / "out")] == paths(images)
+    done = label(images, *words, "9/10")
+    assert (done.returncode, "all 0 shards" in done.stderr) == (0, True)
+
+
+def test_a_list_of_files_and_urls(label, images, tmp_path, http_server):
+    url = http_server({"/a.png": (200, {}, (images / "0-red.png").read_bytes())})
+    listed = [f"{url}/a.png", "images/1-green.png", f"{url}/gone.png", "images/more", ""]
+    (tmp_path / "list.txt").write_text("\n".join(listed))
+    done = label("--from", tmp_path / "list.txt", cwd=tmp_path)
+    assert done.returncode == 0
+    rows = {row["image"]: row for row in rows_of(tmp_path / "out")}
+    assert set(rows) == {
+        *(str(images / "1-green.png"), str(images / "more/6 ü\n.png")),
+        *(f"{url}/a.png", f"{url}/gone.png"),
+    }
+    assert rows[f"{url}/a.png"]["label"] == "red"
+    assert rows[f"{url}/gone.png"]["error"]["type"] == "FetchError"
+
+
+@pytest.mark.parametrize(
+    ("words", "settings", "expected"),
+    [
+        (["images/more"], {}, r"Expected the images that .*/out is for: .*/images\. Received: "),
+        (["images", "--shard-size", "4"], {}, "Expected --shard-size to be 3, .* Received: 4"),
+        (["images"], {"UNKNOWN_BELOW": "0.5"}, "Expected UNKNOWN_BELOW to be 0.02, .*: 0.5"),
+        (["images", "--runtime", "openvino"], {}, "Expected --runtime to be .* Received: openvino"),
+        (["images", "--model", "other.tflite"], {}, "Expected the model that .* another file"),
+    ],
+)
+def test_a_place_is_for_one_job(label, images, tmp_path, small_tflite, words, settings, expected):
+    label(images, "--shard-size", "3")
+    (tmp_path / "other.tflite").write_bytes(small_tflite.read_bytes() + b"\0")
+    out, model = ("--out", tmp_path / "out"), ("--model", small_tflite)
+    model = () if "--model" in words else model
+    done = predict(*words, *out, *model, cwd=tmp_path, **settings)
+    assert done.returncode == 1
+    assert re.search(rf"^predict\.py: {expected}", done.stderr, re.MULTILINE), done.stderr
+
+
+def test_no_images(label, tmp_path):
+    (tmp_path / "empty").mkdir()
+    done = label(tmp_path / "empty")
+    assert done.returncode == 1
+    assert f"predict.py: Expected images in {tmp_path}/empty. Received: none." in done.stderr
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_checkpoint_is_converted_first(images, small_checkpoint, tmp_path, capsys):
+    words = [str(images), "--out", str(tmp_path / "out"), "--model", str(small_checkpoint)]
+    assert script.main(words) == 1
+    assert "Expected a .tflite model for --out." in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("words", "expected"),
+    [
+        (["--out", "out"], "required: IMAGE_OR_URL"),
+        (["a.jpg", "--shard", "0/2"], "--shard needs --out"),
+        (["--from", "list.txt"], "--from needs --out"),
+        (["a.jpg", "--out", "out", "--csv"], "leave out --json, --csv"),
+        (["a.jpg", "--out", "out", "--shard", "2/2"], "I from 0 to N - 1, such as 0/4. Received"),
+        (["a.jpg", "--out", "out", "--shard", "1"], "such as 0/4. Received: 1"),
+    ],
+)
+def test_flags_that_do_not_go_together(words, expected, capsys):
+    with pytest.raises(SystemExit) as stop:
+        script.main(words)
+    assert stop.value.code == 2
+    assert expected in capsys.readouterr().err
+
+
+@pytest.fixture
+def slow_job(images, tmp_path, small_tflite, http_server):
+    """A job of 24 shards of an image each, which its host takes a moment to send."""
+    body = (images / "0-red.png").read_bytes()
+    asked = []
+
+    def answer(request):
+        asked.append(request.path)
+        time.sleep(0.1)
+        return 200, {}, body
+
+    routes = {f"/{number:02}.png": answer for number in range(24)}
+    url = http_server(routes)
+    (tmp_path / "list.txt").write_text("\n".join(url + path for path in routes))
+    out = tmp_path / "out"
+    command = [
+        *(sys.executable, str(ROOT / "predict.py"), "--from", str(tmp_path / "list.txt")),
+        *("--out", str(out), "--shard-size", "1", "--processes", "2"),
+        *("--model", str(small_tflite)),
+    ]
+    return command, out, [url + path for path in routes], asked
+
+
+def start(command):
+    return subprocess.Popen(command, cwd=ROOT, env=environment(), stderr=subprocess.PIPE, text=True)
+
+
+def wait_until(condition, seconds=60):
+    end = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < end
+        time.sleep(0.01)
+
+
+def results_in(out):
+    folder = out / "results"
+    return [p for p in folder.iterdir() if p.suffix == ".jsonl"] if folder.exists() else []
+
+
+def descendants(pid):
+    """Return the processes below `pid`."""
+    children = Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
+    return [int(child) for child in children] + [
+        below for child in children for below in descendants(int(child))
+    ]
+
+
+def workers_of(pid):
+    """Return the processes that label, which have decoders below them."""
+    children = map(int, Path(f"/proc/{pid}/task/{pid}/children").read_text().split())
+    return [child for child in children if descendants(child)]
+
+
+def is_running(pid):
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except OSError:
+        return False
+
+
+@pytest.mark.skipif(not Path("/proc/self/task").exists(), reason="finds processes in /proc")
+def test_killed_in_the_middle_and_run_again_each_image_is_labelled_once(slow_job):
+    command, out, urls, asked = slow_job
+    killed = 0
+    for enough in (3, 9):
+        with start(command) as process:
+            wait_until(lambda enough=enough: len(results_in(out)) >= enough)
+            below = descendants(process.pid)
+            process.send_signal(signal.SIGKILL)
+        killed += process.returncode == -signal.SIGKILL
+        wait_until(lambda below=below: not any(map(is_running, below)))
+        kept = {path: path.stat() for path in results_in(out)}
+        assert len(kept) < len(urls)
+    assert killed == 2
+    with start(command) as process:
+        _, error = process.communicate(timeout=60)
+    assert process.returncode == 0, error
+    assert all(path.stat() == before for path, before in kept.items())
+    rows = rows_of(out)
+    assert [row["image"] for row in rows] == urls
+    assert {row["label"] for row in rows} == {"red"}
+    assert len(asked) < 2 * len(urls)  # what had results was not fetched again
+
+
+@pytest.mark.skipif(not Path("/proc/self/task").exists(), reason="finds processes in /proc")
+def test_a_process_that_is_killed_costs_its_shard_only(slow_job):
+    command, out, urls, _ = slow_job
+    with start(command) as process:
+        wait_until(lambda: len(results_in(out)) >= 3)
+        os.kill(workers_of(process.pid)[0], signal.SIGKILL)
+        _, error = process.communicate(timeout=60)
+    assert process.returncode == 1
+    assert "predict.py: A process was killed (SIGKILL), usually for lack of memory." in error
+    assert "Expected results of 24 shards. Received: 1 without. Run the same command" in error
+    with start(command) as process:
+        process.communicate(timeout=60)
+    assert process.returncode == 0
+    assert [row["image"] for row in rows_of(out)] == urls
+
+
+@pytest.mark.skipif(not Path("/proc/self/task").exists(), reason="finds processes in /proc")
+def test_ctrl_c_says_what_is_written(slow_job):
+    command, out, urls, _ = slow_job
+    with start([*command]) as process:
+        wait_until(lambda: len(results_in(out)) >= 3)
+        below = descendants(process.pid)
+        for pid in [process.pid, *below]:  # as a terminal does
+            os.kill(pid, signal.SIGINT)
+        _, error = process.communicate(timeout=30)
+    assert process.returncode == 130
+    assert "Traceback" not in error
+    written = len(results_in(out))
+    assert f"predict.py: Stopped. {written} of 24 shards have results; run the same" in error
+    wait_until(lambda: not any(map(is_running, below)))
+    with start(command) as process:
+        process.communicate(timeout=60)
+    assert [row["image"] for row in rows_of(out)] == urls
+
+
+def test_two_runs_at_once_label_each_image_once(slow_job):
+    command, out, urls, _ = slow_job
+    processes = [start(command) for _ in range(2)]
+    for process in processes:
+        process.communicate(timeout=60)
+    assert [process.returncode for process in processes] == [0, 0]
+    assert [row["image"] for row in rows_of(out)] == urls
+
+
+def test_a_disk_that_fails_is_no_row(label, images, tmp_path):
+    """Nothing is written for a shard of which no image can be read, and the run fails."""
+    label(images, "--shard-size", "3", "--shard", "1/3")
+    images.rename(tmp_path / "elsewhere")
+    done = label(images, "--shard-size", "3")
+    assert done.returncode == 1
+    assert "Received: none of 3; the first error: " in done.stderr
+    (tmp_path / "elsewhere").rename(images)
+    assert label(images).returncode == 0
+    assert [row["image"] for row in rows_of(tmp_path / "out")] == paths(images)
+
+
+def test_from_a_bucket_to_a_bucket(images, small_tflite):
+    with object_storage.serve_storage() as storage:
+        for path in paths(images):
+            storage[f"b/in/{ODD.get(Path(path).name, Path(path).name)}"] = Path(path).read_bytes()
+        storage["b/in/.hidden.png"] = storage["b/in/folder/"] = b""
+        storage["b/inside.png"] = b"not below in/"
+        storage.denied = {"b/in/3-red.png"}
+        words = ("s3://b/in", "--out", "s3://b/out", "--model", small_tflite, "--shard-size", "4")
+        settings = object_storage.environment(storage)
+        done = predict(*words, **settings)
+        assert done.returncode == 0, done.stderr
+        kept = dict(storage)
+        again = predict(*words, **settings)
+        assert (again.returncode, dict(storage)) == (0, kept)
+    rows = [
+        json.loads(line)
+        for name in ("00000", "00001")
+        for line in storage[f"b/out/results/{name}.jsonl"].splitlines()
+    ]
+    names = ["0-red", "1-green", "2-blue", "3-red", "4-green", "5-blue", "6 ü+%41#?&"]
+    assert [row["image"] for row in rows] == [f"s3://b/in/{name}.png" for name in names]
+    assert [row["label"] for row in rows] == ["red", "green", "blue", None, "green", "blue", None]
+    assert "access denied" in rows[3]["error"]["message"]
+
+
+def test_without_out_a_bucket_says_what_to_do(small_tflite):
+    done = predict("s3://b/in", "--model", small_tflite)
+    assert "To label images in a bucket, add --out" in done.stderr
+
+
+def test_after_three_failures_no_shard_is_started(monkeypatch, tmp_path):
+    """The place is at fault then, and each try may take minutes."""
+    sent = []
+
+    class Pipes(shard_workers.Workers):
+        def __enter__(self):
+            self.working = {"pipe": None}
+            return self
+
+        def __exit__(self, *_):
+            pass
+
+        def send(self, pipe, waiting):
+            sent.append(len(waiting))
+            if waiting:
+                waiting.popleft()
+            else:
+                self.working.clear()
+
+        def reports(self):
+            numbers = itertools.count()
+            while self.working:
+                yield "pipe", Failed(f"error {next(numbers) % 2}")
+
+    monkeypatch.setattr(shard_workers, "Workers", Pipes)
+    manifest = Manifest(
+        ["in"], "d1", 5, 2, 3, "lists/d2", "m.tflite", "d3", "r", 0.02, "2026-11-26"
+    )
+    setup = Setup(tmp_path, 0.02, str(tmp_path), manifest)
+    summary = shard_workers.label(setup, range(10), 1, lambda _: None)
+    assert (summary.missing, summary.failures) == (10, ["error 0", "error 1"])
+    assert sent == [10, 9, 8, 0]
+
+
+def test_progress_counts_each_image_of_a_shard_once():
+    reports = []
+
+    class Pipe:
+        def send(self, report):
+            reports.append(report.images)
+
+    reporter = shard_workers.Reporter(Pipe())
+    for _ in range(3):
+        reporter.count()
+    reporter.finish(3)
+    reporter.finish(5)  # another process has labelled it
+    reporter.count()
+    reporter.finish(0)  # it failed
+    assert sum(reports) == 8
+
+
+def test_a_shard_of_another_process_has_results_but_no_rows_of_ours():
+    summary = Summary(2)
+    summary.add(Finished(None))
+    assert (summary.missing, summary.images) == (1, 0)
+
+
+def test_the_manifest_says_what_was_labelled(label, images, tmp_path):
+    label()
+    manifest = Manifest.read(Folder(tmp_path / "out"))
+    assert manifest is not None
+    assert (manifest.inputs, manifest.images, manifest.shards) == ([str(images)], 7, 1)

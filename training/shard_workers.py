@@ -1,0 +1,249 @@
+"""Labels shards in several processes, each with a model of its own.
+
+The processes ask for one shard after the other through a pipe each, so one that is killed takes no
+lock with it, and the others go on. All end with the process that started them, however that ends.
+"""
+
+import multiprocessing
+import os
+import signal
+import threading
+import time
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import suppress
+from dataclasses import dataclass, field
+from multiprocessing.connection import Connection, wait
+from multiprocessing.process import BaseProcess
+from pathlib import Path
+from typing import NamedTuple
+
+from serving.classifier import Classifier
+from serving.decoder import Decoder
+from serving.errors import UserError
+from serving.resources import thread_count
+from serving.shards import Counts, Labeler, Manifest, label_shard, read_shard
+from serving.stores import open_store
+from training.streams import without_info_lines
+
+MOST_FAILURES = 3  # shards that fail before no more are started: the place is at fault
+PROGRESS_S = 0.5  # seconds between two reports
+
+
+class Setup(NamedTuple):
+    """What each process needs.
+
+    Attributes:
+        model: a .tflite file.
+        unknown_below: the p-value below which an image is unknown.
+        out: address of the job.
+        manifest: of the job.
+    """
+
+    model: Path
+    unknown_below: float
+    out: str
+    manifest: Manifest
+
+
+class Labelled(NamedTuple):
+    """A report: this many more images are labelled, or fewer where a shard has failed."""
+
+    images: int
+
+
+class Finished(NamedTuple):
+    """A report: a shard has results, of this process or, if `counts` is None, of another."""
+
+    counts: Counts | None
+
+
+class Failed(NamedTuple):
+    """A report: a shard has no results, and why."""
+
+    sentence: str
+
+
+Report = Labelled | Finished | Failed
+
+
+@dataclass
+class Summary:
+    """What came of the shards.
+
+    Attributes:
+        missing: shards without results.
+        failed: those that were tried.
+        images: rows that were written.
+        errors: those with an error.
+        failures: sentences on why.
+    """
+
+    missing: int
+    failed: int = 0
+    images: int = 0
+    errors: int = 0
+    failures: list[str] = field(default_factory=list)
+
+    def add(self, report: Finished | Failed) -> None:
+        """Count a shard."""
+        if isinstance(report, Failed):
+            self.failed += 1
+            if report.sentence not in self.failures:
+                self.failures.append(report.sentence)
+            return
+        self.missing -= 1
+        if report.counts:
+            self.images += report.counts.images
+            self.errors += report.counts.errors
+
+
+def label(
+    setup: Setup, numbers: Sequence[int], processes: int, progress: Callable[[int], object]
+) -> Summary:
+    """Label the shards `numbers` in several `processes` and return what came of them.
+
+    `progress` is called with how many more images are labelled.
+    """
+    summary, waiting = Summary(len(numbers)), deque(numbers)
+    with Workers(setup, min(processes, len(numbers))) as workers:
+        for pipe in list(workers.working):
+            workers.send(pipe, waiting)
+        for pipe, report in workers.reports():
+            if isinstance(report, Labelled):
+                progress(report.images)
+                continue
+            summary.add(report)
+            if summary.failed >= MOST_FAILURES:
+                waiting.clear()
+            workers.send(pipe, waiting)
+    return summary
+
+
+class Workers:
+    """The processes that label shards; a context manager that ends them.
+
+    Attributes:
+        working: those that have a shard, by the pipes to them.
+    """
+
+    def __init__(self, setup: Setup, count: int):
+        """Have `count` processes, each ready for `setup`."""
+        self.working: dict[Connection, BaseProcess] = {}
+        self._setup, self._count = setup, count
+
+    def __enter__(self) -> "Workers":
+        """Start the processes."""
+        for _ in range(self._count):
+            pipe, process = _start(self._setup, self._count)
+            self.working[pipe] = process
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        """End the processes that still have a shard."""
+        for process in self.working.values():
+            process.kill()
+            process.join()
+
+    def send(self, pipe: Connection, waiting: deque[int]) -> None:
+        """Send the next shard to a process, or let it end if there is none."""
+        process = self.working[pipe]
+        if waiting and process.is_alive():
+            with suppress(OSError):  # it has just ended: its next report says so
+                pipe.send(waiting.popleft())
+            return
+        del self.working[pipe]
+        pipe.close()
+        process.join()
+
+    def reports(self) -> Iterator[tuple[Connection, Report]]:
+        """Yield each report and the pipe to the process that sent it."""
+        while self.working:
+            for pipe in wait(list(self.working)):
+                if isinstance(pipe, Connection) and pipe in self.working:
+                    yield pipe, _receive(pipe, self.working[pipe])
+
+
+def _start(setup: Setup, count: int) -> tuple[Connection, BaseProcess]:
+    """Start one of `count` processes, and return the pipe to it as well."""
+    context = multiprocessing.get_context("spawn")
+    ours, theirs = context.Pipe()
+    process = context.Process(target=work, args=(theirs, setup, count), daemon=True)
+    # Blocked in the process for good: Ctrl-C is for this one, which ends the others.
+    blocked = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+        with theirs:
+            process.start()
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, blocked)
+    return ours, process
+
+
+def _receive(pipe: Connection, process: BaseProcess) -> Report:
+    """Return the next report of a process, or its end as one."""
+    try:
+        return pipe.recv()
+    except (EOFError, OSError):
+        process.join()
+    if process.exitcode == -signal.SIGKILL:
+        return Failed(
+            "A process was killed (SIGKILL), usually for lack of memory. Use fewer --processes."
+        )
+    return Failed(f"A process ended with exit code {process.exitcode}.")
+
+
+def work(pipe: Connection, setup: Setup, count: int) -> None:
+    """Label the shards that arrive through `pipe` until it is closed, as one of `count`."""
+    decoder = Decoder()  # before there are threads
+    threading.Thread(target=_end_with_parent, daemon=True).start()
+    with without_info_lines():
+        threads = max(1, thread_count() // count)
+        classifier = Classifier(setup.model, threads, setup.manifest.runtime)
+    labeler = Labeler(classifier, decoder, setup.unknown_below, count)
+    store, reporter = open_store(setup.out), Reporter(pipe)
+    with suppress(EOFError, BrokenPipeError):
+        while True:
+            number = pipe.recv()
+            try:
+                shard = read_shard(store, setup.manifest, number)
+                counts = label_shard(labeler, shard, reporter.count)
+                reporter.finish(len(shard.images))
+                report: Report = Finished(counts)
+            except UserError as error:
+                reporter.finish(0)
+                report = Failed(str(error))
+            pipe.send(report)
+
+
+class Reporter:
+    """Reports how many images have a row, not more often than is useful."""
+
+    def __init__(self, pipe: Connection):
+        """Report through `pipe`."""
+        self._pipe = pipe
+        self._counted = self._reported = 0  # images of the shard
+        self._next = 0.0  # of time.monotonic
+
+    def count(self) -> None:
+        """Count an image."""
+        self._counted += 1
+        if time.monotonic() >= self._next:
+            self._report()
+
+    def finish(self, images: int) -> None:
+        """Count `images` for the whole shard, however many were counted, and begin another."""
+        self._counted = images
+        self._report()
+        self._counted = self._reported = 0
+
+    def _report(self) -> None:
+        self._pipe.send(Labelled(self._counted - self._reported))
+        self._reported, self._next = self._counted, time.monotonic() + PROGRESS_S
+
+
+def _end_with_parent() -> None:
+    """End this process when the one that started it has ended."""
+    parent = multiprocessing.parent_process()
+    if parent is not None:
+        wait([parent.sentinel])
+        os._exit(1)
