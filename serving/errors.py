@@ -17,6 +17,7 @@
     ├── AllowError                 FETCH_ALLOW (serving/addresses.py)
     ├── SettingError               another environment variable
     ├── EventSourceError           an event of another AWS service; fails the invocation
+    ├── StoreError                 a folder or bucket that cannot be used; nothing is answered
     └── DataError, CacheError, TrainingError, DistributeError, DownloadError: training/errors.py
 
 Commands add their own subclasses of `UserError`: an emulator that does not start, for example.
@@ -115,6 +116,10 @@ class EventSourceError(UserError):
 
     It fails the invocation, so that AWS retries it and hands it to the dead-letter queue.
     """
+
+
+class StoreError(UserError):
+    """A folder or bucket cannot be read or written; `str(error)` says what to do."""
 
 
 def error_body(error: ServingError) -> dict:

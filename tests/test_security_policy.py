@@ -13,8 +13,8 @@ LOCK = json.loads((ROOT / "Pipfile.lock").read_text(encoding="utf-8"))
 IMAGES = ("tflite-runtime", "ai-edge-litert", "openvino")
 # They read what strangers send; the others of an image are theirs, or read nothing.
 JUDGED = {
-    *("ai-edge-litert", "numpy", "openvino", "pillow", "python-multipart", "requests"),
-    *("tflite-runtime", "urllib3"),
+    *("ai-edge-litert", "numpy", "obstore", "openvino", "pillow", "python-multipart"),
+    *("requests", "tflite-runtime", "urllib3"),
 }
 # By SECURITY.md not called, or not imported.
 UNUSED_CALLS = {"filter", "merge", "quantize", "show", "transform", "getexif", "thumbnail"}

@@ -1,0 +1,304 @@
+"""Labels many images: shards of their list, and a file of results for each.
+
+A job is a folder or bucket with
+
+    manifest.json                  what is labelled, by which model, in how many shards
+    lists/DIGEST/00000.jsonl       the addresses of a shard's images, one JSON string a line
+    results/00000.jsonl            one JSON object a line for each of them, in the same order
+
+A file of results is written when its shard is done, as a whole, and only if there is none. So a job
+that was killed at any moment goes on where it was, on any number of machines at once, and answers
+each image once.
+"""
+
+import json
+import math
+import threading
+from collections.abc import Callable, Generator, Iterator, Sequence
+from concurrent.futures import FIRST_COMPLETED, Executor, Future, ThreadPoolExecutor, wait
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, fields
+from itertools import islice
+from typing import NamedTuple
+
+import numpy as np
+
+from serving.answers import describe
+from serving.classifier import Classifier
+from serving.decoder import CpuLimitError, Decoder, too_slow
+from serving.errors import FetchError, InternalError, ServingError, StoreError, error_body
+from serving.preprocess import scale
+from serving.resources import decoding_memory
+from serving.stores import Store, find_image
+
+MANIFEST = "manifest.json"
+RESULTS = "results"
+READERS = 8  # images that are fetched at the same time while the model runs
+AHEAD = 16  # images that are read, decoded or waiting for the model
+READ_BYTES = 64_000_000  # of files in memory; a larger one is read when there is no other
+ANSWERED = ("label", "scores", "known", "unknown", "prediction_set")
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """What a job is about.
+
+    Attributes:
+        inputs: what was listed, as the user named it; the first few of many.
+        inputs_digest: of all of them.
+        images: how many there are.
+        shards: into how many lists they are divided.
+        shard_size: images of each list but the last.
+        lists: folder of the lists, named by the digest of their content.
+        model: name of the model's file.
+        model_digest: of that file.
+        unknown_below: the p-value below which an image is unknown.
+        made: when the images were listed, in UTC.
+    """
+
+    inputs: list[str]
+    inputs_digest: str
+    images: int
+    shards: int
+    shard_size: int
+    lists: str
+    model: str
+    model_digest: str
+    unknown_below: float
+    made: str
+
+    def to_bytes(self) -> bytes:
+        """Return the content of `MANIFEST`."""
+        return (json.dumps(asdict(self), indent=2) + "\n").encode()
+
+    @classmethod
+    def read(cls, store: Store) -> "Manifest | None":
+        """Return the manifest in `store`, or None if there is none.
+
+        Raises:
+            StoreError: it cannot be read, or is none of ours.
+        """
+        content = store.read(MANIFEST)
+        if content is None:
+            return None
+        try:
+            found = json.loads(content)
+            return cls(**{field.name: found[field.name] for field in fields(cls)})
+        except (ValueError, KeyError, TypeError):
+            raise StoreError(
+                f"Expected {MANIFEST} to be of a job of ours. Received: another file of that "
+                "name. Name another place for the results."
+            ) from None
+
+    def size_of(self, number: int) -> int:
+        """Return how many images shard `number` has."""
+        return min(self.shard_size, self.images - number * self.shard_size)
+
+
+class Shard(NamedTuple):
+    """A part of a job.
+
+    Attributes:
+        images: addresses.
+        store: where its results are written.
+        name: of their file.
+    """
+
+    images: list[str]
+    store: Store
+    name: str
+
+
+class Counts(NamedTuple):
+    """What came of a shard's images: how many there were, and how many have an error."""
+
+    images: int
+    errors: int
+
+
+@dataclass(frozen=True)
+class Labeler:
+    """What labels images.
+
+    Attributes:
+        classifier: a model.
+        decoder: a process that decodes images.
+        unknown_below: the p-value below which an image is unknown.
+        processes: how many share the memory of this machine.
+    """
+
+    classifier: Classifier
+    decoder: Decoder
+    unknown_below: float
+    processes: int = 1
+
+    def read(self, address: str, budget: "Budget") -> np.ndarray:
+        """Return the image at `address` as the model's input, (1, height, width, 3), -1 to 1.
+
+        Raises:
+            ServingError: it cannot be read or decoded.
+            StoreError: its disk or bucket fails.
+        """
+        found = find_image(address)
+        memory = decoding_memory() // self.processes
+        with budget.take(found.most):
+            try:
+                decoded = self.decoder.decode(
+                    found.read(), self.classifier.input_size, memory=memory
+                )
+            except CpuLimitError:
+                raise too_slow() from None
+        return scale(decoded.pixels)[np.newaxis]
+
+    def answer(self, inputs: np.ndarray) -> dict:
+        """Return what the model tells of an image, as `serving.answers.describe` without heat map.
+
+        Raises:
+            InternalError: its scores are no numbers.
+        """
+        prediction = self.classifier.predict(inputs)
+        labels, details = self.classifier.labels, self.classifier.details
+        answer = describe(labels, details, prediction, self.unknown_below)
+        if not all(map(math.isfinite, answer["scores"].values())):
+            raise InternalError("The model's scores are no numbers (NaN). Train it again.")
+        return {name: answer[name] for name in ANSWERED}
+
+
+class Budget:
+    """Bytes that files may take in memory."""
+
+    def __init__(self, limit: int):
+        """Let files take `limit` bytes together."""
+        self._limit, self._used = limit, 0
+        self._changed = threading.Condition()
+
+    @contextmanager
+    def take(self, count: int) -> Generator[None]:
+        """Take `count` bytes while the block runs; wait until they are free, or all are."""
+        with self._changed:
+            self._changed.wait_for(lambda: not self._used or self._used + count <= self._limit)
+            self._used += count
+        try:
+            yield
+        finally:
+            with self._changed:
+                self._used -= count
+                self._changed.notify_all()
+
+
+def list_name(lists: str, number: int) -> str:
+    """Return the name of the list of shard `number`, in the folder `lists`."""
+    return f"{lists}/{number:05d}.jsonl"
+
+
+def result_name(number: int) -> str:
+    """Return the name of the results of shard `number`."""
+    return f"{RESULTS}/{number:05d}.jsonl"
+
+
+def read_shard(store: Store, manifest: Manifest, number: int) -> Shard:
+    """Return shard `number` of the job in `store`.
+
+    Raises:
+        StoreError: its list cannot be read, is missing or damaged.
+    """
+    name = list_name(manifest.lists, number)
+    content = store.read(name)
+    try:
+        images = [json.loads(line) for line in (content or b"").splitlines()]
+    except ValueError:
+        images = []
+    if len(images) != manifest.size_of(number):
+        raise StoreError(
+            f"Expected {name} to list {manifest.size_of(number)} images, by {MANIFEST}. "
+            f"Received: {'a damaged list' if content else 'no such list'}. "
+            "Name another place for the results, to list them again."
+        )
+    return Shard(images, store, result_name(number))
+
+
+def label_shard(
+    labeler: Labeler, shard: Shard, progress: Callable[[], object] = lambda: None
+) -> Counts | None:
+    """Write the results of `shard` and return what came of its images.
+
+    Returns None if there are results already, also of a process that did the same meanwhile. Each
+    row has the keys image, label, scores, known, unknown, prediction_set and error; what is missing
+    is null. `progress` is called after each image.
+
+    Raises:
+        StoreError: a disk or bucket fails, or none of several images can be read; nothing is
+            written.
+    """
+    if shard.store.exists(shard.name):
+        return None
+    rows = label_images(labeler, shard.images, progress)
+    errors = [row["error"] for row in rows if row["error"]]
+    _require_readable(shard.images, errors)
+    content = "".join(f"{json.dumps(row)}\n" for row in rows).encode()
+    return Counts(len(rows), len(errors)) if shard.store.create(shard.name, content) else None
+
+
+def label_images(
+    labeler: Labeler, images: Sequence[str], progress: Callable[[], object] = lambda: None
+) -> list[dict]:
+    """Return a row for each of `images`, in their order; see `label_shard`.
+
+    Raises:
+        StoreError: a disk or bucket fails.
+    """
+    rows: list[dict] = [{}] * len(images)
+    budget = Budget(READ_BYTES)
+    with ThreadPoolExecutor(READERS) as pool:
+        for index, reading in read_ahead(pool, lambda a: labeler.read(a, budget), images):
+            row: dict = {"image": images[index]} | dict.fromkeys((*ANSWERED, "error"))
+            try:
+                row |= labeler.answer(reading.result())
+            except ServingError as error:
+                row |= error_body(error)
+            except StoreError:
+                raise
+            except Exception as defect:  # on one image is no reason to lose the others
+                row |= error_body(_defect(defect))
+            rows[index] = row
+            progress()
+    return rows
+
+
+def read_ahead(
+    pool: Executor, read: Callable[[str], np.ndarray], images: Sequence[str]
+) -> Iterator[tuple[int, Future]]:
+    """Yield the index and what came of reading each of `images`, in the order they are done.
+
+    At most `AHEAD` are being read, or were read and not yet yielded.
+    """
+    numbered = iter(enumerate(images))
+    waiting: dict[Future, int] = {}
+    try:
+        while True:
+            for index, image in islice(numbered, AHEAD - len(waiting)):
+                waiting[pool.submit(read, image)] = index
+            if not waiting:
+                return
+            future = next(iter(wait(waiting, return_when=FIRST_COMPLETED).done))
+            yield waiting.pop(future), future
+    finally:
+        for future in waiting:
+            future.cancel()
+
+
+def _require_readable(images: Sequence[str], errors: Sequence[dict]) -> None:
+    """Raise StoreError if none of several `images` could be read: then it is not the images."""
+    names = {kind.__name__ for kind in (FetchError, *FetchError.__subclasses__())}
+    if 1 < len(images) == sum(error["type"] in names for error in errors):
+        raise StoreError(
+            f"Expected images that can be read. Received: none of {len(images)}; the first error: "
+            f"{errors[0]['message']} Nothing was written; run the same command again."
+        )
+
+
+def _defect(defect: Exception) -> InternalError:
+    """Return the error of an image on which our code failed."""
+    if isinstance(defect, MemoryError):
+        return InternalError("Memory ran out on this image. Make it smaller.")
+    return InternalError(f"Unexpected error on this image ({type(defect).__name__}).")

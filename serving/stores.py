@@ -1,0 +1,372 @@
+"""Reads images by their addresses, and keeps files in a folder or a bucket.
+
+An address is a path, a URL, or s3://bucket/key, gs://bucket/key or az://container/key. Buckets are
+reached through obstore, which takes credentials, region and endpoint from the environment (as
+AWS_ACCESS_KEY_ID, AWS_REGION, AWS_ENDPOINT_URL) or from the machine's role, and tries again by
+itself what fails in passing. It is imported when the first bucket is used, not before.
+"""
+
+import errno
+import os
+import re
+import secrets
+from collections.abc import Callable, Generator, Iterator
+from contextlib import contextmanager, suppress
+from functools import cache
+from pathlib import Path
+from typing import Any, NamedTuple, Protocol
+
+from serving.errors import FetchError, StoreError
+from serving.events import clean_url
+from serving.fetch import MAX_BYTES, fetch
+from serving.image import read_image_file
+from serving.limits import MAX_FILE_BYTES, too_large
+
+BUCKET = re.compile(r"(s3|gs|az|abfss?)://([^/]*)(?:/(.*))?", re.IGNORECASE | re.DOTALL)
+UNFINISHED = ".unfinished_"  # begins the names of files that are being written
+# What is wrong with one file; other errors, as of a disk or network, are wrong with all.
+OF_ONE_FILE = {
+    *(errno.ENOENT, errno.EACCES, errno.EPERM, errno.ENOTDIR, errno.EISDIR, errno.ELOOP),
+    *(errno.ENAMETOOLONG, errno.EINVAL),
+}
+NO_LINKS = {errno.EPERM, errno.EOPNOTSUPP, errno.ENOSYS, errno.EMLINK}
+
+
+class Found(NamedTuple):
+    """An image that can be read.
+
+    Attributes:
+        most: bytes that it has at most.
+        read: returns them.
+    """
+
+    most: int
+    read: Callable[[], bytes]
+
+
+class Store(Protocol):
+    """Files in a folder or bucket, by names such as "results/00000.jsonl"."""
+
+    def names(self, folder: str) -> list[str]:
+        """Return the sorted names of the files in `folder`."""
+
+    def exists(self, name: str) -> bool:
+        """Return whether there is a file."""
+
+    def read(self, name: str) -> bytes | None:
+        """Return the content of a file, or None if there is no such file."""
+
+    def write(self, name: str, content: bytes) -> None:
+        """Write a file as a whole, in place of an older one."""
+
+    def create(self, name: str, content: bytes) -> bool:
+        """Write a file as a whole unless there is one, and return whether it was written."""
+
+
+def is_bucket(address: str) -> bool:
+    """Return whether `address` is in a bucket."""
+    return BUCKET.fullmatch(address) is not None
+
+
+def open_store(address: str) -> Store:
+    """Return the folder or bucket at `address`, which may be empty or missing.
+
+    Raises:
+        StoreError: it is neither, or obstore is not installed.
+    """
+    if is_bucket(address):
+        return Bucket(address)
+    if "://" in address:
+        raise StoreError(
+            "Expected a folder, s3://, gs:// or az:// to write to. "
+            f"Received: {address}. Name one of these."
+        )
+    return Folder(Path(address))
+
+
+class Folder:
+    """A folder on this machine."""
+
+    def __init__(self, path: Path):
+        """Use the folder `path`, which is made with its first file."""
+        self.path = path
+
+    def names(self, folder: str) -> list[str]:
+        """Return the sorted names of the files in `folder`, none that is hidden."""
+        with self._errors("read"):
+            try:
+                found = os.listdir(self.path / folder)
+            except FileNotFoundError:
+                return []
+        return sorted(f"{folder}/{name}" for name in found if not name.startswith("."))
+
+    def exists(self, name: str) -> bool:
+        """Return whether there is a file."""
+        with self._errors("read"):
+            return (self.path / name).exists()
+
+    def read(self, name: str) -> bytes | None:
+        """Return the content of a file, or None if there is no such file."""
+        with self._errors("read"), suppress(FileNotFoundError):
+            return (self.path / name).read_bytes()
+        return None
+
+    def write(self, name: str, content: bytes) -> None:
+        """Write a file as a whole, in place of an older one."""
+        with self._written(name, content) as temporary:
+            temporary.replace(self.path / name)
+
+    def create(self, name: str, content: bytes) -> bool:
+        """Write a file as a whole unless there is one, and return whether it was written.
+
+        Of several processes, one gets True. Where the file system has no links, two that do this
+        in the same instant may both get it, and one of the two files remains.
+        """
+        path = self.path / name
+        with self._written(name, content) as temporary:
+            try:
+                os.link(temporary, path)
+            except FileExistsError:
+                return False
+            except OSError as error:
+                if error.errno not in NO_LINKS:
+                    raise
+                if path.exists():
+                    return False
+                temporary.replace(path)
+        return True
+
+    @contextmanager
+    def _written(self, name: str, content: bytes) -> Generator[Path]:
+        """Yield a temporary file beside `name`; it is on the disk, and removed at the end."""
+        with self._errors("write to"):
+            path = self.path / name
+            path.parent.mkdir(parents=True, exist_ok=True)
+            temporary = path.with_name(f"{UNFINISHED}{secrets.token_hex(8)}")
+            try:
+                with open(temporary, "xb") as file:
+                    file.write(content)
+                    file.flush()
+                    os.fsync(file.fileno())
+                yield temporary
+            finally:
+                temporary.unlink(missing_ok=True)
+
+    @contextmanager
+    def _errors(self, action: str) -> Generator[None]:
+        """Raise a StoreError in place of an OSError."""
+        try:
+            yield
+        except FileNotFoundError:
+            raise
+        except OSError as error:
+            raise StoreError(
+                f"Expected to {action} {self.path}. Received: {error.strerror or error}. "
+                "Check that it is a folder, its permissions and the free disk space."
+            ) from error
+
+
+class Bucket:
+    """A bucket, or what is below a prefix of it."""
+
+    def __init__(self, address: str):
+        """Use the bucket and prefix in `address`.
+
+        Raises:
+            StoreError: it names no bucket.
+        """
+        found = BUCKET.fullmatch(address)
+        if found is None or not found[2]:
+            raise StoreError(
+                f"Expected an address such as s3://bucket/prefix. Received: {address}. "
+                "Write the bucket's name."
+            )
+        self.root = f"{found[1].lower()}://{found[2]}"
+        self.prefix = (found[3] or "").strip("/")
+
+    def addresses(self) -> Iterator[str]:
+        """Yield the addresses of the visible objects, or of the one object at the prefix.
+
+        Objects that stand for folders are left out.
+        """
+        obstore, store = load_obstore(), connect(self.root)
+        none, first = True, len(self.prefix)
+        with _bucket_errors(self.root, "be listed"):
+            for page in obstore.list(store, self.prefix or None, chunk_size=1000):
+                for item in page:
+                    inside = item["path"][first:].lstrip("/")
+                    if item["size"] and not re.search(r"(^|/)\.", inside):
+                        none = False
+                        yield f"{self.root}/{item['path']}"
+            if none and self.prefix and self.exists(""):
+                yield f"{self.root}/{self.prefix}"
+
+    def names(self, folder: str) -> list[str]:
+        """Return the sorted names of the objects in `folder`."""
+        obstore, store = load_obstore(), connect(self.root)
+        with _bucket_errors(self.root, "be listed"):
+            pages = obstore.list(store, self._key(folder), chunk_size=1000)
+            keys = [item["path"] for page in pages for item in page]
+        start = len(self._key(""))
+        return sorted(key[start:].lstrip("/") for key in keys)
+
+    def exists(self, name: str) -> bool:
+        """Return whether there is an object; False also where only `create` may tell."""
+        obstore, store = load_obstore(), connect(self.root)
+        with _bucket_errors(self.root, "be read"):
+            try:
+                return bool(obstore.head(store, self._key(name)))
+            except (FileNotFoundError, obstore.exceptions.PermissionDeniedError):
+                return False
+
+    def read(self, name: str) -> bytes | None:
+        """Return the content of an object, or None if there is no such object."""
+        obstore, store = load_obstore(), connect(self.root)
+        with _bucket_errors(self.root, "be read"):
+            try:
+                return obstore.get(store, self._key(name)).bytes().to_bytes()
+            except FileNotFoundError:
+                return None
+
+    def write(self, name: str, content: bytes) -> None:
+        """Write an object, in place of an older one."""
+        obstore, store = load_obstore(), connect(self.root)
+        with _bucket_errors(self.root, "be written to"):
+            obstore.put(store, self._key(name), content)
+
+    def create(self, name: str, content: bytes) -> bool:
+        """Write an object unless there is one, and return whether it was written.
+
+        If an answer is lost on its way and obstore tries again, it finds its own object, so the
+        content of that decides.
+        """
+        obstore, store = load_obstore(), connect(self.root)
+        exists = (obstore.exceptions.AlreadyExistsError, obstore.exceptions.PreconditionError)
+        with _bucket_errors(self.root, "be written to"):
+            try:
+                # In one request: only that is refused where the object exists.
+                obstore.put(store, self._key(name), content, mode="create", use_multipart=False)
+            except exists:
+                return self.read(name) == content
+        return True
+
+    def open(self) -> Found:
+        """Return the object at the prefix.
+
+        Raises:
+            FetchError: there is none, or this process may not read it.
+            TooLargeError: it has more than `MAX_FILE_BYTES`.
+            StoreError: the bucket cannot be read.
+        """
+        obstore, store = load_obstore(), connect(self.root)
+        address = f"{self.root}/{self.prefix}"
+        with _bucket_errors(self.root, "be read"):
+            try:
+                found = obstore.get(store, self.prefix)
+            except (FileNotFoundError, obstore.exceptions.InvalidPathError):
+                raise _unreadable(address, "no such object") from None
+            except obstore.exceptions.PermissionDeniedError:
+                raise _unreadable(address, "access denied") from None
+            size = found.meta["size"]
+        if size > MAX_FILE_BYTES:
+            raise too_large(f"{MAX_FILE_BYTES // 1_000_000} MB", "more")
+
+        def read() -> bytes:
+            with _bucket_errors(self.root, "be read"):
+                return found.bytes().to_bytes()
+
+        return Found(size, read)
+
+    def _key(self, name: str) -> str:
+        return f"{self.prefix}/{name}".strip("/")
+
+
+def find_image(address: str) -> Found:
+    """Return the image at `address`.
+
+    Raises:
+        FetchError, AddressError, InvalidRequestError: it cannot be read; also when reading it.
+        ImageError: it is a folder, pipe or device.
+        TooLargeError: it has too many bytes.
+        StoreError: its disk or bucket fails; also when reading it.
+    """
+    if is_bucket(address):
+        return Bucket(address).open()
+    if "://" in address:
+        return Found(MAX_BYTES, lambda: fetch(clean_url(address)))
+
+    def read() -> bytes:
+        with _file_errors(address):
+            return read_image_file(address)
+
+    with _file_errors(address):
+        return Found(min(os.stat(address).st_size, MAX_FILE_BYTES), read)
+
+
+@cache
+def connect(root: str) -> Any:
+    """Return obstore's connection to a bucket, such as s3://bucket; each is made once.
+
+    Raises:
+        StoreError: obstore is not installed, or finds the environment's settings malformed.
+    """
+    load_obstore()
+    from obstore.store import from_url
+
+    with _bucket_errors(root, "be reached"):
+        return from_url(root)
+
+
+def load_obstore() -> Any:
+    """Return the module obstore, imported at the first call.
+
+    Raises:
+        StoreError: it is not installed.
+    """
+    try:
+        import obstore.exceptions
+    except ImportError:
+        raise StoreError(
+            "Expected the package obstore, to reach buckets. Received: an environment without it. "
+            "Install it with: make setup"
+        ) from None
+    return obstore
+
+
+@contextmanager
+def _file_errors(address: str) -> Generator[None]:
+    """Raise a FetchError, or a StoreError for what is wrong with more than one file."""
+    try:
+        yield
+    except OSError as error:
+        reason = error.strerror or type(error).__name__
+        if error.errno in OF_ONE_FILE:
+            raise _unreadable(address, reason) from None
+        raise StoreError(
+            f"Expected to read {address}. Received: {reason}. Check the disk or network, then run "
+            "the same command again."
+        ) from error
+    except ValueError:  # a zero byte in the name
+        raise _unreadable(address, "no name of a file") from None
+
+
+@contextmanager
+def _bucket_errors(root: str, action: str) -> Generator[None]:
+    """Raise a StoreError in place of obstore's errors."""
+    obstore = load_obstore()
+    try:
+        yield
+    except (obstore.exceptions.BaseError, OSError, ValueError) as error:
+        reason = str(error).strip().splitlines()[0].rstrip(".")
+        raise StoreError(
+            f"Expected {root} to {action}. Received: {reason}. Check its name, the credentials, "
+            "region and endpoint in the environment, and the network, then run the same command "
+            "again."
+        ) from error
+
+
+def _unreadable(address: str, reason: str) -> FetchError:
+    return FetchError(
+        f"Expected an image that can be read. Received: {address} ({reason}). Check its address "
+        "and its permissions."
+    )

@@ -1,0 +1,220 @@
+"""Shards of a large job: a row for each image, once."""
+
+import errno
+import json
+import threading
+import time
+
+import numpy as np
+import pytest
+from conftest import stripes
+from PIL import Image
+
+from serving import shards, stores
+from serving.answers import UNKNOWN_BELOW
+from serving.classifier import Classifier
+from serving.errors import ImageError, StoreError
+from serving.runtimes import Prediction
+from serving.shards import (
+    Budget,
+    Counts,
+    Labeler,
+    Manifest,
+    Shard,
+    label_images,
+    label_shard,
+    list_name,
+    read_shard,
+)
+from serving.stores import Folder
+
+
+@pytest.fixture(scope="module")
+def labeler(telling, decoder):
+    return Labeler(Classifier(telling.tflite), decoder, UNKNOWN_BELOW)
+
+
+@pytest.fixture
+def images(telling, tmp_path):
+    """Three images, of which the model knows two, and one that is truncated."""
+    folder = tmp_path / "images"
+    folder.mkdir()
+    for name, pixels in (("0.png", telling.images[0]), ("1.png", telling.images[1])):
+        Image.fromarray(pixels).save(folder / name)
+    Image.fromarray(stripes()).save(folder / "2.png")
+    (folder / "3.png").write_bytes((folder / "0.png").read_bytes()[:200])
+    return [str(path) for path in sorted(folder.iterdir())]
+
+
+def rows_of(folder, name="results/00000.jsonl"):
+    return [json.loads(line) for line in (folder / name).read_text().splitlines()]
+
+
+def test_each_image_has_a_row_in_order(labeler, images, tmp_path, telling):
+    shard = Shard(images, Folder(tmp_path / "out"), "results/00000.jsonl")
+    assert label_shard(labeler, shard) == Counts(4, 1)
+    rows = rows_of(tmp_path / "out")
+    assert [row["image"] for row in rows] == images
+    keys = ["image", "label", "scores", "known", "unknown", "prediction_set", "error"]
+    assert all(list(row) == keys for row in rows)
+    assert [row["unknown"] for row in rows] == [False, False, True, None]
+    assert [row["error"] for row in rows[:3]] == [None] * 3
+    assert rows[3]["error"]["type"] == "ImageError"
+    assert rows[3]["label"] is rows[3]["scores"] is None
+    best = [("red", "green", "blue")[i] for i in telling.images[:2].mean(axis=(1, 2)).argmax(1)]
+    assert [row["label"] for row in rows[:2]] == best
+    assert rows[0]["prediction_set"][0] == rows[0]["label"]
+
+
+def test_a_shard_is_labelled_once(labeler, images, tmp_path):
+    shard = Shard(images, Folder(tmp_path / "out"), "results/00000.jsonl")
+    label_shard(labeler, shard)
+    before = (tmp_path / "out/results/00000.jsonl").stat()
+    done = []
+    assert label_shard(labeler, shard, lambda: done.append(1)) is None
+    assert done == []
+    assert (tmp_path / "out/results/00000.jsonl").stat() == before
+
+
+def test_another_process_may_be_first(labeler, images, tmp_path):
+    shard = Shard(images, Folder(tmp_path / "out"), "results/00000.jsonl")
+
+    def others():
+        shard.store.write(shard.name, b"theirs")
+
+    assert label_shard(labeler, shard, others) is None
+    assert shard.store.read(shard.name) == b"theirs"
+
+
+def test_a_missing_image_is_a_row(labeler, images, tmp_path):
+    rows = label_images(labeler, [*images, str(tmp_path / "gone.png"), "https://127.0.0.1/a"])
+    assert [row["error"] and row["error"]["type"] for row in rows] == [
+        *(None, None, None, "ImageError", "FetchError", "AddressError")
+    ]
+
+
+def test_where_no_image_can_be_read_nothing_is_written(labeler, tmp_path):
+    gone = [str(tmp_path / "mount" / name) for name in "ab"]
+    shard = Shard(gone, Folder(tmp_path / "out"), "results/00000.jsonl")
+    with pytest.raises(StoreError, match=r"none of 2; the first error: .*a \(No such file"):
+        label_shard(labeler, shard)
+    assert not (tmp_path / "out").exists()
+    assert label_shard(labeler, shard._replace(images=gone[:1])) == Counts(1, 1)
+
+
+def test_where_the_disk_fails_nothing_is_written(labeler, images, tmp_path, monkeypatch):
+    def read(_):
+        raise OSError(errno.EIO, "Input/output error")
+
+    monkeypatch.setattr(stores, "read_image_file", read)
+    shard = Shard(images, Folder(tmp_path / "out"), "results/00000.jsonl")
+    with pytest.raises(StoreError, match="Input/output error"):
+        label_shard(labeler, shard)
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_defect_on_one_image_is_its_row(labeler, images, monkeypatch):
+    original = Labeler.read
+
+    def read(self, address, budget):
+        if address == images[1]:
+            raise ZeroDivisionError("a secret")
+        return original(self, address, budget)
+
+    monkeypatch.setattr(Labeler, "read", read)
+    rows = label_images(labeler, images)
+    assert [bool(row["error"]) for row in rows] == [False, True, False, True]
+    message = "Unexpected error on this image (ZeroDivisionError)."
+    assert rows[1]["error"] == {"type": "InternalError", "message": message}
+
+
+def test_scores_that_are_no_numbers_are_an_error(labeler, images, monkeypatch):
+    nothing = Prediction(np.float32([np.nan] * 3))
+    monkeypatch.setattr(labeler.classifier, "predict", lambda _: nothing)
+    [row] = label_images(labeler, images[:1])
+    assert row["error"]["type"] == "InternalError"
+    assert row["scores"] is None
+
+
+def test_images_are_read_while_the_model_runs_but_not_too_far(monkeypatch):
+    lock, now, most, answered = threading.Lock(), set(), 0, 0
+
+    class Model:
+        def read(self, address, budget):
+            nonlocal most
+            with lock:
+                now.add(address)
+                most = max(most, len(now))
+            time.sleep(0.001)
+            return address
+
+        def answer(self, inputs):
+            nonlocal answered
+            time.sleep(0.001)
+            with lock:
+                now.remove(inputs)
+            answered += 1
+            return {"label": inputs}
+
+    images = [f"{number}.png" for number in range(300)]
+    rows = label_images(Model(), images)
+    assert [row["label"] for row in rows] == images
+    assert 2 <= most <= shards.AHEAD + 1
+
+
+def test_files_in_memory_have_a_budget():
+    budget, held, most, lock = Budget(10), 0, 0, threading.Lock()
+
+    def take(count):
+        nonlocal held, most
+        with budget.take(count):
+            with lock:
+                held += count
+                most = max(most, held)
+            time.sleep(0.002)
+            with lock:
+                held -= count
+
+    threads = [threading.Thread(target=take, args=(3 + 9 * (n == 5),)) for n in range(12)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(10)
+    assert not any(thread.is_alive() for thread in threads)
+    assert most == 12  # the large one, alone
+
+
+def test_an_error_gives_its_share_of_the_budget_back():
+    budget = Budget(10)
+    for _ in range(3):
+        with pytest.raises(ImageError), budget.take(10):
+            raise ImageError
+    with budget.take(10):
+        pass
+
+
+def manifest(**changes):
+    known = Manifest(["in"], "d1", 5, 2, 3, "lists/d2", "m.tflite", "d3", 0.02, "2026-11-26")
+    return Manifest(**(vars(known) | changes))
+
+
+def test_a_manifest_and_its_lists(tmp_path):
+    store = Folder(tmp_path)
+    assert Manifest.read(store) is None
+    store.create(shards.MANIFEST, manifest().to_bytes())
+    assert Manifest.read(store) == manifest()
+    names = ["a\n.png", "caf\udce9.png", "ü.png"]
+    store.write(list_name("lists/d2", 0), "".join(json.dumps(n) + "\n" for n in names).encode())
+    assert read_shard(store, manifest(), 0) == Shard(names, store, "results/00000.jsonl")
+    with pytest.raises(StoreError, match=r"lists/d2/00001\.jsonl to list 2 images.*no such list"):
+        read_shard(store, manifest(), 1)
+    store.write(list_name("lists/d2", 1), b'"one.png"\n')
+    with pytest.raises(StoreError, match="a damaged list"):
+        read_shard(store, manifest(), 1)
+
+
+@pytest.mark.parametrize("content", [b"", b"{", b"[]", b'{"inputs": []}', b"\xff"])
+def test_another_manifest_is_refused(tmp_path, content):
+    Folder(tmp_path).write(shards.MANIFEST, content)
+    with pytest.raises(StoreError, match="Received: another file of that name"):
+        Manifest.read(Folder(tmp_path))

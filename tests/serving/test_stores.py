@@ -1,0 +1,201 @@
+"""Folders, buckets and images by their addresses."""
+
+import errno
+import subprocess
+import sys
+import threading
+from concurrent.futures import ThreadPoolExecutor
+
+import pytest
+from conftest import ROOT
+
+from serving import stores
+from serving.errors import AddressError, FetchError, ImageError, StoreError, TooLargeError
+from serving.stores import Bucket, Folder, find_image, is_bucket, open_store
+
+
+@pytest.fixture
+def memory(monkeypatch):
+    """A bucket of obstore's own, in this process's memory."""
+    from obstore.store import MemoryStore
+
+    store = MemoryStore()
+    monkeypatch.setattr(stores, "connect", lambda root: store)
+    return store
+
+
+@pytest.fixture(params=["folder", "bucket"])
+def store(request, tmp_path, memory):
+    return Folder(tmp_path / "out") if request.param == "folder" else Bucket("s3://b/a prefix")
+
+
+def test_a_file_is_created_once(store):
+    assert store.create("results/1.jsonl", b"first")
+    assert not store.create("results/1.jsonl", b"second")
+    assert store.read("results/1.jsonl") == b"first"
+    assert store.exists("results/1.jsonl")
+
+
+def test_a_file_is_replaced_as_a_whole(store):
+    store.write("lists/1", b"first, and longer")
+    store.write("lists/1", b"second")
+    assert store.read("lists/1") == b"second"
+    assert store.names("lists") == ["lists/1"]
+
+
+def test_what_is_not_there(store):
+    assert store.names("results") == []
+    assert store.read("results/1") is None
+    assert not store.exists("results/1")
+
+
+def test_of_many_at_once_one_creates_the_file(store):
+    barrier = threading.Barrier(8)
+
+    def create(number):
+        barrier.wait()
+        return store.create("results/1", b"%d" % number)
+
+    with ThreadPoolExecutor(8) as pool:
+        written = list(pool.map(create, range(8)))
+    assert sum(written) == 1
+    assert store.read("results/1") == b"%d" % written.index(True)
+    assert store.names("results") == ["results/1"]
+
+
+def test_a_lost_answer_to_our_own_write_is_no_other_process(memory):
+    bucket = Bucket("s3://b")
+    assert bucket.create("1", b"the same")
+    assert bucket.create("1", b"the same")  # as obstore does when it tries again
+
+
+@pytest.mark.parametrize("code", [errno.EPERM, errno.EOPNOTSUPP])
+def test_a_file_is_created_without_links(tmp_path, monkeypatch, code):
+    def link(*_):
+        raise OSError(code, "no links here")
+
+    monkeypatch.setattr(stores.os, "link", link)
+    folder = Folder(tmp_path)
+    assert folder.create("1", b"first")
+    assert not folder.create("1", b"second")
+    assert [path.name for path in tmp_path.iterdir()] == ["1"]
+    assert (tmp_path / "1").read_bytes() == b"first"
+
+
+def test_nothing_remains_of_a_file_that_could_not_be_written(tmp_path, monkeypatch):
+    def full(*_):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(stores.os, "fsync", full)
+    with pytest.raises(StoreError, match="No space left on device"):
+        Folder(tmp_path).create("1", b"x")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_file_is_no_folder(tmp_path):
+    (tmp_path / "out").write_text("")
+    with pytest.raises(StoreError, match=r"^Expected to write to .*/out\. Received: "):
+        open_store(str(tmp_path / "out")).create("results/1", b"")
+
+
+def test_the_visible_objects_of_a_prefix(memory):
+    obstore = stores.load_obstore()
+    for key in ("a/2 ü+.jpg", "a/1.jpg", "a/b/3.jpg", "a/.hidden/4.jpg", "a/.5.jpg", "ab/6.jpg"):
+        obstore.put(memory, key, b"x")
+    obstore.put(memory, "a/folder", b"")
+    listed = ["s3://b/a/1.jpg", "s3://b/a/2 ü+.jpg", "s3://b/a/b/3.jpg"]
+    assert sorted(Bucket("s3://b/a").addresses()) == listed
+    assert sorted(Bucket("s3://b/a/").addresses()) == listed
+    assert sorted(Bucket("s3://b").addresses()) == [*listed, "s3://b/ab/6.jpg"]
+    assert list(Bucket("s3://b/ab/6.jpg").addresses()) == ["s3://b/ab/6.jpg"]
+    assert list(Bucket("s3://b/nothing").addresses()) == []
+    assert find_image(listed[1]).read() == b"x"
+
+
+def test_an_object_that_is_not_there_is_its_own_error(memory):
+    with pytest.raises(FetchError, match=r"Received: s3://b/a\.jpg \(no such object\)"):
+        find_image("s3://b/a.jpg")
+
+
+def test_an_object_is_measured_before_it_is_read(memory, monkeypatch):
+    stores.load_obstore().put(memory, "a.jpg", b"12345")
+    assert find_image("s3://b/a.jpg").most == 5
+    monkeypatch.setattr(stores, "MAX_FILE_BYTES", 4)
+    with pytest.raises(TooLargeError):
+        find_image("s3://b/a.jpg")
+
+
+def test_a_bucket_that_fails_is_no_error_of_an_image(monkeypatch):
+    exceptions = stores.load_obstore().exceptions
+
+    class Failing:
+        def get(self, *_):
+            raise exceptions.GenericError("The token has expired.\n\nDebug source:\nmuch more")
+
+    monkeypatch.setattr(stores, "connect", lambda root: None)
+    monkeypatch.setattr(stores.load_obstore(), "get", Failing().get)
+    with pytest.raises(StoreError, match=r"Received: The token has expired\. Check its name"):
+        find_image("s3://b/a.jpg")
+
+
+def test_files(tmp_path):
+    path = tmp_path / "a.png"
+    path.write_bytes(b"\x89PNG\r\n\x1a\n")
+    assert (find_image(str(path)).most, find_image(str(path)).read()) == (8, path.read_bytes())
+    with pytest.raises(FetchError, match=r"missing\.png \(No such file or directory\)"):
+        find_image(f"{tmp_path}/missing.png")
+    with pytest.raises(FetchError, match="no name of a file"):
+        find_image("a\0b")
+    with pytest.raises(ImageError, match="a folder"):
+        find_image(str(tmp_path)).read()
+
+
+def test_a_disk_that_fails_is_no_error_of_an_image(tmp_path, monkeypatch):
+    def stat(*_, **__):
+        raise OSError(errno.EIO, "Input/output error")
+
+    monkeypatch.setattr(stores.os, "stat", stat)
+    with pytest.raises(StoreError, match=r"a\.png\. Received: Input/output error"):
+        find_image("a.png")
+
+
+def test_urls_have_the_rules_of_the_service():
+    with pytest.raises(AddressError):
+        find_image("http://169.254.169.254/latest/meta-data/").read()
+
+
+@pytest.mark.parametrize(
+    ("address", "expected"),
+    [
+        *((f"{scheme}://b/k", True) for scheme in ("s3", "gs", "az", "abfs", "abfss", "S3")),
+        *((other, False) for other in ("s3:/b", "https://b/k", "/s3://b", "ss3://b", "b")),
+    ],
+)
+def test_what_is_a_bucket(address, expected):
+    assert is_bucket(address) == expected
+
+
+@pytest.mark.parametrize("address", ["https://example.com/out", "ftp://example.com"])
+def test_results_go_to_folders_and_buckets_only(address):
+    with pytest.raises(StoreError, match=f"Received: {address}"):
+        open_store(address)
+
+
+def test_a_bucket_has_a_name():
+    with pytest.raises(StoreError, match=r"Received: s3:///key\. Write the bucket's name"):
+        open_store("s3:///key")
+
+
+def test_obstore_is_imported_for_buckets_only(tmp_path):
+    program = (
+        "import sys; from serving.stores import find_image, open_store\n"
+        f"open_store({str(tmp_path)!r}).create('results/1', b'')\n"
+        "assert 'obstore' not in sys.modules\n"
+        "sys.modules['obstore.exceptions'] = None\n"
+        "try: open_store('s3://b').exists('x')\n"
+        "except Exception as error: print(type(error).__name__, error)\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, check=True
+    )
+    assert done.stdout.startswith("StoreError Expected the package obstore")
