@@ -1,5 +1,6 @@
 """Runs a .tflite model and returns a score for each class."""
 
+import hashlib
 import unicodedata
 import zipfile
 import zlib
@@ -67,6 +68,12 @@ class Classifier:
                 "Convert it again with convert_to_tflite.py."
             )
         self.details = read_details(path, self._network.channels, len(self.labels))
+
+    @cached_property
+    def digest(self) -> str:
+        """Sixteen hexadecimal digits of the file's SHA-256, which no other model has."""
+        with self._path.open("rb") as file:
+            return hashlib.file_digest(file, "sha256").hexdigest()[:16]
 
     @cached_property
     def card(self) -> "Card | None":
