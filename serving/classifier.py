@@ -35,6 +35,12 @@ def named_scores(labels: tuple[str, ...], probabilities: np.ndarray) -> dict[str
     }
 
 
+def file_digest(path: Path) -> str:
+    """Return sixteen hexadecimal digits of the file's SHA-256, which no other model has."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()[:16]
+
+
 class Classifier:
     """A .tflite model and its class names.
 
@@ -71,9 +77,8 @@ class Classifier:
 
     @cached_property
     def digest(self) -> str:
-        """Sixteen hexadecimal digits of the file's SHA-256, which no other model has."""
-        with self._path.open("rb") as file:
-            return hashlib.file_digest(file, "sha256").hexdigest()[:16]
+        """What `file_digest` returns of its file."""
+        return file_digest(self._path)
 
     @cached_property
     def card(self) -> "Card | None":
