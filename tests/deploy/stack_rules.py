@@ -237,6 +237,9 @@ def classify(template: dict) -> Iterator[str]:
         yield "the Function URL has no limit at all"
     if function.get("AutoPublishAlias") != "live":
         yield "SnapStart has no version, and callers no alias"
+    described = function.get("VersionDescription", {}).get("Fn::Sub", "")
+    if not all(f"${{{name}}}" in described for name in ("MemorySize", "Timeout", "StartFrom")):
+        yield "other settings would wait for the next container image"
     if function.get("SnapStart", {}).get("ApplyOn") != {
         "Fn::If": ["HasSnapStart", "PublishedVersions", "None"]
     }:

@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from conftest import ROOT
 from stack_rules import TEMPLATE, problems, read
 from stack_rules import load as load_template
 
@@ -123,6 +124,7 @@ MUTANTS = {
         "PublishedVersions",
         "SnapStart",
     ),
+    "old settings": (", started from ${StartFrom}", "", "wait for the next"),
     "no alias": ("      AutoPublishAlias: live\n", "", "alias"),
     "requests with a bucket": (
         "METRICS_NAMESPACE: !Ref AWS::StackName",
@@ -215,3 +217,18 @@ def test_lists_of_regions_and_accounts_are_nowhere():
         "arn:aws:states:::s3:listObjectsV2",
         "arn:aws:states:::lambda:invoke",
     }
+
+
+def test_the_documentation_has_all_parameters():
+    page = (ROOT / "docs" / "aws.md").read_text(encoding="utf-8")
+    template, _ = read()
+    assert [name for name in template["Parameters"] if f"`{name}`" not in page] == []
+    assert len(MUTANTS) + len(LINTED) >= 60
+
+
+def test_the_service_draws_no_random_numbers_that_a_snapshot_would_repeat():
+    """SnapStart restores one state many times; secrets and sockets ask the system each time."""
+    sources = [path.read_text(encoding="utf-8") for path in (ROOT / "serving").glob("*.py")]
+    assert sources
+    assert not [s for s in sources if re.search(r"^\s*(import|from) (random|uuid)\b", s, re.M)]
+    assert not [s for s in sources if "np.random" in s]
