@@ -2,7 +2,7 @@
 
 Run by `TEST_CLOUD=1 python -m pytest tests/cloud`, not by `make test`: it needs Docker, packages
 that are not in the lock (PACKAGES below) and AWS's base image or its stand-in. Everything listens
-on the address of Docker's bridge only, is stopped by its process id, and its containers are removed.
+on the address of Docker's bridge only and is stopped by its process id.
 """
 
 import os
