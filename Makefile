@@ -18,7 +18,7 @@ endef
 $(foreach name,IMAGE MODELS PORT RUNTIME TAG ARGS,$(eval $(call as_typed,$(name))))
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test train convert predict build run http data sample explore compare tune benchmark fuzz mutants lock sbom format clean
+.PHONY: help setup demo test train convert predict build run deploy undeploy http data sample explore compare tune benchmark fuzz mutants lock sbom format clean
 
 help: ## list all commands
 	@echo "Start with make demo. All commands:"
@@ -26,8 +26,9 @@ help: ## list all commands
 	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  make %-9s %s\n", $$1, $$2}' Makefile
 	@echo
 	@echo "Variables:"
-	@echo "  ARGS     more arguments for demo, test, train, convert, predict, build, run, http,"
-	@echo "           data, sample, explore, compare, tune, benchmark, fuzz, mutants and sbom:"
+	@echo "  ARGS     more arguments for demo, test, train, convert, predict, build, run, deploy,"
+	@echo "           undeploy, http, data, sample, explore, compare, tune, benchmark, fuzz, mutants"
+	@echo "           and sbom:"
 	@echo "           make train ARGS=\"--epochs 5\", make train ARGS=--help; the shell reads it,"
 	@echo "           so quote what is in it; the variables below are taken as they are"
 	@echo "  IMAGE    file, folder or URL to classify: make predict IMAGE=rose.jpg"
@@ -68,6 +69,13 @@ build: setup ## build the container image with the best model of MODELS; convert
 run: setup ## serve the container image on PORT of this machine until Ctrl-C
 	@$(PYTHON) -m tools.container run $(if $(PORT),--port="$$PORT") \
 		$(if $(TAG),--tag="$$TAG") -- $(ARGS)
+
+deploy: setup ## put the service on AWS: build, push, deploy (ARGS=--dry-run: only say how)
+	@$(PYTHON) -m tools.deploy up $(if $(MODELS),--models="$$MODELS") \
+		$(if $(RUNTIME),--runtime="$$RUNTIME") $(ARGS)
+
+undeploy: setup ## take it down again; the bucket of images stays
+	@$(PYTHON) -m tools.deploy down $(ARGS)
 
 http: setup ## serve HTTP on port 9000 in front of `make run`, like a Function URL
 	$(PYTHON) -m tools.function_url $(ARGS)

@@ -5,7 +5,7 @@ import binascii
 import json
 import re
 
-from serving import events
+from serving import bucket_events, events
 from serving.bodies import is_binary
 from serving.errors import EventSourceError
 
@@ -86,6 +86,8 @@ def find_service(event: object) -> str | None:
     """Return the name of the AWS service that sent `event`; None if it is none's."""
     if isinstance(event, dict) and events.named_keys(event):
         return None
+    if bucket_events.find_sender(event) == bucket_events.MAP:
+        return bucket_events.MAP
     has_records = isinstance(event, dict) and "Records" in event
     # EventBridge Pipes passes records on in a list.
     records = event.get("Records", [event]) if isinstance(event, dict) else event

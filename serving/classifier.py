@@ -1,5 +1,6 @@
 """Runs a .tflite model and returns a score for each class."""
 
+import hashlib
 import unicodedata
 import zipfile
 import zlib
@@ -32,6 +33,12 @@ def named_scores(labels: tuple[str, ...], probabilities: np.ndarray) -> dict[str
         label: round(float(score), DECIMALS)
         for label, score in zip(labels, probabilities, strict=True)
     }
+
+
+def file_digest(path: Path) -> str:
+    """Return sixteen hexadecimal digits of the file's SHA-256, which no other model has."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()[:16]
 
 
 class Classifier:
@@ -67,6 +74,11 @@ class Classifier:
                 "Convert it again with convert_to_tflite.py."
             )
         self.details = read_details(path, self._network.channels, len(self.labels))
+
+    @cached_property
+    def digest(self) -> str:
+        """What `file_digest` returns of its file."""
+        return file_digest(self._path)
 
     @cached_property
     def card(self) -> "Card | None":

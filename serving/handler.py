@@ -2,7 +2,7 @@
 
 import time
 
-from serving import aws_events, events, http_events, log
+from serving import aws_events, bucket_events, events, http_events, log
 from serving.errors import EventSourceError, InternalError, ServingError
 from serving.http_events import HttpRequest
 from serving.service import Result, Service
@@ -15,11 +15,12 @@ class Handler:
         """Let `service` classify the images.
 
         Raises:
-            SettingError: CORS_HEADERS or PAGE is malformed.
+            SettingError: CORS_HEADERS, PAGE or LABEL_BUCKET is malformed.
         """
         http_events.cors()
         http_events.shows_page()
         self.service = service
+        self._bucket = bucket_events.read_bucket()
         self._cold = True
 
     def handle(self, event: object, context: object = None) -> dict | list:
@@ -29,12 +30,16 @@ class Handler:
 
         Raises:
             EventSourceError: `event` is one of another AWS service, to which an answer would mean
-                success. Nothing else raises.
+                success.
+            StoreError: the shard of a large job cannot be labelled. Nothing else raises.
         """
         started = time.monotonic()
         line = log.RequestLog(getattr(context, "aws_request_id", None), self._cold)
         self._cold = False
         http = http_events.read_event(event)
+        if http is None and self._bucket and (sender := bucket_events.find_sender(event)):
+            line.event = sender
+            return self._label(event, line, started, context)
         if http is None:
             _refuse_other_services(event, line, started)
         try:
@@ -57,6 +62,18 @@ class Handler:
             line.status = answer["statusCode"]
         log.write_request(line)
         return answer
+
+    def _label(self, event: object, line: log.RequestLog, started: float, context: object) -> dict:
+        """Label the images of a bucket that `event` names, and write the `line`."""
+        due = deadline(context, started)
+        try:
+            return bucket_events.answer(event, self.service, self._bucket, due, line)
+        except Exception as error:
+            line.error = type(error).__name__
+            raise
+        finally:
+            line.ms = log.milliseconds(started)
+            log.write_request(line)
 
     def _classify(
         self, event: object, http: HttpRequest | None, due: float, request_id: str | None

@@ -78,6 +78,7 @@ FOREIGN = [
     ({"fragment": {}, "transformId": "a"}, "AWS CloudFormation"),
     ({"DeploymentId": "a", "LifecycleEventHookExecutionId": "b"}, "AWS CodeDeploy"),
     ({"Type": "Notification", "TopicArn": "arn", "Message": "a"}, "Amazon SNS"),
+    ({"list": "jobs/a/lists/0123/00007.jsonl"}, "AWS Step Functions"),
     ({"serverId": "a", "username": "b", "password": "c"}, "AWS Transfer Family"),
 ]
 WARM_UPS = [

@@ -76,6 +76,8 @@ def test_the_promised_targets_are_there() -> None:
         ("predict", 'predict.py --here -- "$IMAGE"'),
         ("build", "-m tools.container build -- --here"),
         ("run", "-m tools.container run -- --here"),
+        ("deploy", "-m tools.deploy up --here"),
+        ("undeploy", "-m tools.deploy down --here"),
         ("http", "-m tools.function_url --here"),
         ("fuzz", "-m tests.fuzz.events --here"),
         ("fuzz", "-m tests.fuzz.images --here"),
@@ -150,6 +152,7 @@ def test_any_name_of_an_image_is_only_a_name(project: Path, name: str) -> None:
     [
         ("build", ["models", "runtime", "tag"]),
         ("run", ["port", "tag"]),
+        ("deploy", ["models", "runtime"]),
         ("sbom", ["models"]),
     ],
 )

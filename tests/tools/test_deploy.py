@@ -1,0 +1,276 @@
+"""tools.deploy: `make deploy` and `make undeploy`, with programs that only note their calls."""
+
+import json
+import os
+import re
+import shlex
+import subprocess
+import sys
+
+import pytest
+from conftest import ROOT
+
+from tools import deploy
+
+# Notes its name and arguments, and answers as the file `answers` says: {words: [exit code, text]}.
+PROGRAM = """#!{python}
+import json, os, pathlib, sys
+folder = pathlib.Path({folder!r})
+call = [os.path.basename(sys.argv[0]), *sys.argv[1:]]
+text = sys.stdin.read() if "--password-stdin" in call else ""
+with (folder / "calls").open("a") as file:
+    file.write(json.dumps([call, text]) + "\\n")
+for words, (code, answer) in json.loads((folder / "answers").read_text()).items():
+    if words in " ".join(call):
+        print(answer, file=sys.stderr if code else sys.stdout)
+        sys.exit(code)
+"""
+MISSING = [254, "An error occurred (RepositoryNotFoundException)"]
+NO_IMAGE = [254, "An error occurred (ImageNotFoundException) when calling DescribeImages"]
+ANSWERS = {
+    "get-caller-identity": [0, "111122223333"],
+    "configure get region": [0, "eu-central-1"],
+    "describe-repositories": MISSING,
+    "describe-images": NO_IMAGE,
+    "get-login-password": [0, "secret"],
+    "OutputKey=='ImageBucket'": [0, "flowers-imagebucket-1"],
+}
+
+
+@pytest.fixture
+def cloud(tmp_path, monkeypatch):
+    """Programs in front of the PATH; returns a function that sets answers."""
+    bin_folder = tmp_path / "bin"
+    bin_folder.mkdir()
+    for name in deploy.PROGRAMS:
+        path = bin_folder / name
+        path.write_text(PROGRAM.format(python=sys.executable, folder=str(tmp_path)))
+        path.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{bin_folder}:{os.environ['PATH']}")
+    for name in ("AWS_REGION", "AWS_DEFAULT_REGION"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setattr(deploy, "image_tag", lambda model, options: f"0123-{options.runtime}")
+
+    def answer(more):
+        (tmp_path / "answers").write_text(json.dumps(more | ANSWERS | more))
+
+    answer({})
+    return answer
+
+
+@pytest.fixture
+def calls(tmp_path):
+    """The commands that ran, and what some were sent."""
+
+    def read():
+        path = tmp_path / "calls"
+        return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
+
+    return read
+
+
+def printed_commands(text):
+    lines = [line[2:] for line in text.splitlines() if line.startswith("$ ")]
+    return [shlex.split(command) for line in lines for command in line.split(" | ")]
+
+
+IMAGE = "111122223333.dkr.ecr.eu-central-1.amazonaws.com/flowers:0123-ai-edge-litert"
+
+
+def test_every_command_is_printed_before_it_runs(cloud, calls, capfd):
+    assert deploy.main(["up"]) == 0
+    output = capfd.readouterr().out
+    assert [call for call, _ in calls()] == printed_commands(output)
+    assert "secret" not in output
+    [(login, password)] = [(call, text) for call, text in calls() if "login" in call]
+    assert password == "secret"  # noqa: S105
+    assert login[-1] == "111122223333.dkr.ecr.eu-central-1.amazonaws.com"
+
+
+def test_it_is_built_pushed_and_deployed_in_this_order(cloud, calls):
+    assert deploy.main(["up", "--set", "AlarmEmail=a@b.c"]) == 0
+    ran = [call for call, _ in calls()]
+    assert [" ".join(call[:3]) for call in ran] == [
+        "aws configure get",
+        "aws sts get-caller-identity",
+        "aws ecr describe-repositories",
+        "aws ecr create-repository",
+        "aws ecr describe-images",
+        "docker build --provenance=false",
+        "aws ecr get-login-password",
+        "docker login --username",
+        f"docker push {IMAGE}",
+        "sam deploy --template-file",
+        "aws cloudformation describe-stacks",
+    ]
+    assert "IMMUTABLE" in ran[3]
+    build, sam = ran[5], ran[9]
+    assert build[-5:] == ["--build-arg", "MODELS=models", "-t", IMAGE, "."]
+    assert build[3:5] == ["--platform", "linux/amd64"]
+    assert sam[sam.index("--parameter-overrides") + 1 :] == [
+        f"ImageUri={IMAGE}",
+        "Runtime=ai-edge-litert",
+        "Architecture=x86_64",
+        "AlarmEmail=a@b.c",
+    ]
+
+
+def test_an_image_that_is_there_is_not_built_again(cloud, calls, capsys):
+    cloud({"describe-repositories": [0, "{}"], "describe-images": [0, "{}"]})
+    assert deploy.main(["up", "--region", "us-west-2"]) == 0
+    assert "is there already" in capsys.readouterr().out
+    ran = [" ".join(call[:2]) for call, _ in calls()]
+    assert not [call for call in ran if call.startswith("docker") or "create" in call]
+    assert "sam deploy" in ran
+
+
+def test_a_dry_run_runs_nothing_and_prints_all(cloud, calls, capsys):
+    assert deploy.main(["up", "--dry-run", "--runtime", "openvino", "--architecture", "arm64"]) == 0
+    text = capsys.readouterr().out
+    assert deploy.main(["down", "--dry-run"]) == 0
+    text += capsys.readouterr().out
+    assert calls() == []
+    names = [" ".join(command[:3]) for command in printed_commands(text)]
+    for name in (
+        "aws ecr create-repository",
+        "docker push 123456789012.dkr.ecr.us-east-1.amazonaws.com/flowers:0123-openvino",
+        "sam deploy --template-file",
+        "aws cloudformation delete-stack",
+        "aws ecr delete-repository",
+    ):
+        assert name in names
+    assert "--platform linux/arm64 --build-arg RUNTIME=openvino" in text
+
+
+def test_a_dry_run_needs_no_programs(monkeypatch):
+    monkeypatch.setenv("PATH", "/usr/bin:/bin")
+    monkeypatch.setattr(deploy.shutil, "which", lambda name: None)
+    assert deploy.main(["up", "--dry-run"]) == 0
+
+
+@pytest.mark.parametrize("command", ["up", "down"])
+def test_a_missing_program_is_told_before_anything_runs(monkeypatch, capsys, calls, command, cloud):
+    monkeypatch.setattr(deploy.shutil, "which", lambda name: None)
+    assert deploy.main([command]) == 1
+    assert "Expected the program aws. Received: no such program. Install" in capsys.readouterr().err
+    assert calls() == []
+
+
+def test_everything_but_the_bucket_is_removed(cloud, calls, capfd):
+    cloud({"describe-repositories": [0, "{}"]})
+    assert deploy.main(["down"]) == 0
+    output = capfd.readouterr().out
+    ran = [call for call, _ in calls()]
+    assert ran == printed_commands(output)
+    assert [" ".join(call[1:3]) for call in ran][-4:] == [
+        "cloudformation delete-stack",
+        "cloudformation wait",
+        "ecr describe-repositories",
+        "ecr delete-repository",
+    ]
+    assert "aws s3 rb s3://flowers-imagebucket-1 --force" in output
+    assert not [call for call in ran if "s3" in call]
+
+
+def test_what_fails_ends_it_with_a_sentence(cloud, calls, capsys):
+    cloud({"docker push": [1, "denied"]})
+    assert deploy.main(["up"]) == 1
+    assert "docker push 111122223333" in capsys.readouterr().err
+    assert "sam" not in [call[0] for call, _ in calls()]
+
+
+def test_credentials_that_are_missing_are_told(cloud, capsys):
+    cloud({"get-caller-identity": [253, "\nUnable to locate credentials.\n"]})
+    assert deploy.main(["up"]) == 1
+    assert "Received: Unable to locate credentials. Set the AWS CLI up" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["--set", "Memory=1"], "expected NAME=VALUE, NAME one of ImageUri, Runtime"),
+        (["--set", "MemorySize"], "Received: MemorySize"),
+        (["--stack", "My Stack"], "lower-case letters"),
+        (["--runtime", "none"], "invalid choice"),
+        (["--architecture", "mips"], "invalid choice"),
+    ],
+)
+def test_wrong_flags_are_told(arguments, said, capsys):
+    with pytest.raises(SystemExit):
+        deploy.main(["up", *arguments])
+    assert said in capsys.readouterr().err
+
+
+def test_the_cost_is_said_first(capsys):
+    assert deploy.main(["up", "--dry-run"]) == 0
+    first = capsys.readouterr().out.splitlines()[0]
+    assert re.match(r"Cost at rest: about \$4\.\d\d a month \(13 alarms, a dashboard", first)
+    assert "A million answers of 100 ms: $3.08, and $1.00 for the API." in first
+
+
+@pytest.mark.parametrize(
+    ("settings", "dollars"),
+    [
+        (["MemorySize=3538"], 4.33),
+        (["StartFrom=provisioned"], 22.99),
+        (["StartFrom=provisioned", "ProvisionedConcurrency=3"], 60.30),
+        (["StartFrom=snapshot"], 11.07),
+    ],
+)
+def test_functions_that_are_kept_ready_cost(settings, dollars, capsys):
+    words = [word for setting in settings for word in ("--set", setting)]
+    assert deploy.main(["up", "--dry-run", *words]) == 0
+    assert f"about ${dollars:.2f} a month" in capsys.readouterr().out
+
+
+# The tag
+
+
+@pytest.fixture
+def repository(tmp_path, monkeypatch):
+    """A repository with one commit and a model."""
+    (tmp_path / "models").mkdir()
+    (tmp_path / "models" / "a.tflite").write_bytes(b"model")
+    (tmp_path / "code.py").write_text("1")
+    git = ("git", "-c", "user.name=a", "-c", "user.email=a@b.c")
+    for words in (["init", "-q"], ["add", "code.py"], ["commit", "-qm", "first"]):
+        subprocess.run([*git, *words], cwd=tmp_path, check=True)
+    monkeypatch.setattr(deploy, "ROOT", tmp_path)
+    return tmp_path
+
+
+def tag(repository, runtime="openvino", architecture="x86_64", dry_run=False):
+    options = deploy.argparse.Namespace(runtime=runtime, architecture=architecture, dry_run=dry_run)
+    return deploy.image_tag(repository / "models" / "a.tflite", options)
+
+
+def test_the_tag_names_commit_model_runtime_and_architecture(repository):
+    first = tag(repository)
+    assert re.fullmatch(r"[0-9a-f]{12}-9372c470eeadd5ec-openvino-x86_64", first)
+    assert (
+        len({first, tag(repository, "ai-edge-litert"), tag(repository, architecture="arm64")}) == 3
+    )
+    (repository / "models" / "a.tflite").write_bytes(b"other")
+    assert tag(repository).split("-")[0] == first.split("-")[0]
+    assert tag(repository) != first
+
+
+def test_changes_that_are_not_committed_have_no_tag(repository):
+    first = tag(repository)
+    (repository / "code.py").write_text("2")
+    with pytest.raises(deploy.DeployError, match=r"Received: changes in code.py. Commit or stash"):
+        tag(repository)
+    assert tag(repository, dry_run=True) == first
+
+
+def test_outside_of_a_repository_there_is_no_tag(tmp_path, monkeypatch):
+    monkeypatch.setattr(deploy, "ROOT", tmp_path)
+    monkeypatch.setenv("GIT_CEILING_DIRECTORIES", str(tmp_path.parent))
+    (tmp_path / "models").mkdir()
+    (tmp_path / "models" / "a.tflite").write_bytes(b"model")
+    with pytest.raises(deploy.DeployError, match="Expected a Git repository"):
+        tag(tmp_path)
+
+
+def test_the_template_is_where_it_is_read():
+    assert (ROOT / deploy.TEMPLATE).is_file()

@@ -1,0 +1,336 @@
+"""Put the service on AWS, and take it down: `make deploy`, `make undeploy`.
+
+    python -m tools.deploy up --dry-run
+    python -m tools.deploy up --runtime openvino --set AlarmEmail=me@example.com
+    python -m tools.deploy down
+
+Each command is printed before it runs, so that all of this can be done by hand; `--dry-run` prints
+them only. docs/aws.md says what is deployed and what it costs.
+"""
+
+import argparse
+import os
+import re
+import shlex
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+from typing import NamedTuple
+
+from serving.classifier import file_digest
+from serving.errors import UserError
+from serving.model_files import best_model
+from serving.runtimes import RUNTIMES
+from tools.container import ROOT, model_folder
+from training.cli import make_parser, run_command
+
+TEMPLATE = "deploy/template.yaml"
+NAME = "flowers"  # of stack and repository
+RUNTIME = "ai-edge-litert"  # on AWS's supported Python 3.13 image
+PLATFORMS = {"x86_64": "linux/amd64", "arm64": "linux/arm64"}
+ACCOUNT, REGION = "123456789012", "us-east-1"  # in a dry run that knows no others
+PROGRAMS = {
+    "aws": "the AWS CLI (docs.aws.amazon.com/cli)",
+    "sam": "the AWS SAM CLI (docs.aws.amazon.com/serverless-application-model)",
+    "docker": "Docker (docs.docker.com/get-docker)",
+}
+# AWS's list prices for US East (N. Virginia) in dollars, without the free tier.
+GB_SECOND, REQUESTS, API_REQUESTS = 0.0000166667, 0.20, 1.00  # the last two: a million
+PROVISIONED_GB_SECOND, SNAPSHOT_GB_SECOND = 0.0000041667, 0.0000015046
+ALARM, DASHBOARD, REGISTRY_GB = 0.10, 3.00, 0.10  # a month
+MONTH = 2_592_000  # seconds
+IMAGE_GB = 0.3
+ANSWER_MS = 100  # what an answer takes in docs/benchmarks.md
+
+
+class DeployError(UserError):
+    """The stack cannot be deployed or removed."""
+
+
+class Target(NamedTuple):
+    """Where the stack is.
+
+    Attributes:
+        stack: its name, and that of the repository of container images.
+        account: number of the AWS account.
+        region: such as eu-central-1.
+    """
+
+    stack: str
+    account: str
+    region: str
+
+    @property
+    def registry(self) -> str:
+        """The host that container images are pushed to."""
+        suffix = ".cn" if self.region.startswith("cn-") else ""
+        return f"{self.account}.dkr.ecr.{self.region}.amazonaws.com{suffix}"
+
+
+class Shell:
+    """Runs commands, each printed before it runs."""
+
+    def __init__(self, dry: bool):
+        """Only print commands if `dry`."""
+        self.dry = dry
+
+    def run(self, *command: str, stdin: str | None = None, shown: str = "") -> None:
+        """Run `command`, with `stdin` if given; `shown` stands for where that comes from.
+
+        Raises:
+            DeployError: it failed.
+        """
+        print(f"$ {shown}{shlex.join(command)}", flush=True)
+        if self.dry:
+            return
+        code = subprocess.run(command, cwd=ROOT, input=stdin, text=True).returncode
+        if code:
+            raise DeployError(
+                f"{' '.join(command[:3])} failed with exit code {code}; its reason is above. What "
+                "was done stays: run the same command again, or make undeploy."
+            )
+
+    def read(self, *command: str, dry: str | None = None, shown: bool = True) -> str | None:
+        """Return what `command` prints, None if it fails, and `dry` in a dry run."""
+        if shown:
+            print(f"$ {shlex.join(command)}", flush=True)
+        if self.dry:
+            return dry
+        done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+        if done.returncode and not re.search("NotFound|does not exist", done.stderr):
+            reason = (done.stderr.strip().splitlines() or ["no reason given"])[-1]
+            raise DeployError(
+                f"Expected {' '.join(command[:3])} to answer. Received: {reason.rstrip('.')}. Set "
+                "the AWS CLI up for your account: aws configure"
+            )
+        return None if done.returncode else done.stdout.strip()
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Deploy or remove as the command line says and return the exit code."""
+    options = parse_arguments(arguments)
+    return run_command(
+        lambda: options.command(options),
+        "tools.deploy",
+        stopped="Stopped. What was done stays: run the same command again, or make undeploy.",
+    )
+
+
+def up(options: argparse.Namespace) -> None:
+    """Build, push and deploy.
+
+    Raises:
+        DeployError: a program is missing or failed, or there are changes that are not committed.
+    """
+    shell = Shell(options.dry_run)
+    models = model_folder(options.models)
+    model = best_model(models, ".tflite")
+    tag = image_tag(model, options)
+    if not options.dry_run:
+        require_programs("aws", "sam", "docker")
+    print_cost(options)
+    target = find_target(shell, options)
+    image = f"{target.registry}/{target.stack}:{tag}"
+    push(shell, target, image, options, models)
+    shell.run(
+        *("sam", "deploy", "--template-file", TEMPLATE, "--stack-name", target.stack),
+        *("--region", target.region, "--image-repository", image.rpartition(":")[0]),
+        *("--capabilities", "CAPABILITY_IAM", "--no-confirm-changeset"),
+        *("--no-fail-on-empty-changeset", "--parameter-overrides"),
+        *(f"ImageUri={image}", f"Runtime={options.runtime}"),
+        *(f"Architecture={options.architecture}", *options.set),
+    )
+    shell.run(*describe(target, "Stacks[0].Outputs[].[OutputKey, OutputValue]", "table"))
+    print("Take all of it down: make undeploy")
+
+
+def down(options: argparse.Namespace) -> None:
+    """Remove the stack and the repository; the bucket and its images stay.
+
+    Raises:
+        DeployError: a program is missing or failed.
+    """
+    shell = Shell(options.dry_run)
+    if not options.dry_run:
+        require_programs("aws")
+    target = find_target(shell, options)
+    query = "Stacks[0].Outputs[?OutputKey=='ImageBucket'].OutputValue"
+    bucket = shell.read(*describe(target, query, "text"), dry="BUCKET")
+    at = ("--region", target.region)
+    shell.run("aws", "cloudformation", "delete-stack", "--stack-name", target.stack, *at)
+    stacks = ("aws", "cloudformation", "wait", "stack-delete-complete")
+    shell.run(*stacks, "--stack-name", target.stack, *at)
+    repository = ("--repository-name", target.stack, *at)
+    if shell.read("aws", "ecr", "describe-repositories", *repository, dry="") is not None:
+        shell.run("aws", "ecr", "delete-repository", *repository, "--force")
+    if bucket:
+        print(
+            "The bucket and its images stay, since nothing else has them. To delete them for good: "
+            f"aws s3 rb s3://{bucket} --force"
+        )
+
+
+def push(
+    shell: Shell, target: Target, image: str, options: argparse.Namespace, models: Path
+) -> None:
+    """Build `image` with the best model of `models` and push it, unless it is there."""
+    at = ("--region", target.region)
+    repository = ("--repository-name", target.stack)
+    if shell.read("aws", "ecr", "describe-repositories", *repository, *at) is None:
+        shell.run(
+            *("aws", "ecr", "create-repository", *repository, *at),
+            *("--image-tag-mutability", "IMMUTABLE"),
+            *("--image-scanning-configuration", "scanOnPush=true"),
+        )
+    tag = f"imageTag={image.rpartition(':')[2]}"
+    if shell.read("aws", "ecr", "describe-images", *repository, *at, "--image-ids", tag):
+        print(f"Push: {image} is there already.")
+        return
+    shell.run(
+        *("docker", "build", "--provenance=false"),
+        *("--platform", PLATFORMS[options.architecture]),
+        *("--build-arg", f"RUNTIME={options.runtime}"),
+        *("--build-arg", f"MODELS={models.as_posix()}", "-t", image, "."),
+    )
+    login = ("aws", "ecr", "get-login-password", *at)
+    password = shell.read(*login, dry="", shown=False)
+    shell.run(
+        *("docker", "login", "--username", "AWS", "--password-stdin", target.registry),
+        stdin=password,
+        shown=f"{shlex.join(login)} | ",
+    )
+    shell.run("docker", "push", image)
+
+
+def find_target(shell: Shell, options: argparse.Namespace) -> Target:
+    """Return where to deploy: the AWS CLI's account, and the region of flag, environment or CLI.
+
+    Raises:
+        DeployError: there is none.
+    """
+    region = options.region or os.environ.get("AWS_REGION") or os.environ.get("AWS_DEFAULT_REGION")
+    region = region or shell.read("aws", "configure", "get", "region", dry=REGION)
+    if not region:
+        raise DeployError(
+            "Expected a region. Received: none. Name one: make deploy ARGS='--region eu-central-1'"
+        )
+    identity = ("aws", "sts", "get-caller-identity", "--query", "Account", "--output", "text")
+    account = shell.read(*identity, dry=ACCOUNT)
+    return Target(options.stack, account or "", region)
+
+
+def describe(target: Target, query: str, output: str) -> tuple[str, ...]:
+    """Return the command that prints what `query` asks of the stack."""
+    return (
+        *("aws", "cloudformation", "describe-stacks", "--stack-name", target.stack),
+        *("--region", target.region, "--query", query, "--output", output),
+    )
+
+
+def image_tag(model: Path, options: argparse.Namespace) -> str:
+    """Return a tag that only this commit, model, runtime and architecture have.
+
+    Raises:
+        DeployError: there are changes that are not committed, or no repository.
+    """
+    git = ("git", "status", "--porcelain", "--", ":!models", ":!flowers")
+    status = subprocess.run(git, cwd=ROOT, capture_output=True, text=True)
+    head = subprocess.run(
+        ["git", "rev-parse", "--short=12", "HEAD"], cwd=ROOT, capture_output=True, text=True
+    )
+    if status.returncode or head.returncode:
+        raise DeployError(
+            "Expected a Git repository, whose commit names the container image. Received: none. "
+            "Clone the project, or run git init and commit."
+        )
+    if status.stdout.strip() and not options.dry_run:
+        raise DeployError(
+            "Expected all changes to be committed, since the commit names the container image. "
+            f"Received: changes in {status.stdout.split()[1]}. Commit or stash them."
+        )
+    digest = file_digest(model)
+    return f"{head.stdout.strip()}-{digest}-{options.runtime}-{options.architecture}"
+
+
+def require_programs(*names: str) -> None:
+    """Raise `DeployError` unless all of these are installed."""
+    for name in names:
+        if not shutil.which(name):
+            raise DeployError(
+                f"Expected the program {name}. Received: no such program. Install "
+                f"{PROGRAMS[name]}, or see what it would do: make deploy ARGS=--dry-run"
+            )
+
+
+def print_cost(options: argparse.Namespace) -> None:
+    """Print what the stack costs at rest and for a million answers."""
+    settings = dict(word.split("=", 1) for word in options.set)
+    gigabytes = float(settings.get("MemorySize", 1769)) / 1024
+    alarms = (ROOT / TEMPLATE).read_text(encoding="utf-8").count("AWS::CloudWatch::Alarm")
+    rest = alarms * ALARM + DASHBOARD + IMAGE_GB * REGISTRY_GB
+    ready = {
+        "provisioned": PROVISIONED_GB_SECOND * int(settings.get("ProvisionedConcurrency", 1)),
+        "snapshot": SNAPSHOT_GB_SECOND,
+    }.get(settings.get("StartFrom", ""), 0.0)
+    rest += ready * gigabytes * MONTH
+    answers = ANSWER_MS / 1000 * gigabytes * GB_SECOND * 1_000_000 + REQUESTS
+    print(
+        f"Cost at rest: about ${rest:.2f} a month ({alarms} alarms, a dashboard, {IMAGE_GB} GB of "
+        "container image). "
+        f"A million answers of {ANSWER_MS} ms: ${answers:.2f}, and ${API_REQUESTS:.2f} for the "
+        "API. These are list prices for US East, without the free tier; docs/aws.md has the "
+        "formula."
+    )
+
+
+def parse_arguments(arguments: list[str] | None) -> argparse.Namespace:
+    """Return the options of the command line."""
+    parser = make_parser(__doc__)
+    commands = parser.add_subparsers(required=True, metavar="up|down")
+    upward = commands.add_parser("up", help="build, push and deploy")
+    upward.set_defaults(command=up)
+    upward.add_argument("--models", default="models", help="folder of the model [%(default)s/]")
+    upward.add_argument("--runtime", choices=RUNTIMES, default=RUNTIME, help="[%(default)s]")
+    upward.add_argument("--architecture", choices=PLATFORMS, default="x86_64", help="[%(default)s]")
+    upward.add_argument(
+        "--set",
+        action="append",
+        default=[],
+        type=parameter,
+        metavar="NAME=VALUE",
+        help=f"a parameter of {TEMPLATE}",
+    )
+    downward = commands.add_parser("down", help="remove stack and repository")
+    downward.set_defaults(command=down)
+    for each in (upward, downward):
+        each.add_argument("--stack", default=NAME, type=stack_name, help="its name [%(default)s]")
+        each.add_argument("--region", help="[that of the AWS CLI]")
+        each.add_argument("--dry-run", action="store_true", help="print the commands only")
+    return parser.parse_args(arguments)
+
+
+def parameter(text: str) -> str:
+    """Return `text` as NAME=VALUE; for argparse."""
+    name = text.partition("=")[0]
+    known = re.findall(
+        r"^  (\w+):$", (ROOT / TEMPLATE).read_text(encoding="utf-8").split("\nRules:")[0], re.M
+    )
+    if name not in known or "=" not in text:
+        raise argparse.ArgumentTypeError(
+            f"expected NAME=VALUE, NAME one of {', '.join(known)}. Received: {text}"
+        )
+    return text
+
+
+def stack_name(text: str) -> str:
+    """Return `text` as the name of a stack and a repository; for argparse."""
+    if not re.fullmatch(r"[a-z][a-z0-9-]{1,50}", text):
+        raise argparse.ArgumentTypeError(
+            f"expected a name of lower-case letters, digits and hyphens. Received: {text}"
+        )
+    return text
+
+
+if __name__ == "__main__":
+    sys.exit(main())
