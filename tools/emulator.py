@@ -80,7 +80,7 @@ def sample_event(name: str, **values: str) -> dict:
 def _wheel() -> Path:
     """Return the wheel of aws-sam-cli, which is downloaded once into .cache/."""
     lock = json.loads((ROOT / "Pipfile.lock").read_text(encoding="utf-8"))
-    package = lock["emulator"]["aws-sam-cli"]
+    package = lock["sam"]["aws-sam-cli"]
     version = package["version"].removeprefix("==")
     kept = CACHE / f"aws_sam_cli-{version}-py3-none-any.whl"
     if not kept.exists():

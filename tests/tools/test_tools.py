@@ -225,12 +225,12 @@ def test_indexes_and_unwanted_packages_are_taken_out_and_all_else_stays() -> Non
     content = {
         "_meta": {"hash": {"sha256": "cd"}, "sources": [{"name": "it", "url": "https://index"}]},
         "default": {"one": package | {"index": "it"}, "openvino-telemetry": package},
-        "emulator": {"two": package},
+        "sam": {"two": package},
     }
     assert lock.cleaned(content) == {
         "_meta": {"hash": {"sha256": "cd"}, "sources": []},
         "default": {"one": package},
-        "emulator": {"two": package},
+        "sam": {"two": package},
     }
 
 
@@ -293,7 +293,7 @@ def test_emulator_with_another_hash_is_refused(
     monkeypatch.setattr(emulator, "ROOT", tmp_path)
     monkeypatch.setattr(emulator, "CACHE", tmp_path / ".cache")
     content = json.loads((ROOT / "Pipfile.lock").read_text(encoding="utf-8"))
-    content["emulator"]["aws-sam-cli"]["hashes"] = ["sha256:" + "0" * 64]
+    content["sam"]["aws-sam-cli"]["hashes"] = ["sha256:" + "0" * 64]
     (tmp_path / "Pipfile.lock").write_text(json.dumps(content), encoding="utf-8")
     with pytest.raises(emulator.EmulatorError, match="Expected pip to fetch aws-sam-cli"):
         emulator.emulator_binary()
