@@ -81,7 +81,7 @@ def try_all(options: argparse.Namespace) -> None:
     with contextlib.ExitStack() as services:
         image = f"flowers-cloud-{os.getpid()}"
         with step(1, f"Container image: {options.runtime} with {model}"):
-            services.enter_context(built(image, models, options.runtime))
+            services.enter_context(built(image, models, options.runtime, WORK / "build.log"))
         with step(2, "MiniStack, a local AWS"):
             log = WORK / "ministack.log"
             server = services.enter_context(ministack.running(log, options.port))
@@ -121,15 +121,16 @@ def step(number: int, title: str) -> contextlib.AbstractContextManager[None]:
 
 
 @contextlib.contextmanager
-def built(image: str, models: Path, runtime: str, options: Sequence[str] = ()) -> Generator[None]:
+def built(
+    image: str, models: Path, runtime: str, log: Path, options: Sequence[str] = ()
+) -> Generator[None]:
     """Have the container image `image` of the best model of `models` while the context lasts.
 
-    `options` are docker build's.
+    What docker build, with `options`, prints is in the file `log`.
 
     Raises:
         CloudError: it cannot be built.
     """
-    log = WORK / "build.log"
     try:
         command = build_command(image, models, runtime)
         try:
@@ -215,7 +216,7 @@ def label_drawn(cloud: Cloud, model: Path, runtime: str) -> list[dict]:
 def list_command(cloud: Cloud, job: str, runtime: str, *more: str) -> list[str]:
     """Return the arguments of Python that list the images of `job` for the state machine."""
     place = f"s3://{cloud.bucket}/jobs/{job}"
-    listed = ["predict.py", f"{place}/images", "--out", place, "--list-only"]
+    listed = ["predict.py", f"{place}/images", "--out", place, "--shard", "9999/10000"]
     return [*listed, "--runtime", runtime, *more]
 
 

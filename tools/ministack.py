@@ -29,7 +29,7 @@ STACK = "flowers"
 REGION = "us-east-1"
 KEY = "test"  # and secret, of MiniStack's administrator
 INSTANCE = "flower-classifier"  # with the port, what its containers are found by
-PATIENCE = 60.0  # seconds to wait for anything
+PATIENCE = 120.0  # seconds to wait for anything
 STOP_SECONDS = 10.0
 # As on Lambda: read-only but for /tmp, no further rights, and the template's memory.
 LIKE_LAMBDA = "--read-only --tmpfs /tmp:size=512m -m 1769m --security-opt no-new-privileges"
@@ -259,7 +259,7 @@ def variables(url: str) -> dict[str, str]:
     return {
         "AWS_ENDPOINT_URL": url,
         "AWS_ALLOW_HTTP": "true",  # for obstore
-        "AWS_REGION": REGION,
+        "AWS_DEFAULT_REGION": REGION,
         "AWS_ACCESS_KEY_ID": KEY,
         "AWS_SECRET_ACCESS_KEY": KEY,
     }
@@ -324,7 +324,7 @@ def adapt(template: str, image: str, parameters: Mapping[str, str]) -> str:
         # It has no metric math.
         r"  UnknownAlarm:\n(    .*\n)+": "",
         # Seconds instead of minutes until an image that failed comes again.
-        r"VisibilityTimeout: 360\b": "VisibilityTimeout: 10",
+        r"VisibilityTimeout: 360\b": "VisibilityTimeout: 15",
     }
     for pattern, other in changes.items():
         template, count = re.subn(pattern, other, template)
