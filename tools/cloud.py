@@ -37,16 +37,18 @@ from tools.container import (
 )
 from tools.demo import StageError, run, stage
 from tools.deploy import RUNTIME
+from tools.environments import find_program
 from tools.ministack import Cloud, MiniStack
 from training.cli import make_parser, run_command
+from training.sample import LABELS
 
 WORK = Path(".cache", "cloud")  # this run's images and logs
 IMAGE_FILE = Path("docs", "rose.jpg")
 PORT = 4566  # as LocalStack's
 BUILD_SECONDS = 900.0
 JOB_SECONDS = 300.0
-PER_CLASS = 8  # drawn images
-SHARD_SIZE = 11
+PER_CLASS = 4  # drawn images
+SHARD_SIZE = 6  # so four shards, which four functions label
 JOB = "drawn"
 PUBLIC = {"FunctionUrlAuthorization": "NONE"}  # so that a browser opens it
 STAGES = 6
@@ -74,6 +76,7 @@ def try_all(options: argparse.Namespace) -> None:
     started = time.monotonic()
     models = model_folder(options.models)
     require_docker()
+    find_program("ministack")
     ministack.require_port(ministack.bridge(), options.port)
     model = converted_model(models)
     shutil.rmtree(WORK, ignore_errors=True)
@@ -89,8 +92,7 @@ def try_all(options: argparse.Namespace) -> None:
             cloud = ministack.deploy(server.url, image, PUBLIC)
         print_addresses(cloud)
         send_images(cloud, model, options.runtime)
-        minutes, seconds = divmod(round(time.monotonic() - started), 60)
-        print(f"All of it works. {minutes} min {seconds} s in all.", flush=True)
+        print(f"All of it works, in {time.monotonic() - started:.0f} s.", flush=True)
         if options.stay:
             print_commands(cloud, options.runtime)
             stay(server)
@@ -110,7 +112,8 @@ def send_images(cloud: Cloud, model: Path, runtime: str) -> None:
     with step(5, f"New image: {IMAGE_FILE} into the bucket"):
         tags, row = label(cloud, IMAGE_FILE.name)
     print(f"      tags: {tags}\n      {IMAGE_FILE.name}.json: {row}")
-    with step(6, f"Job: {PER_CLASS} drawn images per class and a text, by the state machine"):
+    count = PER_CLASS * len(LABELS)
+    with step(6, f"Job: {count} drawn images and a text, by the state machine"):
         rows = label_drawn(cloud, model, runtime)
     print_rows(rows)
 
@@ -207,7 +210,8 @@ def label_drawn(cloud: Cloud, model: Path, runtime: str) -> list[dict]:
     s3.put_object(Bucket=cloud.bucket, Key=f"jobs/{JOB}/images/text.jpg", Body=b"no image")
     command = list_command(cloud, JOB, runtime, "--shard-size", str(SHARD_SIZE))
     run([sys.executable, *command, "--model", model], variables=ministack.variables(cloud.url))
-    status = ministack.run_map(cloud, JOB, JOB_SECONDS)
+    execution = ministack.start_map(cloud, JOB)
+    status = ministack.wait_for_map(cloud, execution, JOB_SECONDS)
     if status != "SUCCEEDED":
         raise CloudError(f"Expected the state machine to label the images. Received: {status}.")
     return ministack.read_rows(cloud, JOB)
@@ -216,7 +220,7 @@ def label_drawn(cloud: Cloud, model: Path, runtime: str) -> list[dict]:
 def list_command(cloud: Cloud, job: str, runtime: str, *more: str) -> list[str]:
     """Return the arguments of Python that list the images of `job` for the state machine."""
     place = f"s3://{cloud.bucket}/jobs/{job}"
-    listed = ["predict.py", f"{place}/images", "--out", place, "--shard", "9999/10000"]
+    listed = ["predict.py", f"{place}/images", "--out", place, "--list-only"]
     return [*listed, "--runtime", runtime, *more]
 
 
@@ -241,7 +245,7 @@ def print_commands(cloud: Cloud, runtime: str) -> None:
     """Print what a person can type meanwhile."""
     exports = " ".join(f"{k}={v}" for k, v in ministack.variables(cloud.url).items())
     bucket, job = cloud.bucket, "mine"
-    listing = shlex.join(["python", *list_command(cloud, job, runtime)])
+    listing = shlex.join([".venv/bin/python", *list_command(cloud, job, runtime)])
     machine = cloud.outputs["StateMachine"]
     print(
         f"""

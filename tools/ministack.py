@@ -30,7 +30,8 @@ REGION = "us-east-1"
 KEY = "test"  # and secret, of MiniStack's administrator
 INSTANCE = "flower-classifier"  # with the port, what its containers are found by
 PATIENCE = 120.0  # seconds to wait for anything
-STOP_SECONDS = 10.0
+STOP_SECONDS = 10.0  # for MiniStack itself
+REMOVE_SECONDS = 30.0  # for its containers
 # As on Lambda: read-only but for /tmp, no further rights, and the template's memory.
 LIKE_LAMBDA = "--read-only --tmpfs /tmp:size=512m -m 1769m --security-opt no-new-privileges"
 Found = TypeVar("Found")
@@ -187,7 +188,7 @@ def _stop(ministack: MiniStack) -> None:
         ministack.process.kill()
         ministack.process.wait()
     # Docker may still be making one that was asked for before.
-    end = time.monotonic() + PATIENCE
+    end = time.monotonic() + REMOVE_SECONDS
     while (left := ministack.containers()) and time.monotonic() < end:
         docker("rm", "--force", "--volumes", *left)
         time.sleep(0.5)
@@ -336,22 +337,28 @@ def adapt(template: str, image: str, parameters: Mapping[str, str]) -> str:
     return template
 
 
-def run_map(cloud: Cloud, job: str, seconds: float = PATIENCE) -> str:
-    """Label the shards of `job` by the state machine, and return its status, as SUCCEEDED.
+def start_map(cloud: Cloud, job: str) -> str:
+    """Let the state machine label the shards of `job`; return the ARN of the execution."""
+    machine = cloud.client("stepfunctions")
+    started = machine.start_execution(
+        stateMachineArn=cloud.outputs["StateMachine"], input=json.dumps({"job": job})
+    )
+    return started["executionArn"]
+
+
+def wait_for_map(cloud: Cloud, execution: str, seconds: float = PATIENCE) -> str:
+    """Return how an execution ended, such as SUCCEEDED.
 
     Raises:
-        MiniStackError: that took more than `seconds`.
+        MiniStackError: it took more than `seconds`.
     """
     machine = cloud.client("stepfunctions")
-    execution = machine.start_execution(
-        stateMachineArn=cloud.outputs["StateMachine"], input=json.dumps({"job": job})
-    )["executionArn"]
 
     def ended() -> str | None:
         status = machine.describe_execution(executionArn=execution)["status"]
         return None if status == "RUNNING" else status
 
-    return wait_until(ended, f"the state machine to end job {job}", seconds)
+    return wait_until(ended, "the state machine to end", seconds)
 
 
 def read_rows(cloud: Cloud, job: str) -> list[dict]:

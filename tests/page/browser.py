@@ -38,7 +38,10 @@ def launched(executable: str, host: str = LOCAL) -> Generator[Browser]:
     It finds no host but `host`, whatever a page or the browser itself asks for.
     """
     # Chromium's own sandbox refuses to run as root, as in a container.
-    options = [f"--host-resolver-rules=MAP * ~NOTFOUND, EXCLUDE {host}", *(["--no-sandbox"] if os.geteuid() == 0 else [])]
+    options = [
+        f"--host-resolver-rules=MAP * ~NOTFOUND, EXCLUDE {host}",
+        *(["--no-sandbox"] if os.geteuid() == 0 else []),
+    ]
     with sync_playwright() as playwright:
         browser = playwright.chromium.launch(executable_path=executable, args=options)
         yield browser
