@@ -94,8 +94,7 @@ def try_all(options: argparse.Namespace) -> None:
         send_images(cloud, model, options.runtime)
         print(f"All of it works, in {time.monotonic() - started:.0f} s.", flush=True)
         if options.stay:
-            print_commands(cloud, options.runtime)
-            stay(server)
+            stay(server, cloud, options.runtime)
     if not options.stay:
         print("It is taken down. To keep it until Ctrl-C: make cloud ARGS=--stay")
 
@@ -242,7 +241,7 @@ def print_addresses(cloud: Cloud) -> None:
 
 
 def print_commands(cloud: Cloud, runtime: str) -> None:
-    """Print what a person can type meanwhile."""
+    """Print commands for another terminal."""
     exports = " ".join(f"{k}={v}" for k, v in ministack.variables(cloud.url).items())
     bucket, job = cloud.bucket, "mine"
     listing = shlex.join([".venv/bin/python", *list_command(cloud, job, runtime)])
@@ -269,13 +268,14 @@ Press Ctrl-C to take it down.""",
     )
 
 
-def stay(server: MiniStack) -> None:
-    """Return upon Ctrl-C.
+def stay(server: MiniStack, cloud: Cloud, runtime: str) -> None:
+    """Print what a person can type, and return upon Ctrl-C.
 
     Raises:
         MiniStackError: MiniStack ended.
     """
     with contextlib.suppress(KeyboardInterrupt):
+        print_commands(cloud, runtime)
         while True:
             server.require_running()
             time.sleep(1)
