@@ -110,7 +110,18 @@ def problems(template: dict, text: str) -> list[str]:
     """Return what is wrong with `template`, which was read from `text`."""
     rules = (
         *(queues, senders, new_images, queue_source, trust, roles, rights, map_role, functions),
-        *(classify, permissions, function_url, api, routes, logs, alarms, watched, unknown),
+        *(
+            classify,
+            versions,
+            permissions,
+            function_url,
+            api,
+            routes,
+            logs,
+            alarms,
+            watched,
+            unknown,
+        ),
         *(topic, bucket, tls_only, machine, machine_log, map_lists, map_label),
         *(conditions, runtimes),
     )
@@ -314,22 +325,34 @@ def classify(template: dict) -> Iterator[str]:
         "Fn::If": ["HasReservedConcurrency", {"Ref": "ReservedConcurrency"}, NO_VALUE]
     }:
         yield "the Function URL has no limit at all"
+    kept = {"ProvisionedConcurrentExecutions": {"Ref": "ProvisionedConcurrency"}}
+    if function.get("ProvisionedConcurrencyConfig") != {
+        "Fn::If": ["HasProvisionedConcurrency", kept, NO_VALUE]
+    }:
+        yield "provisioned concurrency is not where the parameter says"
+
+
+def versions(template: dict) -> Iterator[str]:
+    function = template["Resources"]["ClassifyFunction"]["Properties"]
     if function.get("AutoPublishAlias") != "live":
         yield "SnapStart has no version, and callers no alias"
-    described = function.get("VersionDescription", {}).get("Fn::Sub", "")
-    if not all(f"${{{name}}}" in described for name in ("MemorySize", "Timeout", "StartFrom")):
-        yield "other settings would wait for the next container image"
+    if target(function.get("Description")) != "ImageUri":
+        yield "a version of an image with the same content would be refused"
+    settings = "${MemorySize} MB, ${Timeout} s"
+    if function.get("VersionDescription") != {
+        "Fn::If": [
+            "HasSnapStart",
+            {"Fn::Sub": f"{settings}, from a snapshot"},
+            {"Fn::Sub": settings},
+        ]
+    }:
+        yield "other settings would wait for the next container image, or be refused"
     if template["Resources"]["ClassifyFunction"].get("DeletionPolicy") != "Delete":
         yield "versions of before stay, and their snapshots cost"
     if function.get("SnapStart", {}).get("ApplyOn") != {
         "Fn::If": ["HasSnapStart", "PublishedVersions", "None"]
     }:
         yield "SnapStart is not where the parameter says"
-    kept = {"ProvisionedConcurrentExecutions": {"Ref": "ProvisionedConcurrency"}}
-    if function.get("ProvisionedConcurrencyConfig") != {
-        "Fn::If": ["HasProvisionedConcurrency", kept, NO_VALUE]
-    }:
-        yield "provisioned concurrency is not where the parameter says"
 
 
 def permissions(template: dict) -> Iterator[str]:

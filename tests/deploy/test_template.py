@@ -181,7 +181,9 @@ MUTANTS = {
         "PublishedVersions",
         "SnapStart",
     ),
-    "old settings": (", started from ${StartFrom}", "", "wait for the next"),
+    "old settings": ("${MemorySize} MB, ${Timeout} s, from", "${MemorySize} MB, from", "wait for"),
+    "no new function": ("${Timeout} s\n", "${Timeout} s, ${StartFrom}\n", "be refused"),
+    "same content": ("      Description: !Ref ImageUri\n", "", "would be refused"),
     "no alias": ("      AutoPublishAlias: live\n", "", "alias"),
     "requests with a bucket": (
         "METRICS_NAMESPACE: !Ref AWS::StackName",
