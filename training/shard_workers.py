@@ -13,6 +13,7 @@ from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
+from multiprocessing import resource_tracker
 from multiprocessing.connection import Connection, wait
 from multiprocessing.process import BaseProcess
 from pathlib import Path
@@ -167,6 +168,7 @@ class Workers:
 def _start(setup: Setup, count: int) -> tuple[Connection, BaseProcess]:
     """Start one of `count` processes, and return the pipe to it as well."""
     context = multiprocessing.get_context("spawn")
+    resource_tracker.ensure_running()  # when it starts, it unblocks signals
     ours, theirs = context.Pipe()
     process = context.Process(target=work, args=(theirs, setup, count), daemon=True)
     # Blocked in the process for good: Ctrl-C is for this one, which ends the others.
@@ -201,7 +203,7 @@ def work(pipe: Connection, setup: Setup, count: int) -> None:
         classifier = Classifier(setup.model, threads, setup.manifest.runtime)
     labeler = Labeler(classifier, decoder, setup.unknown_below, count)
     store, reporter = open_store(setup.out), Reporter(pipe)
-    with suppress(EOFError, BrokenPipeError):
+    with suppress(EOFError, ConnectionError):
         while True:
             number = pipe.recv()
             try:
