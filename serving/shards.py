@@ -36,6 +36,7 @@ from serving.errors import (
     UserError,
     error_body,
 )
+from serving.fetch import OTHER_STATUS
 from serving.preprocess import scale
 from serving.resources import decoding_memory
 from serving.stores import Store, find_image
@@ -326,9 +327,13 @@ def read_ahead(
 
 
 def _require_readable(images: Sequence[str], errors: Sequence[dict]) -> None:
-    """Raise StoreError if none of several `images` could be read: then it is not the images."""
+    """Raise StoreError if none of several `images` could be read: then it is not the images.
+
+    An image whose host says that it has none counts as read.
+    """
     names = {kind.__name__ for kind in (FetchError, *FetchError.__subclasses__())}
-    if 1 < len(images) == sum(error["type"] in names for error in errors):
+    unread = (e["type"] in names and not e["message"].startswith(OTHER_STATUS) for e in errors)
+    if 1 < len(images) == sum(unread):
         raise StoreError(
             f"Expected images that can be read. Received: none of {len(images)}; the first error: "
             f"{errors[0]['message']} Nothing was written; run the same command again."

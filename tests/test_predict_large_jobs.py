@@ -20,7 +20,7 @@ from test_predict import environment, predict
 import predict as script
 from serving.shards import Manifest
 from serving.stores import Folder
-from training import shard_workers
+from training import large_job, shard_workers
 from training.shard_workers import Failed, Finished, Setup, Summary
 
 ODD = {"6 ü\n.png": "6 ü+%41#?&.png"}  # buckets allow no line breaks
@@ -447,6 +447,20 @@ def test_progress_counts_each_image_of_a_shard_once():
     reporter.count()
     reporter.finish(0)  # it failed
     assert sum(reports) == 8
+
+
+def test_a_success_between_failures_says_that_the_place_is_not_at_fault():
+    summary = Summary(9)
+    for report in (Failed("a"), Failed("b"), Finished(None), Failed("a")):
+        summary.add(report)
+    assert (summary.failed, summary.missing, summary.failures) == (1, 8, ["a", "b"])
+
+
+def test_shards_are_labelled_in_any_order():
+    numbers = list(range(100))
+    shuffled = large_job._shuffle(numbers)
+    assert sorted(shuffled) == numbers
+    assert sum(abs(a - b) == 1 for a, b in itertools.pairwise(shuffled)) < 20
 
 
 def test_a_shard_of_another_process_has_results_but_no_rows_of_ours():

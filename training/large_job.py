@@ -160,7 +160,7 @@ def run(job: Job, part: Part | None, processes: int) -> int:
     setup = Setup(job.model, job.unknown_below, job.out, manifest)
     try:
         with progress(total, "Label", initial=total - left) as bar:
-            summary = label(setup, _rotate(waiting), processes, bar.update)
+            summary = label(setup, _shuffle(waiting), processes, bar.update)
     except KeyboardInterrupt:
         done = len(numbers) - len(_without_results(store, numbers))
         raise KeyboardInterrupt(
@@ -176,10 +176,13 @@ def _without_results(store: Store, numbers: Iterable[int]) -> list[int]:
     return [number for number in numbers if result_name(number) not in written]
 
 
-def _rotate(numbers: list[int]) -> list[int]:
-    """Return `numbers` from any of them on, so that two runs at once seldom do the same."""
-    start = secrets.randbelow(len(numbers))
-    return numbers[start:] + numbers[:start]
+def _shuffle(numbers: list[int]) -> list[int]:
+    """Return `numbers` in any order.
+
+    Two runs at once then seldom do the same, and shards of one host that is gone, which are
+    neighbours, are seldom tried one after the other.
+    """
+    return secrets.SystemRandom().sample(numbers, len(numbers))
 
 
 def _report(summary: "Summary", shards: int, out: str) -> int:

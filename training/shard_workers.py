@@ -27,7 +27,7 @@ from serving.shards import Counts, Labeler, Manifest, label_shard, read_shard
 from serving.stores import open_store
 from training.streams import without_info_lines
 
-MOST_FAILURES = 3  # shards that fail before no more are started: the place is at fault
+MOST_FAILURES = 3  # shards that fail in a row before no more are started: the place is at fault
 PROGRESS_S = 0.5  # seconds between two reports
 
 
@@ -74,7 +74,7 @@ class Summary:
 
     Attributes:
         missing: shards without results.
-        failed: those that were tried.
+        failed: those that were tried last, since one succeeded.
         images: rows that were written.
         errors: those with an error.
         failures: sentences on why.
@@ -93,7 +93,7 @@ class Summary:
             if report.sentence not in self.failures:
                 self.failures.append(report.sentence)
             return
-        self.missing -= 1
+        self.missing, self.failed = self.missing - 1, 0
         if report.counts:
             self.images += report.counts.images
             self.errors += report.counts.errors

@@ -105,6 +105,19 @@ def test_where_no_image_can_be_read_nothing_is_written(labeler, tmp_path):
     assert label_shard(labeler, shard._replace(images=gone[:1])) == Counts(1, 1)
 
 
+def test_a_host_that_has_no_such_images_can_be_read(labeler, tmp_path, http_server, monkeypatch):
+    monkeypatch.setenv("FETCH_ALLOW", "127.0.0.1")
+    url = http_server({})
+    gone = Shard([f"{url}/a.png", f"{url}/b.png"], Folder(tmp_path), "results/00000.jsonl")
+    assert label_shard(labeler, gone) == Counts(2, 2)
+    assert [row["error"]["type"] for row in rows_of(tmp_path)] == ["FetchError"] * 2
+    down = Shard(["http://127.0.0.1:9/a", "http://127.0.0.1:9/b"], Folder(tmp_path), "results/1")
+    with pytest.raises(StoreError, match="none of 2; the first error: .* no connection"):
+        label_shard(labeler, down)
+    mixed = down._replace(images=[*down.images, f"{url}/c.png"])
+    assert label_shard(labeler, mixed) == Counts(3, 3)
+
+
 def test_where_the_disk_fails_nothing_is_written(labeler, images, tmp_path, monkeypatch):
     def read(_):
         raise OSError(errno.EIO, "Input/output error")
