@@ -48,6 +48,8 @@ JOB_FILE = re.compile(rf"{re.escape(MANIFEST)}|({LISTS.pattern}|{RESULTS})/\d{{5
 READERS = 8  # images that are fetched at the same time while the model runs
 AHEAD = 16  # images that are read, decoded or waiting for the model
 READ_BYTES = 64_000_000  # of files in memory; a larger one is read when there is no other
+# The kernel ends decoders where memory is short, also for the sake of other programs.
+DECODE_TRIES = 2
 ANSWERED = ("label", "scores", "known", "unknown", "prediction_set")
 
 
@@ -168,20 +170,20 @@ class Labeler:
         """
         found = find_image(address)
         with budget.take(found.most):
-            content = found.read()
-            try:
-                pixels = self._decode(content)
-            except TooLargeError:
-                # The kernel ends the decoder where memory is short, also for other programs' sake.
-                pixels = self._decode(content)
+            pixels = self._decode(found.read(), DECODE_TRIES)
         return scale(pixels)[np.newaxis]
 
-    def _decode(self, content: bytes) -> np.ndarray:
+    def _decode(self, content: bytes, tries: int) -> np.ndarray:
+        """Return the pixels of the image in the file `content`, uint8 (height, width, 3)."""
         memory = decoding_memory(self.processes)
         try:
             return self.decoder.decode(content, self.classifier.input_size, memory=memory).pixels
         except CpuLimitError:
             raise too_slow() from None
+        except TooLargeError:
+            if tries == 1:
+                raise
+        return self._decode(content, tries - 1)
 
     def answer(self, inputs: np.ndarray) -> dict:
         """Return what the model tells of an image, as `serving.answers.describe` without heat map.

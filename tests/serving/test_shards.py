@@ -15,6 +15,7 @@ from serving import shards, stores
 from serving.addresses import AllowError
 from serving.answers import UNKNOWN_BELOW
 from serving.classifier import Classifier
+from serving.decoder import CpuLimitError
 from serving.errors import ImageError, StoreError, TooLargeError
 from serving.runtimes import Prediction
 from serving.shards import (
@@ -170,6 +171,20 @@ def test_an_image_whose_decoder_was_killed_is_tried_again(labeler, images, times
     [row] = label_images(replace(labeler, decoder=ending), images[:1])
     assert (row["error"] and row["error"]["type"]) == error
     assert len(ending.memory) == min(times, 1) + 1
+
+
+def test_an_image_that_takes_too_long_is_a_row_at_once(labeler, images):
+    class Slow:
+        tries = 0
+
+        def decode(self, *_, **__):
+            self.tries += 1
+            raise CpuLimitError
+
+    slow = Slow()
+    [row] = label_images(replace(labeler, decoder=slow), images[:1])
+    assert (row["error"]["type"], slow.tries) == ("TooLargeError", 1)
+    assert "decoded in at most 4 seconds" in row["error"]["message"]
 
 
 def test_processes_share_the_memory(labeler, images, monkeypatch):
