@@ -12,12 +12,16 @@ from pathlib import Path
 from unittest.mock import MagicMock
 
 import object_storage
+import obstore
 import pytest
 from conftest import ROOT
+from obstore.store import MemoryStore
 from PIL import Image
 from test_predict import environment, predict
 
 import predict as script
+from serving import stores
+from serving.runtimes import RUNTIMES
 from serving.shards import Manifest
 from serving.stores import Folder
 from training import large_job, shard_workers
@@ -111,6 +115,39 @@ def test_parts_for_several_machines(label, images, tmp_path):
     assert (done.returncode, "all 0 shards" in done.stderr) == (0, True)
 
 
+def test_images_are_only_listed(label, images, tmp_path):
+    done = label(images, "--shard-size", "3", "--list-only")
+    assert (done.returncode, done.stdout) == (0, "")
+    assert f"List: 7 images, in 3 shards, are listed in {tmp_path}/out." in done.stderr
+    assert "run the same command without --list-only, or on several machines with" in done.stderr
+    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == ["lists", "manifest.json"]
+    kept = (tmp_path / "out/manifest.json").stat()
+    Image.new("RGB", (9, 9)).save(images / "0-later.png")
+    again = label(images, "--list-only")
+    assert again.stderr == done.stderr.replace("List: finding the images ...\n", "")
+    assert label(images, "--shard-size", "3").returncode == 0
+    assert (tmp_path / "out/manifest.json").stat() == kept
+    assert len(rows_of(tmp_path / "out")) == 7
+
+
+def test_images_are_listed_for_a_runtime_that_is_not_installed_here(
+    images, small_tflite, monkeypatch, capsys
+):
+    monkeypatch.setitem(RUNTIMES, "openvino", "no_such_module")
+    bucket = MemoryStore()
+    monkeypatch.setattr(stores, "connect", lambda root: bucket)
+    words = [str(images), "--out", "s3://b/jobs/my job/", "--runtime", "openvino"]
+    words += ["--model", str(small_tflite)]
+    assert script.main([*words, "--list-only"]) == 0
+    error = capsys.readouterr().err
+    assert error.endswith('state machine of docs/aws.md with --input \'{"job": "my job"}\'.\n')
+    assert f"Model: {small_tflite} (openvino), 3 classes: " in error
+    manifest = json.loads(obstore.get(bucket, "jobs/my job/manifest.json").bytes().to_bytes())
+    assert (manifest["runtime"], manifest["images"]) == ("openvino", 7)
+    assert script.main(words) == 1
+    assert "Expected openvino to be installed." in capsys.readouterr().err
+
+
 def test_a_list_of_files_and_urls(label, images, tmp_path, http_server):
     url = http_server({"/a.png": (200, {}, (images / "0-red.png").read_bytes())})
     listed = [f"{url}/a.png", "images/1-green.png", f"{url}/gone.png", "images/more", ""]
@@ -184,6 +221,8 @@ def test_a_checkpoint_is_converted_first(images, small_checkpoint, tmp_path, cap
         (["--out", "out"], "required: IMAGE_OR_URL"),
         (["a.jpg", "--shard", "0/2"], "--shard needs --out"),
         (["--from", "list.txt"], "--from needs --out"),
+        (["a.jpg", "--list-only"], "--list-only needs --out"),
+        (["a.jpg", "--out", "out", "--list-only", "--shard", "0/2"], "leave out --shard"),
         (["a.jpg", "--out", "out", "--csv"], "leave out --json, --csv"),
         (["a.jpg", "--out", "out", "--shard", "2/2"], "I from 0 to N - 1, such as 0/4. Received"),
         (["a.jpg", "--out", "out", "--shard", "1"], "such as 0/4. Received: 1"),
