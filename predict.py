@@ -37,7 +37,7 @@ from typing import TYPE_CHECKING, Protocol
 import training.cli as cli  # first: it says in one line that Ctrl-C ended the other imports
 import training.large_job as large_job
 from serving.answers import describe, read_unknown_below
-from serving.classifier import Classifier
+from serving.classifier import Classifier, read_labels
 from serving.details import Details
 from serving.errors import InternalError, ModelError, ServingError, UserError, error_body
 from serving.fetch import prepare
@@ -118,7 +118,8 @@ def predict(
     unknown_below = read_unknown_below()
     path = find_model(model)
     classifier = load_classifier(path, facts)
-    print_error(describe_model(path, classifier))
+    runtime = getattr(classifier, "runtime", "Keras")
+    print_error(describe_model(path, classifier.labels, runtime))
     folder = make_folder(heatmaps, path, classifier) if heatmaps else None
     if any(map(is_url, images)):
         prepare()
@@ -132,10 +133,10 @@ def predict(
 
 
 def label(flags: argparse.Namespace) -> int:
-    """Label the images of a large job and return the exit code; see `training.large_job.run`.
+    """List or label the images of a large job and return the exit code.
 
     Raises:
-        UserError: as `run`, and where there is no .tflite model.
+        UserError: as `training.large_job.run`, and where there is no .tflite model.
     """
     model = find_model(flags.model)
     if model.suffix in CHECKPOINTS:
@@ -144,10 +145,16 @@ def label(flags: argparse.Namespace) -> int:
             "convert_to_tflite.py, or name another with --model."
         )
     unknown_below = read_unknown_below()
-    runtime, _ = find_runtime(flags.runtime)
-    print_error(describe_model(model, load_classifier(model, runtime=runtime)))
+    if flags.list_only and flags.runtime:  # it may be installed only where images are labelled
+        runtime, labels = flags.runtime, read_labels(model)
+    else:
+        runtime, _ = find_runtime(flags.runtime)
+        labels = load_classifier(model, runtime=runtime).labels
+    print_error(describe_model(model, labels, runtime))
     images = flags.images + large_job.read_lists(flags.lists)
     job = large_job.Job(images, flags.out, model, runtime, unknown_below, flags.shard_size)
+    if flags.list_only:
+        return large_job.list_only(job)
     return large_job.run(job, flags.shard, flags.processes)
 
 
@@ -216,11 +223,9 @@ def load_classifier(
         ) from error
 
 
-def describe_model(path: Path, classifier: AnyClassifier) -> str:
-    """Return a line about the model that answers."""
-    names = classifier.labels
+def describe_model(path: Path, names: tuple[str, ...], runtime: str) -> str:
+    """Return a line about the model that answers, with its class `names`."""
     listed = ", ".join(names[:LISTED]) + ", …" * (len(names) > LISTED)
-    runtime = getattr(classifier, "runtime", "Keras")
     return printable(f"Model: {path} ({runtime}), {len(names)} classes: {listed}")
 
 

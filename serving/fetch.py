@@ -49,6 +49,7 @@ HEADERS = {"Accept": "*/*", "Accept-Encoding": "identity"}
 USER_AGENT = "flower-classifier/1.0"
 _COMMENT = re.compile(r"[ !-'*-\[\]-~]+")  # of a header, without escapes: RFC 9110, section 5.6.5
 # Values of Content-Encoding. Others mean nothing: S3 sends base64, utf-8 or aws-chunked.
+OTHER_STATUS = "Expected the image's host to answer 200. "  # begins the error's sentence
 COMPRESSIONS = {"gzip", "x-gzip", "deflate", "compress", "x-compress", "br", "zstd"}
 
 
@@ -227,10 +228,7 @@ def _prepare(url: str) -> requests.PreparedRequest:
 
 def _read(response: requests.Response, limits: Limits) -> bytes:
     if response.status_code != requests.codes.ok:
-        raise FetchError(
-            "Expected the image's host to answer 200. "
-            f"Received: {response.status_code}. Check the url."
-        )
+        raise FetchError(f"{OTHER_STATUS}Received: {response.status_code}. Check the url.")
     codings = response.headers.get("Content-Encoding", "").lower().split(",")
     if COMPRESSIONS.intersection(coding.strip() for coding in codings):
         raise FetchError(

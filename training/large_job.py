@@ -16,10 +16,11 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
+from serving.classifier import file_digest
 from serving.fetch import prepare
 from serving.resources import thread_count
 from serving.runtimes import RUNTIMES
-from serving.shards import MANIFEST, RESULTS, Manifest, list_name, result_name
+from serving.shards import MANIFEST, RESULTS, Manifest, is_job_file, list_name, result_name
 from serving.stores import Bucket, Store, is_bucket, open_store
 from training import cli
 from training.errors import DataError
@@ -32,6 +33,9 @@ if TYPE_CHECKING:
 SHARD_SIZE = 1000  # images: 100 seconds of work, and a file of results of 300 kB
 WRITERS = 16  # lists that are written at the same time
 NAMED_INPUTS = 10  # in the manifest
+# Objects that are not looked for in their bucket, which would take a request or two for each.
+IMAGE_KEY = re.compile(r".*\.(jpe?g|png|webp|gif|bmp|tiff?|avif)", re.IGNORECASE | re.DOTALL)
+AWS_JOB = re.compile(r"s3://[^/]+/jobs/([^/]+)/?")  # a job of the stack in deploy/, by its name
 
 
 class Part(NamedTuple):
@@ -75,6 +79,7 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
         metavar="FILE",
         help="also the files, folders, URLs and addresses in FILE, one a line",
     )
+    add("--list-only", action="store_true", help="list the images, but label none")
     add("--shard", type=_part, metavar="I/N", help="only part I of N, from 0 on [all]")
     add(
         "--shard-size",
@@ -102,6 +107,7 @@ def check_flags(parser: argparse.ArgumentParser, flags: argparse.Namespace) -> N
     if flags.out is None:
         given = {
             "--from": flags.lists,
+            "--list-only": flags.list_only,
             "--shard": flags.shard,
             "--shard-size": flags.shard_size,
             "--runtime": flags.runtime,
@@ -110,6 +116,8 @@ def check_flags(parser: argparse.ArgumentParser, flags: argparse.Namespace) -> N
             parser.error(f"{name} needs --out, where results are written")
     elif flags.printer or flags.details or flags.heatmap:
         parser.error("--out writes JSON of its own: leave out --json, --csv, --details, --heatmap")
+    elif flags.list_only and flags.shard:
+        parser.error("--list-only lists all images: leave out --shard")
 
 
 def read_lists(paths: Iterable[Path]) -> list[str]:
@@ -137,12 +145,7 @@ def run(job: Job, part: Part | None, processes: int) -> int:
         ModelError, AllowError, SettingError: as in `predict.py`.
         KeyboardInterrupt: with a sentence on what is written.
     """
-    inputs = [_absolute(image) for image in job.images]
-    if any(is_url(image) and not is_bucket(image) for image in inputs):
-        prepare()
-    store = open_store(job.out)
-    manifest = Manifest.read(store) or _list_images(store, job, inputs)
-    _require_same(manifest, job, inputs)
+    store, manifest = _open(job)
     index, count = part or Part(0, 1)
     numbers = range(index, manifest.shards, count)
     waiting = _without_results(store, numbers)
@@ -158,7 +161,7 @@ def run(job: Job, part: Part | None, processes: int) -> int:
     setup = Setup(job.model, job.unknown_below, job.out, manifest)
     try:
         with progress(total, "Label", initial=total - left) as bar:
-            summary = label(setup, _rotate(waiting), processes, bar.update)
+            summary = label(setup, _shuffle(waiting), processes, bar.update)
     except KeyboardInterrupt:
         done = len(numbers) - len(_without_results(store, numbers))
         raise KeyboardInterrupt(
@@ -168,16 +171,48 @@ def run(job: Job, part: Part | None, processes: int) -> int:
     return _report(summary, len(waiting), job.out)
 
 
+def list_only(job: Job) -> int:
+    """List the images of `job`, unless they are listed, say how to go on, and return 0.
+
+    Raises:
+        UserError: as `run`.
+    """
+    _, manifest = _open(job)
+    print_error(
+        f"List: {manifest.images:,} images, in {manifest.shards:,} shards, are listed in "
+        f"{printable(job.out)}. To label them, run the same command without --list-only, or on "
+        "several machines with --shard."
+    )
+    if found := AWS_JOB.fullmatch(job.out):
+        name = json.dumps({"job": found[1]})
+        print_error(f"Or start the state machine of docs/aws.md with --input '{name}'.")
+    return 0
+
+
+def _open(job: Job) -> tuple[Store, Manifest]:
+    """Return where the results of `job` are, and its manifest; list the images if it has none."""
+    inputs = [_absolute(image) for image in job.images]
+    if any(is_url(image) and not is_bucket(image) for image in inputs):
+        prepare()
+    store = open_store(job.out)
+    manifest = Manifest.read(store) or _list_images(store, job, inputs)
+    _require_same(manifest, job, inputs)
+    return store, manifest
+
+
 def _without_results(store: Store, numbers: Iterable[int]) -> list[int]:
     """Return those of `numbers` whose shards have no results."""
     written = set(store.names(RESULTS))
     return [number for number in numbers if result_name(number) not in written]
 
 
-def _rotate(numbers: list[int]) -> list[int]:
-    """Return `numbers` from any of them on, so that two runs at once seldom do the same."""
-    start = secrets.randbelow(len(numbers))
-    return numbers[start:] + numbers[:start]
+def _shuffle(numbers: list[int]) -> list[int]:
+    """Return `numbers` in any order.
+
+    Two runs at once then seldom do the same, and shards of one host that is gone, which are
+    neighbours, are seldom tried one after the other.
+    """
+    return secrets.SystemRandom().sample(numbers, len(numbers))
 
 
 def _report(summary: "Summary", shards: int, out: str) -> int:
@@ -207,7 +242,10 @@ def _list_images(store: Store, job: Job, inputs: Sequence[str]) -> Manifest:
     If several processes do this at once, the first manifest is that of all.
     """
     print_error("List: finding the images ...")
-    images = sorted(set(_expand(inputs)))
+    # Not what this job has written, if its place is among its inputs.
+    images = sorted({image for image in _expand(inputs) if not is_job_file(store, image)})
+    if not images:
+        raise DataError("Expected images. Received: none. Name some, or check the lists of --from.")
     size = job.shard_size or SHARD_SIZE
     starts = range(0, len(images), size)
     contents = [_to_lines(images[start : start + size]) for start in starts]
@@ -223,7 +261,7 @@ def _list_images(store: Store, job: Job, inputs: Sequence[str]) -> Manifest:
         shard_size=size,
         lists=lists,
         model=job.model.name,
-        model_digest=_file_digest(job.model),
+        model_digest=file_digest(job.model),
         runtime=job.runtime,
         unknown_below=job.unknown_below,
         made=datetime.now(UTC).isoformat(timespec="seconds"),
@@ -241,11 +279,13 @@ def _expand(inputs: Iterable[str]) -> Iterator[str]:
 
     Raises:
         DataError: a folder or prefix has none.
+        StoreError: a bucket has no name, or cannot be listed.
     """
     for place in inputs:
         found: Iterable[str] = [place]
         if is_bucket(place):
-            found = list(Bucket(place).addresses())
+            bucket = Bucket(place)
+            found = [place] if IMAGE_KEY.fullmatch(place) else list(bucket.addresses())
         elif not is_url(place) and os.path.isdir(place):
             found = [path for path in visible_files(place) if path != place]
         if not found:
@@ -264,7 +304,7 @@ def _require_same(manifest: Manifest, job: Job, inputs: Sequence[str]) -> None:
             f"Expected the images that {job.out} is for: {_shorten(manifest.inputs)}. "
             f"Received: {_shorten(list(inputs))}. {other}"
         )
-    if manifest.model_digest != _file_digest(job.model):
+    if manifest.model_digest != file_digest(job.model):
         raise DataError(
             f"Expected the model that {job.out} has results of, {manifest.model}. "
             f"Received: {job.model}, another file. {other}"
@@ -296,11 +336,6 @@ def _digest(contents: Iterable[bytes]) -> str:
     for content in contents:
         digest.update(len(content).to_bytes(8, "big") + content)
     return digest.hexdigest()[:16]
-
-
-def _file_digest(path: Path) -> str:
-    with open(path, "rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()[:16]
 
 
 def _part(text: str) -> Part:
