@@ -324,8 +324,9 @@ def adapt(template: str, image: str, parameters: Mapping[str, str]) -> str:
         r"  ImageBucketPolicy:\n(    .*\n)+": "",
         # It has no metric math.
         r"  UnknownAlarm:\n(    .*\n)+": "",
-        # Seconds instead of minutes until an image that failed comes again.
-        r"VisibilityTimeout: 360\b": "VisibilityTimeout: 15",
+        # An image that failed comes again after seconds instead of minutes, and only once.
+        r"VisibilityTimeout: 360\b": "VisibilityTimeout: 20",
+        r"maxReceiveCount: \d+": "maxReceiveCount: 2",
     }
     for pattern, other in changes.items():
         template, count = re.subn(pattern, other, template)

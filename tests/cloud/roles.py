@@ -1,10 +1,11 @@
-"""Functions and their roles."""
+"""Functions, their containers and roles."""
 
 import contextlib
 import json
 from collections.abc import Iterator
 
-from tools.ministack import Cloud
+from tools.container import docker
+from tools.ministack import Cloud, MiniStack
 
 POLICY = "label"
 
@@ -14,6 +15,12 @@ def find_function(cloud: Cloud, name: str) -> str:
     listed = cloud.client("lambda").list_functions()["Functions"]
     [found] = [each["FunctionName"] for each in listed if f"-{name}-" in each["FunctionName"]]
     return found
+
+
+def containers_of(server: MiniStack, function: str) -> list[str]:
+    """Return the ids of the containers of a function, by its full name."""
+    variable, ids = f"AWS_LAMBDA_FUNCTION_NAME={function}", server.containers()
+    return [each for each in ids if variable in docker("inspect", each).stdout]
 
 
 @contextlib.contextmanager

@@ -6,7 +6,7 @@ import os
 
 import pytest
 
-from tests.cloud.roles import find_function, without
+from tests.cloud.roles import containers_of, find_function, without
 from tests.cloud.steps import (
     check_rows,
     delete,
@@ -105,13 +105,6 @@ def succeed(cloud, job):
     assert label(cloud, job) == "SUCCEEDED"
 
 
-def containers_of(server, function):
-    """Return the ids of the containers of a function."""
-    variable = f"AWS_LAMBDA_FUNCTION_NAME={function}"
-    ids = server.containers()
-    return [each for each in ids if variable in docker("inspect", each).stdout]
-
-
 def finish(cloud, job, keys, run):
     """Let `run` finish a job of which some is done; fail unless it labels each image once."""
     before = rewrite_results(cloud, job)
@@ -174,6 +167,6 @@ def predict(cloud, job):
 @pytest.mark.slow
 def test_a_thousand_images(cloud, drawn):
     keys = write_job(cloud, "thousand", several(drawn, 50), 100)
-    assert wait_for_map(cloud, start_map(cloud, "thousand"), 600) == "SUCCEEDED"
+    assert wait_for_map(cloud, start_map(cloud, "thousand"), 900) == "SUCCEEDED"
     assert len(list_results(cloud, "thousand")) == 10
     check_rows(cloud, read_rows(cloud, "thousand"), keys)
