@@ -37,8 +37,18 @@ CREATE = (
 IN_FOLDER = "SELECT * FROM files WHERE path > ? AND path < ?"
 OF_CONTENT = "SELECT * FROM files WHERE digest = ?"
 INSERT = "REPLACE INTO files VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)"
-# A damaged file, one of another kind, and one whose table is another.
-DAMAGED = {sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB, sqlite3.SQLITE_ERROR}
+# The file may be sound: it is in use, may not be written, or the disk is full or fails.
+SOUND = {
+    sqlite3.SQLITE_BUSY,
+    sqlite3.SQLITE_CANTOPEN,
+    sqlite3.SQLITE_FULL,
+    sqlite3.SQLITE_IOERR,
+    sqlite3.SQLITE_LOCKED,
+    sqlite3.SQLITE_PERM,
+    sqlite3.SQLITE_PROTOCOL,
+    sqlite3.SQLITE_READONLY,
+}
+FAILURES = (sqlite3.Error, UnicodeDecodeError)  # the latter where the name of a column is damaged
 
 Stamp = tuple[int, int, int]  # size in bytes; when content and status changed, nanoseconds
 UNSETTLED: Stamp = (-1, -1, -1)  # which no file has
@@ -137,7 +147,7 @@ class CheckCache:
             self.path.parent.mkdir(parents=True, exist_ok=True)
         try:
             self._database = _open(self.path)
-        except sqlite3.Error as error:
+        except FAILURES as error:
             self._give_up(error)
             return False
         rows = self._run(self._read_folder)
@@ -165,16 +175,16 @@ class CheckCache:
         with self._lock:
             try:
                 return use(self._database) if self._database else None
-            except sqlite3.Error as error:
+            except FAILURES as error:
                 self._give_up(error)
                 return None
 
-    def _give_up(self, error: sqlite3.Error) -> None:
-        """Use the database no more, and remove it if it is damaged."""
+    def _give_up(self, error: Exception) -> None:
+        """Use the database no more, and remove it if it is damaged or another program's."""
         if self._database:
             self._database.close()
         self._database, self._problem = None, error
-        if getattr(error, "sqlite_errorcode", 0) & 0xFF in DAMAGED:  # the rest tells kinds apart
+        if getattr(error, "sqlite_errorcode", 0) & 0xFF not in SOUND:  # the rest tells kinds apart
             for path in (self.path, self.path.with_name(f"{self.path.name}-journal")):
                 with suppress(OSError):
                     path.unlink()
@@ -201,7 +211,7 @@ def _open(path: Path) -> sqlite3.Connection:
     try:
         for statement in CREATE:
             database.execute(statement)
-    except sqlite3.Error:
+    except FAILURES:
         database.close()
         raise
     return database
