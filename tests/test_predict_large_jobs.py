@@ -407,6 +407,8 @@ def test_a_worker_ends_quietly_when_its_parent_was_killed(monkeypatch):
         def recv(self):
             raise ConnectionResetError
 
+        send = None  # not reached
+
     for name in ("Decoder", "Classifier", "open_store", "Labeler"):
         monkeypatch.setattr(shard_workers, name, lambda *_: None)
     shard_workers.work(Pipe(), MagicMock(), 1)
