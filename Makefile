@@ -18,23 +18,24 @@ endef
 $(foreach name,IMAGE MODELS PORT RUNTIME TAG ARGS,$(eval $(call as_typed,$(name))))
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test train convert predict build run deploy undeploy http data sample explore compare tune benchmark fuzz mutants lock sbom format clean
+.PHONY: help setup demo test train convert predict build run cloud deploy undeploy http data sample explore compare tune benchmark fuzz mutants test-cloud lock sbom format clean
 
 help: ## list all commands
 	@echo "Start with make demo. All commands:"
 	@echo
-	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  make %-9s %s\n", $$1, $$2}' Makefile
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-11s %s\n", $$1, $$2}' Makefile
 	@echo
 	@echo "Variables:"
-	@echo "  ARGS     more arguments for demo, test, train, convert, predict, build, run, deploy,"
-	@echo "           undeploy, http, data, sample, explore, compare, tune, benchmark, fuzz, mutants"
-	@echo "           and sbom:"
+	@echo "  ARGS     more arguments for demo, test, train, convert, predict, build, run, cloud,"
+	@echo "           deploy, undeploy, http, data, sample, explore, compare, tune, benchmark, fuzz,"
+	@echo "           mutants, test-cloud and sbom:"
 	@echo "           make train ARGS=\"--epochs 5\", make train ARGS=--help; the shell reads it,"
 	@echo "           so quote what is in it; the variables below are taken as they are"
 	@echo "  IMAGE    file, folder or URL to classify: make predict IMAGE=rose.jpg"
 	@echo "  MODELS   folder of the model for the container image, and for make sbom:"
 	@echo "           make build MODELS=models/mine"
-	@echo "  PORT     where the container listens on this machine: make run PORT=8081"
+	@echo "  PORT     where the container, or make cloud, listens on this machine:"
+	@echo "           make run PORT=8081"
 	@echo "  RUNTIME  of the container image, tflite-runtime, ai-edge-litert or openvino:"
 	@echo "           make build RUNTIME=openvino"
 	@echo "  TAG      name of the container image: make build TAG=mine, make run TAG=mine"
@@ -69,6 +70,10 @@ build: setup ## build the container image with the best model of MODELS; convert
 run: setup ## serve the container image on PORT of this machine until Ctrl-C
 	@$(PYTHON) -m tools.container run $(if $(PORT),--port="$$PORT") \
 		$(if $(TAG),--tag="$$TAG") -- $(ARGS)
+
+cloud: setup ## run the AWS stack on this machine and try it (ARGS=--stay: and keep it)
+	@$(PYTHON) -m tools.cloud $(if $(MODELS),--models="$$MODELS") \
+		$(if $(RUNTIME),--runtime="$$RUNTIME") $(if $(PORT),--port="$$PORT") $(ARGS)
 
 deploy: setup ## put the service on AWS: build, push, deploy (ARGS=--dry-run: only say how)
 	@$(PYTHON) -m tools.deploy up $(if $(MODELS),--models="$$MODELS") \
@@ -105,6 +110,9 @@ fuzz: setup ## fuzz the service with 100,000 malformed events and images
 
 mutants: setup ## make 600 small changes to the code and count how many the tests notice
 	$(PYTHON) -m tools.mutants $(ARGS)
+
+test-cloud: setup ## test the AWS stack on this machine (ARGS="-m 'not slow'": in less time)
+	TEST_CLOUD=1 $(PYTHON) -m pytest tests/cloud $(ARGS)
 
 lock: setup ## renew the versions and hashes in Pipfile.lock
 	$(PYTHON) -m tools.lock

@@ -12,7 +12,7 @@ The model is the best .tflite file in models/ next to this file, unless MODEL_PA
 import os
 from pathlib import Path
 
-from serving import fetch
+from serving import fetch, snapshot
 from serving.classifier import Classifier
 from serving.decoder import Decoder
 from serving.handler import Handler
@@ -25,6 +25,7 @@ decoder = Decoder()  # before the model, which its processes need not hold
 classifier = Classifier(MODEL_PATH, threads=thread_count())
 handler = Handler(Service(classifier, Path(MODEL_PATH).stem, decoder))
 fetch.prepare()
+snapshot.register(handler.service)
 
 
 def lambda_handler(event: object, context: object) -> dict | list:

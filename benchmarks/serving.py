@@ -37,6 +37,7 @@ from benchmarks.load import (
 )
 from serving.model_files import best_model, tflite_path
 from serving.resources import MEGABYTES_PER_VCPU
+from tools.function_url import UnreachableError
 from training.cli import make_parser, run_command
 from training.markdown import markdown_table
 
@@ -312,7 +313,7 @@ def first_answer(endpoint: str, event: dict) -> object:
     while time.monotonic() < latest:
         try:
             return post(endpoint, event)
-        except OSError:  # nothing listens yet
+        except UnreachableError:  # nothing listens yet
             time.sleep(0.01)
     raise LoadError(f"Expected an answer at {endpoint} within a minute. Received: none.")
 

@@ -24,7 +24,6 @@ from serving.errors import (
 from serving.events import Request, Source
 from serving.fetch import MAX_BYTES, too_large
 from serving.log import ImageLog, RequestLog
-from serving.object_tags import add_tags
 from serving.service import Service
 from serving.shards import ANSWERED, Labeler, Manifest, label_shard, read_shard
 
@@ -100,7 +99,7 @@ def label_list(key: str, service: Service, bucket: str) -> dict:
     """Label the shard of a large job that the object `key` lists, unless it is labelled.
 
     Raises:
-        StoreError: there is no such job, it is another model's, or its bucket fails.
+        StoreError: there is no such job, it is for another model or runtime, or its bucket fails.
     """
     found = _LIST.fullmatch(key)
     job, lists, number = found.groups() if found else ("", "", "0")
@@ -115,6 +114,13 @@ def label_list(key: str, service: Service, bucket: str) -> dict:
         raise StoreError(
             f"Expected a job of the model {service.name}, which is deployed. Received: one of "
             f"{manifest.model}, another file. Deploy that, or start a new job."
+        )
+    runtime = service.classifier.runtime
+    if manifest.runtime != runtime:  # a job's rows would differ by who wrote them
+        raise StoreError(
+            f"Expected a job for the runtime {runtime}, which is deployed. Received: one for "
+            f"{manifest.runtime}, which rounds differently. Start a new job with python predict.py "
+            f"--list-only --runtime {runtime}, or run make deploy RUNTIME={manifest.runtime}"
         )
     labeler = Labeler(service.classifier, service.decoder, manifest.unknown_below)
     counts = label_shard(labeler, read_shard(store, manifest, int(number)))
@@ -189,6 +195,8 @@ def _label(
         ServingError: there is no time left, or the image is too large.
         StoreError: the bucket fails.
     """
+    from serving.object_tags import add_tags  # other events do without its packages
+
     if time.monotonic() > deadline - LEAST_S:
         raise DeadlineError("The function's time ran out before this image's turn.")
     obstore, store = stores.load_obstore(), stores.connect(f"s3://{image.bucket}")

@@ -27,6 +27,7 @@ RETRIES = urllib3.Retry(
 )
 TIMEOUT = urllib3.Timeout(connect=3, read=5)  # seconds
 _ALLOWED = " +-=._:/@"  # in a tag, besides letters and digits
+_POOL = urllib3.PoolManager(retries=RETRIES, timeout=TIMEOUT)
 
 
 def add_tags(bucket: str, key: str, tags: Mapping[str, str]) -> bool:
@@ -49,6 +50,11 @@ def add_tags(bucket: str, key: str, tags: Mapping[str, str]) -> bool:
     if merged != found:
         _request("PUT", bucket, key, _to_xml(merged))
     return True
+
+
+def close_connections() -> None:
+    """Close the connections to S3, which later requests open again."""
+    _POOL.clear()
 
 
 def tag_value(text: str) -> str:
@@ -96,9 +102,7 @@ def _request(method: str, bucket: str, key: str, body: bytes = b"") -> bytes:
     headers = {"content-md5": md5} if body else {}
     signed = sign(method, url, headers, body, region, datetime.now(UTC))
     try:
-        response = urllib3.request(
-            method, url, body=body or None, headers=signed, retries=RETRIES, timeout=TIMEOUT
-        )
+        response = _POOL.request(method, url, body=body or None, headers=signed)
     except urllib3.exceptions.HTTPError as error:
         raise _failed(bucket, key, type(error).__name__) from None
     if response.status not in (200, 204):

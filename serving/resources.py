@@ -34,12 +34,13 @@ def cpu_share() -> float:
     return min(1.0, (_function_memory() or MEGABYTES_PER_VCPU) / MEGABYTES_PER_VCPU)
 
 
-def decoding_memory() -> int:
+def decoding_memory(processes: int = 1) -> int:
     """Return how many bytes decoding an image may take now.
 
-    That is what the function or container has, less what this process takes.
+    That is what the function, container or machine has for each of `processes` that decode at the
+    same time, less what this one takes.
     """
-    return max(LEAST, min(_total() - _resident() - RESERVE, MOST))
+    return max(LEAST, min((_total() - RESERVE) // processes - _resident(), MOST))
 
 
 def _total() -> int:

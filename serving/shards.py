@@ -13,6 +13,7 @@ each image once.
 
 import json
 import math
+import re
 import threading
 from collections.abc import Callable, Generator, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Executor, Future, ThreadPoolExecutor, wait
@@ -26,16 +27,29 @@ import numpy as np
 from serving.answers import describe
 from serving.classifier import Classifier
 from serving.decoder import CpuLimitError, Decoder, too_slow
-from serving.errors import FetchError, InternalError, ServingError, StoreError, error_body
+from serving.errors import (
+    FetchError,
+    InternalError,
+    ServingError,
+    StoreError,
+    TooLargeError,
+    UserError,
+    error_body,
+)
+from serving.fetch import OTHER_STATUS
 from serving.preprocess import scale
 from serving.resources import decoding_memory
 from serving.stores import Store, find_image
 
 MANIFEST = "manifest.json"
 RESULTS = "results"
+LISTS = re.compile(r"lists/\w+")  # folders
+JOB_FILE = re.compile(rf"{re.escape(MANIFEST)}|({LISTS.pattern}|{RESULTS})/\d{{5,}}\.jsonl")
 READERS = 8  # images that are fetched at the same time while the model runs
 AHEAD = 16  # images that are read, decoded or waiting for the model
 READ_BYTES = 64_000_000  # of files in memory; a larger one is read when there is no other
+# The kernel ends decoders where memory is short, also for the sake of other programs.
+DECODE_TRIES = 2
 ANSWERED = ("label", "scores", "known", "unknown", "prediction_set")
 
 
@@ -69,6 +83,19 @@ class Manifest:
     unknown_below: float
     made: str
 
+    def __post_init__(self) -> None:
+        """Raise TypeError or ValueError for what no job has."""
+        counts = (self.images, self.shards, self.shard_size)
+        texts = (self.inputs_digest, self.lists, self.model, self.model_digest, self.runtime)
+        if not all(isinstance(text, str) for text in (*texts, self.made, *self.inputs)):
+            raise TypeError
+        if any(type(count) is not int or count < 1 for count in counts):
+            raise ValueError
+        if self.shards != -(-self.images // self.shard_size) or not LISTS.fullmatch(self.lists):
+            raise ValueError
+        if not 0 <= self.unknown_below <= 1:
+            raise ValueError
+
     def to_bytes(self) -> bytes:
         """Return the content of `MANIFEST`."""
         return (json.dumps(asdict(self), indent=2) + "\n").encode()
@@ -86,10 +113,10 @@ class Manifest:
         try:
             found = json.loads(content)
             return cls(**{field.name: found[field.name] for field in fields(cls)})
-        except (ValueError, KeyError, TypeError):
+        except (ValueError, KeyError, TypeError, RecursionError):
             raise StoreError(
                 f"Expected {MANIFEST} to be of a job of ours. Received: another file of that "
-                "name. Name another place for the results."
+                "name, or a damaged one. Name another place for the results."
             ) from None
 
     def size_of(self, number: int) -> int:
@@ -142,15 +169,21 @@ class Labeler:
             StoreError: its disk or bucket fails.
         """
         found = find_image(address)
-        memory = decoding_memory() // self.processes
         with budget.take(found.most):
-            try:
-                decoded = self.decoder.decode(
-                    found.read(), self.classifier.input_size, memory=memory
-                )
-            except CpuLimitError:
-                raise too_slow() from None
-        return scale(decoded.pixels)[np.newaxis]
+            pixels = self._decode(found.read(), DECODE_TRIES)
+        return scale(pixels)[np.newaxis]
+
+    def _decode(self, content: bytes, tries: int) -> np.ndarray:
+        """Return the pixels of the image in the file `content`, uint8 (height, width, 3)."""
+        memory = decoding_memory(self.processes)
+        try:
+            return self.decoder.decode(content, self.classifier.input_size, memory=memory).pixels
+        except CpuLimitError:
+            raise too_slow() from None
+        except TooLargeError:
+            if tries == 1:
+                raise
+        return self._decode(content, tries - 1)
 
     def answer(self, inputs: np.ndarray) -> dict:
         """Return what the model tells of an image, as `serving.answers.describe` without heat map.
@@ -172,12 +205,13 @@ class Budget:
     def __init__(self, limit: int):
         """Let files take `limit` bytes together."""
         self._limit, self._used = limit, 0
-        self._changed = threading.Condition()
+        self._turn, self._changed = threading.Lock(), threading.Condition()
 
     @contextmanager
     def take(self, count: int) -> Generator[None]:
         """Take `count` bytes while the block runs; wait until they are free, or all are."""
-        with self._changed:
+        # One waits at a time: small files would never let a large one begin.
+        with self._turn, self._changed:
             self._changed.wait_for(lambda: not self._used or self._used + count <= self._limit)
             self._used += count
         try:
@@ -198,6 +232,11 @@ def result_name(number: int) -> str:
     return f"{RESULTS}/{number:05d}.jsonl"
 
 
+def is_job_file(store: Store, address: str) -> bool:
+    """Return whether the file at `address` is one that a job in `store` writes."""
+    return JOB_FILE.fullmatch(store.name_of(address) or "") is not None
+
+
 def read_shard(store: Store, manifest: Manifest, number: int) -> Shard:
     """Return shard `number` of the job in `store`.
 
@@ -208,9 +247,9 @@ def read_shard(store: Store, manifest: Manifest, number: int) -> Shard:
     content = store.read(name)
     try:
         images = [json.loads(line) for line in (content or b"").splitlines()]
-    except ValueError:
+    except (ValueError, RecursionError):
         images = []
-    if len(images) != manifest.size_of(number):
+    if len(images) != manifest.size_of(number) or not all(isinstance(i, str) for i in images):
         raise StoreError(
             f"Expected {name} to list {manifest.size_of(number)} images, by {MANIFEST}. "
             f"Received: {'a damaged list' if content else 'no such list'}. "
@@ -258,7 +297,7 @@ def label_images(
                 row |= labeler.answer(reading.result())
             except ServingError as error:
                 row |= error_body(error)
-            except StoreError:
+            except UserError:  # a disk, bucket or setting, so not this image alone
                 raise
             except Exception as defect:  # on one image is no reason to lose the others
                 row |= error_body(_defect(defect))
@@ -290,9 +329,13 @@ def read_ahead(
 
 
 def _require_readable(images: Sequence[str], errors: Sequence[dict]) -> None:
-    """Raise StoreError if none of several `images` could be read: then it is not the images."""
+    """Raise StoreError if none of several `images` could be read: then it is not the images.
+
+    An image whose host says that it has none counts as read.
+    """
     names = {kind.__name__ for kind in (FetchError, *FetchError.__subclasses__())}
-    if 1 < len(images) == sum(error["type"] in names for error in errors):
+    unread = (e["type"] in names and not e["message"].startswith(OTHER_STATUS) for e in errors)
+    if 1 < len(images) == sum(unread):
         raise StoreError(
             f"Expected images that can be read. Received: none of {len(images)}; the first error: "
             f"{errors[0]['message']} Nothing was written; run the same command again."

@@ -10,6 +10,7 @@ import errno
 import os
 import re
 import secrets
+import time
 from collections.abc import Callable, Generator, Iterator
 from contextlib import contextmanager, suppress
 from functools import cache
@@ -23,6 +24,7 @@ from serving.image import read_image_file
 from serving.limits import MAX_FILE_BYTES, too_large
 
 BUCKET = re.compile(r"(s3|gs|az|abfss?)://([^/]*)(?:/(.*))?", re.IGNORECASE | re.DOTALL)
+BUCKET_NAME = re.compile(r"[A-Za-z0-9._$@-]+")  # also Azure's $web and container@account.host
 UNFINISHED = ".unfinished_"  # begins the names of files that are being written
 # What is wrong with one file; other errors, as of a disk or network, are wrong with all.
 OF_ONE_FILE = {
@@ -30,6 +32,14 @@ OF_ONE_FILE = {
     *(errno.ENAMETOOLONG, errno.EINVAL),
 }
 NO_LINKS = {errno.EPERM, errno.EOPNOTSUPP, errno.ENOSYS, errno.EMLINK}
+# Status 403 for all objects alike: wrong or old credentials, or this machine's clock.
+OF_ALL_OBJECTS = {
+    *("AuthenticationFailed", "ExpiredToken", "InvalidAccessKeyId", "InvalidToken"),
+    *("RequestExpired", "RequestTimeTooSkewed", "SignatureDoesNotMatch", "TokenRefreshRequired"),
+}
+CREATE_TRIES = 5  # to write an object that exists for the server but cannot be read yet
+CREATE_WAIT_S = 0.2  # longer after each try
+NO_KEY = "no key that can be read here"  # control characters, //, /./ or a slash at an end
 
 
 class Found(NamedTuple):
@@ -49,6 +59,9 @@ class Store(Protocol):
 
     def names(self, folder: str) -> list[str]:
         """Return the sorted names of the files in `folder`."""
+
+    def name_of(self, address: str) -> str | None:
+        """Return the name of the file at an absolute path or address; None if it is elsewhere."""
 
     def exists(self, name: str) -> bool:
         """Return whether there is a file."""
@@ -76,10 +89,10 @@ def open_store(address: str) -> Store:
     """
     if is_bucket(address):
         return Bucket(address)
-    if "://" in address:
+    if "://" in address or not address:
         raise StoreError(
             "Expected a folder, s3://, gs:// or az:// to write to. "
-            f"Received: {address}. Name one of these."
+            f"Received: {address or 'an empty name'}. Name one of these."
         )
     return Folder(Path(address))
 
@@ -99,6 +112,11 @@ class Folder:
             except FileNotFoundError:
                 return []
         return sorted(f"{folder}/{name}" for name in found if not name.startswith("."))
+
+    def name_of(self, address: str) -> str | None:
+        """Return the name of the file at an absolute path; None if it is elsewhere."""
+        folder = os.path.join(os.path.abspath(self.path), "")
+        return address.removeprefix(folder) if address.startswith(folder) else None
 
     def exists(self, name: str) -> bool:
         """Return whether there is a file."""
@@ -157,8 +175,6 @@ class Folder:
         """Raise a StoreError in place of an OSError."""
         try:
             yield
-        except FileNotFoundError:
-            raise
         except OSError as error:
             raise StoreError(
                 f"Expected to {action} {self.path}. Received: {error.strerror or error}. "
@@ -176,13 +192,14 @@ class Bucket:
             StoreError: it names no bucket.
         """
         found = BUCKET.fullmatch(address)
-        if found is None or not found[2]:
+        if found is None or not BUCKET_NAME.fullmatch(found[2]):
             raise StoreError(
                 f"Expected an address such as s3://bucket/prefix. Received: {address}. "
                 "Write the bucket's name."
             )
         self.root = f"{found[1].lower()}://{found[2]}"
-        self.prefix = (found[3] or "").strip("/")
+        self.key = found[3] or ""
+        self.prefix = self.key.strip("/")
 
     def addresses(self) -> Iterator[str]:
         """Yield the addresses of the visible objects, or of the one object at the prefix.
@@ -209,6 +226,11 @@ class Bucket:
             keys = [item["path"] for page in pages for item in page]
         start = len(self._key(""))
         return sorted(key[start:].lstrip("/") for key in keys)
+
+    def name_of(self, address: str) -> str | None:
+        """Return the name of the object at an address; None if it is elsewhere."""
+        start = f"{self.root}/{self.prefix}/" if self.prefix else f"{self.root}/"
+        return address.removeprefix(start) if address.startswith(start) else None
 
     def exists(self, name: str) -> bool:
         """Return whether there is an object; False also where only `create` may tell."""
@@ -237,43 +259,55 @@ class Bucket:
     def create(self, name: str, content: bytes) -> bool:
         """Write an object unless there is one, and return whether it was written.
 
-        If an answer is lost on its way and obstore tries again, it finds its own object, so the
-        content of that decides.
+        Of several processes, one gets True. Where a server ignores the condition (If-None-Match),
+        two that do this in the same instant may both get it, and one of the two objects remains.
         """
         obstore, store = load_obstore(), connect(self.root)
         exists = (obstore.exceptions.AlreadyExistsError, obstore.exceptions.PreconditionError)
+        if self.exists(name):
+            return False
         with _bucket_errors(self.root, "be written to"):
-            try:
-                # In one request: only that is refused where the object exists.
-                obstore.put(store, self._key(name), content, mode="create", use_multipart=False)
-            except exists:
-                return self.read(name) == content
-        return True
+            for attempt in range(CREATE_TRIES):
+                try:
+                    # In one request: only that is refused where the object exists.
+                    obstore.put(store, self._key(name), content, mode="create", use_multipart=False)
+                    return True
+                except exists:
+                    found = self.read(name)
+                if found is not None:
+                    # If an answer was lost on its way, obstore has tried again, and found its own.
+                    return found == content
+                time.sleep(CREATE_WAIT_S * attempt)  # S3 is busy with that of another process
+        raise StoreError(
+            f"Expected {self.root} to have {self._key(name)} or to take it. Received: neither, in "
+            f"{CREATE_TRIES} tries. Run the same command again."
+        )
 
     def open(self) -> Found:
         """Return the object at the prefix.
 
         Raises:
-            FetchError: there is none, or this process may not read it.
+            FetchError: there is none, or this process may not read it; also when reading it.
             TooLargeError: it has more than `MAX_FILE_BYTES`.
-            StoreError: the bucket cannot be read.
+            StoreError: the bucket cannot be read; also when reading it.
         """
         obstore, store = load_obstore(), connect(self.root)
-        address = f"{self.root}/{self.prefix}"
-        with _bucket_errors(self.root, "be read"):
-            try:
-                found = obstore.get(store, self.prefix)
-            except (FileNotFoundError, obstore.exceptions.InvalidPathError):
-                raise _unreadable(address, "no such object") from None
-            except obstore.exceptions.PermissionDeniedError:
-                raise _unreadable(address, "access denied") from None
+        address = f"{self.root}/{self.key}"
+        # obstore drops these slashes, and would read another object.
+        if not self.key or self.key != self.prefix:
+            raise _unreadable(address, NO_KEY)
+        with _bucket_errors(self.root, "be read"), _object_errors(address):
+            found = obstore.get(store, self.key)
             size = found.meta["size"]
         if size > MAX_FILE_BYTES:
             raise too_large(f"{MAX_FILE_BYTES // 1_000_000} MB", "more")
 
         def read() -> bytes:
-            with _bucket_errors(self.root, "be read"):
-                return found.bytes().to_bytes()
+            with _bucket_errors(self.root, "be read"), _object_errors(address):
+                try:
+                    return found.bytes().to_bytes()
+                except obstore.exceptions.BaseError:  # it changed, or had to wait for memory long
+                    return obstore.get(store, self.key).bytes().to_bytes()
 
         return Found(size, read)
 
@@ -357,12 +391,42 @@ def _bucket_errors(root: str, action: str) -> Generator[None]:
     try:
         yield
     except (obstore.exceptions.BaseError, OSError, ValueError) as error:
-        reason = str(error).strip().splitlines()[0].rstrip(".")
         raise StoreError(
-            f"Expected {root} to {action}. Received: {reason}. Check its name, the credentials, "
-            "region and endpoint in the environment, and the network, then run the same command "
-            "again."
+            f"Expected {root} to {action}. Received: {_reason(error)}. Check its name, the "
+            "credentials, region and endpoint in the environment, and the network, then run the "
+            "same command again."
         ) from error
+
+
+@contextmanager
+def _object_errors(address: str) -> Generator[None]:
+    """Raise a FetchError for what is wrong with one object, such as s3://bucket/key."""
+    obstore = load_obstore()
+    try:
+        yield
+    except FileNotFoundError:
+        raise _unreadable(address, "no such object") from None
+    except obstore.exceptions.PermissionDeniedError as error:
+        if _code(error) in OF_ALL_OBJECTS:
+            raise
+        raise _unreadable(address, "access denied") from None
+    except ValueError:
+        raise _unreadable(address, NO_KEY) from None
+
+
+def _reason(error: Exception) -> str:
+    """Return what went wrong, on one line that is the same each time."""
+    text = str(error).partition("Debug source:")[0].strip()
+    if found := re.search(r"<Message>([^<\n]*)", text):
+        text = f"{_code(error)}: {found[1]}"
+    line = (text or type(error).__name__).splitlines()[0]
+    return re.sub(r" in [\d.]+[nµm]?s\b", "", line).strip(" .")
+
+
+def _code(error: Exception) -> str:
+    """Return the code of the server's answer, such as "AccessDenied", or ""."""
+    found = re.search(r"<Code>(\w+)</Code>", str(error))
+    return found[1] if found else ""
 
 
 def _unreadable(address: str, reason: str) -> FetchError:

@@ -17,10 +17,20 @@ class Storage(dict[str, bytes]):
     Attributes:
         url: of the server.
         denied: keys that nobody may read.
+        denial: the code of the error for these.
+        busy: how many of the next requests are refused.
+        conditional: whether If-None-Match counts.
+        requests: methods and paths, in order.
     """
 
-    url = ""
-    denied: set[str] = set()  # noqa: RUF012 - replaced by those who need it
+    def __init__(self) -> None:
+        super().__init__()
+        self.url = ""
+        self.denied: set[str] = set()
+        self.denial = "AccessDenied"
+        self.busy = 0
+        self.conditional = True
+        self.requests: list[str] = []
 
     def listed(self, bucket: str, query: dict[str, list[str]]) -> str:
         """Return a page of the listing of `bucket`, as ListObjectsV2."""
@@ -52,7 +62,8 @@ class Handler(BaseHTTPRequestHandler):
             listed = self.storage.listed(key.rstrip("/"), parse_qs(url.query))
             self.answer(200, listed.encode())
         elif key in self.storage.denied:
-            self.answer(403, b"<Error><Code>AccessDenied</Code></Error>")
+            error = f"<Error>\n<Code>{self.storage.denial}</Code><Message>No.</Message></Error>"
+            self.answer(403, f'<?xml version="1.0"?>\n{error}'.encode())
         elif key in self.storage:
             self.answer(200, self.storage[key])
         else:
@@ -65,10 +76,23 @@ class Handler(BaseHTTPRequestHandler):
         key = unquote(urlsplit(self.path).path[1:])
         content = self.rfile.read(int(self.headers["Content-Length"]))
         with self.lock:
-            refused = self.headers["If-None-Match"] == "*" and key in self.storage
+            condition = self.storage.conditional and self.headers["If-None-Match"] == "*"
+            refused = condition and key in self.storage
             if not refused:
                 self.storage[key] = content
         self.answer(412 if refused else 200, b"")
+
+    def parse_request(self) -> bool:
+        """Read a request; answer it at once while the server is busy."""
+        if not super().parse_request():
+            return False
+        self.storage.requests.append(f"{self.command} {self.path}")
+        with self.lock:
+            busy, self.storage.busy = self.storage.busy, max(0, self.storage.busy - 1)
+        if busy:
+            self.rfile.read(int(self.headers.get("Content-Length", 0)))
+            self.answer(503, b"<Error><Code>SlowDown</Code></Error>")
+        return not busy
 
     def answer(self, status: int, body: bytes) -> None:
         self.send_response(status)

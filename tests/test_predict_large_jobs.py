@@ -6,6 +6,7 @@ import os
 import re
 import signal
 from pathlib import Path
+from unittest.mock import MagicMock
 
 import object_storage
 import obstore
@@ -30,7 +31,7 @@ from serving import stores
 from serving.runtimes import RUNTIMES
 from serving.shards import Manifest
 from serving.stores import Folder
-from training import shard_workers
+from training import large_job, shard_workers
 from training.shard_workers import Failed, Finished, Setup, Summary
 
 ODD = {"6 ü\n.png": "6 ü+%41#?&.png"}  # buckets allow no line breaks
@@ -180,6 +181,24 @@ def test_no_images(label, tmp_path):
     assert not (tmp_path / "out").exists()
 
 
+def test_an_empty_list(label, tmp_path):
+    (tmp_path / "list.txt").write_text("\n\n")
+    done = label("--from", tmp_path / "list.txt")
+    assert done.returncode == 1
+    assert "predict.py: Expected images. Received: none." in done.stderr
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_place_among_the_images(images, small_tflite):
+    """A first run that was killed before the manifest has left lists there."""
+    words = (images, "--out", images / "labels", "--model", small_tflite, "--shard-size", "3")
+    for _ in range(2):
+        assert predict(*words).returncode == 0
+        (images / "labels/manifest.json").unlink()
+    before = [path for path in paths(images) if "labels" not in path]
+    assert [row["image"] for row in rows_of(images / "labels")] == before
+
+
 def test_a_checkpoint_is_converted_first(images, small_checkpoint, tmp_path, capsys):
     words = [str(images), "--out", str(tmp_path / "out"), "--model", str(small_checkpoint)]
     assert script.main(words) == 1
@@ -263,6 +282,10 @@ def test_ctrl_c_says_what_is_written(slow_job):
     with start([*command]) as process:
         wait_until(lambda: len(results_in(out)) >= 3)
         below = descendants(process.pid)
+        for pid in workers_of(process.pid):  # also while they start
+            status = Path(f"/proc/{pid}/status").read_text()
+            blocked = int(re.search(r"SigBlk:\s*(\w+)", status)[1], 16)
+            assert blocked & 1 << signal.SIGINT - 1
         for pid in [process.pid, *below]:  # as a terminal does
             os.kill(pid, signal.SIGINT)
         _, error = process.communicate(timeout=30)
@@ -322,6 +345,24 @@ def test_from_a_bucket_to_a_bucket(images, small_tflite):
     assert "access denied" in rows[3]["error"]["message"]
 
 
+def test_a_list_of_objects_takes_no_request_for_each(images, tmp_path, small_tflite):
+    listed = [f"s3://b/in/{Path(path).name}" for path in paths(images)[:6]]
+    (tmp_path / "list.txt").write_text("\n".join([*listed, "s3://b/in/gone.JPG", "s3://b/more"]))
+    with object_storage.serve_storage() as storage:
+        for address, path in zip(listed, paths(images), strict=False):
+            storage[address.removeprefix("s3://")] = Path(path).read_bytes()
+        storage["b/more/7.png"] = storage["b/in/0-red.png"]
+        words = ("--from", tmp_path / "list.txt", "--out", tmp_path / "out")
+        settings = object_storage.environment(storage)
+        assert predict(*words, "--model", small_tflite, **settings).returncode == 0
+        asked = storage.requests
+    rows = {row["image"]: row["label"] for row in rows_of(tmp_path / "out")}
+    assert list(rows) == sorted([*listed, "s3://b/in/gone.JPG", "s3://b/more/7.png"])
+    assert rows["s3://b/in/gone.JPG"] is None
+    assert sum("list-type" in request for request in asked) == 1
+    assert len(asked) == 1 + len(rows)
+
+
 def test_without_out_a_bucket_says_what_to_do(small_tflite):
     done = predict("s3://b/in", "--model", small_tflite)
     assert "To label images in a bucket, add --out" in done.stderr
@@ -361,6 +402,18 @@ def test_after_three_failures_no_shard_is_started(monkeypatch, tmp_path):
     assert sent == [10, 9, 8, 0]
 
 
+def test_a_worker_ends_quietly_when_its_parent_was_killed(monkeypatch):
+    class Pipe:
+        def recv(self):
+            raise ConnectionResetError
+
+        send = None  # not reached
+
+    for name in ("Decoder", "Classifier", "open_store", "Labeler"):
+        monkeypatch.setattr(shard_workers, name, lambda *_: None)
+    shard_workers.work(Pipe(), MagicMock(), 1)
+
+
 def test_progress_counts_each_image_of_a_shard_once():
     reports = []
     reporter = shard_workers.Reporter(reports.append)
@@ -371,6 +424,20 @@ def test_progress_counts_each_image_of_a_shard_once():
     reporter.count()
     reporter.finish(0)  # it failed
     assert sum(reports) == 8
+
+
+def test_a_success_between_failures_says_that_the_place_is_not_at_fault():
+    summary = Summary(9)
+    for report in (Failed("a"), Failed("b"), Finished(None), Failed("a")):
+        summary.add(report)
+    assert (summary.failed, summary.missing, summary.failures) == (1, 8, ["a", "b"])
+
+
+def test_shards_are_labelled_in_any_order():
+    numbers = list(range(100))
+    shuffled = large_job._shuffle(numbers)
+    assert sorted(shuffled) == numbers
+    assert sum(abs(a - b) == 1 for a, b in itertools.pairwise(shuffled)) < 20
 
 
 def test_a_shard_of_another_process_has_results_but_no_rows_of_ours():

@@ -61,13 +61,9 @@ def build(options: argparse.Namespace) -> int:
     refuse_build_arguments(options.docker)
     models = model_folder(options.models)
     require_docker()
-    if not list(models.glob("[!.]*.tflite")):
-        convert(models)
-    model = best_model(models, ".tflite")
+    model = converted_model(models)
     print(f"Build: {options.tag} with {model}", flush=True)
-    command = ["docker", "build", "-t", options.tag, "--build-arg", f"MODELS={models.as_posix()}"]
-    if options.runtime:
-        command += ["--build-arg", f"RUNTIME={options.runtime}"]
+    command = build_command(options.tag, models, options.runtime)
     # Lambda refuses images with BuildKit's attestations.
     environment = os.environ | {"BUILDX_NO_DEFAULT_ATTESTATIONS": "1"}
     code = subprocess.run([*command, *options.docker, "."], cwd=ROOT, env=environment).returncode
@@ -79,6 +75,23 @@ def build(options: argparse.Namespace) -> int:
     tag = "" if options.tag == TAG else f" TAG={shlex.quote(options.tag)}"
     print(f"Built: {options.tag} with {model}. Run it: make run{tag}")
     return code
+
+
+def build_command(tag: str, models: Path, runtime: str = "") -> list[str]:
+    """Return the command that builds `tag`, but for its last word, the folder to build from."""
+    command = ["docker", "build", "-t", tag, "--build-arg", f"MODELS={models.as_posix()}"]
+    return [*command, "--build-arg", f"RUNTIME={runtime}"] if runtime else command
+
+
+def converted_model(models: Path) -> Path:
+    """Return the best model of the folder `models`, converted first if none is.
+
+    Raises:
+        ContainerError: there is none, or its conversion failed.
+    """
+    if not list(models.glob("[!.]*.tflite")):
+        convert(models)
+    return best_model(models, ".tflite")
 
 
 def refuse_build_arguments(words: list[str]) -> None:

@@ -20,7 +20,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Generator, Sequence
+from collections.abc import Generator, Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -140,9 +140,9 @@ class RunningService(NamedTuple):
 
 
 @contextlib.contextmanager
-def stage(number: int, title: str) -> Generator[None]:
+def stage(number: int, title: str, stages: int = STAGES) -> Generator[None]:
     """Print a line of progress: `title`, then the seconds it took."""
-    print(f"[{number}/{STAGES}] {title} ... ", end="", flush=True)
+    print(f"[{number}/{stages}] {title} ... ", end="", flush=True)
     started = time.monotonic()
     try:
         yield
@@ -316,8 +316,11 @@ def run(
     check: bool = True,
     timeout: float | None = None,
     log: Path | None = None,
+    variables: Mapping[str, str] | None = None,
 ) -> str:
     """Run `command`; return its output and errors, and write them to `log`.
+
+    Its environment is that of this process and `variables`.
 
     Raises:
         StageError: it took more than `timeout` seconds or, with `check`, it failed.
@@ -325,6 +328,7 @@ def run(
     words = [str(word) for word in command]
     process = subprocess.Popen(
         words,
+        env=os.environ | dict(variables or {}),
         stdin=subprocess.DEVNULL,
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,

@@ -18,11 +18,14 @@ import sys
 from pathlib import Path
 from typing import NamedTuple
 
+import yaml
+
 from serving.classifier import file_digest
 from serving.errors import UserError
 from serving.model_files import best_model
 from serving.runtimes import RUNTIMES
-from tools.container import ROOT, model_folder
+from tools.container import ROOT, convert, model_folder, require_docker
+from tools.environments import find_program
 from training.cli import make_parser, run_command
 
 TEMPLATE = "deploy/template.yaml"
@@ -30,16 +33,14 @@ NAME = "flowers"  # of stack and repository
 RUNTIME = "ai-edge-litert"  # on AWS's supported Python 3.13 image
 PLATFORMS = {"x86_64": "linux/amd64", "arm64": "linux/arm64"}
 ACCOUNT, REGION = "123456789012", "us-east-1"  # in a dry run that knows no others
-PROGRAMS = {
-    "aws": "the AWS CLI (docs.aws.amazon.com/cli)",
-    "sam": "the AWS SAM CLI (docs.aws.amazon.com/serverless-application-model)",
-    "docker": "Docker (docs.docker.com/get-docker)",
-}
+FLAGS = {"Runtime": "--runtime", "Architecture": "--architecture"}  # instead of --set
+OPENVINO_MB = 768  # as docs/serving.md says
 # AWS's list prices for US East (N. Virginia) in dollars, without the free tier.
 GB_SECOND, REQUESTS, API_REQUESTS = 0.0000166667, 0.20, 1.00  # the last two: a million
 PROVISIONED_GB_SECOND, SNAPSHOT_GB_SECOND = 0.0000041667, 0.0000015046
-ALARM, DASHBOARD, REGISTRY_GB = 0.10, 3.00, 0.10  # a month
+ALARM_METRIC, DASHBOARD, REGISTRY_GB, QUEUE = 0.10, 3.00, 0.10, 0.40  # a month; a million requests
 MONTH = 2_592_000  # seconds
+POLLS = MONTH / 20 * 5 / 1_000_000  # million requests of Lambda to an empty queue: 5 for 20 s each
 IMAGE_GB = 0.3
 ANSWER_MS = 100  # what an answer takes in docs/benchmarks.md
 
@@ -98,8 +99,9 @@ class Shell:
         if self.dry:
             return dry
         done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
-        if done.returncode and not re.search("NotFound|does not exist", done.stderr):
-            reason = (done.stderr.strip().splitlines() or ["no reason given"])[-1]
+        # Without a reason: a setting of the AWS CLI that is not set.
+        if done.stderr.strip() and not re.search("NotFound|does not exist", done.stderr):
+            reason = done.stderr.strip().splitlines()[-1]
             raise DeployError(
                 f"Expected {' '.join(command[:3])} to answer. Received: {reason.rstrip('.')}. Set "
                 "the AWS CLI up for your account: aws configure"
@@ -121,28 +123,34 @@ def up(options: argparse.Namespace) -> None:
     """Build, push and deploy.
 
     Raises:
-        DeployError: a program is missing or failed, or there are changes that are not committed.
+        DeployError: a program is missing or failed, settings do not go together, or there are
+            changes that are not committed.
     """
     shell = Shell(options.dry_run)
+    settings = read_settings(options)
     models = model_folder(options.models)
-    model = best_model(models, ".tflite")
-    tag = image_tag(model, options)
+    tag = image_tag(find_model(models, options), options)
+    sam = "sam"
     if not options.dry_run:
-        require_programs("aws", "sam", "docker")
-    print_cost(options)
+        require_aws()
+        require_docker()
+        if not shutil.which(sam):
+            sam = str(find_program(sam).relative_to(ROOT))
+    print_cost(settings)
     target = find_target(shell, options)
     image = f"{target.registry}/{target.stack}:{tag}"
     push(shell, target, image, options, models)
     shell.run(
-        *("sam", "deploy", "--template-file", TEMPLATE, "--stack-name", target.stack),
+        *(sam, "deploy", "--template-file", TEMPLATE, "--stack-name", target.stack),
         *("--region", target.region, "--image-repository", image.rpartition(":")[0]),
         *("--capabilities", "CAPABILITY_IAM", "--no-confirm-changeset"),
-        *("--no-fail-on-empty-changeset", "--parameter-overrides"),
+        *("--no-fail-on-empty-changeset", "--on-failure", "DELETE", "--parameter-overrides"),
         *(f"ImageUri={image}", f"Runtime={options.runtime}"),
         *(f"Architecture={options.architecture}", *options.set),
     )
     shell.run(*describe(target, "Stacks[0].Outputs[].[OutputKey, OutputValue]", "table"))
-    print("Take all of it down: make undeploy")
+    print("What to look at first: docs/aws.md#the-first-hour-on-an-account")
+    print(f"Take all of it down: make undeploy{undeploy_arguments(options)}")
 
 
 def down(options: argparse.Namespace) -> None:
@@ -153,7 +161,7 @@ def down(options: argparse.Namespace) -> None:
     """
     shell = Shell(options.dry_run)
     if not options.dry_run:
-        require_programs("aws")
+        require_aws()
     target = find_target(shell, options)
     query = "Stacks[0].Outputs[?OutputKey=='ImageBucket'].OutputValue"
     bucket = shell.read(*describe(target, query, "text"), dry="BUCKET")
@@ -188,7 +196,8 @@ def push(
         print(f"Push: {image} is there already.")
         return
     shell.run(
-        *("docker", "build", "--provenance=false"),
+        # Lambda refuses images with BuildKit's attestations.
+        *("env", "BUILDX_NO_DEFAULT_ATTESTATIONS=1", "docker", "build"),
         *("--platform", PLATFORMS[options.architecture]),
         *("--build-arg", f"RUNTIME={options.runtime}"),
         *("--build-arg", f"MODELS={models.as_posix()}", "-t", image, "."),
@@ -210,10 +219,11 @@ def find_target(shell: Shell, options: argparse.Namespace) -> Target:
         DeployError: there is none.
     """
     region = options.region or os.environ.get("AWS_REGION") or os.environ.get("AWS_DEFAULT_REGION")
-    region = region or shell.read("aws", "configure", "get", "region", dry=REGION)
-    if not region:
+    region = region or shell.read("aws", "configure", "get", "region", dry=REGION) or "none"
+    if not re.fullmatch(r"[a-z]{2}(-[a-z]+)+-\d{1,2}", region):
         raise DeployError(
-            "Expected a region. Received: none. Name one: make deploy ARGS='--region eu-central-1'"
+            f"Expected a region such as eu-central-1. Received: {region}. Name one with --region, "
+            "or in AWS_REGION, or with aws configure."
         )
     identity = ("aws", "sts", "get-caller-identity", "--query", "Account", "--output", "text")
     account = shell.read(*identity, dry=ACCOUNT)
@@ -228,7 +238,24 @@ def describe(target: Target, query: str, output: str) -> tuple[str, ...]:
     )
 
 
-def image_tag(model: Path, options: argparse.Namespace) -> str:
+def find_model(models: Path, options: argparse.Namespace) -> Path | None:
+    """Return the best model of the folder `models`, converted first if none is.
+
+    Returns None in a dry run where it would be converted.
+
+    Raises:
+        ContainerError: there is none, or its conversion failed.
+    """
+    if not list(models.glob("[!.]*.tflite")):
+        if options.dry_run:
+            best_model(models, ".h5")
+            print(f"$ {shlex.join(('python', 'convert_to_tflite.py', '--models', str(models)))}")
+            return None
+        convert(models)
+    return best_model(models, ".tflite")
+
+
+def image_tag(model: Path | None, options: argparse.Namespace) -> str:
     """Return a tag that only this commit, model, runtime and architecture have.
 
     Raises:
@@ -249,39 +276,80 @@ def image_tag(model: Path, options: argparse.Namespace) -> str:
             "Expected all changes to be committed, since the commit names the container image. "
             f"Received: changes in {status.stdout.split()[1]}. Commit or stash them."
         )
-    digest = file_digest(model)
+    digest = file_digest(model) if model else "MODEL"
     return f"{head.stdout.strip()}-{digest}-{options.runtime}-{options.architecture}"
 
 
-def require_programs(*names: str) -> None:
-    """Raise `DeployError` unless all of these are installed."""
-    for name in names:
-        if not shutil.which(name):
-            raise DeployError(
-                f"Expected the program {name}. Received: no such program. Install "
-                f"{PROGRAMS[name]}, or see what it would do: make deploy ARGS=--dry-run"
-            )
+def require_aws() -> None:
+    """Raise `DeployError` unless the AWS CLI is installed."""
+    if not shutil.which("aws"):
+        raise DeployError(
+            "Expected the program aws. Received: no such program. Install the AWS CLI "
+            "(docs.aws.amazon.com/cli), or see what would be done: make deploy ARGS=--dry-run"
+        )
 
 
-def print_cost(options: argparse.Namespace) -> None:
-    """Print what the stack costs at rest and for a million answers."""
-    settings = dict(word.split("=", 1) for word in options.set)
-    gigabytes = float(settings.get("MemorySize", 1769)) / 1024
-    alarms = (ROOT / TEMPLATE).read_text(encoding="utf-8").count("AWS::CloudWatch::Alarm")
-    rest = alarms * ALARM + DASHBOARD + IMAGE_GB * REGISTRY_GB
+def read_settings(options: argparse.Namespace) -> dict[str, str]:
+    """Return all parameters of the stack but its image: those that are set, or their defaults.
+
+    Raises:
+        DeployError: they do not go together.
+    """
+    settings = {name: str(found["Default"]) for name, found in parameters().items()}
+    settings |= dict(word.split("=", 1) for word in options.set)
+    settings |= {"Runtime": options.runtime, "Architecture": options.architecture}
+    old = options.runtime == "tflite-runtime"
+    reserved, provisioned = (
+        int(settings[f"{name}Concurrency"]) for name in ("Reserved", "Provisioned")
+    )
+    refusals = {
+        "another runtime than tflite-runtime for SnapStart": old
+        and settings["StartFrom"] == "snapshot",
+        "the runtime ai-edge-litert or openvino on arm64": old and options.architecture == "arm64",
+        f"at least {OPENVINO_MB} MB of memory for OpenVINO": options.runtime == "openvino"
+        and int(settings["MemorySize"]) < OPENVINO_MB,
+        "no more ProvisionedConcurrency than ReservedConcurrency": 0 < reserved < provisioned
+        and settings["StartFrom"] == "provisioned",
+    }
+    for expected in (text for text, refused in refusals.items() if refused):
+        raise DeployError(
+            f"Expected {expected}. Received: --runtime {options.runtime} --architecture "
+            f"{options.architecture} {' '.join(f'--set {word}' for word in options.set)}. Change "
+            "one of them."
+        )
+    return settings
+
+
+def print_cost(settings: dict[str, str]) -> None:
+    """Print what the stack costs at rest, for a million answers, and at most."""
+    gigabytes = int(settings["MemorySize"]) / 1024
+    template = (ROOT / TEMPLATE).read_text(encoding="utf-8")
+    alarms = template.count("AWS::CloudWatch::Alarm")
+    metrics = alarms + template.count("MetricStat:") - 1  # one alarm is of two metrics
+    rest = metrics * ALARM_METRIC + DASHBOARD + IMAGE_GB * REGISTRY_GB + POLLS * QUEUE
     ready = {
-        "provisioned": PROVISIONED_GB_SECOND * int(settings.get("ProvisionedConcurrency", 1)),
+        "provisioned": PROVISIONED_GB_SECOND * int(settings["ProvisionedConcurrency"]),
         "snapshot": SNAPSHOT_GB_SECOND,
-    }.get(settings.get("StartFrom", ""), 0.0)
+    }.get(settings["StartFrom"], 0.0)
     rest += ready * gigabytes * MONTH
     answers = ANSWER_MS / 1000 * gigabytes * GB_SECOND * 1_000_000 + REQUESTS
+    reserved = int(settings["ReservedConcurrency"])
+    most = f"at most ${reserved * gigabytes * GB_SECOND * MONTH:,.0f} a month of computing"
     print(
-        f"Cost at rest: about ${rest:.2f} a month ({alarms} alarms, a dashboard, {IMAGE_GB} GB of "
-        "container image). "
+        f"Cost at rest: about ${rest:.2f} a month ({alarms} alarms, a dashboard, asking the queue, "
+        f"{IMAGE_GB} GB of container image). "
         f"A million answers of {ANSWER_MS} ms: ${answers:.2f}, and ${API_REQUESTS:.2f} for the "
-        "API. These are list prices for US East, without the free tier; docs/aws.md has the "
-        "formula."
+        f"API. Requests, whoever sends them, cost {most if reserved else 'any sum'} "
+        f"(ReservedConcurrency={reserved}). These are list prices for US East, without the free "
+        "tier; docs/aws.md has the formulas."
     )
+
+
+def undeploy_arguments(options: argparse.Namespace) -> str:
+    """Return what `make undeploy` has to be given to remove what was deployed."""
+    flags = [f"--stack {options.stack}"] if options.stack != NAME else []
+    flags += [f"--region {options.region}"] if options.region else []
+    return f' ARGS="{" ".join(flags)}"' if flags else ""
 
 
 def parse_arguments(arguments: list[str] | None) -> argparse.Namespace:
@@ -310,17 +378,46 @@ def parse_arguments(arguments: list[str] | None) -> argparse.Namespace:
     return parser.parse_args(arguments)
 
 
+def parameters() -> dict[str, dict]:
+    """Return the parameters of the template: {name: its type, default and limits}."""
+    text = (ROOT / TEMPLATE).read_text(encoding="utf-8")
+    return yaml.safe_load(text.partition("\nParameters:\n")[2].partition("\nRules:\n")[0])
+
+
 def parameter(text: str) -> str:
     """Return `text` as NAME=VALUE; for argparse."""
-    name = text.partition("=")[0]
-    known = re.findall(
-        r"^  (\w+):$", (ROOT / TEMPLATE).read_text(encoding="utf-8").split("\nRules:")[0], re.M
-    )
-    if name not in known or "=" not in text:
+    name, equals, value = text.partition("=")
+    known = {n: found for n, found in parameters().items() if n not in ("ImageUri", *FLAGS)}
+    if name in FLAGS:
+        raise argparse.ArgumentTypeError(f"expected {FLAGS[name]} {value} instead of {text}")
+    if name not in known or not equals:
         raise argparse.ArgumentTypeError(
             f"expected NAME=VALUE, NAME one of {', '.join(known)}. Received: {text}"
         )
+    if not is_allowed(value, known[name]):
+        raise argparse.ArgumentTypeError(
+            f"expected {name} to be {describe_allowed(known[name])}. Received: {value}"
+        )
     return text
+
+
+def is_allowed(value: str, found: dict) -> bool:
+    """Return whether a parameter, with what the template says of it, may have `value`."""
+    if "AllowedValues" in found:
+        return value in map(str, found["AllowedValues"])
+    if "AllowedPattern" in found:
+        return re.fullmatch(found["AllowedPattern"], value) is not None
+    number = value.isascii() and value.isdecimal()
+    return number and found["MinValue"] <= int(value) <= found["MaxValue"]
+
+
+def describe_allowed(found: dict) -> str:
+    """Return in words what a parameter may be."""
+    if "AllowedValues" in found:
+        return f"one of {', '.join(map(str, found['AllowedValues']))}"
+    if "AllowedPattern" in found:
+        return f"as in its description: {found['Description']}"
+    return f"a number from {found['MinValue']} to {found['MaxValue']}"
 
 
 def stack_name(text: str) -> str:

@@ -7,6 +7,7 @@ runs AWS's SAM CLI, or MiniStack, a local AWS. Each has a category in Pipfile.lo
 installed into .cache/ the first time.
 """
 
+import fcntl
 import json
 import os
 import shutil
@@ -38,14 +39,18 @@ def find_program(name: str) -> Path:
         EnvironmentsError: it is none of them, or pip fails.
     """
     if name not in PROGRAMS:
-        raise EnvironmentsError(f"Expected one of {', '.join(PROGRAMS)}. Received: {name}.")
-    lock = json.loads((ROOT / "Pipfile.lock").read_text(encoding="utf-8"))
-    wanted, folder = requirements(lock[name]), CACHE / name
+        known = ", ".join(PROGRAMS)
+        raise EnvironmentsError(f"Expected one of {known}. Received: {name or 'none'}.")
+    packages = json.loads((ROOT / "Pipfile.lock").read_text(encoding="utf-8"))
+    wanted, folder = requirements(packages[name]), CACHE / name
     done = folder / DONE
-    if not done.exists() or done.read_text(encoding="utf-8") != wanted:
-        print(f"Installing {name} into .cache/{name} ...", file=sys.stderr)
-        _install(folder, wanted)
-        done.write_text(wanted, encoding="utf-8")
+    CACHE.mkdir(exist_ok=True)
+    with open(CACHE / f"{name}.lock", "w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)  # another process may be at it
+        if not done.exists() or done.read_text(encoding="utf-8") != wanted:
+            print(f"Installing {name} into .cache/{name} ...", file=sys.stderr)
+            _install(folder, wanted)
+            done.write_text(wanted, encoding="utf-8")
     return folder / "bin" / name
 
 
@@ -73,6 +78,7 @@ def _install(folder: Path, wanted: str) -> None:
 def main(words: list[str]) -> None:
     """Run the program that `words` begin with, in place of this one, with the others."""
     found = find_program(words[0] if words else "")
+    os.environ.setdefault("SAM_CLI_TELEMETRY", "0")
     sys.stdout.flush()
     os.execv(found, [str(found), *words[1:]])  # noqa: S606
 

@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, NamedTuple
 from serving.classifier import file_digest
 from serving.fetch import prepare
 from serving.runtimes import RUNTIMES
-from serving.shards import MANIFEST, RESULTS, Manifest, list_name, result_name
+from serving.shards import MANIFEST, RESULTS, Manifest, is_job_file, list_name, result_name
 from serving.stores import Bucket, Store, is_bucket, open_store
 from training import cli
 from training.errors import DataError
@@ -33,6 +33,8 @@ SHARD_SIZE = 1000  # images: 100 seconds of work, and a file of results of 300 k
 WRITERS = 16  # lists that are written at the same time
 ENGINES = ("processes", "ray")
 NAMED_INPUTS = 10  # in the manifest
+# Objects that are not looked for in their bucket, which would take a request or two for each.
+IMAGE_KEY = re.compile(r".*\.(jpe?g|png|webp|gif|bmp|tiff?|avif)", re.IGNORECASE | re.DOTALL)
 AWS_JOB = re.compile(r"s3://[^/]+/jobs/([^/]+)/?")  # a job of the stack in deploy/, by its name
 
 
@@ -164,7 +166,7 @@ def run(job: Job, part: Part | None, processes: int | None, engine: str = ENGINE
     setup = Setup(job.model, job.out, manifest)
     try:
         with progress(total, "Label", initial=total - left) as bar:
-            summary = label(setup, _rotate(waiting), processes, bar.update)
+            summary = label(setup, _shuffle(waiting), processes, bar.update)
     except KeyboardInterrupt:
         done = len(numbers) - len(_without_results(store, numbers))
         raise KeyboardInterrupt(
@@ -225,10 +227,13 @@ def _without_results(store: Store, numbers: Iterable[int]) -> list[int]:
     return [number for number in numbers if result_name(number) not in written]
 
 
-def _rotate(numbers: list[int]) -> list[int]:
-    """Return `numbers` from any of them on, so that two runs at once seldom do the same."""
-    start = secrets.randbelow(len(numbers))
-    return numbers[start:] + numbers[:start]
+def _shuffle(numbers: list[int]) -> list[int]:
+    """Return `numbers` in any order.
+
+    Two runs at once then seldom do the same, and shards of one host that is gone, which are
+    neighbours, are seldom tried one after the other.
+    """
+    return secrets.SystemRandom().sample(numbers, len(numbers))
 
 
 def _report(summary: "Summary", shards: int, out: str) -> int:
@@ -258,7 +263,10 @@ def _list_images(store: Store, job: Job, inputs: Sequence[str]) -> Manifest:
     If several processes do this at once, the first manifest is that of all.
     """
     print_error("List: finding the images ...")
-    images = sorted(set(_expand(inputs)))
+    # Not what this job has written, if its place is among its inputs.
+    images = sorted({image for image in _expand(inputs) if not is_job_file(store, image)})
+    if not images:
+        raise DataError("Expected images. Received: none. Name some, or check the lists of --from.")
     size = job.shard_size or SHARD_SIZE
     starts = range(0, len(images), size)
     contents = [_to_lines(images[start : start + size]) for start in starts]
@@ -292,11 +300,13 @@ def _expand(inputs: Iterable[str]) -> Iterator[str]:
 
     Raises:
         DataError: a folder or prefix has none.
+        StoreError: a bucket has no name, or cannot be listed.
     """
     for place in inputs:
         found: Iterable[str] = [place]
         if is_bucket(place):
-            found = list(Bucket(place).addresses())
+            bucket = Bucket(place)
+            found = [place] if IMAGE_KEY.fullmatch(place) else list(bucket.addresses())
         elif not is_url(place) and os.path.isdir(place):
             found = [path for path in visible_files(place) if path != place]
         if not found:

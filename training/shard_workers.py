@@ -13,6 +13,7 @@ from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
+from multiprocessing import resource_tracker
 from multiprocessing.connection import Connection, wait
 from multiprocessing.process import BaseProcess
 from pathlib import Path
@@ -26,7 +27,7 @@ from serving.shards import Counts, Labeler, Manifest, label_shard, read_shard
 from serving.stores import open_store
 from training.streams import without_info_lines
 
-MOST_FAILURES = 3  # shards that fail before no more are started: the place is at fault
+MOST_FAILURES = 3  # shards that fail in a row before no more are started: the place is at fault
 PROGRESS_S = 0.5  # seconds between two reports
 
 
@@ -71,7 +72,7 @@ class Summary:
 
     Attributes:
         missing: shards without results.
-        failed: those that were tried.
+        failed: those that were tried last, since one succeeded.
         images: rows that were written.
         errors: those with an error.
         failures: sentences on why.
@@ -90,7 +91,7 @@ class Summary:
             if report.sentence not in self.failures:
                 self.failures.append(report.sentence)
             return
-        self.missing -= 1
+        self.missing, self.failed = self.missing - 1, 0
         if report.counts:
             self.images += report.counts.images
             self.errors += report.counts.errors
@@ -166,6 +167,7 @@ class Workers:
 def _start(setup: Setup, count: int) -> tuple[Connection, BaseProcess]:
     """Start one of `count` processes, and return the pipe to it as well."""
     context = multiprocessing.get_context("spawn")
+    resource_tracker.ensure_running()  # when it starts, it unblocks signals
     ours, theirs = context.Pipe()
     process = context.Process(target=work, args=(theirs, setup, count), daemon=True)
     # Blocked in the process for good: Ctrl-C is for this one, which ends the others.
@@ -200,7 +202,7 @@ def work(pipe: Connection, setup: Setup, count: int) -> None:
         classifier = Classifier(setup.model, threads, setup.manifest.runtime)
     labeler = Labeler(classifier, decoder, setup.manifest.unknown_below, count)
     shards = ShardLabeler(setup, labeler, lambda images: pipe.send(Labelled(images)))
-    with suppress(EOFError, BrokenPipeError):
+    with suppress(EOFError, ConnectionError):
         while True:
             pipe.send(shards.label(pipe.recv()))
 

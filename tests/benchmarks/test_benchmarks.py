@@ -181,6 +181,17 @@ def test_a_model_older_than_its_checkpoint_is_converted_again(tmp_path, monkeypa
     assert path.with_suffix(".h5").resolve() == checkpoint
 
 
+def test_a_container_is_asked_until_it_listens(monkeypatch):
+    tries, post = [], serving.post
+
+    def answer(endpoint, event):
+        tries.append(event)
+        return {"red": 1.0} if len(tries) == 3 else post("http://127.0.0.1:9/", event)
+
+    monkeypatch.setattr(serving, "post", answer)
+    assert serving.first_answer("an endpoint", {"image": ""}) == {"red": 1.0}
+
+
 def test_an_image_is_compared_with_the_base_that_it_was_built_on(monkeypatch):
     images = {
         "flowers": (["a", "b", "c"], 700),

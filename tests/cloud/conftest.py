@@ -1,87 +1,73 @@
 """The stack of deploy/template.yaml on this machine: MiniStack, with IAM on, and the real image.
 
-Run by `TEST_CLOUD=1 python -m pytest tests/cloud`, not by `make test`: it needs Docker, packages
-that are not in the lock (PACKAGES below) and AWS's base image or its stand-in. Everything listens
-on the address of Docker's bridge only and is stopped by its process id.
+Run by `make test-cloud`, not by `make test`: it takes minutes, and needs Docker and AWS's base
+image or its stand-in. Everything listens on the address of Docker's bridge only.
 """
 
 import os
-import socket
 import subprocess
-import sys
 from collections.abc import Iterator
-from importlib.util import find_spec
+from io import BytesIO
+from pathlib import Path
 
+import numpy as np
 import pytest
 
-from tests.cloud.stack import IMAGE, ROOT, Cloud, adapt, answers, bridge, client, until
+from tests.container.base_images import build_options, ensure_base_image
+from tools import ministack
+from tools.cloud import built
+from tools.container import converted_model
+from tools.deploy import RUNTIME
+from tools.ministack import Cloud, MiniStack
+from training.sample import LABELS, draw
 
-PACKAGES = ("ministack==1.5.33", "aws-sam-translator==1.115.0", "docker==7.2.0", "boto3")
 collect_ignore_glob = [] if os.environ.get("TEST_CLOUD") else ["test_*.py"]
+PYTHON = "3.13"  # of the base image for RUNTIME
+PER_CLASS = 4  # drawn images
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    config.addinivalue_line("markers", "slow: takes minutes")
 
 
 @pytest.fixture(scope="session")
-def ministack(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    """Its URL, while it runs."""
-    if find_spec("ministack") is None:
-        pytest.fail(f"Expected {' '.join(PACKAGES)}. Install them beside the locked packages.")
-    folder, host = tmp_path_factory.mktemp("ministack"), bridge()
-    with socket.socket() as listener:
-        listener.bind((host, 0))
-        port = listener.getsockname()[1]
-    kept = {
-        name: value
-        for name, value in os.environ.items()
-        if not name.startswith("AWS_") and "proxy" not in name.lower()
-    }
-    environment = kept | {
-        "BIND_HOST": host,
-        "GATEWAY_PORT": str(port),
-        "TMPDIR": str(folder),
-        "AUTH": "true",
-        "LAMBDA_STRICT": "1",
-        "MINISTACK_DOCKER_TIMEOUT": "60",
-        "LAMBDA_DOCKER_FLAGS": "--read-only --tmpfs /tmp:size=512m -m 1769m",
-    }
-    url = f"http://{host}:{port}"
-    with (folder / "log").open("w") as log:
-        process = subprocess.Popen(
-            [sys.executable, "-m", "ministack"], env=environment, stdout=log, stderr=log
-        )
-    try:
-        until(lambda: process.poll() is not None or answers(f"{url}/_ministack/health"), 30)
-        assert process.poll() is None, (folder / "log").read_text()
-        yield url
-    finally:
-        process.terminate()
-        try:
-            process.wait(30)
-        except subprocess.TimeoutExpired:
-            process.kill()
-            process.wait()
-        # A queue that tries again may have started one while MiniStack ended.
-        label = f"label=ministack.instance={socket.gethostname()}:{port}"
-        left = subprocess.run(["docker", "ps", "-aq", "--filter", label], capture_output=True)
-        if numbers := left.stdout.decode().split():
-            subprocess.run(["docker", "rm", "--force", *numbers], capture_output=True)
+def model() -> Path:
+    """The model in the image."""
+    return converted_model(Path("models"))
 
 
 @pytest.fixture(scope="session")
-def cloud(ministack: str) -> Iterator[Cloud]:
+def image(model: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """The name of the container image."""
+    ensure_base_image(PYTHON)
+    name, log = f"flowers-test-cloud-{os.getpid()}", tmp_path_factory.mktemp("image") / "log"
+    with built(name, model.parent, RUNTIME, log, build_options()):
+        yield name
+    assert subprocess.run(["docker", "image", "inspect", name], capture_output=True).returncode
+
+
+@pytest.fixture(scope="session")
+def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[MiniStack]:
+    """MiniStack."""
+    with ministack.running(tmp_path_factory.mktemp("ministack") / "log") as server:
+        yield server
+    assert (server.process.returncode, server.containers()) == (0, [])
+
+
+@pytest.fixture(scope="session")
+def cloud(image: str, server: MiniStack) -> Cloud:
     """The stack, deployed."""
-    build = ("docker", "build", "-q", "--build-arg", "RUNTIME=ai-edge-litert", "-t", IMAGE, ".")
-    subprocess.run(build, cwd=ROOT, check=True, capture_output=True)
-    body = adapt((ROOT / "deploy" / "template.yaml").read_text(encoding="utf-8"))
-    stacks = client(ministack, "cloudformation")
-    able = ["CAPABILITY_IAM", "CAPABILITY_AUTO_EXPAND"]
-    stacks.create_stack(StackName="flowers", TemplateBody=body, Capabilities=able)
+    return ministack.deploy(server.url, image)
 
-    def finished() -> dict | None:
-        [stack] = stacks.describe_stacks(StackName="flowers")["Stacks"]
-        return None if stack["StackStatus"].endswith("_IN_PROGRESS") else stack
 
-    stack = until(finished)
-    assert stack["StackStatus"] == "CREATE_COMPLETE", stack.get("StackStatusReason")
-    outputs = {output["OutputKey"]: output["OutputValue"] for output in stack["Outputs"]}
-    yield Cloud(ministack, outputs)
-    subprocess.run(["docker", "image", "rm", "--force", IMAGE], capture_output=True)
+@pytest.fixture(scope="session")
+def drawn() -> dict[str, bytes]:
+    """JPEG files by their names, as rose-1.jpg: the model knows what they show."""
+    files = {}
+    for index, label in enumerate(LABELS):
+        for number in range(PER_CLASS):
+            file = BytesIO()
+            generator = np.random.default_rng([0, index, number])
+            draw(label, generator, (320, 240)).save(file, "JPEG", quality=88)
+            files[f"{label}-{number}.jpg"] = file.getvalue()
+    return files

@@ -1,8 +1,10 @@
 """What no linter and no AWS on one machine holds of the template: each rule returns sentences."""
 
 import json
+import math
 import re
 from collections.abc import Iterator
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -31,18 +33,56 @@ FUNCTIONS = {
         ("s3:ListBucket", "ImageBucket"),
     },
 }
-ALARMS = {  # metric: of which resources
-    "Errors": {"ClassifyFunction", "LabelFunction", "MapFunction"},
-    "Throttles": {"ClassifyFunction", "LabelFunction", "MapFunction"},
-    "Duration": {"ClassifyFunction", "LabelFunction"},
-    "ApproximateNumberOfMessagesVisible": {"DeadLetterQueue"},
-    "ApproximateAgeOfOldestMessage": {"ImageQueue"},
-    "5xx": {"Api"},
-    "ExecutionsFailed": {"MapStateMachine"},
+TRACES = {("xray:PutTraceSegments", "*"), ("xray:PutTelemetryRecords", "*")}
+MACHINE = {  # what the state machine does, besides its log and traces
+    ("lambda:InvokeFunction", "MapFunction"),
+    ("s3:ListBucket", "ImageBucket"),
+    ("states:StartExecution", "stateMachine:AWS::StackName-label"),
+    ("states:DescribeExecution", "execution:AWS::StackName-label/*"),
+    ("states:StopExecution", "execution:AWS::StackName-label/*"),
 }
+# For its log and traces: AWS's guide to Step Functions, "Using CloudWatch Logs" and "X-Ray".
+MACHINE_LOGS = {"CreateLogDelivery", "GetLogDelivery", "UpdateLogDelivery", "DeleteLogDelivery"}
+MACHINE_LOGS |= {"ListLogDeliveries", "PutResourcePolicy", "DescribeResourcePolicies"}
+MACHINE_LOGS |= {"DescribeLogGroups"}
+MACHINE_TRACES = {"PutTraceSegments", "PutTelemetryRecords", "GetSamplingRules"}
+MACHINE_TRACES |= {"GetSamplingTargets"}
+RETRIED = {"ServiceException", "AWSLambdaException", "SdkClientException"}  # as AWS recommends
+RETRIED = {f"Lambda.{name}" for name in (*RETRIED, "TooManyRequestsException")}
+LAMBDA = ("AWS/Lambda", "FunctionName")
+ALARMS = {  # (namespace, dimension, metric, resource): (statistic, threshold)
+    (*LAMBDA, "Errors", "ClassifyFunction"): ("Sum", 0),
+    (*LAMBDA, "Errors", "LabelFunction"): ("Sum", 0),
+    (*LAMBDA, "Errors", "MapFunction"): ("Sum", 0),
+    (*LAMBDA, "Throttles", "ClassifyFunction"): ("Sum", 0),
+    (*LAMBDA, "Throttles", "LabelFunction"): ("Sum", 0),
+    (*LAMBDA, "Throttles", "MapFunction"): ("Sum", 0),
+    (*LAMBDA, "Duration", "ClassifyFunction"): ("p99", {"Ref": "SlowestMs"}),
+    (*LAMBDA, "Duration", "LabelFunction"): (
+        "p99",
+        {"Fn::FindInMap": ["Alarms", "SlowBatchMs", {"Ref": "Timeout"}]},
+    ),
+    ("AWS/SQS", "QueueName", "ApproximateNumberOfMessagesVisible", "DeadLetterQueue"): (
+        "Maximum",
+        0,
+    ),
+    ("AWS/SQS", "QueueName", "ApproximateAgeOfOldestMessage", "ImageQueue"): ("Maximum", 3600),
+    ("AWS/States", "StateMachineArn", "ExecutionsFailed", "MapStateMachine"): ("Sum", 0),
+}
+CONDITIONS = {  # name: a parameter, a value where it holds, and one where it does not
+    "HasReservedConcurrency": ("ReservedConcurrency", 1, 0),
+    "HasSnapStart": ("StartFrom", "snapshot", "provisioned"),
+    "HasProvisionedConcurrency": ("StartFrom", "provisioned", "snapshot"),
+    "HasFunctionUrl": ("FunctionUrlAuthorization", "AWS_IAM", "off"),
+    "HasPublicUrl": ("FunctionUrlAuthorization", "NONE", "AWS_IAM"),
+    "HasAlarmEmail": ("AlarmEmail", "a@b.c", ""),
+}
+RULED = ("Runtime", "StartFrom", "Architecture")
+DELETED = ("Deletion", "UpdateReplace")
+NO_VALUE = {"Ref": "AWS::NoValue"}
 
 
-class _Loader(yaml.SafeLoader):
+class _Loader(yaml.CSafeLoader):
     """Reads CloudFormation's short forms: !Ref A as {"Ref": "A"}."""
 
 
@@ -69,9 +109,21 @@ def load(text: str) -> dict:
 def problems(template: dict, text: str) -> list[str]:
     """Return what is wrong with `template`, which was read from `text`."""
     rules = (
-        *(queues, senders, new_images, queue_source, roles, rights, map_role, functions),
-        *(classify, permissions, function_url, api, logs, alarms, watched, bucket, machine),
-        *(distributed_map, topic_policy),
+        *(queues, senders, new_images, queue_source, trust, roles, rights, map_role, functions),
+        *(
+            classify,
+            versions,
+            permissions,
+            function_url,
+            api,
+            routes,
+            logs,
+            alarms,
+            watched,
+            unknown,
+        ),
+        *(topic, bucket, tls_only, machine, machine_log, map_lists, map_label),
+        *(conditions, runtimes),
     )
     found = [problem for rule in rules for problem in rule(template)]
     return found + list(parameters(template, text))
@@ -99,6 +151,17 @@ def listed(value: object) -> list:
     return value if isinstance(value, list) else [value]
 
 
+def holds(condition: dict, values: dict) -> bool:
+    """Return whether `condition` is true where parameters have these `values`."""
+    match condition:
+        case {"Fn::Not": [inner]}:
+            return not holds(inner, values)
+        case {"Fn::Equals": [one, other]}:
+            known = [values[x["Ref"]] if isinstance(x, dict) else x for x in (one, other)]
+            return known[0] == known[1]
+    raise ValueError(condition)
+
+
 def allowed(role: dict) -> Iterator[tuple[str, str]]:
     """Yield each (action, resource) that `role` allows."""
     for policy in role.get("Policies", []):
@@ -112,13 +175,15 @@ def queues(template: dict) -> Iterator[str]:
     found = of_type(template, "AWS::SQS::Queue")
     images, dead = found["ImageQueue"], found["DeadLetterQueue"]
     longest = max(template["Parameters"]["Timeout"]["AllowedValues"])
-    if images.get("VisibilityTimeout", 30) < 6 * longest:
+    [source] = of_type(template, "AWS::Lambda::EventSourceMapping").values()
+    gathering = source.get("MaximumBatchingWindowInSeconds", 0)
+    if images.get("VisibilityTimeout", 30) < 6 * longest + gathering:
         yield "the queue hides a message for less than six times the function's timeout"
     redrive = images.get("RedrivePolicy", {})
     if target(redrive.get("deadLetterTargetArn")) != "DeadLetterQueue":
         yield "the queue has no dead-letter queue"
-    if not 2 <= redrive.get("maxReceiveCount", 0) <= 5:
-        yield "an image is tried once only, or too often"
+    if not 5 <= redrive.get("maxReceiveCount", 0) <= 10:
+        yield "an image is tried too seldom, though it may only have come late, or too often"
     if dead.get("MessageRetentionPeriod") != 1_209_600:
         yield "dead letters are not kept for 14 days"
     if any(queue.get("SqsManagedSseEnabled") is not True for queue in found.values()):
@@ -174,11 +239,29 @@ def queue_source(template: dict) -> Iterator[str]:
         yield "the queue may start any number of functions"
 
 
+def trust(template: dict) -> Iterator[str]:
+    for name, role in of_type(template, "AWS::IAM::Role").items():
+        service = "states" if name == "MapRole" else "lambda"
+        expected = {
+            "Effect": "Allow",
+            "Principal": {"Service": f"{service}.amazonaws.com"},
+            "Action": "sts:AssumeRole",
+        }
+        if name == "MapRole":
+            account = {"aws:SourceAccount": {"Ref": "AWS::AccountId"}}
+            expected["Condition"] = {"StringEquals": account}
+        if role.get("AssumeRolePolicyDocument", {}).get("Statement") != [expected]:
+            yield f"{name} may be taken by others, or not by {service}"
+
+
 def roles(template: dict) -> Iterator[str]:
     found = of_type(template, "AWS::IAM::Role")
     for name, role in found.items():
         if role.get("ManagedPolicyArns"):
             yield f"{name} has a policy of AWS, which allows more than it needs"
+        statements = [s for p in role["Policies"] for s in p["PolicyDocument"]["Statement"]]
+        if {statement.get("Effect") for statement in statements} != {"Allow"}:
+            yield f"{name} forbids something"
         for action, resource in allowed(role):
             if "*" in action:
                 yield f"{name} allows {action}"
@@ -193,24 +276,19 @@ def rights(template: dict) -> Iterator[str]:
         yield "functions do not have a role each"
     for name in FUNCTIONS:
         role = found.get(target(template["Resources"][name]["Properties"].get("Role")), {})
-        own = {r for r in allowed(role) if r[0].split(":")[0] not in {"logs", "xray"}}
-        for action, resource in own ^ FUNCTIONS[name]:
+        own = {r for r in allowed(role) if not r[0].startswith("logs:")}
+        for action, resource in own ^ (FUNCTIONS[name] | TRACES):
             yield f"{name}: {action} on {resource} is missing, or too much"
 
 
 def map_role(template: dict) -> Iterator[str]:
     role = of_type(template, "AWS::IAM::Role")["MapRole"]
-    machine = {right for right in allowed(role) if right[1] != "*"}
-    own = "arn:AWS::Partition:states:AWS::Region:AWS::AccountId:"
-    named = re.compile(r"\$\{(AWS::\w+)\}")
-    machine = {(action, named.sub(r"\1", resource)) for action, resource in machine}
-    if machine != {
-        ("lambda:InvokeFunction", "MapFunction"),
-        ("s3:ListBucket", "ImageBucket"),
-        ("states:StartExecution", own + "stateMachine:AWS::StackName-label"),
-        ("states:DescribeExecution", own + "execution:AWS::StackName-label/*"),
-        ("states:StopExecution", own + "execution:AWS::StackName-label/*"),
-    }:
+    own = "arn:${AWS::Partition}:states:${AWS::Region}:${AWS::AccountId}:"
+    text = json.dumps(role).replace(own, "").replace("${AWS::StackName}", "AWS::StackName")
+    found = set(allowed(json.loads(text)))
+    logged = {(f"logs:{name}", "*") for name in MACHINE_LOGS}
+    traced = {(f"xray:{name}", "*") for name in MACHINE_TRACES}
+    if found != MACHINE | logged | traced:
         yield "the state machine's role allows other things than it does"
 
 
@@ -218,6 +296,9 @@ def functions(template: dict) -> Iterator[str]:
     found = of_type(template, "AWS::Serverless::Function")
     if set(found) != set(FUNCTIONS):
         yield "there are other functions than these rules know"
+    timeouts = {name: target(function.get("Timeout")) for name, function in found.items()}
+    if timeouts != dict.fromkeys(FUNCTIONS, "Timeout") | {"MapFunction": "900"}:
+        yield "functions do not end when the parameter says"
     for name, function in found.items():
         if function.get("PackageType") != "Image" or target(function["ImageUri"]) != "ImageUri":
             yield f"{name} does not run the container image"
@@ -226,6 +307,13 @@ def functions(template: dict) -> Iterator[str]:
             yield f"{name} takes events of AWS's services that are not meant for it, or none"
         if "Policies" in function or "Events" in function:
             yield f"{name} has resources that only SAM sees"
+        build = template["Resources"][name].get("Metadata", {})
+        if (
+            (build.get("DockerContext"), build.get("Dockerfile")) != ("..", "Dockerfile")
+            or target(build.get("DockerTag")) != "Runtime"
+            or target(build.get("DockerBuildArgs", {}).get("RUNTIME")) != "Runtime"
+        ):
+            yield f"sam build makes another container image for {name} than make deploy"
 
 
 def classify(template: dict) -> Iterator[str]:
@@ -233,20 +321,38 @@ def classify(template: dict) -> Iterator[str]:
     if target(variables.get("METRICS_NAMESPACE")) != "AWS::StackName":
         yield "the functions send no metrics of unknown images"
     function = template["Resources"]["ClassifyFunction"]["Properties"]
-    if "ReservedConcurrentExecutions" not in function:
+    if function.get("ReservedConcurrentExecutions") != {
+        "Fn::If": ["HasReservedConcurrency", {"Ref": "ReservedConcurrency"}, NO_VALUE]
+    }:
         yield "the Function URL has no limit at all"
+    kept = {"ProvisionedConcurrentExecutions": {"Ref": "ProvisionedConcurrency"}}
+    if function.get("ProvisionedConcurrencyConfig") != {
+        "Fn::If": ["HasProvisionedConcurrency", kept, NO_VALUE]
+    }:
+        yield "provisioned concurrency is not where the parameter says"
+
+
+def versions(template: dict) -> Iterator[str]:
+    function = template["Resources"]["ClassifyFunction"]["Properties"]
     if function.get("AutoPublishAlias") != "live":
         yield "SnapStart has no version, and callers no alias"
-    described = function.get("VersionDescription", {}).get("Fn::Sub", "")
-    if not all(f"${{{name}}}" in described for name in ("MemorySize", "Timeout", "StartFrom")):
-        yield "other settings would wait for the next container image"
+    if target(function.get("Description")) != "ImageUri":
+        yield "a version of an image with the same content would be refused"
+    settings = "${MemorySize} MB, ${Timeout} s"
+    if function.get("VersionDescription") != {
+        "Fn::If": [
+            "HasSnapStart",
+            {"Fn::Sub": f"{settings}, from a snapshot"},
+            {"Fn::Sub": settings},
+        ]
+    }:
+        yield "other settings would wait for the next container image, or be refused"
+    if template["Resources"]["ClassifyFunction"].get("DeletionPolicy") != "Delete":
+        yield "versions of before stay, and their snapshots cost"
     if function.get("SnapStart", {}).get("ApplyOn") != {
         "Fn::If": ["HasSnapStart", "PublishedVersions", "None"]
     }:
         yield "SnapStart is not where the parameter says"
-    provisioned = function.get("ProvisionedConcurrencyConfig", {}).get("Fn::If", [None])[0]
-    if provisioned != "HasProvisionedConcurrency":
-        yield "provisioned concurrency is not where the parameter says"
 
 
 def permissions(template: dict) -> Iterator[str]:
@@ -280,6 +386,10 @@ def function_url(template: dict) -> Iterator[str]:
     [url] = of_type(template, "AWS::Lambda::Url").values()
     if (target(url["AuthType"]), url.get("Qualifier")) != ("FunctionUrlAuthorization", "live"):
         yield "the Function URL is not that of the alias, or open to others"
+    if target(url["TargetFunctionArn"]) != "ClassifyFunction":
+        yield "the Function URL is another function's"
+    if template["Resources"]["FunctionUrl"].get("Condition") != "HasFunctionUrl":
+        yield "there is a Function URL whatever the parameter says"
     if template["Parameters"]["FunctionUrlAuthorization"]["Default"] != "AWS_IAM":
         yield "the Function URL is open by default"
 
@@ -287,27 +397,36 @@ def function_url(template: dict) -> Iterator[str]:
 def api(template: dict) -> Iterator[str]:
     [stage] = of_type(template, "AWS::ApiGatewayV2::Stage").values()
     limits = stage.get("DefaultRouteSettings", {})
-    if {"ThrottlingRateLimit", "ThrottlingBurstLimit"} - set(limits):
+    throttled = [target(limits.get(f"Throttling{name}Limit")) for name in ("Rate", "Burst")]
+    if throttled != ["ApiRate", "ApiBurst"]:
         yield "the API has no throttling"
+    if (stage.get("StageName"), stage.get("AutoDeploy")) != ("$default", True):
+        yield "the API's routes are not deployed at its address"
     if target(stage.get("AccessLogSettings", {}).get("DestinationArn")) != "ApiLog":
         yield "the API has no access log"
     else:
         json.loads(stage["AccessLogSettings"]["Format"])
+
+
+def routes(template: dict) -> Iterator[str]:
     [integration] = of_type(template, "AWS::ApiGatewayV2::Integration").values()
     if (integration.get("PayloadFormatVersion"), target(integration["IntegrationUri"])) != (
         "2.0",
-        "ClassifyFunction.Alias",
+        "ClassifyFunction:live",
     ):
         yield "the API does not send events of format 2.0 to the alias"
-    routes = of_type(template, "AWS::ApiGatewayV2::Route").values()
-    of_keys = {route["RouteKey"]: target(route["AuthorizationType"]) for route in routes}
+    for name in ("ApiIntegration", "FunctionUrl"):
+        if template["Resources"][name].get("DependsOn") != "ClassifyFunctionAliaslive":
+            yield f"{name} does not wait for the alias"
+    found = of_type(template, "AWS::ApiGatewayV2::Route").values()
+    of_keys = {route["RouteKey"]: target(route["AuthorizationType"]) for route in found}
     if of_keys != {
         "OPTIONS /": "NONE",
         "ANY /": "ApiAuthorization",
         "ANY /{proxy+}": "ApiAuthorization",
     }:
         yield "the API's routes or their authorization are others"
-    if {target(route["Target"]) for route in routes} != {"integrations/ApiIntegration"}:
+    if {target(route["Target"]) for route in found} != {"integrations/ApiIntegration"}:
         yield "a route leads elsewhere"
 
 
@@ -316,6 +435,9 @@ def logs(template: dict) -> Iterator[str]:
     for name, group in groups.items():
         if target(group.get("RetentionInDays")) != "LogRetention":
             yield f"{name} is kept forever"
+        kept = {template["Resources"][name].get(f"{when}Policy") for when in DELETED}
+        if kept != {"Delete"}:
+            yield f"{name} does not say that it is deleted with the stack"
     for name, function in of_type(template, "AWS::Serverless::Function").items():
         group = target(function.get("LoggingConfig", {}).get("LogGroup"))
         role = template["Resources"].get(target(function.get("Role")), {}).get("Properties", {})
@@ -326,48 +448,131 @@ def logs(template: dict) -> Iterator[str]:
 
 
 def alarms(template: dict) -> Iterator[str]:
-    found = of_type(template, "AWS::CloudWatch::Alarm")
-    for name, alarm in found.items():
+    for name, alarm in of_type(template, "AWS::CloudWatch::Alarm").items():
         if [target(action) for action in alarm.get("AlarmActions", [])] != ["AlarmTopic"]:
             yield f"{name} tells nobody"
         if alarm.get("ComparisonOperator") != "GreaterThanThreshold":
             yield f"{name} compares the other way round"
         if alarm.get("TreatMissingData") != "notBreaching":
             yield f"{name} is undecided while nothing happens"
-        if alarm.get("MetricName") == "Duration" and alarm.get("ExtendedStatistic") != "p99":
-            yield f"{name} is not of the 99th percentile"
+        times = (alarm.get("Period"), alarm.get("EvaluationPeriods"))
+        usual = (300, 3 if alarm.get("MetricName") == "Duration" else 1)
+        if times != (usual if "MetricName" in alarm else (None, 1)):
+            yield f"{name} looks at another time"
 
 
 def watched(template: dict) -> Iterator[str]:
-    found = of_type(template, "AWS::CloudWatch::Alarm")
-    metrics: dict[str, set[str]] = {}
-    for alarm in found.values():
-        for dimension in alarm.get("Dimensions", []):
-            metrics.setdefault(alarm["MetricName"], set()).add(target(dimension["Value"]))
-    if metrics != ALARMS:
-        yield "alarms are missing, or not in these rules"
-    unknown = found.get("UnknownAlarm", {}).get("Metrics", [])
-    names = {m["Id"]: m["MetricStat"]["Metric"]["MetricName"] for m in unknown if "MetricStat" in m}
-    if names != {"unknown": "unknown", "classified": "classified"}:
+    found = {}
+    for alarm in of_type(template, "AWS::CloudWatch::Alarm").values():
+        if "MetricName" in alarm:
+            [dimension] = alarm.get("Dimensions") or [{}]
+            value = json.dumps(dimension.get("Value"))
+            metric = (alarm.get("Namespace"), dimension.get("Name"), alarm["MetricName"], value)
+            statistic = alarm.get("Statistic") or alarm.get("ExtendedStatistic")
+            found[metric] = (statistic, alarm.get("Threshold"))
+    for *metric, resource in ALARMS:
+        queue = metric[1] == "QueueName"
+        value = {"Fn::GetAtt": [resource, "QueueName"]} if queue else {"Ref": resource}
+        if found.pop((*metric, json.dumps(value)), None) != ALARMS[*metric, resource]:
+            yield f"no alarm, or of another statistic or threshold: {' '.join(metric)}"
+    if found:
+        yield "there are alarms that these rules do not know"
+    slow = template["Mappings"]["Alarms"]["SlowBatchMs"]
+    timeouts = template["Parameters"]["Timeout"]["AllowedValues"]
+    if slow != {str(seconds): seconds * 800 for seconds in timeouts}:
+        yield "the alarm for slow batches is not at 80 % of the timeout"
+
+
+def unknown(template: dict) -> Iterator[str]:
+    """Compute the alarm's expression for hours with and without images."""
+    alarm = of_type(template, "AWS::CloudWatch::Alarm").get("UnknownAlarm", {"Metrics": []})
+    inputs = [m for m in alarm["Metrics"] if "MetricStat" in m]
+    source = {"Period": 3600, "Stat": "Sum"}
+    if inputs != [
+        {
+            "Id": name,
+            "ReturnData": False,
+            "MetricStat": source
+            | {"Metric": {"Namespace": {"Ref": "AWS::StackName"}, "MetricName": name}},
+        }
+        for name in ("unknown", "classified")
+    ]:
         yield "there is no alarm for unknown images"
+    [percent] = [m for m in alarm["Metrics"] if "MetricStat" not in m] or [{}]
+    nothing = float("nan")  # where a metric has no data
+    functions = {
+        "IF": lambda condition, yes, no: yes if condition else no,
+        "FILL": lambda value, other: other if math.isnan(value) else value,
+    }
+    for images, strange, share in (
+        *((nothing, nothing, 0), (19, 19, 0), (20, nothing, 0), (20, 5, 25), (200, 200, 100)),
+    ):
+        values = {"classified": images, "unknown": strange}
+        expression = percent.get("Expression", "-1")
+        if eval(expression, {"__builtins__": {}} | functions, values) != share:  # noqa: S307
+            yield f"of {images} images, {strange} unknown: not {share} percent"
+    if target(alarm.get("Threshold")) != "UnknownPercent":
+        yield "the alarm for unknown images is not where the parameter says"
 
 
-def topic_policy(template: dict) -> Iterator[str]:
-    [topic] = of_type(template, "AWS::SNS::TopicPolicy").values()
-    [statement] = topic["PolicyDocument"]["Statement"]
-    if statement["Principal"] != {"Service": "cloudwatch.amazonaws.com"}:
-        yield "alarms may not be published"
+def topic(template: dict) -> Iterator[str]:
+    [policy] = of_type(template, "AWS::SNS::TopicPolicy").values()
+    account = {"aws:SourceAccount": {"Ref": "AWS::AccountId"}}
+    expected = {
+        "Effect": "Allow",
+        "Principal": {"Service": "cloudwatch.amazonaws.com"},
+        "Action": "sns:Publish",
+        "Resource": {"Ref": "AlarmTopic"},
+        "Condition": {"StringEquals": account},
+    }
+    if (policy["Topics"], policy["PolicyDocument"]["Statement"]) != (
+        [{"Ref": "AlarmTopic"}],
+        [expected],
+    ):
+        yield "alarms may not be published, or others may publish"
+    [mail] = of_type(template, "AWS::SNS::Subscription").values()
+    if template["Resources"]["AlarmSubscription"].get("Condition") != "HasAlarmEmail":
+        yield "there is a subscription without an address"
+    if [target(mail.get(name)) for name in ("TopicArn", "Endpoint", "Protocol")] != [
+        *("AlarmTopic", "AlarmEmail", "email")
+    ]:
+        yield "the alarms are not sent to the address"
 
 
 def bucket(template: dict) -> Iterator[str]:
     [found] = of_type(template, "AWS::S3::Bucket").values()
-    if template["Resources"]["ImageBucket"].get("DeletionPolicy") != "Retain":
-        yield "the images are deleted with the stack"
-    if set(found.get("PublicAccessBlockConfiguration", {}).values()) != {True}:
+    resource = template["Resources"]["ImageBucket"]
+    if resource.get("DeletionPolicy") != "RetainExceptOnCreate":
+        yield "the images are deleted with the stack, or a failed deployment leaves a bucket"
+    if resource.get("UpdateReplacePolicy") != "Retain":
+        yield "the images are deleted where the bucket is replaced"
+    blocked = found.get("PublicAccessBlockConfiguration", {})
+    if list(blocked.values()) != [True] * 4:
         yield "the images may become public"
+    if found.get("OwnershipControls") != {"Rules": [{"ObjectOwnership": "BucketOwnerEnforced"}]}:
+        yield "the images may belong to others"
+    encryption = found.get("BucketEncryption", {}).get("ServerSideEncryptionConfiguration")
+    if encryption != [{"ServerSideEncryptionByDefault": {"SSEAlgorithm": "AES256"}}]:
+        yield "the images are not encrypted, or by a key that costs"
+    [rule] = found.get("LifecycleConfiguration", {}).get("Rules") or [{}]
+    if rule.get("Status") != "Enabled" or "AbortIncompleteMultipartUpload" not in rule:
+        yield "unfinished uploads are kept, and paid for"
     events = found.get("NotificationConfiguration", {}).get("EventBridgeConfiguration", {})
     if events.get("EventBridgeEnabled") is not True:
         yield "new images are not told to EventBridge"
+
+
+def tls_only(template: dict) -> Iterator[str]:
+    found = of_type(template, "AWS::S3::BucketPolicy").get("ImageBucketPolicy", {})
+    [statement] = found.get("PolicyDocument", {}).get("Statement") or [{}]
+    resources = {target(resource) for resource in statement.get("Resource", [])}
+    if (
+        target(found.get("Bucket")) != "ImageBucket"
+        or (statement.get("Effect"), statement.get("Principal")) != ("Deny", "*")
+        or (statement.get("Action"), resources) != ("s3:*", {"ImageBucket", "ImageBucket/*"})
+        or statement.get("Condition") != {"Bool": {"aws:SecureTransport": "false"}}
+    ):
+        yield "the bucket answers without TLS, or not at all"
 
 
 def is_connected(definition: dict) -> bool:
@@ -390,25 +595,60 @@ def machine(template: dict) -> Iterator[str]:
         yield "the state machine's substitutions are not those of its definition"
     if target(found["DefinitionSubstitutions"].get("Function")) != "MapFunction":
         yield "the state machine calls another function"
+    if target(found.get("RoleArn")) != "MapRole":
+        yield "the state machine has another role"
+    if found.get("StateMachineName") != {"Fn::Sub": "${AWS::StackName}-label"}:
+        yield "the state machine has another name than its role allows"
 
 
-def distributed_map(template: dict) -> Iterator[str]:
+def machine_log(template: dict) -> Iterator[str]:
+    [found] = of_type(template, "AWS::StepFunctions::StateMachine").values()
+    [log] = found.get("LoggingConfiguration", {}).get("Destinations") or [{}]
+    group = target(log.get("CloudWatchLogsLogGroup", {}).get("LogGroupArn"))
+    if (found.get("LoggingConfiguration", {}).get("Level"), group) != ("ERROR", "MapLog"):
+        yield "the state machine has no log of errors"
+    named = of_type(template, "AWS::Logs::LogGroup")["MapLog"].get("LogGroupName", {})
+    if not named.get("Fn::Sub", "").startswith("/aws/vendedlogs/"):
+        yield "the log's name takes room in a policy of the account that has little"
+    if found.get("TracingConfiguration") != {"Enabled": True}:
+        yield "the state machine has no traces"
+
+
+def map_lists(template: dict) -> Iterator[str]:
     [found] = of_type(template, "AWS::StepFunctions::StateMachine").values()
     lists = found["Definition"]["States"]["Lists"]
-    if lists["ItemProcessor"]["ProcessorConfig"]["Mode"] != "DISTRIBUTED":
+    config = lists["ItemProcessor"]["ProcessorConfig"]
+    if config.get("Mode") != "DISTRIBUTED":
         yield "the map is not distributed"
+    if (config.get("ExecutionType"), found.get("StateMachineType")) != ("STANDARD", "STANDARD"):
+        yield "a list has five minutes instead of 15"
+    if lists.get("ItemSelector") != {"list.$": "$$.Map.Item.Value.Key"}:
+        yield "the function gets no list"
     if not {"MaxConcurrencyPath", "ToleratedFailurePercentagePath"} <= set(lists):
         yield "the map has no limit of functions or of failures"
     if not lists["ItemReader"]["Parameters"]["Prefix.$"].startswith(
         "States.Format('jobs/{}/lists/"
     ):
         yield "the map reads all objects"
-    label = lists["ItemProcessor"]["States"]["Label"]
-    if label.get("ResultSelector") != {} or lists.get("ResultPath", "") is not None:
+    if not lists["ItemReader"]["Resource"].startswith("arn:${Partition}:"):
+        yield "the map runs in one of AWS's partitions only"
+    if lists.get("ResultPath", "") is not None:
         yield "the map's result grows with its lists, and AWS takes 256 kB"
-    retried = [error for retry in label.get("Retry", []) for error in retry["ErrorEquals"]]
-    if "Lambda.TooManyRequestsException" not in retried:
-        yield "a throttled list fails"
+
+
+def map_label(template: dict) -> Iterator[str]:
+    [found] = of_type(template, "AWS::StepFunctions::StateMachine").values()
+    label = found["Definition"]["States"]["Lists"]["ItemProcessor"]["States"]["Label"]
+    if label.get("Resource") != "${Function}":
+        yield "the map does not call the function"
+    if label.get("ResultSelector") != {}:
+        yield "a list's result grows with its images, and AWS takes 256 kB"
+    [retry] = label.get("Retry") or [{}]
+    if set(retry.get("ErrorEquals", [])) != RETRIED:
+        yield "a throttled list fails, or errors of ours are tried again"
+    times = [retry.get(name, 0) for name in ("MaxAttempts", "IntervalSeconds", "BackoffRate")]
+    if times < [6, 2, 2] or retry.get("JitterStrategy") != "FULL":
+        yield "lists are not tried again for two minutes"
     timeout = template["Resources"]["MapFunction"]["Properties"]["Timeout"]
     if label.get("TimeoutSeconds", 0) <= timeout:
         yield "the map gives up before the function's timeout"
@@ -422,10 +662,30 @@ def parameters(template: dict, text: str) -> Iterator[str]:
             yield f"the parameter {name} takes anything"
         if len(re.findall(rf"\b{name}\b", text)) < 2:
             yield f"the parameter {name} does nothing"
-    asserted = json.dumps(template["Rules"])
-    for name in ("StartFrom", "Architecture", "Runtime"):
-        if f'"Ref": "{name}"' not in asserted:
-            yield f"nothing checks {name}"
+
+
+def conditions(template: dict) -> Iterator[str]:
+    if set(template["Conditions"]) != set(CONDITIONS):
+        yield "there are other conditions than these rules know"
+    for name, (parameter, yes, no) in CONDITIONS.items():
+        condition = template["Conditions"].get(name, {"Fn::Equals": [0, 0]})
+        if [holds(condition, {parameter: value}) for value in (yes, no)] != [True, False]:
+            yield f"{name} does not hold as {parameter} says"
+
+
+def runtimes(template: dict) -> Iterator[str]:
+    """Try the template's own rules with each runtime."""
+    values = {name: template["Parameters"][name]["AllowedValues"] for name in RULED}
+    for found in (dict(zip(RULED, each, strict=True)) for each in product(*values.values())):
+        refused = any(
+            not holds(assertion["Assert"], found)
+            for rule in template["Rules"].values()
+            if holds(rule["RuleCondition"], found)
+            for assertion in rule["Assertions"]
+        )
+        other = found["StartFrom"] == "snapshot" or found["Architecture"] == "arm64"
+        if refused != (found["Runtime"] == "tflite-runtime" and other):
+            yield f"nothing checks {found}, or it is refused"
 
 
 def read() -> tuple[dict, str]:

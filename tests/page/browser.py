@@ -14,8 +14,7 @@ MISSING = (
     f"no browser: {VARIABLE} names none that is installed, nor is there {', '.join(COMMANDS)}; "
     "install Debian's chromium"
 )
-# Nothing but this machine is looked up, whatever a page or the browser itself asks for.
-OFFLINE = "--host-resolver-rules=MAP * ~NOTFOUND, EXCLUDE 127.0.0.1"
+LOCAL = "127.0.0.1"
 DESKTOP = {"width": 1100, "height": 800}
 PATIENCE = 10_000  # milliseconds to wait for anything on a page
 # Chromium writes one for every answer of 400 and above, which is no fault of the page.
@@ -33,10 +32,16 @@ def find_chromium() -> str | None:
 
 
 @contextlib.contextmanager
-def launched(executable: str) -> Generator[Browser]:
-    """Run the browser while the context lasts."""
+def launched(executable: str, host: str = LOCAL) -> Generator[Browser]:
+    """Run the browser while the context lasts.
+
+    It finds no host but `host`, whatever a page or the browser itself asks for.
+    """
     # Chromium's own sandbox refuses to run as root, as in a container.
-    options = [OFFLINE, *(["--no-sandbox"] if os.geteuid() == 0 else [])]
+    options = [
+        f"--host-resolver-rules=MAP * ~NOTFOUND, EXCLUDE {host}",
+        *(["--no-sandbox"] if os.geteuid() == 0 else []),
+    ]
     with sync_playwright() as playwright:
         browser = playwright.chromium.launch(executable_path=executable, args=options)
         yield browser

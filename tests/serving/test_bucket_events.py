@@ -11,7 +11,7 @@ import pytest
 from conftest import ROOT
 from PIL import Image
 
-from serving import bucket_events, stores
+from serving import bucket_events, object_tags, stores
 from serving.bucket_events import find_sender, read_bucket
 from serving.classifier import Classifier
 from serving.errors import EventSourceError, SettingError, StoreError
@@ -77,7 +77,7 @@ def tags(monkeypatch):
         found[bucket, key] = dict(tags)
         return key != "full.png"
 
-    monkeypatch.setattr(bucket_events, "add_tags", add)
+    monkeypatch.setattr(object_tags, "add_tags", add)
     return found
 
 
@@ -205,7 +205,7 @@ def test_a_bucket_that_fails_fails_its_messages_and_nothing_else(handler, store,
     def refuse(bucket, key, tags):
         raise StoreError("Expected to tag.")
 
-    monkeypatch.setattr(bucket_events, "add_tags", refuse)
+    monkeypatch.setattr(object_tags, "add_tags", refuse)
     store.put("a.png", png())
     assert failed(handler.handle(batch(created("a.png"), created("gone.png")))) == [0]
     assert log()[-1]["images"][0]["error"] == "StoreError"
@@ -238,7 +238,8 @@ def job(store, service):
     store.put("jobs/a/lists/0123/00000.jsonl", "".join(f'"{a}"\n' for a in listed).encode())
     facts = {"inputs": [], "inputs_digest": "", "images": 3, "shards": 1, "shard_size": 1000}
     facts |= {"lists": "lists/0123", "model": "small.tflite", "unknown_below": 0.02, "made": ""}
-    manifest = Manifest(**facts, model_digest=service.classifier.digest)
+    found = {"model_digest": service.classifier.digest, "runtime": service.classifier.runtime}
+    manifest = Manifest(**facts, **found)
     store.put("jobs/a/manifest.json", manifest.to_bytes())
     return {"list": "jobs/a/lists/0123/00000.jsonl"}
 
@@ -254,13 +255,26 @@ def test_a_shard_is_labelled_once(handler, store, job, log):
     assert [line["event"] for line in log()] == ["AWS Step Functions"] * 2
 
 
-def test_a_job_of_another_model_fails(handler, store, job, log):
+@pytest.mark.parametrize(
+    ("other", "said"),
+    [
+        ({"model_digest": "0"}, r"Expected a job of the model small, .* small.tflite, another"),
+        (
+            {"runtime": "openvino"},
+            r"Expected a job for the runtime \S+, .* Received: one for openvino, .* "
+            r"--list-only --runtime (?!openvino)\S+, or run make deploy RUNTIME=openvino",
+        ),
+    ],
+    ids=("model", "runtime"),
+)
+def test_a_job_of_another_model_or_runtime_fails(handler, store, job, log, other, said):
     manifest = json.loads(store.get("jobs/a/manifest.json").bytes().to_bytes())
-    store.put("jobs/a/manifest.json", json.dumps(manifest | {"model_digest": "0"}).encode())
-    with pytest.raises(StoreError, match=r"Expected a job of the model small, .* small.tflite, an"):
+    store.put("jobs/a/manifest.json", json.dumps(manifest | other).encode())
+    with pytest.raises(StoreError, match=said):
         handler.handle(job)
     [line] = log()
     assert (line["error"], line["errors"]) == ("StoreError", 1)
+    assert not [key for key in store.list().collect() if "results" in key["path"]]
 
 
 @pytest.mark.parametrize("key", ["jobs/b/lists/0123/00000.jsonl", "jobs/a/lists/9/00000.jsonl"])

@@ -56,13 +56,13 @@ def test_the_share_of_a_processor_follows_the_memory(monkeypatch, memory, share)
 def limits(monkeypatch, tmp_path):
     """Let a function have `memory` megabytes, and a container and this process so many bytes."""
 
-    def limit(memory="", container="max", resident=0):
+    def limit(memory="", container="max", resident=0, processes=1):
         monkeypatch.setenv("AWS_LAMBDA_FUNCTION_MEMORY_SIZE", memory)
         path = tmp_path / "memory.max"
         path.write_text(f"{container}\n")
         monkeypatch.setattr(resources, "CONTAINER_LIMITS", (tmp_path / "none", path))
         monkeypatch.setattr(resources, "_resident", lambda: resident)
-        return decoding_memory()
+        return decoding_memory(processes)
 
     return limit
 
@@ -73,6 +73,15 @@ def test_decoding_may_take_what_is_left_of_the_smallest_limit(limits):
     assert limits("512", container=400_000_000) == 400_000_000 - reserve
     assert limits(container=300_000_000, resident=100_000_000) == 200_000_000 - reserve
     assert limits("600", container=2**63 - 4096) == (600 << 20) - reserve
+
+
+def test_processes_have_equal_shares(limits):
+    """Each of as much as one may take, where there is enough: 64 of 128 MB would be refused."""
+    reserve = resources.RESERVE
+    most = limits("4096", resident=300_000_000, processes=8)
+    assert most == ((4096 << 20) - reserve) // 8 - 300_000_000
+    assert limits("10240", resident=300_000_000, processes=4) == resources.MOST
+    assert limits("10240", resident=300_000_000, processes=64) == resources.LEAST
 
 
 def test_it_may_take_neither_all_nor_nothing(limits):

@@ -4,6 +4,7 @@ import errno
 import json
 import threading
 import time
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -11,9 +12,11 @@ from conftest import stripes
 from PIL import Image
 
 from serving import shards, stores
+from serving.addresses import AllowError
 from serving.answers import UNKNOWN_BELOW
 from serving.classifier import Classifier
-from serving.errors import ImageError, StoreError
+from serving.decoder import CpuLimitError
+from serving.errors import ImageError, StoreError, TooLargeError
 from serving.runtimes import Prediction
 from serving.shards import (
     Budget,
@@ -21,6 +24,7 @@ from serving.shards import (
     Labeler,
     Manifest,
     Shard,
+    is_job_file,
     label_images,
     label_shard,
     list_name,
@@ -102,6 +106,19 @@ def test_where_no_image_can_be_read_nothing_is_written(labeler, tmp_path):
     assert label_shard(labeler, shard._replace(images=gone[:1])) == Counts(1, 1)
 
 
+def test_a_host_that_has_no_such_images_can_be_read(labeler, tmp_path, http_server, monkeypatch):
+    monkeypatch.setenv("FETCH_ALLOW", "127.0.0.1")
+    url = http_server({})
+    gone = Shard([f"{url}/a.png", f"{url}/b.png"], Folder(tmp_path), "results/00000.jsonl")
+    assert label_shard(labeler, gone) == Counts(2, 2)
+    assert [row["error"]["type"] for row in rows_of(tmp_path)] == ["FetchError"] * 2
+    down = Shard(["http://127.0.0.1:9/a", "http://127.0.0.1:9/b"], Folder(tmp_path), "results/1")
+    with pytest.raises(StoreError, match="none of 2; the first error: .* no connection"):
+        label_shard(labeler, down)
+    mixed = down._replace(images=[*down.images, f"{url}/c.png"])
+    assert label_shard(labeler, mixed) == Counts(3, 3)
+
+
 def test_where_the_disk_fails_nothing_is_written(labeler, images, tmp_path, monkeypatch):
     def read(_):
         raise OSError(errno.EIO, "Input/output error")
@@ -126,6 +143,55 @@ def test_a_defect_on_one_image_is_its_row(labeler, images, monkeypatch):
     assert [bool(row["error"]) for row in rows] == [False, True, False, True]
     message = "Unexpected error on this image (ZeroDivisionError)."
     assert rows[1]["error"] == {"type": "InternalError", "message": message}
+
+
+def test_a_setting_that_is_wrong_is_no_row(labeler, monkeypatch):
+    monkeypatch.setenv("FETCH_ALLOW", "300.0.0.0/8")
+    with pytest.raises(AllowError):
+        label_images(labeler, ["https://example.com/a.jpg"])
+
+
+class Ending:
+    """A decoder that the kernel ends so many times, for lack of memory."""
+
+    def __init__(self, decoder, times):
+        self.decoder, self.times, self.memory = decoder, times, []
+
+    def decode(self, content, size, *, memory):
+        self.memory.append(memory)
+        if self.times:
+            self.times -= 1
+            raise TooLargeError("what fits into memory")
+        return self.decoder.decode(content, size, memory=memory)
+
+
+@pytest.mark.parametrize(("times", "error"), [(0, None), (1, None), (2, "TooLargeError")])
+def test_an_image_whose_decoder_was_killed_is_tried_again(labeler, images, times, error):
+    ending = Ending(labeler.decoder, times)
+    [row] = label_images(replace(labeler, decoder=ending), images[:1])
+    assert (row["error"] and row["error"]["type"]) == error
+    assert len(ending.memory) == min(times, 1) + 1
+
+
+def test_an_image_that_takes_too_long_is_a_row_at_once(labeler, images):
+    class Slow:
+        tries = 0
+
+        def decode(self, *_, **__):
+            self.tries += 1
+            raise CpuLimitError
+
+    slow = Slow()
+    [row] = label_images(replace(labeler, decoder=slow), images[:1])
+    assert (row["error"]["type"], slow.tries) == ("TooLargeError", 1)
+    assert "decoded in at most 4 seconds" in row["error"]["message"]
+
+
+def test_processes_share_the_memory(labeler, images, monkeypatch):
+    monkeypatch.setattr(shards, "decoding_memory", lambda processes: 10**8 + processes)
+    ending = Ending(labeler.decoder, 0)
+    label_images(replace(labeler, decoder=ending, processes=7), images[:1])
+    assert ending.memory == [10**8 + 7]
 
 
 def test_scores_that_are_no_numbers_are_an_error(labeler, images, monkeypatch):
@@ -184,6 +250,26 @@ def test_files_in_memory_have_a_budget():
     assert most == 12  # the large one, alone
 
 
+def test_a_large_file_waits_for_those_before_it_only():
+    """Small ones that come later would otherwise keep it waiting until the end of the shard."""
+    budget, order = Budget(10), []
+
+    def take(count):
+        with budget.take(count):
+            order.append(count)
+
+    with budget.take(6):
+        threads = [threading.Thread(target=take, args=(count,)) for count in (20, 1, 2)]
+        for thread in threads:
+            thread.start()
+            time.sleep(0.05)
+        assert order == []
+    for thread in threads:
+        thread.join(10)
+    assert order[0] == 20
+    assert sorted(order) == [1, 2, 20]
+
+
 def test_an_error_gives_its_share_of_the_budget_back():
     budget = Budget(10)
     for _ in range(3):
@@ -208,13 +294,62 @@ def test_a_manifest_and_its_lists(tmp_path):
     assert read_shard(store, manifest(), 0) == Shard(names, store, "results/00000.jsonl")
     with pytest.raises(StoreError, match=r"lists/d2/00001\.jsonl to list 2 images.*no such list"):
         read_shard(store, manifest(), 1)
-    store.write(list_name("lists/d2", 1), b'"one.png"\n')
-    with pytest.raises(StoreError, match="a damaged list"):
-        read_shard(store, manifest(), 1)
+    for damaged in (b'"one.png"\n', b'"one.png"\n5\n', b'"a"\n"b"\n"c"\n', b"[" * 10**5):
+        store.write(list_name("lists/d2", 1), damaged)
+        with pytest.raises(StoreError, match="a damaged list"):
+            read_shard(store, manifest(), 1)
 
 
-@pytest.mark.parametrize("content", [b"", b"{", b"[]", b'{"inputs": []}', b"\xff"])
+@pytest.mark.parametrize(
+    "content", [b"", b"{", b"[]", b'{"inputs": []}', b"\xff", pytest.param(b"[" * 10**5, id="deep")]
+)
 def test_another_manifest_is_refused(tmp_path, content):
     Folder(tmp_path).write(shards.MANIFEST, content)
     with pytest.raises(StoreError, match="Received: another file of that name"):
         Manifest.read(Folder(tmp_path))
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        *({name: None} for name in vars(manifest())),
+        *({name: "x"} for name in ("images", "shards", "shard_size", "unknown_below")),
+        *({name: 2.0} for name in ("images", "shards", "shard_size", "lists", "made")),
+        *({name: -1} for name in ("images", "shards", "shard_size", "unknown_below")),
+        *({"images": images} for images in (0, 3, 7)),  # two shards of three are for 4 to 6
+        {"images": 0, "shards": 0},
+        {"shard_size": 0},
+        {"images": True, "shards": True, "shard_size": True},
+        {"inputs": [5]},
+        {"unknown_below": 1.5},
+        *({"lists": lists} for lists in ("lists", "lists/", "lists/../x", "/lists/d2", "x/d2")),
+    ],
+)
+def test_a_damaged_manifest_is_refused(tmp_path, changes):
+    content = json.dumps(vars(manifest()) | changes).encode()
+    Folder(tmp_path).write(shards.MANIFEST, content)
+    with pytest.raises(StoreError, match="or a damaged one"):
+        Manifest.read(Folder(tmp_path))
+
+
+@pytest.mark.parametrize("images", [4, 6])
+def test_the_last_shard_may_be_smaller(images):
+    assert manifest(images=images).size_of(1) == images - 3
+    assert manifest(images=images).size_of(0) == 3
+
+
+def test_what_a_job_writes_is_known(tmp_path):
+    store = Folder(tmp_path)
+    ours = ("manifest.json", "lists/0a/00000.jsonl", "results/00012.jsonl", "results/100000.jsonl")
+    for name in ours:
+        assert is_job_file(store, f"{tmp_path}/{name}")
+        assert not is_job_file(store, f"{tmp_path}/images/{name}")
+        assert not is_job_file(Folder(tmp_path / "out"), f"{tmp_path}/{name}")
+    for name in (
+        "a.jpg",
+        "manifest.jsonl",
+        "results/a.jpg",
+        "results/1.jsonl",
+        "lists/00000.jsonl",
+    ):
+        assert not is_job_file(store, f"{tmp_path}/{name}")

@@ -5,7 +5,9 @@ import subprocess
 import sys
 import threading
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
+import object_storage
 import pytest
 from conftest import ROOT
 
@@ -22,6 +24,17 @@ def memory(monkeypatch):
     store = MemoryStore()
     monkeypatch.setattr(stores, "connect", lambda root: store)
     return store
+
+
+@pytest.fixture
+def storage(monkeypatch):
+    """A server of buckets on this machine."""
+    with object_storage.serve_storage() as storage:
+        for name, value in object_storage.environment(storage).items():
+            monkeypatch.setenv(name, value)
+        stores.connect.cache_clear()
+        yield storage
+    stores.connect.cache_clear()
 
 
 @pytest.fixture(params=["folder", "bucket"])
@@ -63,10 +76,64 @@ def test_of_many_at_once_one_creates_the_file(store):
     assert store.names("results") == ["results/1"]
 
 
-def test_a_lost_answer_to_our_own_write_is_no_other_process(memory):
+@pytest.fixture
+def conflicts(memory, monkeypatch):
+    """Refuse to write an object so often, after or instead of writing it; return the waits."""
+    obstore = stores.load_obstore()
+    put, waits = obstore.put, []
+
+    def let(count, written=None):
+        def refuse(store, key, content, **options):
+            nonlocal count
+            if not count:
+                return put(store, key, content, **options)
+            count -= 1
+            if written is not None:
+                put(store, key, written)
+            raise obstore.exceptions.AlreadyExistsError("409 Conflict")
+
+        monkeypatch.setattr(obstore, "put", refuse)
+        monkeypatch.setattr(stores.time, "sleep", waits.append)
+        return waits
+
+    return let
+
+
+@pytest.mark.parametrize(("content", "ours"), [(b"the same", True), (b"another's", False)])
+def test_a_lost_answer_to_our_own_write_is_no_other_process(conflicts, content, ours):
+    conflicts(1, content)
+    assert Bucket("s3://b").create("1", b"the same") == ours
+
+
+def test_a_write_that_meets_another_which_fails_is_tried_again(conflicts):
+    waits = conflicts(2)
     bucket = Bucket("s3://b")
-    assert bucket.create("1", b"the same")
-    assert bucket.create("1", b"the same")  # as obstore does when it tries again
+    assert bucket.create("1", b"ours")
+    assert bucket.read("1") == b"ours"
+    assert waits == [0, 0.2]
+
+
+def test_a_write_is_not_tried_for_ever(conflicts):
+    conflicts(99)
+    with pytest.raises(StoreError, match=r"^Expected s3://b to have a/1 or to take it\. "):
+        Bucket("s3://b/a").create("1", b"ours")
+
+
+def test_a_server_that_ignores_the_condition_keeps_the_first_object(storage):
+    storage.conditional = False
+    bucket = Bucket("s3://b/out")
+    assert bucket.create("1", b"first")
+    assert not bucket.create("1", b"second")
+    assert storage == {"b/out/1": b"first"}
+
+
+def test_a_busy_server_is_asked_again(storage):
+    storage["b/a.jpg"] = b"x"
+    storage.busy = 2
+    assert find_image("s3://b/a.jpg").read() == b"x"
+    storage.busy = 2
+    assert Bucket("s3://b").create("1", b"y")
+    assert storage["b/1"] == b"y"
 
 
 @pytest.mark.parametrize("code", [errno.EPERM, errno.EOPNOTSUPP])
@@ -112,6 +179,77 @@ def test_the_visible_objects_of_a_prefix(memory):
     assert find_image(listed[1]).read() == b"x"
 
 
+def test_objects_are_listed_page_by_page(storage):
+    keys = [f"b/a/{number:04}.jpg" for number in range(2 * object_storage.PAGE + 1)]
+    storage.update(dict.fromkeys(keys, b"x"))
+    assert list(Bucket("s3://b/a").addresses()) == [f"s3://{key}" for key in keys]
+    assert Bucket("s3://b").names("a") == [key.removeprefix("b/") for key in keys]
+
+
+def test_any_character_of_a_key(storage):
+    characters = set(map(chr, range(32, 127))) - {"/"} | {"ü", "🌷"}
+    storage.update({f"b/a {character}b.jpg": character.encode() for character in characters})
+    addresses = list(Bucket("s3://b").addresses())
+    found = {find_image(address).read().decode(): address for address in addresses}
+    assert found == {character: f"s3://b/a {character}b.jpg" for character in characters}
+
+
+@pytest.mark.parametrize(
+    "key",
+    ["", "/", "a//b.jpg", "/b.jpg", "b.jpg/", "a\n", "a\0", ".", "a/../b.jpg", "caf\udce9.jpg"],
+)
+def test_a_key_that_cannot_be_read_is_its_own_error(memory, key):
+    stores.load_obstore().put(memory, "b.jpg", b"another")
+    with pytest.raises(FetchError, match="no key that can be read here"):
+        find_image(f"s3://b/{key}")
+
+
+@pytest.mark.parametrize("name", ["a b", "a?b", "a#b", "a%b", "ü", ""])
+def test_a_bucket_has_a_name_that_is_one(name):
+    address = f"s3://{name}/key"
+    with pytest.raises(StoreError, match=r"Write the bucket's name\.$"):
+        Bucket(address)
+
+
+@pytest.mark.parametrize("code", ["AccessDenied", "InvalidObjectState"])
+def test_an_object_that_is_denied_is_its_own_error(storage, code):
+    storage.denied, storage.denial = {"b/a.jpg"}, code
+    with pytest.raises(FetchError, match=r"s3://b/a\.jpg \(access denied\)"):
+        find_image("s3://b/a.jpg")
+
+
+@pytest.mark.parametrize("code", sorted(stores.OF_ALL_OBJECTS))
+def test_credentials_that_are_refused_are_no_error_of_an_image(storage, code):
+    storage.denied, storage.denial = {"b/a.jpg"}, code
+    with pytest.raises(StoreError, match=rf"be read\. Received: {code}: No\. Check its name"):
+        find_image("s3://b/a.jpg")
+
+
+def test_an_object_that_waited_too_long_is_asked_for_again(memory, monkeypatch):
+    obstore = stores.load_obstore()
+    get, asked = obstore.get, []
+
+    class Broken:
+        meta = {"size": 1}  # noqa: RUF012
+
+        def bytes(self):
+            raise obstore.exceptions.GenericError("request or response body error")
+
+    def get_once(*arguments):
+        asked.append(arguments)
+        return Broken() if len(asked) == 1 else get(*arguments)
+
+    monkeypatch.setattr(obstore, "get", get_once)
+    memory.put("a.jpg", b"x")
+    assert find_image("s3://b/a.jpg").read() == b"x"
+    assert len(asked) == 2
+    asked.clear()
+    found = find_image("s3://b/a.jpg")
+    memory.delete("a.jpg")
+    with pytest.raises(FetchError, match="no such object"):
+        found.read()
+
+
 def test_an_object_that_is_not_there_is_its_own_error(memory):
     with pytest.raises(FetchError, match=r"Received: s3://b/a\.jpg \(no such object\)"):
         find_image("s3://b/a.jpg")
@@ -125,16 +263,29 @@ def test_an_object_is_measured_before_it_is_read(memory, monkeypatch):
         find_image("s3://b/a.jpg")
 
 
-def test_a_bucket_that_fails_is_no_error_of_an_image(monkeypatch):
+@pytest.mark.parametrize(
+    ("text", "reason"),
+    [
+        ("The token has expired.\n\nDebug source:\nmuch more", "The token has expired"),
+        # The same sentence each time, so that three failures are reported as one.
+        (
+            "Error performing GET http://a/b in 42.8ms - 500",
+            "Error performing GET http://a/b - 500",
+        ),
+        ("GET in 1.2µs, after 10 retries", "GET, after 10 retries"),
+        ("", "GenericError"),
+    ],
+)
+def test_a_bucket_that_fails_is_no_error_of_an_image(monkeypatch, text, reason):
     exceptions = stores.load_obstore().exceptions
 
     class Failing:
         def get(self, *_):
-            raise exceptions.GenericError("The token has expired.\n\nDebug source:\nmuch more")
+            raise exceptions.GenericError(text)
 
     monkeypatch.setattr(stores, "connect", lambda root: None)
     monkeypatch.setattr(stores.load_obstore(), "get", Failing().get)
-    with pytest.raises(StoreError, match=r"Received: The token has expired\. Check its name"):
+    with pytest.raises(StoreError, match=rf"Received: {reason}\. Check its name"):
         find_image("s3://b/a.jpg")
 
 
@@ -148,6 +299,29 @@ def test_files(tmp_path):
         find_image("a\0b")
     with pytest.raises(ImageError, match="a folder"):
         find_image(str(tmp_path)).read()
+
+
+def test_a_folder_that_goes_while_it_is_written_is_an_error_of_its_own(tmp_path, monkeypatch):
+    def link(*_):
+        raise FileNotFoundError(errno.ENOENT, "No such file or directory")
+
+    monkeypatch.setattr(stores.os, "link", link)
+    with pytest.raises(StoreError, match="No such file or directory"):
+        Folder(tmp_path).create("1", b"x")
+
+
+def test_which_files_are_in_a_place(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for folder in (Folder(Path("out")), Folder(tmp_path / "x/../out/")):
+        assert folder.name_of(f"{tmp_path}/out/results/1.jsonl") == "results/1.jsonl"
+        for other in (f"{tmp_path}/out", f"{tmp_path}/outside/1", "out/1", "s3://out/1"):
+            assert folder.name_of(other) is None
+    for bucket in (Bucket("s3://b/out"), Bucket("S3://b/out/")):
+        assert bucket.name_of("s3://b/out/a/1") == "a/1"
+        for other in ("s3://b/out", "s3://b/outside/1", "s3://c/out/1", "gs://b/out/1"):
+            assert bucket.name_of(other) is None
+    assert Bucket("s3://b").name_of("s3://b/a/1") == "a/1"
+    assert Bucket("s3://b").name_of("s3://bb/1") is None
 
 
 def test_a_disk_that_fails_is_no_error_of_an_image(tmp_path, monkeypatch):
@@ -175,9 +349,9 @@ def test_what_is_a_bucket(address, expected):
     assert is_bucket(address) == expected
 
 
-@pytest.mark.parametrize("address", ["https://example.com/out", "ftp://example.com"])
+@pytest.mark.parametrize("address", ["https://example.com/out", "ftp://example.com", ""])
 def test_results_go_to_folders_and_buckets_only(address):
-    with pytest.raises(StoreError, match=f"Received: {address}"):
+    with pytest.raises(StoreError, match=f"Received: {address or 'an empty name'}"):
         open_store(address)
 
 

@@ -42,13 +42,14 @@ def cloud(tmp_path, monkeypatch):
     """Programs in front of the PATH; returns a function that sets answers."""
     bin_folder = tmp_path / "bin"
     bin_folder.mkdir()
-    for name in deploy.PROGRAMS:
+    for name in ("aws", "sam", "docker"):
         path = bin_folder / name
         path.write_text(PROGRAM.format(python=sys.executable, folder=str(tmp_path)))
         path.chmod(0o755)
     monkeypatch.setenv("PATH", f"{bin_folder}:{os.environ['PATH']}")
     for name in ("AWS_REGION", "AWS_DEFAULT_REGION"):
         monkeypatch.delenv(name, raising=False)
+    monkeypatch.setattr(deploy, "require_docker", lambda: None)
     monkeypatch.setattr(deploy, "image_tag", lambda model, options: f"0123-{options.runtime}")
 
     def answer(more):
@@ -71,7 +72,8 @@ def calls(tmp_path):
 
 def printed_commands(text):
     lines = [line[2:] for line in text.splitlines() if line.startswith("$ ")]
-    return [shlex.split(command) for line in lines for command in line.split(" | ")]
+    commands = [shlex.split(command) for line in lines for command in line.split(" | ")]
+    return [command[2:] if command[0] == "env" else command for command in commands]
 
 
 IMAGE = "111122223333.dkr.ecr.eu-central-1.amazonaws.com/flowers:0123-ai-edge-litert"
@@ -96,7 +98,7 @@ def test_it_is_built_pushed_and_deployed_in_this_order(cloud, calls):
         "aws ecr describe-repositories",
         "aws ecr create-repository",
         "aws ecr describe-images",
-        "docker build --provenance=false",
+        "docker build --platform",
         "aws ecr get-login-password",
         "docker login --username",
         f"docker push {IMAGE}",
@@ -106,13 +108,56 @@ def test_it_is_built_pushed_and_deployed_in_this_order(cloud, calls):
     assert "IMMUTABLE" in ran[3]
     build, sam = ran[5], ran[9]
     assert build[-5:] == ["--build-arg", "MODELS=models", "-t", IMAGE, "."]
-    assert build[3:5] == ["--platform", "linux/amd64"]
+    assert build[2:4] == ["--platform", "linux/amd64"]
+    assert sam[sam.index("--on-failure") + 1] == "DELETE"  # or it could not be deployed again
     assert sam[sam.index("--parameter-overrides") + 1 :] == [
         f"ImageUri={IMAGE}",
         "Runtime=ai-edge-litert",
         "Architecture=x86_64",
         "AlarmEmail=a@b.c",
     ]
+
+
+def test_lambda_s_images_have_no_attestations(cloud, tmp_path, capsys):
+    docker = tmp_path / "bin" / "docker"
+    docker.write_text(
+        f'#!/bin/sh\necho "$BUILDX_NO_DEFAULT_ATTESTATIONS" >> "{tmp_path}/docker"\ncat\n'
+    )
+    assert deploy.main(["up"]) == 0
+    assert (tmp_path / "docker").read_text().splitlines()[0] == "1"
+
+
+def test_without_a_sam_of_the_user_that_of_the_lock_is_used(cloud, calls, monkeypatch, capsys):
+    own = deploy.ROOT / ".cache" / "sam" / "bin" / "sam"
+    monkeypatch.setattr(deploy, "find_program", lambda name: {"sam": own}[name])
+    monkeypatch.setattr(deploy.shutil, "which", lambda name: None if name == "sam" else name)
+    ran = []
+    monkeypatch.setattr(deploy.Shell, "run", lambda self, *command, **_: ran.append(command))
+    assert deploy.main(["up"]) == 0
+    assert [command[:2] for command in ran if "deploy" in command] == [
+        (".cache/sam/bin/sam", "deploy")
+    ]
+
+
+def test_a_docker_that_does_not_answer_is_told_before_anything_runs(
+    cloud, calls, monkeypatch, capsys
+):
+    def refuse():
+        raise deploy.DeployError("Expected a Docker daemon that answers.")
+
+    monkeypatch.setattr(deploy, "require_docker", refuse)
+    assert deploy.main(["up"]) == 1
+    assert "Expected a Docker daemon that answers" in capsys.readouterr().err
+    assert calls() == []
+
+
+def test_what_was_deployed_elsewhere_is_removed_there(cloud, capsys):
+    assert deploy.main(["up", "--dry-run"]) == 0
+    assert capsys.readouterr().out.splitlines()[-1] == "Take all of it down: make undeploy"
+    arguments = ["--stack", "mine", "--region", "eu-west-1"]
+    assert deploy.main(["up", "--dry-run", *arguments]) == 0
+    last = capsys.readouterr().out.splitlines()[-1]
+    assert last.endswith(' make undeploy ARGS="--stack mine --region eu-west-1"')
 
 
 def test_an_image_that_is_there_is_not_built_again(cloud, calls, capsys):
@@ -179,6 +224,19 @@ def test_what_fails_ends_it_with_a_sentence(cloud, calls, capsys):
     assert "sam" not in [call[0] for call, _ in calls()]
 
 
+@pytest.mark.parametrize(
+    ("answer", "arguments", "received"),
+    [([1, ""], [], "none"), ([0, "mars"], [], "mars"), ([1, ""], ["--region", "eu"], "eu")],
+    ids=("none", "wrong", "flag"),
+)
+def test_a_region_is_needed(cloud, calls, capsys, answer, arguments, received):
+    cloud({"configure get region": answer})
+    assert deploy.main(["up", *arguments]) == 1
+    error = capsys.readouterr().err
+    assert f"Expected a region such as eu-central-1. Received: {received}. Name one" in error
+    assert not [call for call, _ in calls() if "ecr" in call]
+
+
 def test_credentials_that_are_missing_are_told(cloud, capsys):
     cloud({"get-caller-identity": [253, "\nUnable to locate credentials.\n"]})
     assert deploy.main(["up"]) == 1
@@ -188,8 +246,17 @@ def test_credentials_that_are_missing_are_told(cloud, capsys):
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
-        (["--set", "Memory=1"], "expected NAME=VALUE, NAME one of ImageUri, Runtime"),
+        (["--set", "Memory=1"], "expected NAME=VALUE, NAME one of MemorySize, Timeout"),
         (["--set", "MemorySize"], "Received: MemorySize"),
+        (["--set", "ImageUri=a"], "expected NAME=VALUE, NAME one of MemorySize, Timeout"),
+        (["--set", "Runtime=openvino"], "expected --runtime openvino instead of Runtime=openvino"),
+        (["--set", "MemorySize=abc"], "MemorySize to be a number from 512 to 10240. Received: abc"),
+        (["--set", "MemorySize=511"], "Received: 511"),
+        (["--set", "MemorySize=10241"], "Received: 10241"),
+        (["--set", "MemorySize=\u0661\u0660\u0660\u0660"], "a number from 512 to 10240"),
+        (["--set", "Timeout=31"], "Timeout to be one of 15, 20, 30, 60. Received: 31"),
+        (["--set", "StartFrom=cold"], "StartFrom to be one of nothing, snapshot, provisioned"),
+        (["--set", "AlarmEmail=me"], "AlarmEmail to be as in its description: Mail address"),
         (["--stack", "My Stack"], "lower-case letters"),
         (["--runtime", "none"], "invalid choice"),
         (["--architecture", "mips"], "invalid choice"),
@@ -201,26 +268,103 @@ def test_wrong_flags_are_told(arguments, said, capsys):
     assert said in capsys.readouterr().err
 
 
+@pytest.mark.parametrize(
+    ("arguments", "expected"),
+    [
+        ("--runtime tflite-runtime --set StartFrom=snapshot", "another runtime than tflite"),
+        ("--runtime tflite-runtime --architecture arm64", "the runtime ai-edge-litert or"),
+        ("--runtime openvino --set MemorySize=512", "at least 768 MB of memory for OpenVINO"),
+        (
+            "--set StartFrom=provisioned --set ProvisionedConcurrency=6",
+            "no more ProvisionedConcurrency than",
+        ),
+    ],
+)
+def test_settings_that_do_not_go_together_are_told_first(cloud, calls, arguments, expected, capsys):
+    assert deploy.main(["up", *arguments.split()]) == 1
+    assert f"Expected {expected}" in capsys.readouterr().err
+    assert calls() == []
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        "--set MemorySize=512 --set LogRetention=365 --set AlarmEmail=a@b.c --set ApiRate=10000",
+        "--runtime openvino --set MemorySize=768 --set StartFrom=snapshot",
+        "--set StartFrom=provisioned --set ProvisionedConcurrency=5",
+        "--set StartFrom=provisioned --set ProvisionedConcurrency=6 --set ReservedConcurrency=0",
+        "--set ProvisionedConcurrency=6",
+        "--runtime tflite-runtime --set AlarmEmail= --set FunctionUrlAuthorization=off",
+    ],
+)
+def test_settings_that_go_together_are_passed_on(arguments, capsys):
+    assert deploy.main(["up", "--dry-run", *arguments.split()]) == 0
+    [command] = [c for c in printed_commands(capsys.readouterr().out) if c[0] == "sam"]
+    wanted = [word for word in arguments.split() if "=" in word]
+    assert command[-len(wanted) :] == wanted
+
+
 def test_the_cost_is_said_first(capsys):
     assert deploy.main(["up", "--dry-run"]) == 0
     first = capsys.readouterr().out.splitlines()[0]
-    assert re.match(r"Cost at rest: about \$4\.\d\d a month \(13 alarms, a dashboard", first)
+    assert first.startswith("Cost at rest: about $4.59 a month (12 alarms, a dashboard, ")
     assert "A million answers of 100 ms: $3.08, and $1.00 for the API." in first
+    assert "cost at most $373 a month of computing (ReservedConcurrency=5)." in first
+
+
+def test_without_a_limit_the_cost_has_none(capsys):
+    assert deploy.main(["up", "--dry-run", "--set", "ReservedConcurrency=0"]) == 0
+    assert "cost any sum (ReservedConcurrency=0)." in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(
     ("settings", "dollars"),
     [
-        (["MemorySize=3538"], 4.33),
-        (["StartFrom=provisioned"], 22.99),
-        (["StartFrom=provisioned", "ProvisionedConcurrency=3"], 60.30),
-        (["StartFrom=snapshot"], 11.07),
+        (["MemorySize=3538"], 4.59),
+        (["StartFrom=provisioned"], 23.25),
+        (["StartFrom=provisioned", "ProvisionedConcurrency=3"], 60.56),
+        (["StartFrom=snapshot"], 11.33),
     ],
 )
 def test_functions_that_are_kept_ready_cost(settings, dollars, capsys):
     words = [word for setting in settings for word in ("--set", setting)]
     assert deploy.main(["up", "--dry-run", *words]) == 0
     assert f"about ${dollars:.2f} a month" in capsys.readouterr().out
+
+
+@pytest.fixture
+def clone(tmp_path, monkeypatch):
+    """A project with a checkpoint that is not converted."""
+    (tmp_path / "models").mkdir()
+    (tmp_path / "models" / "xception_fin_01_0.500.h5").write_bytes(b"checkpoint")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("tools.container.ROOT", tmp_path)
+    return tmp_path
+
+
+def test_a_checkpoint_is_converted_first(cloud, calls, clone, monkeypatch):
+    def convert(models):
+        assert calls() == []
+        (models / "xception_fin_01_0.500.tflite").write_bytes(b"model")
+
+    monkeypatch.setattr(deploy, "convert", convert)
+    assert deploy.main(["up"]) == 0
+    assert (clone / "models" / "xception_fin_01_0.500.tflite").exists()
+
+
+def test_a_dry_run_converts_nothing(clone, capsys):
+    assert deploy.main(["up", "--dry-run"]) == 0
+    output = capsys.readouterr().out
+    assert "$ python convert_to_tflite.py --models models\n" in output
+    assert re.search(r"/flowers:[0-9a-f]{12}-MODEL-ai-edge-litert-x86_64 Runtime=", output)
+    assert [path.suffix for path in (clone / "models").iterdir()] == [".h5"]
+
+
+def test_without_any_model_it_says_so(clone, capsys):
+    (clone / "models" / "xception_fin_01_0.500.h5").unlink()
+    for arguments in (["--dry-run"], []):
+        assert deploy.main(["up", *arguments]) == 1
+        assert "Expected" in capsys.readouterr().err
 
 
 # The tag

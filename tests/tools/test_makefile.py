@@ -49,7 +49,7 @@ def make(folder: Path, *arguments: str) -> str:
 
 def test_make_alone_lists_every_target_and_variable() -> None:
     text = make(ROOT)
-    listed = re.findall(r"^  make (\w+) +\S", text, re.M)
+    listed = re.findall(r"^  make ([\w-]+) +\S", text, re.M)
     assert listed == TARGETS
     assert re.findall(r"^  ([A-Z]+) ", text, re.M) == [
         "ARGS",
@@ -76,6 +76,7 @@ def test_the_promised_targets_are_there() -> None:
         ("predict", 'predict.py --here -- "$IMAGE"'),
         ("build", "-m tools.container build -- --here"),
         ("run", "-m tools.container run -- --here"),
+        ("cloud", "-m tools.cloud --here"),
         ("deploy", "-m tools.deploy up --here"),
         ("undeploy", "-m tools.deploy down --here"),
         ("http", "-m tools.function_url --here"),
@@ -88,6 +89,7 @@ def test_the_promised_targets_are_there() -> None:
         ("compare", "-m experiments.compare --here"),
         ("tune", "-m experiments.tune --here"),
         ("mutants", "-m tools.mutants --here"),
+        ("test-cloud", "TEST_CLOUD=1 .venv/bin/python -m pytest tests/cloud --here"),
         ("lock", "-m tools.lock"),
         ("sbom", "-m tools.sbom --here"),
     ],
@@ -152,6 +154,7 @@ def test_any_name_of_an_image_is_only_a_name(project: Path, name: str) -> None:
     [
         ("build", ["models", "runtime", "tag"]),
         ("run", ["port", "tag"]),
+        ("cloud", ["models", "runtime", "port"]),
         ("deploy", ["models", "runtime"]),
         ("sbom", ["models"]),
     ],
