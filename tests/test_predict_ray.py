@@ -159,7 +159,7 @@ def test_all_engines_write_the_same_rows(images, small_tflite, decoder, quick, m
         }
         for engine in ("processes", "ray", "map")
     }
-    assert list(results["map"]) == ["00000.jsonl", "00001.jsonl", "00002.jsonl"]
+    assert sorted(results["map"]) == ["00000.jsonl", "00001.jsonl", "00002.jsonl"]
     assert results["processes"] == results["ray"] == results["map"]
 
 
@@ -277,11 +277,16 @@ def test_without_ray_a_sentence_says_how_to_install_it(
     assert not (tmp_path / "out").exists()
 
 
-def test_an_address_where_no_cluster_is(images, small_tflite, tmp_path, quick):
+@pytest.mark.parametrize(
+    ("address", "expected"),
+    [
+        ("127.0.0.1:1", "Expected a Ray cluster at RAY_ADDRESS=127.0.0.1:1. Received: Connection"),
+        ("ray://127.0.0.1:1", "Expected RAY_ADDRESS to be HOST:PORT. Received: ray://127.0.0.1:1."),
+    ],
+)
+def test_an_address_where_no_cluster_is(images, small_tflite, tmp_path, quick, address, expected):
     words = (images, "--out", tmp_path / "out", "--model", small_tflite, *RAY)
-    done = predict(*words, RAY_ADDRESS="127.0.0.1:1", **quick, **LOOPBACK)
+    done = predict(*words, RAY_ADDRESS=address, **quick, **LOOPBACK)
     assert done.returncode == 1
-    assert (
-        "predict.py: Expected a Ray cluster at RAY_ADDRESS=127.0.0.1:1. Received: " in done.stderr
-    )
+    assert f"predict.py: {expected}" in done.stderr
     assert "Traceback" not in done.stderr

@@ -255,9 +255,11 @@ def _connect(ray: Any, setup: Setup, processes: int | None) -> Generator[None]:
             }
         stack.callback(ray.shutdown)
         try:
-            _require_listener(_cluster())
+            _require_cluster(_cluster())
             with without_info_lines():
                 ray.init(**options)
+        except RayError:
+            raise
         except Exception as error:
             raise RayError(_cannot_start(error)) from error
         yield
@@ -269,8 +271,13 @@ def _cluster() -> str:
     return "" if address == "local" else address
 
 
-def _require_listener(address: str) -> None:
-    """Raise OSError if nothing listens at `address`, which Ray tries for five minutes."""
+def _require_cluster(address: str) -> None:
+    """Raise RayError or OSError for an address that Ray fails with, some after five minutes."""
+    if "://" in address:
+        raise RayError(
+            f"Expected {ADDRESS} to be HOST:PORT. Received: {address}. Run the command on a "
+            "machine of the cluster, or hand it to ray job submit."
+        )
     if found := re.fullmatch(r"\[?([^/\]]+)\]?:(\d+)", address):
         socket.create_connection((found[1], int(found[2])), CONNECT_S).close()
 
