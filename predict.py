@@ -155,7 +155,7 @@ def label(flags: argparse.Namespace) -> int:
     job = large_job.Job(images, flags.out, model, runtime, unknown_below, flags.shard_size)
     if flags.list_only:
         return large_job.list_only(job)
-    return large_job.run(job, flags.shard, flags.processes)
+    return large_job.run(job, flags.shard, flags.processes, flags.engine)
 
 
 def make_folder(heatmaps: Path, model: Path, classifier: AnyClassifier) -> "HeatmapFolder":

@@ -24,7 +24,6 @@ from serving.errors import (
 from serving.events import Request, Source
 from serving.fetch import MAX_BYTES, too_large
 from serving.log import ImageLog, RequestLog
-from serving.object_tags import add_tags
 from serving.service import Service
 from serving.shards import ANSWERED, Labeler, Manifest, label_shard, read_shard
 
@@ -196,6 +195,8 @@ def _label(
         ServingError: there is no time left, or the image is too large.
         StoreError: the bucket fails.
     """
+    from serving.object_tags import add_tags  # other events do without its packages
+
     if time.monotonic() > deadline - LEAST_S:
         raise DeadlineError("The function's time ran out before this image's turn.")
     obstore, store = stores.load_obstore(), stores.connect(f"s3://{image.bucket}")

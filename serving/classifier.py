@@ -1,12 +1,10 @@
 """Runs a .tflite model and returns a score for each class."""
 
-import hashlib
 import unicodedata
 import zipfile
 import zlib
 from collections import Counter
 from functools import cached_property
-from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -14,7 +12,7 @@ import numpy as np
 
 from serving.details import read_details
 from serving.errors import ModelError
-from serving.model_files import describe_file, is_tflite
+from serving.model_files import describe_file, file_digest, is_tflite
 from serving.runtimes import RUNTIMES, Prediction, find_runtime, load_network
 
 if TYPE_CHECKING:
@@ -33,12 +31,6 @@ def named_scores(labels: tuple[str, ...], probabilities: np.ndarray) -> dict[str
         label: round(float(score), DECIMALS)
         for label, score in zip(labels, probabilities, strict=True)
     }
-
-
-def file_digest(path: Path) -> str:
-    """Return sixteen hexadecimal digits of the file's SHA-256, which no other model has."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()[:16]
 
 
 class Classifier:
@@ -88,6 +80,8 @@ class Classifier:
         return read_card(self._path)
 
     def _cannot_load(self, path: Path, error: Exception) -> str:
+        from importlib.metadata import version  # a cold start does without it
+
         others = [name for name in RUNTIMES if name != self.runtime]
         reason = str(error).strip().splitlines()[0]
         return (

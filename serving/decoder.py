@@ -146,7 +146,7 @@ class Decoder:
 
     def _exchange(
         self, request: bytes, data: bytes, count: int, deadline: float
-    ) -> tuple[bytes, bytes]:
+    ) -> tuple[bytearray, bytearray]:
         """Return the JSON and the pixels, `count` bytes or none, that answer `request`.
 
         Raises:
@@ -162,7 +162,7 @@ class Decoder:
         lengths = REPLY.unpack(head)
         if lengths[0] > MAX_JSON or lengths[1] not in (0, count):
             raise EOFError
-        text, pixels = (bytes(receive(self._channel, length, deadline)) for length in lengths)
+        text, pixels = (receive(self._channel, length, deadline) for length in lengths)
         return text, pixels
 
 

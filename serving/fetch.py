@@ -14,14 +14,12 @@ import time
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
+from http import HTTPStatus
+from typing import TYPE_CHECKING
 from urllib.parse import urljoin, urlsplit
-
-import requests
-import urllib3
 
 from serving import log
 from serving.addresses import VARIABLE, Allowed, parse_allowed
-from serving.connection import TIMEOUT, CheckedAdapter, LimitError, Limits, tls_context
 from serving.errors import (
     AddressError,
     FetchError,
@@ -33,6 +31,12 @@ from serving.errors import (
     TooLargeError,
 )
 
+# Imported by what uses it: a cold start answers one request, which may have no URL.
+if TYPE_CHECKING:
+    import requests
+
+    from serving.connection import CheckedAdapter, Limits
+
 SCHEMES = ("http", "https")
 DEADLINE = 10.0  # seconds for all of it, from looking up the name to the last byte
 MAX_URL = 8192  # characters: what servers usually accept
@@ -43,13 +47,15 @@ MAX_PARALLEL = 8
 CHUNK = 65_536
 CONTACT = "FETCH_CONTACT"
 MAX_CONTACT = 200  # characters
+# How Lambda starts this process: on-demand means for a request that waits.
+INITIALIZATION, ON_DEMAND = "AWS_LAMBDA_INITIALIZATION_TYPE", "on-demand"
 # Images are compressed already, and a body that is not unpacked cannot unpack to gigabytes.
 HEADERS = {"Accept": "*/*", "Accept-Encoding": "identity"}
 # Some hosts, such as Wikimedia, refuse clients without it, and ask it to name a contact.
 USER_AGENT = "flower-classifier/1.0"
 _COMMENT = re.compile(r"[ !-'*-\[\]-~]+")  # of a header, without escapes: RFC 9110, section 5.6.5
-# Values of Content-Encoding. Others mean nothing: S3 sends base64, utf-8 or aws-chunked.
 OTHER_STATUS = "Expected the image's host to answer 200. "  # begins the error's sentence
+# Values of Content-Encoding. Others mean nothing: S3 sends base64, utf-8 or aws-chunked.
 COMPRESSIONS = {"gzip", "x-gzip", "deflate", "compress", "x-compress", "br", "zstd"}
 
 
@@ -84,12 +90,17 @@ def fetch_all(urls: Sequence[str], deadline: float | None = None) -> list[bytes 
     """
     user_agent()
     allowed = parse_allowed(os.environ.get(VARIABLE, ""))
+    if len(urls) > 1:
+        _prepare_connections()  # once, not in each thread
     with ThreadPoolExecutor(MAX_PARALLEL, thread_name_prefix="fetch") as threads:
         return list(threads.map(lambda url: _fetch_or_error(url, deadline, allowed), urls))
 
 
 def prepare() -> None:
-    """Check the settings and read the CA bundle before the first fetch.
+    """Check the settings before the first fetch.
+
+    That fetch imports its packages and reads the CA bundle, unless no request waits for this
+    process, as before a snapshot (SnapStart) and with provisioned concurrency: then it is done now.
 
     Raises:
         AllowError: FETCH_ALLOW is malformed.
@@ -97,7 +108,8 @@ def prepare() -> None:
     """
     parse_allowed(os.environ.get(VARIABLE, ""))
     user_agent()
-    tls_context()
+    if os.environ.get(INITIALIZATION, ON_DEMAND) != ON_DEMAND:
+        _prepare_connections()
 
 
 def user_agent() -> str:
@@ -125,6 +137,13 @@ def too_large() -> TooLargeError:
     )
 
 
+def _prepare_connections() -> None:
+    """Import the packages for fetching, and read the CA bundle."""
+    from serving.connection import tls_context
+
+    tls_context()
+
+
 def _fetch_or_error(url: str, deadline: float | None, allowed: Allowed) -> bytes | ServingError:
     try:
         return _fetch(url, deadline, allowed)
@@ -136,6 +155,11 @@ def _fetch_or_error(url: str, deadline: float | None, allowed: Allowed) -> bytes
 
 
 def _fetch(url: str, deadline: float | None, allowed: Allowed) -> bytes:
+    import requests
+    import urllib3
+
+    from serving.connection import CheckedAdapter, LimitError, Limits
+
     latest = time.monotonic() + DEADLINE
     deadline = latest if deadline is None else min(deadline, latest)
     limits = Limits(allowed, deadline, MAX_OVERHEAD)
@@ -162,12 +186,14 @@ def _fetch(url: str, deadline: float | None, allowed: Allowed) -> bytes:
         ) from None
 
 
-def _open(adapter: CheckedAdapter, url: str) -> requests.Response:
+def _open(adapter: "CheckedAdapter", url: str) -> "requests.Response":
     """Follow redirects from `url` and return the last response, unread.
 
     A requests.Session would read the bodies of redirects, however long, keep cookies, and take
     proxies and passwords from the environment.
     """
+    from serving.connection import TIMEOUT
+
     visited = set()
     for _ in range(MAX_REDIRECTS + 1):
         request = _prepare(url)
@@ -197,7 +223,9 @@ def _join(url: str, location: str) -> str:
         raise _wrong_url("an address that cannot be read") from None
 
 
-def _prepare(url: str) -> requests.PreparedRequest:
+def _prepare(url: str) -> "requests.PreparedRequest":
+    import requests
+
     if len(url) > MAX_URL:
         raise _wrong_url(f"one of more than {MAX_URL} characters")
     try:
@@ -226,8 +254,8 @@ def _prepare(url: str) -> requests.PreparedRequest:
     return request
 
 
-def _read(response: requests.Response, limits: Limits) -> bytes:
-    if response.status_code != requests.codes.ok:
+def _read(response: "requests.Response", limits: "Limits") -> bytes:
+    if response.status_code != HTTPStatus.OK:
         raise FetchError(f"{OTHER_STATUS}Received: {response.status_code}. Check the url.")
     codings = response.headers.get("Content-Encoding", "").lower().split(",")
     if COMPRESSIONS.intersection(coding.strip() for coding in codings):

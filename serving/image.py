@@ -204,8 +204,10 @@ def _reduced_rgb(image: Image.Image, factors: tuple[int, int]) -> Image.Image:
     white = _white(image)
     across, down = factors
     width, height = image.size
-    reduced = Image.new("RGB", (-(-width // across), -(-height // down)))
     rows = max(1, STRIP_PIXELS // (width * down)) * down
+    if rows >= height:
+        return _to_rgb(image, white).reduce(factors)
+    reduced = Image.new("RGB", (-(-width // across), -(-height // down)))
     for top, strip in _strips(image, rows):
         reduced.paste(_to_rgb(strip, white).reduce(factors), (0, top // down))
     return reduced
@@ -241,4 +243,4 @@ def _to_rgb(image: Image.Image, white: int | None) -> Image.Image:
         image = image.convert("RGBA")
         background = Image.new("RGBA", image.size, "white")
         image = Image.alpha_composite(background, image)
-    return image.convert("RGB")
+    return image if image.mode == "RGB" else image.convert("RGB")

@@ -1,7 +1,8 @@
-"""Two steps of the Dockerfile: pick the model that goes into the image, and run it once.
+"""Steps of the Dockerfile: pick the model that goes into the image, export it, and run it once.
 
-    python3 -m serving.image_build pick MODELS    # the best .tflite of MODELS into ../models
-    python3 -m serving.image_build run            # classify a drawn image with it
+    python3 -m serving.image_build pick MODELS      # the best .tflite of MODELS into ../models
+    python3 -m serving.image_build export MODELS    # beside it, as OpenVINO compiles it
+    python3 -m serving.image_build run              # classify a drawn image with it
 
 Where one fails, a sentence is the last line that the build prints.
 """
@@ -11,15 +12,24 @@ import io
 import json
 import os
 import shutil
+import subprocess
 import sys
+import tempfile
 from pathlib import Path
 
 from serving.errors import ModelError, UserError
 from serving.model_files import best_model
 
+# Kinds of processors that Lambda may have, as oneDNN names them. None has more instructions than
+# the one that builds the image: for that one, the others are the same once more.
+PROCESSORS = (
+    *("ALL", "AVX512_CORE_AMX", "AVX512_CORE_FP16", "AVX512_CORE_BF16", "AVX512_CORE_VNNI"),
+    *("AVX512_CORE", "AVX2"),
+)
 
-def pick(models: str, target: Path) -> None:
-    """Copy the best `.tflite` file of the folder `models` into the folder `target`.
+
+def pick(models: str, target: str = "../models") -> None:
+    """Copy the best `.tflite` file of the folder `models` into the new folder `target`.
 
     Raises:
         ModelError: there is none.
@@ -36,8 +46,52 @@ def pick(models: str, target: Path) -> None:
         )
     model = best_model(folder, ".tflite")
     print(f"Model: {model}")
-    target.mkdir()
+    Path(target).mkdir()
     shutil.copy(model, target)
+
+
+def export(models: str) -> None:
+    """Export the model in the folder `models` for several kinds of processors.
+
+    Does nothing with another runtime than OpenVINO.
+
+    Raises:
+        ModelError: the runtime cannot run the model.
+    """
+    # Here, since importing them takes a second.
+    from serving.classifier import Classifier
+    from serving.exported import write_export
+    from serving.runtimes import find_runtime
+
+    if find_runtime()[0] != "openvino":
+        return
+    model = best_model(models, ".tflite")
+    Classifier(model)  # says in a sentence what is wrong with it
+    with tempfile.TemporaryDirectory() as folder:
+        paths = [Path(folder, processor) for processor in PROCESSORS]
+        for path in paths:
+            # oneDNN reads the variable once.
+            environment = os.environ | {"ONEDNN_MAX_CPU_ISA": path.name}
+            command = [sys.executable, "-m", "serving.image_build", "export_once", model, path]
+            if subprocess.run(command, env=environment).returncode:
+                raise ModelError(
+                    f"Expected {model.name} to be exported for {path.name}. Received: the reason "
+                    "above. Use another version of OpenVINO."
+                )
+        written = write_export(model, [path.read_bytes() for path in paths])
+    print(f"Export: {written.path.name}, for {len(written.heads)} kinds of processors")
+
+
+def export_once(model: str, path: str) -> None:
+    """Write the export of `model` to `path`, for this processor.
+
+    Raises:
+        ModelError: it does not compute what the model does.
+    """
+    from serving.runtimes import export_openvino, find_runtime
+
+    _, openvino = find_runtime("openvino")
+    Path(path).write_bytes(export_openvino(openvino, Path(model)))
 
 
 def run() -> None:
@@ -61,13 +115,13 @@ def run() -> None:
         )
 
 
+STEPS = {"pick": pick, "export": export, "export_once": export_once, "run": run}
+
+
 def main(step: str, *arguments: str) -> None:
     """Do one step; exit with a sentence where it fails."""
     try:
-        if step == "pick":
-            pick(arguments[0], Path("..", "models"))
-        else:
-            run()
+        STEPS[step](*arguments)
     except UserError as error:
         sys.exit(f"{type(error).__name__}: {error}")
 

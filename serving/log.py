@@ -96,8 +96,9 @@ class RequestLog:
 
 
 def write(level: str, message: str, **fields: object) -> None:
-    """Print one line of JSON."""
-    print(json.dumps({"level": level, "message": message, **fields}), flush=True)
+    """Print one line of JSON, in one piece: other threads may print as well."""
+    line = json.dumps({"level": level, "message": message, **fields})
+    print(line + "\n", end="", flush=True)
 
 
 def write_request(request: RequestLog) -> None:

@@ -1,5 +1,6 @@
 """Names model files, recognizes them and picks the one to use."""
 
+import hashlib
 import re
 from pathlib import Path
 
@@ -77,6 +78,12 @@ def _listed(folder: Path, found: list[Path]) -> str:
 
 def _maker(suffixes: tuple[str, ...]) -> str:
     return "python train.py" if ".h5" in suffixes else "python convert_to_tflite.py"
+
+
+def file_digest(path: Path) -> str:
+    """Return sixteen hexadecimal digits of the file's SHA-256, which no other model has."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()[:16]
 
 
 def is_tflite(path: Path) -> bool:

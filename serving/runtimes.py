@@ -1,6 +1,7 @@
 """The packages that can run a .tflite file."""
 
 from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from importlib import import_module
 from pathlib import Path
@@ -10,6 +11,8 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from serving.errors import ModelError
+from serving.exported import read_export
+from serving.model_files import file_digest
 
 # {package: module that runs models}, in order of preference.
 RUNTIMES = {
@@ -169,8 +172,34 @@ def _tflite_tensor(details: dict) -> Tensor:
     return Tensor(np.dtype(details["dtype"]).name, tuple(map(int, shape)), details["name"])
 
 
+class _Compiled(NamedTuple):
+    """A model as OpenVINO runs it.
+
+    Attributes:
+        model: openvino.CompiledModel.
+        memory: from which it reads as long as it runs; None for its own.
+    """
+
+    model: Any
+    memory: np.ndarray | None = None
+
+
 def _load_openvino(openvino: ModuleType, path: Path, threads: int) -> Network:
-    settings = {
+    core, settings = openvino.Core(), _openvino_settings(threads)
+    compiled = _import_openvino(openvino, core, path, settings)
+    compiled = compiled or _Compiled(_compile_openvino(core, path, settings))
+    places = _openvino_outputs(path, compiled.model)
+
+    def run(inputs: np.ndarray) -> Prediction:
+        results = compiled.model(inputs)
+        return Prediction(*(results[place][0] for place in places))
+
+    shapes = [compiled.model.output(place).shape for place in places]
+    return _network(compiled.model.input().shape, shapes, run)
+
+
+def _openvino_settings(threads: int) -> dict[str, object]:
+    return {
         "INFERENCE_NUM_THREADS": threads,
         "PERFORMANCE_HINT": "LATENCY",  # all threads on one image
         # Otherwise it computes in bfloat16 on processors that can, with other scores.
@@ -178,24 +207,71 @@ def _load_openvino(openvino: ModuleType, path: Path, threads: int) -> Network:
         # Otherwise two services with one thread each share the first core; the second idles.
         "ENABLE_CPU_PINNING": False,
     }
-    core = openvino.Core()
+
+
+def _import_openvino(
+    openvino: ModuleType, core: Any, path: Path, settings: dict[str, object]
+) -> _Compiled | None:
+    """Return the model at `path` from its export.
+
+    Returns None if there is none of this very file, or OpenVINO cannot use it here.
+    """
+    export = read_export(path)
+    if export is None:
+        return None
+    # Beside the import, on another core if there is one.
+    with ThreadPoolExecutor(1) as thread:
+        digest = thread.submit(file_digest, path)
+        for blob in export.blobs():
+            try:
+                model = core.import_model(
+                    openvino.Tensor(blob, shared_memory=True), "CPU", settings
+                )
+            except RuntimeError:  # for another version or kind of processor
+                continue
+            return _Compiled(model, blob) if export.model_digest == digest.result() else None
+    return None
+
+
+def _compile_openvino(core: Any, path: Path, settings: dict[str, object]) -> Any:
     try:
         model = core.read_model(path)
-        tensors = (list(map(_openvino_tensor, each)) for each in (model.inputs, model.outputs))
-        places = find_outputs(path, *tensors)
+        _openvino_outputs(path, model)
         _, *geometry = model.input().partial_shape
         model.reshape([1, *geometry])
-        compiled = core.compile_model(model, "CPU", settings)
+        return core.compile_model(model, "CPU", settings)
     except RuntimeError as error:
         # All lines but the last name OpenVINO's source files.
         raise RuntimeError(str(error).strip().splitlines()[-1]) from error
 
-    def run(inputs: np.ndarray) -> Prediction:
-        results = compiled(inputs)
-        return Prediction(*(results[place][0] for place in places))
 
-    shapes = [compiled.output(place).shape for place in places]
-    return _network(compiled.input().shape, shapes, run)
+def _openvino_outputs(path: Path, model: Any) -> list[int]:
+    """Return what `find_outputs` returns of a model, compiled or not."""
+    return find_outputs(
+        path, *(list(map(_openvino_tensor, each)) for each in (model.inputs, model.outputs))
+    )
+
+
+def export_openvino(openvino: ModuleType, path: Path) -> bytes:
+    """Return the model at `path` as OpenVINO compiles it for this processor.
+
+    Raises:
+        RuntimeError: OpenVINO cannot load it.
+        ModelError: it is no image classifier, or the export does not compute the same.
+    """
+    core, settings = openvino.Core(), _openvino_settings(1)
+    compiled = _compile_openvino(core, path, settings)
+    exported = compiled.export_model().getvalue()
+    shape = compiled.input().shape
+    inputs = np.sin(np.arange(np.prod(shape), dtype=np.float32)).reshape(shape)
+    imported = core.import_model(exported, "CPU", settings)
+    results = (network(inputs).to_tuple() for network in (compiled, imported))
+    if not all(map(np.array_equal, *results)):
+        raise ModelError(
+            f"Expected the export of {path.name} to compute what the model does. Received: other "
+            "numbers. Use another version of OpenVINO."
+        )
+    return exported
 
 
 def _openvino_tensor(port: Any) -> Tensor:

@@ -1,8 +1,13 @@
 """Classifies the images of a request: fetch, decode, preprocess, predict."""
 
+import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Generator, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass, field
+from itertools import repeat
+from typing import NamedTuple
 
 import numpy as np
 
@@ -39,6 +44,7 @@ class ImageResult:
     def fail(self, error: ServingError) -> None:
         """Answer `error`, but drop its traceback, which keeps images in memory."""
         self.error, self.answer = type(error)(str(error)), error_body(error)
+        self.data = b""
         self.log.error = type(error).__name__
 
 
@@ -57,8 +63,7 @@ class Result:
         return cls(error_body(error), error)
 
 
-@dataclass(frozen=True)
-class Limits:
+class Limits(NamedTuple):
     """How long an image may take.
 
     Attributes:
@@ -70,6 +75,9 @@ class Limits:
     latest: float
     cpu_s: float = MAX_CPU_S
     is_last: bool = True
+
+
+Turns = Iterator[tuple[ImageResult, Limits]]  # images in their order
 
 
 class Service:
@@ -84,6 +92,8 @@ class Service:
         self.classifier, self.name, self.decoder = classifier, name, decoder
         self._unknown_below = read_unknown_below()
         self._longest_run = 0.0  # of the model, in seconds
+        self._overlaps = resources.thread_count() > 1  # decoding and the model, of several images
+        self._decoding, self._running = threading.Lock(), threading.Lock()
 
     def health(self) -> dict:
         """Return the service's status and facts about its model."""
@@ -107,70 +117,78 @@ class Service:
         time.monotonic) get a DeadlineError. Unexpected errors are logged with `request_id`.
         """
         started = time.monotonic()
-        latest = deadline - self._reserve(deadline - started)
         several = len(request.sources) > 1
+        latest = deadline - self._reserve(deadline - started, several)
         images = fetch_images(request.sources, (started + latest) / 2 if several else latest)
         fetch_ms = log.milliseconds(started)
         waiting = [image for image in images if image.error is None]
         if several:
-            waiting = self._predict_quick(waiting, latest, request, request_id)
-        for image in waiting:
-            self._predict(image, Limits(latest), request, request_id)
+            self._predict(waiting, shares(len(waiting), latest), request, request_id)
+            waiting = [image for image in waiting if not image.answer]
+        self._predict(waiting, repeat(Limits(latest)), request, request_id)
         if request.is_batch:
             return Result([image.answer for image in images], None, images, fetch_ms)
         [image] = images
         return Result(image.answer, image.error, images, fetch_ms)
 
-    def _predict_quick(
-        self, images: list[ImageResult], latest: float, request: Request, request_id: str | None
-    ) -> list[ImageResult]:
-        """Answer those of `images` that are decoded quickly, and return the others.
-
-        Each has an equal share of the time that is left until `latest`, so one that is slow leaves
-        the others theirs.
-        """
-        slow = []
-        for place, image in enumerate(images):
-            now = time.monotonic()
-            share = now + (latest - now) / (len(images) - place)
-            limits = Limits(share, QUICK_CPU_S, is_last=False)
-            if not self._predict(image, limits, request, request_id):
-                slow.append(image)
-        return slow
-
-    def _reserve(self, left: float) -> float:
+    def _reserve(self, left: float, several: bool) -> float:
         """Return how many of the `left` seconds the last image and the answer need."""
-        run = self._longest_run * RESERVE_FACTOR or FIRST_RESERVE_S / resources.cpu_share()
+        # Beside the last image, the model may still run on the one before.
+        runs = RESERVE_FACTOR + (several and self._overlaps)
+        run = self._longest_run * runs or FIRST_RESERVE_S / resources.cpu_share()
         return min(ANSWER_RESERVE_S + run, left / 2)
 
     def _predict(
-        self, image: ImageResult, limits: Limits, request: Request, request_id: str | None
-    ) -> bool:
-        """Decode `image` and run the model, and return whether it has an answer.
+        self,
+        images: Sequence[ImageResult],
+        limits: Iterator[Limits],
+        request: Request,
+        request_id: str | None,
+    ) -> None:
+        """Answer each of `images` within its `limits`; what takes longer but is tried again, not.
 
-        It has none if it takes longer than `limits` allow, but is tried again.
+        With two processors, one is decoded while the model runs on the one before. But its first
+        run is waited for: it takes memory that a decoder would count on.
         """
-        image.log.bytes = len(image.data)
-        try:
-            inputs = self._decode(image, limits)
-            started = time.monotonic()
-            prediction = self.classifier.predict(inputs)
-            self._longest_run = max(self._longest_run, time.monotonic() - started)
-            image.log.infer_ms = log.milliseconds(started)
-            image.log.known = known(self.classifier.details, prediction)
-            image.log.unknown = is_unknown(image.log.known, self._unknown_below)
-            image.answer = self._answer(prediction, request)
-        except (CpuLimitError, DeadlineError) as error:
-            if not limits.is_last:
+        turns = zip(images, limits, strict=False)
+
+        def work() -> None:
+            while self._predict_next(turns, request, request_id):
+                pass
+
+        while not (self._overlaps and self._longest_run and len(images) > 1):
+            if not self._predict_next(turns, request, request_id):
+                return
+        with ThreadPoolExecutor(2, thread_name_prefix="predict") as threads:
+            for done in [threads.submit(work) for _ in range(2)]:
+                done.result()
+
+    def _predict_next(self, turns: Turns, request: Request, request_id: str | None) -> bool:
+        """Decode the next image and run the model; return False if there is none.
+
+        Of several threads, one decodes, and one runs the model.
+        """
+        with self._decoding:
+            image, limits = next(turns, (None, None))
+            if image is None or limits is None:
                 return False
-            image.fail(error if isinstance(error, DeadlineError) else too_slow())
-        except ServingError as error:
-            image.fail(error)
-        except Exception as defect:  # the other images are still classified
-            log.log_exception(request_id, defect)
-            image.fail(InternalError("The service failed on this image; its log says why."))
-        image.data = b""  # a batch of large images would add up
+            inputs = None
+            with _failures_of(image, request_id):
+                inputs = self._decode(image, limits)
+        if inputs is not None:
+            with self._running, _failures_of(image, request_id):
+                image.answer = self._run(image, inputs, request)
         return True
+
+    def _run(self, image: ImageResult, inputs: np.ndarray, request: Request) -> dict:
+        """Return the answer of the model to `inputs`, those of `image`."""
+        started = time.monotonic()
+        prediction = self.classifier.predict(inputs)
+        self._longest_run = max(self._longest_run, time.monotonic() - started)
+        image.log.infer_ms = log.milliseconds(started)
+        image.log.known = known(self.classifier.details, prediction)
+        image.log.unknown = is_unknown(image.log.known, self._unknown_below)
+        return self._answer(prediction, request)
 
     def _answer(self, prediction: Prediction, request: Request) -> dict:
         labels, details = self.classifier.labels, self.classifier.details
@@ -178,28 +196,59 @@ class Service:
             return describe(labels, details, prediction, self._unknown_below, request.top)
         return top_k(labels, prediction.probabilities, request.top)
 
-    def _decode(self, image: ImageResult, limits: Limits) -> np.ndarray:
+    def _decode(self, image: ImageResult, limits: Limits) -> np.ndarray | None:
         """Return `image` as the model's input, float32 (1, height, width, 3), -1 to 1.
 
+        Returns None if it takes longer than `limits` allow, but is tried again.
+
         Raises:
-            CpuLimitError: it takes longer than `limits.cpu_s`.
             ServingError: it cannot be decoded, not in time, or not in the memory that is left.
         """
         started = time.monotonic()
-        if started >= limits.latest:
-            raise out_of_time()
-        decoded = self.decoder.decode(
-            image.data,
-            self.classifier.input_size,
-            memory=resources.decoding_memory(),
-            cpu_s=limits.cpu_s,
-            deadline=limits.latest,
-        )
+        image.log.bytes = len(image.data)
+        try:
+            if started >= limits.latest:
+                raise out_of_time()
+            decoded = self.decoder.decode(
+                image.data,
+                self.classifier.input_size,
+                memory=resources.decoding_memory(),
+                cpu_s=limits.cpu_s,
+                deadline=limits.latest,
+            )
+        except (CpuLimitError, DeadlineError) as error:
+            if not limits.is_last:
+                return None
+            raise error if isinstance(error, DeadlineError) else too_slow() from None
+        image.data = b""  # a batch of large images would add up
         image.log.format = decoded.format
         image.log.width, image.log.height = decoded.size
         inputs = scale(decoded.pixels)[np.newaxis]
         image.log.decode_ms = log.milliseconds(started)
         return inputs
+
+
+@contextmanager
+def _failures_of(image: ImageResult, request_id: str | None) -> Generator[None]:
+    """Make an error in the block that of `image`: the others are still classified."""
+    try:
+        yield
+    except ServingError as error:
+        image.fail(error)
+    except Exception as defect:
+        log.log_exception(request_id, defect)
+        image.fail(InternalError("The service failed on this image; its log says why."))
+
+
+def shares(count: int, latest: float) -> Iterator[Limits]:
+    """Yield the limits of each of `count` images at its turn, for the first time of two.
+
+    Each has an equal share of the time that is left until `latest`, so one that is slow leaves
+    the others theirs.
+    """
+    for left in range(count, 0, -1):
+        now = time.monotonic()
+        yield Limits(now + (latest - now) / left, QUICK_CPU_S, is_last=False)
 
 
 def fetch_images(sources: Sequence[Source | ServingError], latest: float) -> list[ImageResult]:

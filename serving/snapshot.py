@@ -23,14 +23,15 @@ import time
 import numpy as np
 from PIL import Image
 
-from serving import object_tags, stores
+from serving import stores
 from serving.decoder import CpuLimitError
 from serving.errors import ServingError
+from serving.fetch import INITIALIZATION
 from serving.preprocess import scale
 from serving.resources import decoding_memory
 from serving.service import Service
 
-INITIALIZATION, SNAP_START = "AWS_LAMBDA_INITIALIZATION_TYPE", "snap-start"
+SNAP_START = "snap-start"  # value of INITIALIZATION
 CHECK_S = 5.0  # seconds for the decoder to answer after a restore, which may take 10
 
 
@@ -54,6 +55,7 @@ def prepare(service: Service) -> None:
     """
     import python_multipart.multipart  # noqa: F401 - for the first form
 
+    from serving import object_tags
     from serving.page import read_page
 
     service.classifier.predict(_decode_blank(service))

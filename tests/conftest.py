@@ -4,6 +4,7 @@ import contextlib
 import dataclasses
 import os
 import signal
+import sys
 import threading
 from collections.abc import Callable, Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -62,6 +63,20 @@ def http_server() -> Iterator[Callable[[Routes], str]]:
     for server in servers:
         server.shutdown()
         server.server_close()
+
+
+@pytest.fixture(autouse=True)
+def own_checks(request: pytest.FixtureRequest) -> Iterator[None]:
+    """Keep the results of checked images apart from those of other tests."""
+    module = sys.modules.get("training.dataset.check_cache")
+    if not module:
+        yield
+        return
+    path = request.getfixturevalue("tmp_path_factory").getbasetemp() / "checks.sqlite3"
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(module, "CHECKS", path)
+        yield
+    path.unlink(missing_ok=True)
 
 
 @pytest.fixture(scope="session")

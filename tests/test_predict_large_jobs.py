@@ -5,19 +5,26 @@ import json
 import os
 import re
 import signal
-import subprocess
-import sys
-import time
 from pathlib import Path
 from unittest.mock import MagicMock
 
 import object_storage
 import obstore
 import pytest
-from conftest import ROOT
+from large_jobs import (
+    descendants,
+    draw_images,
+    is_running,
+    make_slow_job,
+    paths,
+    results_in,
+    rows_of,
+    start,
+    wait_until,
+)
 from obstore.store import MemoryStore
 from PIL import Image
-from test_predict import environment, predict
+from test_predict import predict
 
 import predict as script
 from serving import stores
@@ -28,28 +35,11 @@ from training import large_job, shard_workers
 from training.shard_workers import Failed, Finished, Setup, Summary
 
 ODD = {"6 ü\n.png": "6 ü+%41#?&.png"}  # buckets allow no line breaks
-COLOURS = {"red": (230, 20, 10), "green": (10, 220, 30), "blue": (20, 10, 240)}
 
 
 @pytest.fixture
 def images(tmp_path):
-    """Seven images, of which one is truncated."""
-    folder = tmp_path / "images"
-    (folder / "more").mkdir(parents=True)
-    for number, colour in zip(range(6), itertools.cycle(COLOURS), strict=False):
-        Image.new("RGB", (60, 40), COLOURS[colour]).save(folder / f"{number}-{colour}.png")
-    (folder / "more" / "6 ü\n.png").write_bytes((folder / "0-red.png").read_bytes()[:80])
-    return folder
-
-
-def paths(images):
-    return sorted(str(path) for path in images.rglob("*.png"))
-
-
-def rows_of(out):
-    """Return all rows, in the order of the files and lines."""
-    files = sorted((out / "results").iterdir())
-    return [json.loads(line) for path in files for line in path.read_text().splitlines()]
+    return draw_images(tmp_path / "images")
 
 
 @pytest.fixture
@@ -237,62 +227,13 @@ def test_flags_that_do_not_go_together(words, expected, capsys):
 
 @pytest.fixture
 def slow_job(images, tmp_path, small_tflite, http_server):
-    """A job of 24 shards of an image each, which its host takes a moment to send."""
-    body = (images / "0-red.png").read_bytes()
-    asked = []
-
-    def answer(request):
-        asked.append(request.path)
-        time.sleep(0.1)
-        return 200, {}, body
-
-    routes = {f"/{number:02}.png": answer for number in range(24)}
-    url = http_server(routes)
-    (tmp_path / "list.txt").write_text("\n".join(url + path for path in routes))
-    out = tmp_path / "out"
-    command = [
-        *(sys.executable, str(ROOT / "predict.py"), "--from", str(tmp_path / "list.txt")),
-        *("--out", str(out), "--shard-size", "1", "--processes", "2"),
-        *("--model", str(small_tflite)),
-    ]
-    return command, out, [url + path for path in routes], asked
-
-
-def start(command):
-    return subprocess.Popen(command, cwd=ROOT, env=environment(), stderr=subprocess.PIPE, text=True)
-
-
-def wait_until(condition, seconds=60):
-    end = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < end
-        time.sleep(0.01)
-
-
-def results_in(out):
-    folder = out / "results"
-    return [p for p in folder.iterdir() if p.suffix == ".jsonl"] if folder.exists() else []
-
-
-def descendants(pid):
-    """Return the processes below `pid`."""
-    children = Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
-    return [int(child) for child in children] + [
-        below for child in children for below in descendants(int(child))
-    ]
+    return make_slow_job(images, tmp_path, small_tflite, http_server)
 
 
 def workers_of(pid):
     """Return the processes that label, which have decoders below them."""
     children = map(int, Path(f"/proc/{pid}/task/{pid}/children").read_text().split())
     return [child for child in children if descendants(child)]
-
-
-def is_running(pid):
-    try:
-        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
-    except OSError:
-        return False
 
 
 @pytest.mark.skipif(not Path("/proc/self/task").exists(), reason="finds processes in /proc")
@@ -455,7 +396,7 @@ def test_after_three_failures_no_shard_is_started(monkeypatch, tmp_path):
     manifest = Manifest(
         ["in"], "d1", 5, 2, 3, "lists/d2", "m.tflite", "d3", "r", 0.02, "2026-11-26"
     )
-    setup = Setup(tmp_path, 0.02, str(tmp_path), manifest)
+    setup = Setup(tmp_path, str(tmp_path), manifest)
     summary = shard_workers.label(setup, range(10), 1, lambda _: None)
     assert (summary.missing, summary.failures) == (10, ["error 0", "error 1"])
     assert sent == [10, 9, 8, 0]
@@ -466,6 +407,8 @@ def test_a_worker_ends_quietly_when_its_parent_was_killed(monkeypatch):
         def recv(self):
             raise ConnectionResetError
 
+        send = None  # not reached
+
     for name in ("Decoder", "Classifier", "open_store", "Labeler"):
         monkeypatch.setattr(shard_workers, name, lambda *_: None)
     shard_workers.work(Pipe(), MagicMock(), 1)
@@ -473,12 +416,7 @@ def test_a_worker_ends_quietly_when_its_parent_was_killed(monkeypatch):
 
 def test_progress_counts_each_image_of_a_shard_once():
     reports = []
-
-    class Pipe:
-        def send(self, report):
-            reports.append(report.images)
-
-    reporter = shard_workers.Reporter(Pipe())
+    reporter = shard_workers.Reporter(reports.append)
     for _ in range(3):
         reporter.count()
     reporter.finish(3)

@@ -10,7 +10,7 @@ import json
 import os
 import re
 import secrets
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime
 from pathlib import Path
@@ -18,7 +18,6 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from serving.classifier import file_digest
 from serving.fetch import prepare
-from serving.resources import thread_count
 from serving.runtimes import RUNTIMES
 from serving.shards import MANIFEST, RESULTS, Manifest, is_job_file, list_name, result_name
 from serving.stores import Bucket, Store, is_bucket, open_store
@@ -32,6 +31,7 @@ if TYPE_CHECKING:
 
 SHARD_SIZE = 1000  # images: 100 seconds of work, and a file of results of 300 kB
 WRITERS = 16  # lists that are written at the same time
+ENGINES = ("processes", "ray")
 NAMED_INPUTS = 10  # in the manifest
 # Objects that are not looked for in their bucket, which would take a request or two for each.
 IMAGE_KEY = re.compile(r".*\.(jpe?g|png|webp|gif|bmp|tiff?|avif)", re.IGNORECASE | re.DOTALL)
@@ -69,7 +69,12 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
     """Add the flags of large jobs to `parser`."""
     group = parser.add_argument_group("large jobs")
     add = group.add_argument
-    add("--out", metavar="PLACE", help="write results to a folder, s3://, gs:// or az://")
+    add(
+        "--out",
+        type=_place,
+        metavar="PLACE",
+        help="write results to a folder, s3://, gs:// or az://",
+    )
     add(
         "--from",
         dest="lists",
@@ -92,12 +97,8 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
         choices=RUNTIMES,
         help="package that runs the model [the first that is installed]",
     )
-    add(
-        "--processes",
-        type=cli.at_least(1),
-        default=thread_count(),
-        help="that run the model [one a processor]",
-    )
+    add("--processes", type=cli.at_least(1), help="that run the model [one a processor]")
+    add("--engine", choices=ENGINES, default=ENGINES[0], help="what runs them [processes]")
 
 
 def check_flags(parser: argparse.ArgumentParser, flags: argparse.Namespace) -> None:
@@ -111,6 +112,8 @@ def check_flags(parser: argparse.ArgumentParser, flags: argparse.Namespace) -> N
             "--shard": flags.shard,
             "--shard-size": flags.shard_size,
             "--runtime": flags.runtime,
+            "--engine ray": flags.engine != ENGINES[0],
+            "--processes": flags.processes,
         }
         for name in (name for name, value in given.items() if value):
             parser.error(f"{name} needs --out, where results are written")
@@ -133,7 +136,7 @@ def read_lists(paths: Iterable[Path]) -> list[str]:
     return lines
 
 
-def run(job: Job, part: Part | None, processes: int) -> int:
+def run(job: Job, part: Part | None, processes: int | None, engine: str = ENGINES[0]) -> int:
     """Label the images of `job`, or those of its `part`, and return the exit code.
 
     It is 0 if all of their results are written, those of bad images included, and 1 if some are
@@ -142,9 +145,11 @@ def run(job: Job, part: Part | None, processes: int) -> int:
     Raises:
         DataError: there are no images, or `job` is not what the results in its place are of.
         StoreError: a folder or bucket cannot be listed, read or written.
+        RayError: the engine is ray, which is not installed or does not start.
         ModelError, AllowError, SettingError: as in `predict.py`.
         KeyboardInterrupt: with a sentence on what is written.
     """
+    label = _load_engine(engine)
     store, manifest = _open(job)
     index, count = part or Part(0, 1)
     numbers = range(index, manifest.shards, count)
@@ -156,9 +161,9 @@ def run(job: Job, part: Part | None, processes: int) -> int:
     print_error(f"Label: {left:,} of {total:,} images are left, in {len(waiting):,} shards.")
     # Imported only here: they take a tenth of a second, and few images are labelled without.
     from training.prefetch import progress
-    from training.shard_workers import Setup, label
+    from training.shard_workers import Setup
 
-    setup = Setup(job.model, job.unknown_below, job.out, manifest)
+    setup = Setup(job.model, job.out, manifest)
     try:
         with progress(total, "Label", initial=total - left) as bar:
             summary = label(setup, _shuffle(waiting), processes, bar.update)
@@ -169,6 +174,22 @@ def run(job: Job, part: Part | None, processes: int) -> int:
             "again for the others."
         ) from None
     return _report(summary, len(waiting), job.out)
+
+
+def _load_engine(name: str) -> Callable[..., "Summary"]:
+    """Return the function that labels shards by the engine `name`.
+
+    Raises:
+        RayError: it is ray, which is not installed.
+    """
+    if name == "ray":
+        from training import ray_engine
+
+        ray_engine.require_ray()
+        return ray_engine.label
+    from training import shard_workers
+
+    return shard_workers.label
 
 
 def list_only(job: Job) -> int:
@@ -336,6 +357,10 @@ def _digest(contents: Iterable[bytes]) -> str:
     for content in contents:
         digest.update(len(content).to_bytes(8, "big") + content)
     return digest.hexdigest()[:16]
+
+
+def _place(text: str) -> str:
+    return text if is_url(text) else os.path.expanduser(text)
 
 
 def _part(text: str) -> Part:

@@ -35,15 +35,19 @@ def prefetch(
                 inputs.cancel()
 
 
-def progress(total: int, what: str, unit: str = "images", initial: int = 0) -> tqdm:
+def progress(
+    total: int, what: str, unit: str = "images", initial: int = 0, delay: float = 0
+) -> tqdm:
     """Return a progress bar titled `what` over `total` of `unit`; it is silent for a total of 0.
 
-    `initial` were done before; the time left is by the speed of the others.
+    `initial` were done before; the time left is by the speed of the others. It appears after
+    `delay` seconds, if it is not complete by then.
     """
     on_terminal = os.isatty(2)
     return tqdm(
         total=total,
         initial=initial,
+        delay=delay,
         desc=what,
         unit=f" {unit}",
         disable=total == 0,

@@ -36,13 +36,11 @@ class Setup(NamedTuple):
 
     Attributes:
         model: a .tflite file.
-        unknown_below: the p-value below which an image is unknown.
         out: address of the job.
         manifest: of the job.
     """
 
     model: Path
-    unknown_below: float
     out: str
     manifest: Manifest
 
@@ -100,14 +98,15 @@ class Summary:
 
 
 def label(
-    setup: Setup, numbers: Sequence[int], processes: int, progress: Callable[[int], object]
+    setup: Setup, numbers: Sequence[int], processes: int | None, progress: Callable[[int], object]
 ) -> Summary:
-    """Label the shards `numbers` in several `processes` and return what came of them.
+    """Label the shards `numbers` in several processes and return what came of them.
 
-    `progress` is called with how many more images are labelled.
+    `processes` are by default one a processor. `progress` is called with how many more images are
+    labelled.
     """
     summary, waiting = Summary(len(numbers)), deque(numbers)
-    with Workers(setup, min(processes, len(numbers))) as workers:
+    with Workers(setup, min(processes or thread_count(), len(numbers))) as workers:
         for pipe in list(workers.working):
             workers.send(pipe, waiting)
         for pipe, report in workers.reports():
@@ -201,28 +200,39 @@ def work(pipe: Connection, setup: Setup, count: int) -> None:
     with without_info_lines():
         threads = max(1, thread_count() // count)
         classifier = Classifier(setup.model, threads, setup.manifest.runtime)
-    labeler = Labeler(classifier, decoder, setup.unknown_below, count)
-    store, reporter = open_store(setup.out), Reporter(pipe)
+    labeler = Labeler(classifier, decoder, setup.manifest.unknown_below, count)
+    shards = ShardLabeler(setup, labeler, lambda images: pipe.send(Labelled(images)))
     with suppress(EOFError, ConnectionError):
         while True:
-            number = pipe.recv()
-            try:
-                shard = read_shard(store, setup.manifest, number)
-                counts = label_shard(labeler, shard, reporter.count)
-                reporter.finish(len(shard.images))
-                report: Report = Finished(counts)
-            except UserError as error:
-                reporter.finish(0)
-                report = Failed(str(error))
-            pipe.send(report)
+            pipe.send(shards.label(pipe.recv()))
+
+
+class ShardLabeler:
+    """Labels shards of a job, one after the other."""
+
+    def __init__(self, setup: Setup, labeler: Labeler, progress: Callable[[int], object]):
+        """Use `labeler` for the job of `setup`; see `Reporter` for `progress`."""
+        self._manifest, self._labeler = setup.manifest, labeler
+        self._store, self._reporter = open_store(setup.out), Reporter(progress)
+
+    def label(self, number: int) -> Finished | Failed:
+        """Label shard `number` and return what came of it."""
+        try:
+            shard = read_shard(self._store, self._manifest, number)
+            counts = label_shard(self._labeler, shard, self._reporter.count)
+        except UserError as error:
+            self._reporter.finish(0)
+            return Failed(str(error))
+        self._reporter.finish(len(shard.images))
+        return Finished(counts)
 
 
 class Reporter:
     """Reports how many images have a row, not more often than is useful."""
 
-    def __init__(self, pipe: Connection):
-        """Report through `pipe`."""
-        self._pipe = pipe
+    def __init__(self, progress: Callable[[int], object]):
+        """Call `progress` with how many more images have a row, or fewer than 0."""
+        self._progress = progress
         self._counted = self._reported = 0  # images of the shard
         self._next = 0.0  # of time.monotonic
 
@@ -239,7 +249,7 @@ class Reporter:
         self._counted = self._reported = 0
 
     def _report(self) -> None:
-        self._pipe.send(Labelled(self._counted - self._reported))
+        self._progress(self._counted - self._reported)
         self._reported, self._next = self._counted, time.monotonic() + PROGRESS_S
 
 

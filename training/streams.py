@@ -19,6 +19,8 @@ from types import TracebackType
 # bytes of a file name that are no UTF-8.
 UNPRINTABLE = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028-\u202e\u2066-\u2069\ud800-\udfff]")
 
+INFORMATION = re.compile(rb"INFO: |\[[-0-9:, ]+ I [0-9 ]+\] ")  # as TFLite and Ray write it
+
 
 def prepare() -> None:
     """Make printing safe: no name of a file, and no reader that ends, causes a traceback.
@@ -81,7 +83,7 @@ def flush_or_drop() -> None:
 
 @contextmanager
 def without_info_lines() -> Generator[None]:
-    """Hide the lines "INFO: …" that C++ writes to standard error; the others follow the block."""
+    """Hide lines of mere information that C++ writes to standard error; others follow the block."""
     sys.stderr.flush()
     shown = os.dup(2)
     with tempfile.TemporaryFile() as held:
@@ -92,7 +94,7 @@ def without_info_lines() -> Generator[None]:
             os.dup2(shown, 2)
             os.close(shown)
             held.seek(0)
-            lines = [line for line in held if not line.startswith(b"INFO: ")]
+            lines = [line for line in held if not INFORMATION.match(line)]
             with suppress(OSError):
                 os.write(2, b"".join(lines))
 

@@ -1,7 +1,8 @@
-"""AWS's SAM CLI on this machine: it validates and builds the template, and serves its API."""
+"""AWS's SAM CLI on this machine: it validates, builds, serves and deploys the template."""
 
 import json
 import os
+import shlex
 import signal
 import socket
 import subprocess
@@ -10,39 +11,49 @@ import time
 import urllib.error
 import urllib.request
 import uuid
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from tests.container.base_images import ensure_base_image
+from tools import deploy, ministack
 from tools.container import convert
+from tools.ministack import MiniStack
 
 ROOT = Path(__file__).parent.parent.parent
 ROSE = (ROOT / "docs" / "rose.jpg").read_bytes()
 SAM = (sys.executable, "-m", "tools.environments", "sam")
 IMAGE = "classifyfunction"  # as sam build names it, by the first of the functions
+STACK = "by-sam"
 BUILD_S, START_S, REQUEST_S = 300, 60, 60  # seconds
 
 
 def environment() -> dict[str, str]:
     """Return the environment without an account, so that nothing leaves this machine."""
     kept = {name: value for name, value in os.environ.items() if not name.startswith("AWS_")}
-    return kept | {"AWS_EC2_METADATA_DISABLED": "true", "AWS_DEFAULT_REGION": "us-east-1"}
+    return kept | {"AWS_EC2_METADATA_DISABLED": "true", "AWS_DEFAULT_REGION": ministack.REGION}
 
 
-def sam(*words: str | Path, seconds: float = BUILD_S) -> str:
-    """Return what `sam` prints for `words`."""
-    done = subprocess.run(
+def run_sam(
+    *words: str | Path, account: Mapping[str, str] | None = None
+) -> subprocess.CompletedProcess[str]:
+    """Return the finished process of `sam` with `words`, for an `account` if there is one."""
+    return subprocess.run(
         [*SAM, *map(str, words)],
         cwd=ROOT,
-        env=environment(),
+        env=environment() | dict(account or {}),
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
-        timeout=seconds,
+        timeout=BUILD_S,
     )
+
+
+def sam(*words: str | Path, account: Mapping[str, str] | None = None) -> str:
+    """Return what `sam` prints for `words`; it has to succeed."""
+    done = run_sam(*words, account=account)
     assert done.returncode == 0, done.stdout
     return done.stdout
 
@@ -154,3 +165,43 @@ def test_the_page_and_other_paths_are_answered(api: str) -> None:
     assert json.loads(ask(f"{api}/health")[1])["runtime"] == "ai-edge-litert"
     status, body = ask(f"{api}/a/path")
     assert (status, json.loads(body)["error"]["type"]) == (404, "NotFoundError")
+
+
+@pytest.fixture
+def by_sam(server: MiniStack) -> Iterator[dict[str, str]]:
+    """The environment of a local account; the stack `STACK` is removed from it."""
+    account = ministack.variables(server.url)
+    yield account
+    where = ("--stack-name", STACK, "--region", ministack.REGION)
+    sam("delete", *where, "--no-prompts", account=account)
+
+
+def deploy_words(
+    template: Path, image: str, capsys: pytest.CaptureFixture, *more: str
+) -> list[str]:
+    """Return the words behind sam that make deploy prints, for another `template` and `image`."""
+    where = ("--stack", STACK, "--region", ministack.REGION)
+    assert deploy.main(["up", "--dry-run", *where, *more]) == 0
+    printed = capsys.readouterr().out.splitlines()
+    [words] = [shlex.split(line)[2:] for line in printed if line.startswith("$ sam deploy ")]
+    words[words.index(deploy.TEMPLATE)] = str(template)
+    return [f"ImageUri={image}" if word.startswith("ImageUri=") else word for word in words]
+
+
+def test_the_command_of_make_deploy_deploys(
+    image: str, server: MiniStack, by_sam: dict[str, str], tmp_path: Path, capsys
+) -> None:
+    template = tmp_path / "template.yaml"
+    template.write_text(ministack.adapt(ministack.TEMPLATE.read_text(encoding="utf-8"), image, {}))
+    words = deploy_words(template, image, capsys)
+    assert "Successfully created/updated stack" in sam(*words, account=by_sam)
+    stacks = ministack.make_client(server.url, "cloudformation")
+    [stack] = stacks.describe_stacks(StackName=STACK)["Stacks"]
+    outputs = {output["OutputKey"]: output["OutputValue"] for output in stack["Outputs"]}
+    status, body = ask(ministack.Cloud(server.url, outputs).api + "health")
+    assert (status, json.loads(body)["status"]) == (200, "ready")
+    # Functions that are kept started are of the same version, which AWS would refuse to publish.
+    kept = deploy_words(template, image, capsys, "--set", "StartFrom=provisioned")
+    changes = sam(*kept, account=by_sam).partition("CloudFormation events")[0]
+    assert "ClassifyFunctionAlias" in changes
+    assert "ClassifyFunctionVersi" not in changes

@@ -341,4 +341,4 @@ def test_the_documentation_has_all_parameters():
     page = (ROOT / "docs" / "aws.md").read_text(encoding="utf-8")
     template, _ = read()
     assert [name for name in template["Parameters"] if f"`{name}`" not in page] == []
-    assert len(MUTANTS) + len(LINTED) >= 60
+    assert f"{len(MUTANTS) + len(LINTED)} small changes" in page

@@ -11,7 +11,7 @@ import pytest
 from conftest import ROOT
 from PIL import Image
 
-from serving import bucket_events, stores
+from serving import bucket_events, object_tags, stores
 from serving.bucket_events import find_sender, read_bucket
 from serving.classifier import Classifier
 from serving.errors import EventSourceError, SettingError, StoreError
@@ -77,7 +77,7 @@ def tags(monkeypatch):
         found[bucket, key] = dict(tags)
         return key != "full.png"
 
-    monkeypatch.setattr(bucket_events, "add_tags", add)
+    monkeypatch.setattr(object_tags, "add_tags", add)
     return found
 
 
@@ -205,7 +205,7 @@ def test_a_bucket_that_fails_fails_its_messages_and_nothing_else(handler, store,
     def refuse(bucket, key, tags):
         raise StoreError("Expected to tag.")
 
-    monkeypatch.setattr(bucket_events, "add_tags", refuse)
+    monkeypatch.setattr(object_tags, "add_tags", refuse)
     store.put("a.png", png())
     assert failed(handler.handle(batch(created("a.png"), created("gone.png")))) == [0]
     assert log()[-1]["images"][0]["error"] == "StoreError"

@@ -113,9 +113,9 @@ def certificate(tmp_path_factory) -> Path:
 def trusted(certificate, monkeypatch) -> Iterator[None]:
     """Trust `certificate`, and no other."""
     monkeypatch.setattr(requests.certs, "where", lambda: str(certificate))
-    module.tls_context.cache_clear()
+    sockets.tls_context.cache_clear()
     yield
-    module.tls_context.cache_clear()
+    sockets.tls_context.cache_clear()
 
 
 def over_tls(certificate: Path, function: Talk, names: list[str | None] | None = None) -> Talk:
@@ -619,11 +619,11 @@ def test_a_certificate_that_nobody_signed_is_refused(talk, certificate):
 def test_a_certificate_that_has_expired_is_refused(talk, tmp_path, monkeypatch):
     expired = write_certificate(tmp_path / "expired.pem", "127.0.0.1", days=-1)
     monkeypatch.setattr(requests.certs, "where", lambda: str(expired))
-    module.tls_context.cache_clear()
+    sockets.tls_context.cache_clear()
     place = talk(over_tls(expired, says(OK)))
     with pytest.raises(FetchError, match="certificate can be verified"):
         fetch(f"https://{place}/")
-    module.tls_context.cache_clear()
+    sockets.tls_context.cache_clear()
 
 
 def test_a_certificate_that_has_the_name_in_its_subject_only_is_refused(
@@ -631,15 +631,15 @@ def test_a_certificate_that_has_the_name_in_its_subject_only_is_refused(
 ):
     subject = write_certificate(tmp_path / "subject.pem", common_name="flowers.test")
     monkeypatch.setattr(requests.certs, "where", lambda: str(subject))
-    module.tls_context.cache_clear()
+    sockets.tls_context.cache_clear()
     port = talk(over_tls(subject, says(OK))).split(":")[1]
     dns["flowers.test"] = [["127.0.0.1"]]
     with pytest.raises(FetchError, match="certificate can be verified"):
         fetch(f"https://flowers.test:{port}/")
-    monkeypatch.setattr(module.tls_context(), "hostname_checks_common_name", True)
+    monkeypatch.setattr(sockets.tls_context(), "hostname_checks_common_name", True)
     dns["flowers.test"] = [["127.0.0.1"]]
     assert fetch(f"https://flowers.test:{port}/") == b"rose"
-    module.tls_context.cache_clear()
+    sockets.tls_context.cache_clear()
 
 
 def test_a_host_that_does_not_speak_tls(talk):
@@ -862,7 +862,7 @@ def test_what_drips_is_cut_off_at_the_deadline(function, tls, talk, certificate,
     started = time.monotonic()
     with pytest.raises(FetchTimeoutError, match="no answer or only a part of it"):
         fetch(f"{'https' if tls else 'http'}://{place}/")
-    assert time.monotonic() - started < module.TIMEOUT
+    assert time.monotonic() - started < sockets.TIMEOUT
 
 
 HELLO_REQUEST = record(HANDSHAKE, message(tls.HELLO_REQUEST))
@@ -893,7 +893,7 @@ def test_a_handshake_that_never_ends_has_one_deadline(talk):
     started = time.monotonic()
     with pytest.raises(FetchTimeoutError):
         fetch(f"https://{place}/", started + 0.3)
-    assert time.monotonic() - started < module.TIMEOUT
+    assert time.monotonic() - started < sockets.TIMEOUT
 
 
 def in_tls_13(certificate: Path, *records: tuple[int, bytes], chain: int = 1) -> Talk:
@@ -955,7 +955,7 @@ def test_a_handshake_that_drips_is_cut_off_at_the_deadline(talk, monkeypatch):
     started = time.monotonic()
     with pytest.raises(FetchTimeoutError):
         fetch(f"https://{place}/")
-    assert time.monotonic() - started < module.TIMEOUT
+    assert time.monotonic() - started < sockets.TIMEOUT
 
 
 @pytest.mark.parametrize("scheme", ["http", "https"])
@@ -1047,7 +1047,7 @@ def test_an_earlier_deadline_holds(talk):
     started = time.monotonic()
     with pytest.raises(FetchTimeoutError):
         fetch(f"http://{place}/", started + 0.3)
-    assert time.monotonic() - started < module.TIMEOUT
+    assert time.monotonic() - started < sockets.TIMEOUT
 
 
 def test_a_later_deadline_does_not(talk, monkeypatch):
@@ -1056,7 +1056,7 @@ def test_a_later_deadline_does_not(talk, monkeypatch):
     started = time.monotonic()
     with pytest.raises(FetchTimeoutError):
         fetch(f"http://{place}/", started + 1000)
-    assert time.monotonic() - started < module.TIMEOUT
+    assert time.monotonic() - started < sockets.TIMEOUT
 
 
 def test_a_deadline_that_has_passed(talk):
@@ -1150,29 +1150,32 @@ def test_eight_are_fetched_at_the_same_time_and_no_more(talk):
 
 @pytest.mark.usefixtures("trusted")
 def test_several_share_one_tls_context(talk, certificate, monkeypatch):
-    """Once it is prepared, the CA bundle is not read again, and no other context made."""
+    """The CA bundle is read once, not in each thread, and no other context made."""
     place = talk(over_tls(certificate, says(OK)))
-    prepare()
-    used = set()
-    wrap = ssl.SSLContext.wrap_bio
+    used, read = set(), []
+    wrap, load = ssl.SSLContext.wrap_bio, ssl.SSLContext.load_verify_locations
 
     def note(self: ssl.SSLContext, *arguments: object, **options: object) -> ssl.SSLObject:
         used.add(self)
         return wrap(self, *arguments, **options)
 
+    def read_bundle(self: ssl.SSLContext, *arguments: object, **options: object) -> None:
+        read.append(self)
+        time.sleep(0.1)  # long enough for all threads to get here
+        load(self, *arguments, **options)
+
     monkeypatch.setattr(ssl.SSLContext, "wrap_bio", note)
-    monkeypatch.setattr(
-        ssl.SSLContext, "load_verify_locations", lambda *_, **__: pytest.fail("read again")
-    )
+    monkeypatch.setattr(ssl.SSLContext, "load_verify_locations", read_bundle)
     assert fetch_all([f"https://{place}/"] * 20) == [b"rose"] * 20
-    assert used == {module.tls_context()}
+    assert used == set(read) == {sockets.tls_context()}
+    assert len(read) == 1
 
 
 def test_several_end_at_one_deadline(talk):
     place = talk(DRIP["the body"])
     started = time.monotonic()
     errors = fetch_all([f"http://{place}/"] * 20, started + 0.5)
-    assert time.monotonic() - started < module.TIMEOUT
+    assert time.monotonic() - started < sockets.TIMEOUT
     assert [type(error) for error in errors] == [FetchTimeoutError] * 20
 
 
@@ -1300,7 +1303,7 @@ def test_an_unverified_certificate_is_refused_in_this_sentence(http_server, monk
     def wrap_bio(*_, server_hostname):
         raise ssl.SSLCertVerificationError(server_hostname)
 
-    monkeypatch.setattr(module.tls_context(), "wrap_bio", wrap_bio, raising=False)
+    monkeypatch.setattr(sockets.tls_context(), "wrap_bio", wrap_bio, raising=False)
     assert refusal(http_server({}).replace("http", "https")) == (
         FetchError,
         "Expected a host whose certificate can be verified. "
@@ -1340,10 +1343,22 @@ def test_the_sentence_for_a_defect_of_ours_says_nothing_of_it(monkeypatch):
     assert str(error) == "The service failed on this url; its log says why."
 
 
-def test_what_is_prepared_is_the_tls_context_and_the_list(monkeypatch):
-    module.tls_context.cache_clear()
+# Names of AWS_LAMBDA_INITIALIZATION_TYPE, and whether a request waits.
+STARTS = {"on-demand": True, "provisioned-concurrency": False, "snap-start": False, None: True}
+
+
+@pytest.mark.parametrize("start", STARTS)
+def test_the_tls_context_is_prepared_where_no_request_waits(start, monkeypatch):
+    monkeypatch.delenv("AWS_LAMBDA_INITIALIZATION_TYPE", raising=False)
+    if start:
+        monkeypatch.setenv("AWS_LAMBDA_INITIALIZATION_TYPE", start)
+    sockets.tls_context.cache_clear()
     prepare()
-    assert module.tls_context.cache_info().currsize == 1
+    assert sockets.tls_context.cache_info().currsize == (not STARTS[start])
+
+
+def test_what_is_prepared_is_the_list(monkeypatch):
+    prepare()
     monkeypatch.delenv("FETCH_ALLOW")
     prepare()
     monkeypatch.setenv("FETCH_ALLOW", "10.0.0.0/99")

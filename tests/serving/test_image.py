@@ -209,6 +209,15 @@ def test_strips_join_without_a_seam(image, monkeypatch):
     assert np.array_equal(open_image(encoded(image.convert("RGBA"), "PNG")), whole)
 
 
+def test_an_image_of_one_strip_is_not_copied_piece_by_piece(image, monkeypatch):
+    """That took as long as decoding it."""
+    data = encoded(image, "JPEG")
+    monkeypatch.setattr(Image.Image, "crop", lambda *_: pytest.fail("copied"))
+    monkeypatch.setattr(Image, "new", lambda *_: pytest.fail("copied"))
+    monkeypatch.setattr(Image.Image, "convert", lambda *_: pytest.fail("copied"))
+    assert open_image(data, SIZE).size == image.size
+
+
 @pytest.mark.parametrize("name", ["JPEG", "PNG"])
 @pytest.mark.parametrize("size", [(640, 480), (647, 481), (90, 700), (1000, 60)])
 @pytest.mark.parametrize("orientation", range(1, 9))

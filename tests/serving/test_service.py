@@ -2,6 +2,7 @@
 
 import base64
 import json
+import threading
 import time
 import zipfile
 from io import BytesIO
@@ -45,8 +46,20 @@ def mean_color(inputs):
     return Prediction(shares / shares.sum())
 
 
+@pytest.fixture(params=[1, 2], ids=["one processor", "two processors"])
+def service(decoder, monkeypatch, request):
+    """A service whose model has run before."""
+    return make_service(decoder, request.param, monkeypatch)
+
+
 @pytest.fixture
-def service(decoder):
+def on_two(decoder, monkeypatch):
+    """The same on two processors."""
+    return make_service(decoder, 2, monkeypatch)
+
+
+def make_service(decoder, processors, monkeypatch):
+    monkeypatch.setattr(module.resources, "thread_count", lambda: processors)
     classifier = SimpleNamespace(
         labels=LABELS,
         input_size=(9, 9),
@@ -55,7 +68,9 @@ def service(decoder):
         details=Details(),
         card=None,
     )
-    return Service(classifier, "colors", decoder)
+    service = Service(classifier, "colors", decoder)
+    service._longest_run = 1e-6
+    return service
 
 
 @pytest.fixture
@@ -96,19 +111,23 @@ def test_after_the_end_no_image_is_decoded(service, three_images, monkeypatch):
 
 
 @pytest.mark.parametrize(
-    ("left", "run", "share", "reserve"),
+    ("left", "run", "share", "reserve", "beside"),
     [
-        (30, 0.0, 1.0, 1.3),  # before the model has run
-        (30, 0.0, 0.25, 4.3),  # at a quarter of a processor
-        (3, 0.0, 0.25, 1.5),  # of so little, half
-        (30, 0.2, 0.25, 0.6),  # and as long as it takes, once that is known
-        (30, 2.0, 1.0, 3.3),
+        (30, 0.0, 1.0, 1.3, 1.3),  # before the model has run
+        (30, 0.0, 0.25, 4.3, 4.3),  # at a quarter of a processor
+        (3, 0.0, 0.25, 1.5, 1.5),  # of so little, half
+        (30, 0.2, 0.25, 0.6, 0.8),  # and as long as it takes, once that is known
+        (30, 2.0, 1.0, 3.3, 5.3),
     ],
 )
-def test_time_is_kept_to_run_the_model(service, monkeypatch, left, run, share, reserve):
+def test_time_is_kept_to_run_the_model(on_two, monkeypatch, left, run, share, reserve, beside):
+    """And once more, for the image before, where that is still in the model."""
     monkeypatch.setattr(module.resources, "cpu_share", lambda: share)
-    service._longest_run = run
-    assert service._reserve(left) == pytest.approx(reserve)
+    on_two._longest_run = run
+    assert on_two._reserve(left, several=False) == pytest.approx(reserve)
+    assert on_two._reserve(left, several=True) == pytest.approx(beside)
+    on_two._overlaps = False
+    assert on_two._reserve(left, several=True) == pytest.approx(reserve)
 
 
 def test_the_longest_run_of_the_model_counts(service, monkeypatch):
@@ -158,7 +177,7 @@ def test_each_of_several_has_a_share_of_the_time(service, monkeypatch):
     """So the last is answered, whatever the others do."""
     clock = [100.0]
     monkeypatch.setattr(time, "monotonic", lambda: clock[0])
-    monkeypatch.setattr(service, "_reserve", lambda left: 0.0)
+    monkeypatch.setattr(service, "_reserve", lambda *_: 0.0)
     deadlines = []
 
     def decode(data, size, *, memory, cpu_s, deadline):
@@ -177,6 +196,75 @@ def test_each_of_several_has_a_share_of_the_time(service, monkeypatch):
     assert errors == [DeadlineError, DeadlineError, type(None), DeadlineError]
 
 
+class Watched:
+    """A decoder and a model that note what is done at the same time.
+
+    Attributes:
+        most: images that were decoded and not yet through the model.
+        beside: whether the next image was decoded before the model was done, for each run.
+        threads: that did something.
+    """
+
+    def __init__(self, service, count, seconds=5.0):
+        self._seconds = seconds
+        self.most, self.beside, self.threads = 0, [], set()
+        self._count, self._decoded, self._done = count, 0, 0
+        self._changed = threading.Condition()
+        service.decoder, service.classifier.predict = self, self.predict
+
+    def decode(self, data, size, **_):
+        with self._changed:
+            self._decoded += 1
+            self.most = max(self.most, self._decoded - self._done)
+            self.threads.add(threading.current_thread())
+            self._changed.notify_all()
+        return Decoded(np.full((*size, 3), int(data), np.uint8), "PNG", (1, 1), 0.0)
+
+    def predict(self, inputs):
+        """Wait until the next image is decoded, or for a while."""
+        with self._changed:
+            if self._done + 1 < self._count:
+                next_one = self._done + 2
+                self._changed.wait_for(lambda: self._decoded == next_one, self._seconds)
+                self.beside.append(self._decoded - self._done - 1)
+            self.threads.add(threading.current_thread())
+            self._done += 1
+        return Prediction((inputs.mean() + 1) * 127.5 * np.eye(3)[0])
+
+
+EIGHT = Request(tuple(Source(image=b"%d" % n) for n in range(8)), is_batch=True)
+
+
+def test_with_two_processors_the_next_image_is_decoded_while_the_model_runs(on_two):
+    watched = Watched(on_two, 8)
+    result = on_two.classify(EIGHT, FOREVER)
+    assert min(watched.beside) == 1
+    assert watched.most == 2  # a long list takes no more memory than a short one
+    assert [round(answer["red"]) for answer in result.body] == list(range(8))
+
+
+def test_before_its_first_run_is_over_no_other_image_is_decoded(on_two):
+    """Which may take the memory that the model takes then."""
+    on_two._longest_run = 0.0
+    watched = Watched(on_two, 8, seconds=0.1)
+    on_two.classify(EIGHT, FOREVER)
+    assert watched.beside[0] == 0
+
+
+def test_with_one_processor_nothing_is_done_beside_the_model(decoder, monkeypatch):
+    service = make_service(decoder, 1, monkeypatch)
+    watched = Watched(service, 8, seconds=0.01)
+    service.classify(EIGHT, FOREVER)
+    assert set(watched.beside) == {0}
+    assert watched.threads == {threading.current_thread()}
+
+
+def test_one_image_needs_no_other_thread(on_two):
+    watched = Watched(on_two, 1)
+    on_two.classify(Request(EIGHT.sources[:1]), FOREVER)
+    assert watched.threads == {threading.current_thread()}
+
+
 def test_an_image_alone_has_all_the_time_at_once(service):
     service.decoder = Slow()
     service.classify(Request((Source(image=b"2"),), is_batch=True), FOREVER)
@@ -192,7 +280,7 @@ def test_the_decoder_has_what_is_left_of_time_and_memory(service, monkeypatch):
 
     monkeypatch.setattr(service.decoder, "decode", decode)
     monkeypatch.setattr(module.resources, "decoding_memory", lambda: 123)
-    monkeypatch.setattr(service, "_reserve", lambda left: 2.5)
+    monkeypatch.setattr(service, "_reserve", lambda *_: 2.5)
     service.classify(Request((Source(image=b"a"),)), 1e9)
     assert asked == [{"memory": 123, "cpu_s": module.MAX_CPU_S, "deadline": 1e9 - 2.5}]
 
@@ -206,7 +294,7 @@ def test_urls_are_fetched_until_the_reserve(service, monkeypatch):
 
     monkeypatch.setattr(module, "fetch_all", fetch_all)
     sources = (Source(url="http://a"), Source(image=encoded("red")), Source(url="b"))
-    monkeypatch.setattr(service, "_reserve", lambda left: 0.5)
+    monkeypatch.setattr(service, "_reserve", lambda *_: 0.5)
     due = time.monotonic() + 60
     result = service.classify(Request(sources, is_batch=True), due)
     [(urls, latest)] = calls

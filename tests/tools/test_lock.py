@@ -32,7 +32,9 @@ DISTRIBUTIONS = {
     "absl": "absl-py",
     "cyclonedx": "cyclonedx-python-lib",
     "sklearn": "scikit-learn",
+    "yaml": "pyyaml",
 }
+PROVIDED = {"snapshot_restore_py"}  # by AWS's runtime for Python
 # Folders whose programs only developers run, so that [dev-packages] will do.
 FOR_DEVELOPERS = ("benchmarks", "tests", "tools")
 OLD_NAMES = {5: "manylinux1", 12: "manylinux2010", 17: "manylinux2014"}
@@ -158,7 +160,7 @@ def imported_packages(path, ours):
             modules |= {alias.name.split(".")[0] for alias in node.names}
         elif isinstance(node, ast.ImportFrom) and not node.level:
             modules.add(node.module.split(".")[0])
-    modules -= sys.stdlib_module_names | ours
+    modules -= sys.stdlib_module_names | ours | PROVIDED
     return {DISTRIBUTIONS.get(module, module.replace("_", "-")) for module in modules}
 
 

@@ -2,7 +2,7 @@
 
 import hashlib
 import json
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -217,17 +217,26 @@ def _deal(
     Each goes to the set that has the fewest images of its class and, of those, the fewest in all.
     """
     dealt: list[set[str]] = [set() for _ in range(folds)]
-    for name in sorted({class_of(image) for image in dataset.images}):
-        order = rng.permutation([p for p in dataset.images if class_of(p) == name]).tolist()
+    counts: list[Counter[str]] = [Counter() for _ in range(folds)]  # of each class
+    of_class = _by_class(dataset.images)
+    for name in sorted(of_class):
+        order = rng.permutation(of_class[name]).tolist()
         # Copies may have come with an image of an earlier class.
         undealt = [p for p in order if not any(p in images for images in dealt)]
-        counts = [sum(class_of(p) == name for p in images) for images in dealt]
         same = dict.fromkeys(groups.get(p, (p,)) for p in undealt)
         for group in sorted(same, key=len, reverse=True):  # the largest first, to come out even
-            fold = min(range(folds), key=lambda f: (counts[f], len(dealt[f])))
+            fold = min(range(folds), key=lambda f: (counts[f][name], len(dealt[f])))
             dealt[fold].update(group)
-            counts[fold] += sum(class_of(p) == name for p in group)
+            counts[fold].update(map(class_of, group))
     return dealt
+
+
+def _by_class(images: Sequence[str]) -> dict[str, list[str]]:
+    """Return the images of each class, in their order."""
+    of_class = defaultdict(list)
+    for image in images:
+        of_class[class_of(image)].append(image)
+    return of_class
 
 
 def _draw(
@@ -237,9 +246,7 @@ def _draw(
     groups: dict[str, tuple[str, ...]],
 ) -> set[str]:
     """Draw `fraction` of each class of `images`, together with the copies in `groups`."""
-    of_class = defaultdict(list)
-    for image in images:
-        of_class[class_of(image)].append(image)
+    of_class = _by_class(images)
     drawn: set[str] = set()
     decided: set[str] = set()  # drawn or not, as copies of an image of an earlier class
     for name in sorted(of_class):
@@ -276,8 +283,9 @@ def _fitting(
 
 def _check_classes(split: Split, dataset: Dataset, groups: dict[str, tuple[str, ...]]) -> None:
     sets = [split.train, split.validation] + ([split.test] if split.test_fraction else [])
+    present = [{class_of(image) for image in images} for images in sets]
     for name in dataset.class_names:
-        if all(any(class_of(image) == name for image in images) for images in sets):
+        if all(name in names for names in present):
             continue
         members = dataset.of_class(name)
         copies = sum(image in groups for image in members)

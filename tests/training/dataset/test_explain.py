@@ -105,9 +105,11 @@ def test_a_reason_is_shortened_to_what_was_received(reason, short):
 def test_what_to_do_depends_on_what_came(data, monkeypatch, content, advice):
     fill(data / "rose")
     check = module._check_file
-    unusable = module._File(f"Expected an image. Received: {content}.")
+    unusable = module._Checked(f"Expected an image. Received: {content}.")
     monkeypatch.setattr(
-        module, "_check_file", lambda path: unusable if "rose" in path.parts else check(path)
+        module,
+        "_check_file",
+        lambda path, cache: unusable if "rose" in path.parts else check(path, cache),
     )
     assert f"(5 × {content.split(' ', 1)[1]}). {advice}" in refusal(data)
 

@@ -10,7 +10,9 @@ import pytest
 from conftest import ROOT
 from PIL import Image, ImageOps
 
+from training.dataset import duplicates
 from training.dataset.__main__ import main
+from training.dataset.checks import check_dataset
 from training.dataset.duplicates import find_duplicates
 from training.dataset.scan import Dataset, class_of, require, scan
 from training.dataset.split import Split, split_dataset
@@ -185,14 +187,14 @@ def test_an_image_is_known_by_its_bytes_and_its_look(drawn):
     assert dataset.digests[name] == hashlib.sha256((drawn / name).read_bytes()).hexdigest()
     assert len(set(dataset.hashes.values())) == len(dataset.images)
     assert dataset.mismatched == ()
-    assert find_duplicates(dataset) == []
+    assert find_duplicates(dataset) == ()
 
 
 def test_plain_images_look_like_nothing(folder):
     shutil.copy(folder / "rose" / "00.png", folder / "aster" / "rose.png")
     dataset = scan(folder)
     assert dataset.hashes == {}
-    assert find_duplicates(dataset) == [("aster/rose.png", "rose/00.png")]  # of the same bytes
+    assert find_duplicates(dataset) == (("aster/rose.png", "rose/00.png"),)  # of the same bytes
 
 
 def test_a_type_that_the_name_does_not_say_is_reported_and_used(folder):
@@ -323,14 +325,24 @@ def copies(drawn, tmp_path):
     return folder
 
 
-GROUPS = [
+GROUPS = (
     ("daisy/tulip.webp", "tulip/mirrored.jpg", "tulip/tulip_0000.jpg"),
     ("rose/rose_0000.jpg", "rose/same.jpg", "rose/smaller.jpg"),
-]
+)
 
 
 def test_copies_are_found_also_across_classes(copies):
     assert find_duplicates(scan(copies)) == GROUPS
+
+
+def test_copies_are_looked_for_once_for_the_checks_and_the_split(copies, monkeypatch):
+    counted, dataset = [], scan(copies)
+    monkeypatch.setattr(
+        duplicates, "near_groups", lambda hashes: counted.append(1) or np.arange(len(hashes))
+    )
+    check_dataset(dataset)
+    split_dataset(dataset, 1, validation_fraction=0.2)
+    assert len(counted) == 1
 
 
 def test_copies_are_never_in_two_parts(copies):
