@@ -102,7 +102,8 @@ def test_without_one_permission_a_job_fails(cloud, action):
     with without(cloud, "MapFunction", action):
         failed = invoke(cloud, job)
         assert failed["errorType"] == "StoreError"
-        assert "403 Forbidden" in failed["errorMessage"]
+        assert "AccessDenied: " in failed["errorMessage"]
+        assert f"not authorized to perform: {action}" in failed["errorMessage"]
         assert label(cloud, job) == "FAILED"
         assert list_results(cloud, job) == []
     assert invoke(cloud, job) == {"labelled": True, "images": 1, "errors": 1}
