@@ -41,12 +41,21 @@ def label(cloud, job):
     return wait_for_map(cloud, start_map(cloud, job))
 
 
+def count_items(cloud, execution):
+    """Return of how many items an execution made runs of their own."""
+    machine = cloud.client("stepfunctions")
+    [run] = machine.list_map_runs(executionArn=execution)["mapRuns"]
+    return machine.describe_map_run(mapRunArn=run["mapRunArn"])["itemCounts"]["total"]
+
+
 def test_broken_images_are_rows_with_errors_and_a_job_is_done_once(cloud, drawn):
     files = several(drawn, 2)
     broken = sorted(files)[::20]
     keys = write_job(cloud, "broken", files | dict.fromkeys(broken, TEXT), 10)
     assert (len(keys), len(broken)) == (40, 2)
-    assert label(cloud, "broken") == "SUCCEEDED"
+    execution = start_map(cloud, "broken")
+    assert wait_for_map(cloud, execution) == "SUCCEEDED"
+    assert count_items(cloud, execution) == 4
     rows = read_rows(cloud, "broken")
     wrong = [row for row in rows if row["error"]]
     assert [row["image"].rpartition("/")[2] for row in wrong] == broken
