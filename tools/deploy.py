@@ -342,8 +342,8 @@ def print_cost(settings: dict[str, str]) -> None:
         f"{IMAGE_GB} GB of container image). "
         f"A million answers of {ANSWER_MS} ms: ${answers:.2f}, ${API_REQUESTS:.2f} for the API and "
         f"${LOG_BYTES / 1000 * LOG_GB:.2f} for the log. Requests, whoever sends them, cost "
-        f"{most if reserved else 'any sum'} (ReservedConcurrency={reserved}). These are list prices for US East, without the free "
-        "tier; docs/aws.md has the formulas."
+        f"{most if reserved else 'any sum'} (ReservedConcurrency={reserved}). "
+        "These are list prices for US East, without the free tier; docs/aws.md has the formulas."
     )
 
 
