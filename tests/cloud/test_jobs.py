@@ -3,6 +3,7 @@
 import contextlib
 import json
 import os
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
@@ -39,6 +40,16 @@ def several(drawn, copies):
 def label(cloud, job):
     """Label a job by the state machine and return how that ended."""
     return wait_for_map(cloud, start_map(cloud, job))
+
+
+def invoke(cloud, job):
+    """Return what the function answers to the only list of a job."""
+    [listed] = list_keys(cloud, f"jobs/{job}/lists/")
+    answer = cloud.client("lambda").invoke(
+        FunctionName=find_function(cloud, "MapFunction"),
+        Payload=json.dumps({"list": listed}).encode(),
+    )
+    return json.loads(answer["Payload"].read())
 
 
 def count_items(cloud, execution):
@@ -88,21 +99,21 @@ def test_without_one_permission_a_job_fails(cloud, action):
     """So the role has what it needs, and this much of it nothing to spare."""
     job = f"permission-{action[3:]}"
     write_job(cloud, job, {"1.jpg": TEXT}, 1)
-    [listed] = list_keys(cloud, f"jobs/{job}/lists/")
-    event = json.dumps({"list": listed}).encode()
-
-    def invoke():
-        name = find_function(cloud, "MapFunction")
-        answer = cloud.client("lambda").invoke(FunctionName=name, Payload=event)
-        return json.loads(answer["Payload"].read())
-
     with without(cloud, "MapFunction", action):
-        failed = invoke()
+        failed = invoke(cloud, job)
         assert failed["errorType"] == "StoreError"
         assert "403 Forbidden" in failed["errorMessage"]
         assert label(cloud, job) == "FAILED"
         assert list_results(cloud, job) == []
-    assert invoke() == {"labelled": True, "images": 1, "errors": 1}
+    assert invoke(cloud, job) == {"labelled": True, "images": 1, "errors": 1}
+
+
+def test_of_two_functions_that_do_the_same_one_writes(cloud, drawn):
+    write_job(cloud, "twice", drawn, len(drawn))
+    with ThreadPoolExecutor() as pool:
+        answers = list(pool.map(lambda _: invoke(cloud, "twice"), range(2)))
+    done = {"labelled": True, "images": len(drawn), "errors": 0}
+    assert sorted(answers, key=len) == [{"labelled": False}, done]
 
 
 def some_results(cloud, job):
