@@ -48,7 +48,14 @@ from training.fit import (
 )
 from training.images import ImageSource, Source
 from training.model import build_model, unfreeze
-from training.recipes import CACHE, Recipe, RunOptions, add_recipe_flags, read_recipe
+from training.recipes import (
+    CACHE,
+    CACHE_DAYS,
+    Recipe,
+    RunOptions,
+    add_recipe_flags,
+    read_recipe,
+)
 from training.refit import Trained, start_refit
 from training.resume import (
     STATE,
@@ -242,6 +249,13 @@ def parse_arguments(arguments: list[str] | None) -> argparse.Namespace:
         action="store_const",
         const=None,
         help="no cache: every image through the whole network in every epoch",
+    )
+    add(
+        "--cache-days",
+        type=cli.at_least(1),
+        default=CACHE_DAYS,
+        metavar="DAYS",
+        help="remove from the cache what no run used for so long [%(default)s]",
     )
     add("--resume", action="store_true", help="continue after the last finished epoch")
     add("--tensorboard", action="store_true", help=f"logs for TensorBoard in models/{TENSORBOARD}/")

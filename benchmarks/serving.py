@@ -1,7 +1,6 @@
 """Compare the speed of each runtime and model with the original handler's.
 
-    python -m benchmarks.serving --data flowers/                       # the handlers
-    python -m benchmarks.serving --data flowers/ --images flowers      # and containers
+    python -m benchmarks.serving --data flowers/
 
 Prints Markdown tables. Each handler runs in a process of its own and fetches from a server on this
 machine. They take turns, in a new order each round, so that other work on the machine slows all of
@@ -9,7 +8,6 @@ them alike; ratios are to the original's medians.
 """
 
 import argparse
-import base64
 import json
 import os
 import random
@@ -26,18 +24,9 @@ from typing import IO, cast
 import numpy as np
 from PIL import Image
 
-from benchmarks.load import (
-    LoadError,
-    docker,
-    image_server,
-    is_scores,
-    post,
-    read_images,
-    service,
-)
+from benchmarks.load import LoadError, image_server, read_images
 from serving.model_files import best_model, tflite_path
 from serving.resources import MEGABYTES_PER_VCPU
-from tools.function_url import UnreachableError
 from training.cli import make_parser, run_command
 from training.markdown import markdown_table
 
@@ -45,7 +34,6 @@ ROOT = Path(__file__).resolve().parent.parent
 CONVERTED = ROOT / ".cache" / "benchmarks"  # the models of each kind, converted once
 LARGE = (4000, 3000)  # width and height in pixels of a phone's 12-megapixel image
 QUALITY = 90  # of its JPEG
-BASES = "public.ecr.aws/lambda/python"
 MODULES = {"tflite-runtime": "tflite_runtime", "ai-edge-litert": "ai_edge_litert"}
 # Dynamic-range models of today's TensorFlow do not load in tflite-runtime.
 KINDS = {
@@ -139,10 +127,10 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 def benchmark(options: argparse.Namespace) -> None:
-    """Print speeds, cold starts and, with --images, sizes of container images.
+    """Print speeds and cold starts.
 
     Raises:
-        LoadError: a handler or a container does not work.
+        LoadError: a handler does not work.
         ModelError: there is no checkpoint.
     """
     checkpoint = options.checkpoint or best_model(ROOT / "models", ".h5")
@@ -154,8 +142,6 @@ def benchmark(options: argparse.Namespace) -> None:
         measure(candidates, address, options.rounds, options.starts)
     print_speeds(candidates)
     print_starts(candidates)
-    if options.container_images:
-        print_container_images(options.container_images, small, options.starts)
 
 
 def kinds(chosen: Sequence[str]) -> list[str]:
@@ -289,60 +275,6 @@ def print_starts(candidates: Sequence[Candidate]) -> None:
     print(f"\n{markdown_table(head, rows)}")
 
 
-def print_container_images(container_images: Sequence[str], image: bytes, starts: int) -> None:
-    """Print each container image's size above its base, and start time."""
-    event = {"image": base64.b64encode(image).decode()}
-    rows = []
-    for container_image in container_images:
-        times = []
-        for _ in range(starts):
-            started = time.monotonic()
-            with service(container_image, None) as (endpoint, _memory):
-                check_scores(first_answer(endpoint, event), container_image)
-                times.append(time.monotonic() - started)
-        size = size_above_base(container_image) / 1e6
-        rows.append((container_image, f"{size:.0f}", f"{np.median(times) * 1000:.0f}"))
-    measured = f"start to first answer ms, median of {starts}"
-    head = ("container image", "above its base MB", measured)
-    print(f"\n{markdown_table(head, rows)}")
-
-
-def first_answer(endpoint: str, event: dict) -> object:
-    """Return the answer to `event`, once `endpoint` gives one."""
-    latest = time.monotonic() + 60
-    while time.monotonic() < latest:
-        try:
-            return post(endpoint, event)
-        except UnreachableError:  # nothing listens yet
-            time.sleep(0.01)
-    raise LoadError(f"Expected an answer at {endpoint} within a minute. Received: none.")
-
-
-def check_scores(answer: object, container_image: str) -> None:
-    """Raise `LoadError` if `answer` is not {label: score}."""
-    if not is_scores(answer):
-        raise LoadError(f"Expected scores of {container_image}. Received: {answer}")
-
-
-def size_above_base(container_image: str) -> int:
-    """Return the bytes that `container_image` adds to its base image."""
-    layers, size = layers_and_size(container_image)
-    bases = docker("image", "ls", "--format", "{{.Repository}}:{{.Tag}}", BASES).split()
-    for base in bases:
-        below, base_size = layers_and_size(base)
-        if layers[: len(below)] == below:
-            return size - base_size
-    raise LoadError(
-        f"Expected {container_image} to be built on {BASES}. Received: none of {bases}."
-    )
-
-
-def layers_and_size(container_image: str) -> tuple[list[str], int]:
-    """Return the layers' digests and the size in bytes of `container_image`."""
-    [details] = json.loads(docker("image", "inspect", container_image))
-    return details["RootFS"]["Layers"], details["Size"]
-
-
 def parse_arguments(arguments: list[str] | None) -> argparse.Namespace:
     """Return the command line's options."""
     parser = make_parser(__doc__, "python -m benchmarks.serving")
@@ -359,13 +291,6 @@ def parse_arguments(arguments: list[str] | None) -> argparse.Namespace:
     add("--starts", type=int, default=3, help="cold starts of each [%(default)s]")
     add("--threads", type=int, nargs="+", default=[1, 2], help="[1 2]")
     add("--kinds", nargs="+", choices=every, default=every, help=f"[{' '.join(every)}]")
-    add(
-        "--images",
-        dest="container_images",
-        nargs="+",
-        default=[],
-        help="container images to start as well [none]",
-    )
     return parser.parse_args(arguments)
 
 

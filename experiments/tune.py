@@ -134,7 +134,7 @@ def fit(
     """
     keras.utils.clear_session()
     keras.utils.set_random_seed(seed)
-    [features] = data.training.store.shape
+    [features] = data.training.plain.shape
     class_count = len(data.training.dataset.class_names)
     head = networks.build_head(features, candidate.head, class_count, candidate.dropout)
     compile_model(head, candidate.learning_rate, candidate.momentum)

@@ -26,7 +26,7 @@ from packaging.markers import Marker
 from packaging.utils import canonicalize_name
 from PIL import Image
 
-from benchmarks.serving import size_above_base
+from benchmarks.cold_start import size_above_base
 from serving.function_url import INVOCATIONS
 from serving.image import FORMATS
 from tests.container.base_images import (

@@ -100,6 +100,22 @@ def test_events_are_answered_without_tensorflow(small_tflite, events, runtime):
         assert not re.search(r"Traceback|\.py|/etc/passwd|127\.0\.0\.1", error["message"])
 
 
+# What a cold start does without, by the request that it answers.
+FOR_FETCHING = {"requests", "urllib3", "charset_normalizer", "idna"}
+FOR_OTHERS = {"obstore", "python_multipart", "importlib.metadata"}
+
+
+def test_packages_are_imported_by_the_first_request_that_needs_them(small_tflite, events):
+    _, _, without = ask(small_tflite, [events["image"]])
+    assert not (FOR_FETCHING | FOR_OTHERS) & set(without)
+    _, _, modules = ask(small_tflite, [events["url"]])
+    assert set(modules) >= FOR_FETCHING
+    assert not FOR_OTHERS - {"importlib.metadata"} & set(modules)
+    started = {"AWS_LAMBDA_INITIALIZATION_TYPE": "provisioned-concurrency"}
+    _, _, modules = ask(small_tflite, [], **started)
+    assert set(modules) >= FOR_FETCHING
+
+
 def test_addresses_of_this_machine_are_refused_unless_allowed(small_tflite, events):
     asked = [events["url"], events["silent"]]
     answers, _, _ = ask(small_tflite, asked, FETCH_ALLOW="")

@@ -39,10 +39,12 @@ OPENVINO_MB = 768  # as docs/serving.md says
 GB_SECOND, REQUESTS, API_REQUESTS = 0.0000166667, 0.20, 1.00  # the last two: a million
 PROVISIONED_GB_SECOND, SNAPSHOT_GB_SECOND = 0.0000041667, 0.0000015046
 ALARM_METRIC, DASHBOARD, REGISTRY_GB, QUEUE = 0.10, 3.00, 0.10, 0.40  # a month; a million requests
+LOG_GB = 0.50
 MONTH = 2_592_000  # seconds
 POLLS = MONTH / 20 * 5 / 1_000_000  # million requests of Lambda to an empty queue: 5 for 20 s each
 IMAGE_GB = 0.3
 ANSWER_MS = 100  # what an answer takes in docs/benchmarks.md
+LOG_BYTES = 1480  # of its lines: the service's, Lambda's and the API's, with 26 for each of five
 
 
 class DeployError(UserError):
@@ -338,10 +340,10 @@ def print_cost(settings: dict[str, str]) -> None:
     print(
         f"Cost at rest: about ${rest:.2f} a month ({alarms} alarms, a dashboard, asking the queue, "
         f"{IMAGE_GB} GB of container image). "
-        f"A million answers of {ANSWER_MS} ms: ${answers:.2f}, and ${API_REQUESTS:.2f} for the "
-        f"API. Requests, whoever sends them, cost {most if reserved else 'any sum'} "
-        f"(ReservedConcurrency={reserved}). These are list prices for US East, without the free "
-        "tier; docs/aws.md has the formulas."
+        f"A million answers of {ANSWER_MS} ms: ${answers:.2f}, ${API_REQUESTS:.2f} for the API and "
+        f"${LOG_BYTES / 1000 * LOG_GB:.2f} for the log. Requests, whoever sends them, cost "
+        f"{most if reserved else 'any sum'} (ReservedConcurrency={reserved}). These are "
+        "list prices for US East, without the free tier; docs/aws.md has the formulas."
     )
 
 

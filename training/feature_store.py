@@ -5,8 +5,10 @@ import hashlib
 import json
 import os
 import shutil
+import time
+import weakref
 from collections.abc import Generator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import numpy as np
@@ -16,6 +18,9 @@ from training.files import LineLog
 
 FLUSHED_BYTES = 64e6  # after so many, rows are flushed to the disk and named
 SPARE_BYTES = 1e9  # of the disk, left free for checkpoints and other programs
+KEY = "key.json"  # its time is the last use of a store, and those who use it lock it
+REMOVED = ".removed_"  # begins the names of stores that are being removed
+DAY = 86_400  # seconds
 
 
 class FeatureStore:
@@ -39,8 +44,8 @@ class FeatureStore:
         text = json.dumps(key | {"shape": list(shape), "dtype": dtype}, sort_keys=True, indent=1)
         self.folder = Path(folder, hashlib.sha256(text.encode()).hexdigest()[:16])
         self.shape, self.dtype = tuple(shape), np.dtype(dtype)
-        self.folder.mkdir(parents=True, exist_ok=True)
-        (self.folder / "key.json").write_text(text + "\n", encoding="utf-8")
+        # The file stays open, and so locked, as long as this object is in use.
+        weakref.finalize(self, os.close, _use(self.folder, f"{text}\n".encode()))
         self.index = LineLog(self.folder / "index.txt")
         self._read_index()
 
@@ -80,14 +85,7 @@ class FeatureStore:
 
     def check_room(self, count: int) -> None:
         """Raise `CacheError` where the disk has no room for `count` more rows."""
-        needed = count * self.row_bytes + SPARE_BYTES
-        free = shutil.disk_usage(self.folder).free
-        if count and needed > free:
-            raise CacheError(
-                f"Expected {needed / 1e9:.1f} GB of free disk space for features "
-                f"in {self.folder.parent}. Received: {free / 1e9:.1f} GB. Free some, name another "
-                "folder with --cache, or train without a cache: --no-cache."
-            )
+        require_room(self.folder.parent, count * self.row_bytes)
 
     def _read_index(self) -> None:
         self._row_of = {name: row for row, name in enumerate(self.index.read())}
@@ -141,3 +139,70 @@ class FeatureWriter:
         known = self.store._row_of
         known |= {name: len(known) + place for place, name in enumerate(self._pending)}
         self._pending = []
+
+
+def require_room(folder: Path, size: int) -> int:
+    """Return how many bytes are free in `folder`.
+
+    Raises:
+        CacheError: they are too few for `size` more.
+    """
+    needed, free = size + SPARE_BYTES, shutil.disk_usage(folder).free
+    if size and needed > free:
+        raise CacheError(
+            f"Expected {needed / 1e9:.1f} GB of free disk space for features in {folder}. "
+            f"Received: {free / 1e9:.1f} GB. Free some, name another folder with --cache, or train "
+            "without a cache: --no-cache."
+        )
+    return free
+
+
+def remove_unused(cache: Path, days: float) -> tuple[int, int]:
+    """Remove the stores below `cache` that nothing used for `days`; return how many, and bytes.
+
+    A store that a process has opened stays, however long ago that was.
+    """
+    before, count, size = time.time() - days * DAY, 0, 0
+    for folder in sorted(cache.glob("[!.]*")):
+        count += not folder.is_symlink() and _set_aside(folder, before)
+    for removed in cache.glob(f"{REMOVED}*"):  # also where a process was killed while it did this
+        with suppress(OSError):
+            size += sum(path.stat().st_size for path in removed.iterdir())
+        shutil.rmtree(removed, ignore_errors=True)
+    return count, size
+
+
+def _use(folder: Path, key: bytes) -> int:
+    """Make the store `folder` if need be, and write its `key` and so the time of this use.
+
+    Returns the descriptor of a file: the store is not removed until that is closed.
+    """
+    while True:
+        folder.mkdir(parents=True, exist_ok=True)
+        with suppress(FileNotFoundError):  # it is removed at this moment
+            file = os.open(folder / KEY, os.O_RDWR | os.O_CREAT, 0o666)
+            with suppress(OSError):  # some network file systems lock no files
+                fcntl.flock(file, fcntl.LOCK_SH)
+            os.pwrite(file, key, 0)
+            with suppress(FileNotFoundError):
+                if os.path.samestat(os.fstat(file), os.stat(folder / KEY)):
+                    return file
+            os.close(file)
+
+
+def _set_aside(folder: Path, before: float) -> bool:
+    """Rename the store `folder` for removal, unless it is in use or was since the time `before`."""
+    try:
+        file = os.open(folder / KEY, os.O_RDWR)
+    except OSError:
+        return False
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        if os.fstat(file).st_mtime >= before:
+            return False
+        folder.rename(folder.with_name(REMOVED + folder.name))
+    except OSError:  # in use, or no longer there
+        return False
+    finally:
+        os.close(file)
+    return True

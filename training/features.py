@@ -1,8 +1,7 @@
 """Features: what a frozen network makes of images, computed once and kept on disk."""
 
-import hashlib
-import json
-from collections.abc import Sequence
+import time
+from collections.abc import Collection, Iterator, Sequence
 from importlib.metadata import version
 from pathlib import Path
 
@@ -11,13 +10,17 @@ import numpy as np
 from serving.preprocess import INPUT_SCALING
 from training.backend import keras
 from training.batches import image_indices
-from training.feature_store import FeatureStore
+from training.feature_store import FeatureStore, require_room
 from training.images import ImageSource, Sample
 from training.inference import best_engine, compile_inference, dtype_policy
 from training.model import weights_digest
-from training.prefetch import prefetch, progress
+from training.prefetch import WORKERS, prefetch, progress
 
 BATCH_SIZE = 32  # of the frozen network
+MANY = 2000  # images; to compute fewer takes a minute or two, and is not announced
+READ_AT_ONCE = 1024  # rows
+
+Job = tuple["CachedFeatures", Sequence[Sample]]  # features that will be needed, and of what
 
 
 class CachedFeatures:
@@ -25,17 +28,19 @@ class CachedFeatures:
 
     Attributes:
         dataset: whose images they are.
-        store: where the features are.
+        plain: where the features of plain images are.
+        augmented: where those of augmented views are; another store for other settings, so that one
+            that is no longer used can be removed.
     """
 
     def __init__(self, images: ImageSource, frozen: keras.Model, policy: str, folder: Path):
-        """Cache the outputs of `frozen` for `images` in a `FeatureStore` below `folder`.
+        """Cache the outputs of `frozen` for `images` in two `FeatureStore`s below `folder`.
 
         `policy` is the Keras dtype policy to compute in. Pooled features (n, channels) are kept in
         float32, the far larger feature maps (n, height, width, channels) in float16.
         """
         self.images, self.frozen, self.policy = images, frozen, policy
-        self.dataset = images.dataset
+        self.dataset, self.folder = images.dataset, folder
         key = {
             "weights": weights_digest(frozen),
             "input_size": list(images.size),
@@ -43,13 +48,29 @@ class CachedFeatures:
             "engine": f"{best_engine()} {policy}",
         }
         shape = frozen.output_shape[1:]
-        self.store = FeatureStore(folder, key, shape, "float16" if len(shape) > 1 else "float32")
-        settings = json.dumps(images.settings, sort_keys=True)
-        self._augmentation = hashlib.sha256(settings.encode()).hexdigest()[:8]
+        dtype = "float16" if len(shape) > 1 else "float32"
+        self.plain, self.augmented = (
+            FeatureStore(folder, key | {"augmentation": settings}, shape, dtype)
+            for settings in (None, images.settings)
+        )
 
     def inputs(self, samples: Sequence[Sample]) -> np.ndarray:
         """Return the features of `samples`, float32 (samples, ...), which `compute` has made."""
-        return self.store.read([self._name(sample) for sample in samples]).astype(np.float32)
+        rows = np.empty((len(samples), *self.plain.shape), np.float32)
+        for start in range(0, len(samples), READ_AT_ONCE):
+            part = samples[start : start + READ_AT_ONCE]
+            for store, places in self._by_store(part):
+                names = [self._name(part[place]) for place in places]
+                rows[start + np.array(places)] = store.read(names)
+        return rows
+
+    def missing(self, samples: Sequence[Sample]) -> list[Sample]:
+        """Return those of `samples` without features, copies once."""
+        found = []
+        for store, places in self._by_store(samples):
+            named = {self._name(samples[place]): samples[place] for place in places}
+            found += [named[name] for name in store.missing(list(named))]
+        return found
 
     def compute(self, samples: Sequence[Sample], batch_size: int = BATCH_SIZE) -> int:
         """Compute the missing features of `samples`, and return how many were missing.
@@ -58,29 +79,94 @@ class CachedFeatures:
             CacheError: the disk has no room for them.
             OSError: an image cannot be read, or the store cannot be written.
         """
-        self.store.check_room(len(self._missing(samples)))
-        if not self._missing(samples):
-            return 0
-        with self.store.writer() as writer:
-            # Again: another process may have filled the store while this one waited.
-            missing = self._missing(samples)
-            forward = compile_inference(self.frozen, self.policy, batch_size)
+        missing = self.missing(samples)
+        require_room(self.folder, self.size(missing))
+        return sum(
+            self._fill(store, [missing[place] for place in places], batch_size)
+            for store, places in self._by_store(missing)
+        )
+
+    def size(self, samples: Collection[Sample]) -> int:
+        """Return how many bytes the features of `samples` take on the disk."""
+        return len(samples) * self.plain.row_bytes
+
+    def seconds_per_image(self, samples: Sequence[Sample]) -> float:
+        """Return how long an image takes: computes the first and the last batch of `samples`.
+
+        The last one is timed.
+        """
+        infer, seconds = compile_inference(self.frozen, self.policy, BATCH_SIZE), 0.0
+        for batch in (samples[:BATCH_SIZE], samples[-BATCH_SIZE:]):
+            started = time.perf_counter()
+            parts = [part for n in range(WORKERS) if (part := batch[n::WORKERS])]
+            infer(np.concatenate([read for _, read in prefetch(parts, self.images.inputs)]))
+            seconds = (time.perf_counter() - started) / len(batch)
+        return seconds
+
+    def _fill(self, store: FeatureStore, samples: Sequence[Sample], batch_size: int) -> int:
+        """Compute the features of `samples` that `store` lacks, and return how many it lacked."""
+        kind = "plain" if store is self.plain else "augmented"
+        with store.writer() as writer:
+            # Another process may have filled the store while this one waited.
+            missing = self.missing(samples)
+            infer = compile_inference(self.frozen, self.policy, batch_size)
             batches = [missing[i : i + batch_size] for i in range(0, len(missing), batch_size)]
-            kind = "augmented" if any(view for _, view in missing) else "plain"
             with progress(len(missing), f"  {kind} images' features") as bar:
                 for batch, inputs in prefetch(batches, self.images.inputs):
-                    writer.append([self._name(sample) for sample in batch], forward(inputs))
+                    writer.append([self._name(sample) for sample in batch], infer(inputs))
                     bar.update(len(batch))
         return len(missing)
 
-    def _missing(self, samples: Sequence[Sample]) -> list[Sample]:
-        named = {self._name(sample): sample for sample in samples}
-        return [named[name] for name in self.store.missing(list(named))]
+    def _by_store(self, samples: Sequence[Sample]) -> Iterator[tuple[FeatureStore, list[int]]]:
+        """Yield each store that has some of `samples`, and their places among them."""
+        for store, augmented in ((self.plain, False), (self.augmented, True)):
+            places = [place for place, (_, view) in enumerate(samples) if (view > 0) == augmented]
+            if places:
+                yield store, places
 
     def _name(self, sample: Sample) -> str:
         index, view = sample
         digest = self.dataset.digests[self.dataset.images[index]]
-        return f"{digest}/{self._augmentation}/{view}" if view else digest
+        return f"{digest}/{view}" if view else digest
+
+
+def announce(jobs: Sequence[Job]) -> None:
+    """Print what computing the missing features of `jobs` will take, where they are many.
+
+    The time is that of a short trial of each network that has a fair share of them.
+
+    Raises:
+        CacheError: the disk has no room for them all.
+        OSError: an image cannot be read.
+    """
+    missing: dict[Path, tuple[CachedFeatures, dict[Sample, None]]] = {}  # of each network
+    for features, samples in jobs:
+        _, known = missing.setdefault(features.plain.folder, (features, {}))
+        known.update(dict.fromkeys(features.missing(samples)))
+    folder, size = jobs[0][0].folder, sum(each.size(found) for each, found in missing.values())
+    free = require_room(folder, size)
+    counts = [len(found) for _, found in missing.values()]
+    if sum(counts) < MANY:
+        return
+    tried = [
+        (each, list(found)) for each, found in missing.values() if len(found) > sum(counts) / 5
+    ]
+    seconds = sum(each.seconds_per_image(found) * len(found) for each, found in tried)
+    seconds *= sum(counts) / sum(len(found) for _, found in tried)
+    views = sum(view > 0 for _, found in missing.values() for _, view in found)
+    print(
+        f"Cache: {sum(counts) - views:,} plain images and {views:,} augmented views to compute, "
+        f"{describe_time(seconds)} and {size / 1e9:.1f} GB in {folder} ({free / 1e9:.0f} GB free).",
+        flush=True,
+    )
+
+
+def describe_time(seconds: float) -> str:
+    """Return `seconds` for a person, roughly."""
+    minutes = max(1, round(seconds / 60))
+    if minutes < 90:
+        return f"about {minutes} minute{'s' * (minutes > 1)}"
+    return f"about {seconds / 3600:.1f} hours"
 
 
 def infer_once(network: keras.Model, images: ImageSource, names: Sequence[str]) -> np.ndarray:

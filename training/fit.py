@@ -20,7 +20,8 @@ from training.dataset.scan import find_classes
 from training.dataset.split import Split
 from training.distribute import Workers
 from training.errors import DataError
-from training.features import CachedFeatures
+from training.feature_store import remove_unused
+from training.features import CachedFeatures, Job, announce
 from training.files import claim_folder, remove_unfinished
 from training.images import ImageSource, Source
 from training.inference import dtype_policy
@@ -272,7 +273,9 @@ def prepare_model(run: Run, model: keras.Model) -> tuple[str, np.ndarray | None]
             "start.",
             flush=True,
         )
-    if not options.cache and not recipe.head_epochs:
+    if options.cache:
+        plan_cache(run, model, options.cache)
+    elif not recipe.head_epochs:
         return weights, None
     print("Features: running the frozen base once per image.", flush=True)
     features = compute_features(run.images, model, options.cache)
@@ -289,6 +292,45 @@ def describe(recipe: Recipe, weights: str) -> str:
     )
     head = f"dense layers {recipe.head} and a softmax" if recipe.head else "a softmax layer"
     return f"Xception with {weights}, {learning}; {head}"
+
+
+def plan_cache(run: Run, model: keras.Model, cache: Path) -> None:
+    """Print what filling `cache` will take, after removing from it what no run used for a while.
+
+    Raises:
+        CacheError: the disk has no room for it.
+    """
+    count, size = remove_unused(cache, run.options.cache_days)
+    if count:
+        print(
+            f"Cache: removed {count} set{'s' * (count > 1)} of features, {size / 1e9:.1f} GB, that "
+            f"no run used for {run.options.cache_days} days.",
+            flush=True,
+        )
+    base, _ = split_at_block(model, None)
+    plain = [(index, 0) for index in range(len(run.images.dataset.images))]
+    jobs: list[Job] = [(CachedFeatures(run.images, base, dtype_policy(), cache), plain)]
+    if run.recipe.fine_tune_at != 1:
+        frozen, _ = split_at_block(model, run.recipe.fine_tune_at)
+        split = run.split.with_validation_in_training() if run.recipe.refit else run.split
+        jobs += cache_jobs(run, frozen, split.train, cache)
+    announce(jobs)
+
+
+def cache_jobs(run: Run, frozen: keras.Model, train: Sequence[str], cache: Path) -> tuple[Job, Job]:
+    """Return what training needs of the outputs of `frozen`, and what validation and test do.
+
+    Training needs the augmented views of the images `train`.
+    """
+    recipe, images = run.recipe, run.images
+    source = val_source = CachedFeatures(images, frozen, dtype_policy(), cache)
+    if recipe.fine_tune_at is None:
+        # In float32 the head gives the probabilities of the checkpoint, to the fifth decimal.
+        val_source = CachedFeatures(images, frozen, "float32", cache)
+    trained = image_indices(images.dataset, train)
+    evaluated = image_indices(images.dataset, (*run.split.validation, *run.split.test))
+    views = [(index, view + 1) for view in range(recipe.views) for index in trained]
+    return (source, views), (val_source, [(index, 0) for index in evaluated])
 
 
 def compute_features(images: ImageSource, model: keras.Model, cache: Path | None) -> np.ndarray:
@@ -345,19 +387,15 @@ def choose_inputs(run: Run, model: keras.Model) -> Inputs:
 
     All cached inputs that training needs are computed on return.
     """
-    recipe, images, split = run.recipe, run.images, run.split
-    cache, dataset = run.options.cache, images.dataset
+    recipe, cache = run.recipe, run.options.cache
     if cache is None or recipe.fine_tune_at == 1:
-        return Inputs(model, images, images)
+        return Inputs(model, run.images, run.images)
     frozen, trainable_part = split_at_block(model, recipe.fine_tune_at)
-    source = val_source = CachedFeatures(images, frozen, dtype_policy(), cache)
-    if recipe.fine_tune_at is None:
-        # In float32 the head gives the probabilities of the checkpoint, to the fifth decimal.
-        val_source = CachedFeatures(images, frozen, "float32", cache)
     print(f"Cache: {recipe.views} augmented views of each image, in {cache}.", flush=True)
-    train = image_indices(dataset, split.train)
-    source.compute([(i, view + 1) for view in range(recipe.views) for i in train])
-    val_source.compute([(i, 0) for i in image_indices(dataset, (*split.validation, *split.test))])
+    jobs = cache_jobs(run, frozen, run.split.train, cache)
+    for features, samples in jobs:
+        features.compute(samples)
+    (source, _), (val_source, _) = jobs
     return Inputs(trainable_part, source, val_source)
 
 

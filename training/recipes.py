@@ -118,6 +118,7 @@ FINE_TUNE = Recipe(
 RECIPES = {"original": ORIGINAL, "fine-tune": FINE_TUNE}
 
 CACHE = Path(".cache", "activations")
+CACHE_DAYS = 30  # after which features that no run used are removed
 INPUT_SIZES = (71, 1024)  # pixels: the least that Xception takes, and what fits into memory
 MAX_BATCH_SIZE = 4096
 MAX_SEED = 2**32 - 1  # NumPy's
@@ -135,6 +136,7 @@ class RunOptions:
         weights: "imagenet", "none" or a weights file.
         models: where checkpoints and reports are written.
         cache: where features are kept; None to compute everything anew in each epoch.
+        cache_days: after which those that no run used are removed from there.
         resume: whether to continue the run in `models`.
         tensorboard: whether to write logs for TensorBoard.
         command: the command line, quoted for a shell, to be shown.
@@ -146,6 +148,7 @@ class RunOptions:
     weights: str = "imagenet"
     models: Path = Path("models")
     cache: Path | None = CACHE
+    cache_days: int = CACHE_DAYS
     resume: bool = False
     tensorboard: bool = False
     command: str = "python train.py"

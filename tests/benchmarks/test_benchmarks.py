@@ -179,28 +179,3 @@ def test_a_model_older_than_its_checkpoint_is_converted_again(tmp_path, monkeypa
         assert len(runs) == expected
     assert runs[0][:4] == ["convert_to_tflite.py", path.with_suffix(".h5"), "--quantize", "none"]
     assert path.with_suffix(".h5").resolve() == checkpoint
-
-
-def test_a_container_is_asked_until_it_listens(monkeypatch):
-    tries, post = [], serving.post
-
-    def answer(endpoint, event):
-        tries.append(event)
-        return {"red": 1.0} if len(tries) == 3 else post("http://127.0.0.1:9/", event)
-
-    monkeypatch.setattr(serving, "post", answer)
-    assert serving.first_answer("an endpoint", {"image": ""}) == {"red": 1.0}
-
-
-def test_an_image_is_compared_with_the_base_that_it_was_built_on(monkeypatch):
-    images = {
-        "flowers": (["a", "b", "c"], 700),
-        "python:3.13": (["a", "x"], 500),
-        "python:3.11": (["a", "b"], 450),
-    }
-    monkeypatch.setattr(serving, "layers_and_size", images.get)
-    monkeypatch.setattr(serving, "docker", lambda *_: "python:3.13\npython:3.11\n")
-    assert serving.size_above_base("flowers") == 250
-    images["flowers"] = (["a", "y"], 700)
-    with pytest.raises(serving.LoadError, match="Expected flowers to be built on"):
-        serving.size_above_base("flowers")

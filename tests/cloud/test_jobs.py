@@ -3,6 +3,7 @@
 import contextlib
 import json
 import os
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
@@ -41,12 +42,31 @@ def label(cloud, job):
     return wait_for_map(cloud, start_map(cloud, job))
 
 
+def invoke(cloud, job):
+    """Return what the function answers to the only list of a job."""
+    [listed] = list_keys(cloud, f"jobs/{job}/lists/")
+    answer = cloud.client("lambda").invoke(
+        FunctionName=find_function(cloud, "MapFunction"),
+        Payload=json.dumps({"list": listed}).encode(),
+    )
+    return json.loads(answer["Payload"].read())
+
+
+def count_items(cloud, execution):
+    """Return of how many items an execution made runs of their own."""
+    machine = cloud.client("stepfunctions")
+    [run] = machine.list_map_runs(executionArn=execution)["mapRuns"]
+    return machine.describe_map_run(mapRunArn=run["mapRunArn"])["itemCounts"]["total"]
+
+
 def test_broken_images_are_rows_with_errors_and_a_job_is_done_once(cloud, drawn):
     files = several(drawn, 2)
     broken = sorted(files)[::20]
     keys = write_job(cloud, "broken", files | dict.fromkeys(broken, TEXT), 10)
     assert (len(keys), len(broken)) == (40, 2)
-    assert label(cloud, "broken") == "SUCCEEDED"
+    execution = start_map(cloud, "broken")
+    assert wait_for_map(cloud, execution) == "SUCCEEDED"
+    assert count_items(cloud, execution) == 4
     rows = read_rows(cloud, "broken")
     wrong = [row for row in rows if row["error"]]
     assert [row["image"].rpartition("/")[2] for row in wrong] == broken
@@ -79,21 +99,21 @@ def test_without_one_permission_a_job_fails(cloud, action):
     """So the role has what it needs, and this much of it nothing to spare."""
     job = f"permission-{action[3:]}"
     write_job(cloud, job, {"1.jpg": TEXT}, 1)
-    [listed] = list_keys(cloud, f"jobs/{job}/lists/")
-    event = json.dumps({"list": listed}).encode()
-
-    def invoke():
-        name = find_function(cloud, "MapFunction")
-        answer = cloud.client("lambda").invoke(FunctionName=name, Payload=event)
-        return json.loads(answer["Payload"].read())
-
     with without(cloud, "MapFunction", action):
-        failed = invoke()
+        failed = invoke(cloud, job)
         assert failed["errorType"] == "StoreError"
         assert "403 Forbidden" in failed["errorMessage"]
         assert label(cloud, job) == "FAILED"
         assert list_results(cloud, job) == []
-    assert invoke() == {"labelled": True, "images": 1, "errors": 1}
+    assert invoke(cloud, job) == {"labelled": True, "images": 1, "errors": 1}
+
+
+def test_of_two_functions_that_do_the_same_one_writes(cloud, drawn):
+    write_job(cloud, "twice", drawn, len(drawn))
+    with ThreadPoolExecutor() as pool:
+        answers = list(pool.map(lambda _: invoke(cloud, "twice"), range(2)))
+    done = {"labelled": True, "images": len(drawn), "errors": 0}
+    assert sorted(answers, key=len) == [{"labelled": False}, done]
 
 
 def some_results(cloud, job):

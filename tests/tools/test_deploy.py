@@ -308,7 +308,7 @@ def test_the_cost_is_said_first(capsys):
     assert deploy.main(["up", "--dry-run"]) == 0
     first = capsys.readouterr().out.splitlines()[0]
     assert first.startswith("Cost at rest: about $4.59 a month (12 alarms, a dashboard, ")
-    assert "A million answers of 100 ms: $3.08, and $1.00 for the API." in first
+    assert "A million answers of 100 ms: $3.08, $1.00 for the API and $0.74 for the log." in first
     assert "cost at most $373 a month of computing (ReservedConcurrency=5)." in first
 
 

@@ -1,6 +1,5 @@
 """training.batches: which images and views are in which batch, and what the cache is told."""
 
-import hashlib
 import json
 import os
 import threading
@@ -194,8 +193,13 @@ def test_the_cache_is_told_all_that_activations_depend_on(folder, network, tmp_p
     settings = {"zoom_range": 0.1, "rotation_range": 40}
     images = ImageSource(scan(folder), SIZE, settings)
     activations = CachedFeatures(images, frozen, "float32", tmp_path)
-    key = json.loads((activations.store.folder / "key.json").read_text())
-    assert key == {
+    plain, augmented = (
+        json.loads((store.folder / "key.json").read_text())
+        for store in (activations.plain, activations.augmented)
+    )
+    assert plain == augmented | {"augmentation": None}
+    assert augmented == {
+        "augmentation": settings,
         "weights": weights_digest(frozen),
         "input_size": [8, 10],
         "preprocessing": f"xception, pillow {version('pillow')}",
@@ -205,10 +209,8 @@ def test_the_cache_is_told_all_that_activations_depend_on(folder, network, tmp_p
     }
     assert activations.compute([(3, 0), (3, 2)]) == 2
     digest = activations.dataset.digests["a/3.png"]
-    settings = '{"rotation_range": 40, "zoom_range": 0.1}'
-    augmentation = hashlib.sha256(settings.encode()).hexdigest()[:8]
-    names = (activations.store.folder / "index.txt").read_text().split()
-    assert names == [digest, f"{digest}/{augmentation}/2"]
+    assert (activations.plain.folder / "index.txt").read_text() == f"{digest}\n"
+    assert (activations.augmented.folder / "index.txt").read_text() == f"{digest}/2\n"
     found = activations.inputs([(3, 2), (3, 0)])
     assert found.dtype == np.float32
     expected = frozen.predict(images.inputs([(3, 2), (3, 0)]), verbose=0)
@@ -230,14 +232,14 @@ def test_missing_activations_are_computed_in_batches_each_once(
     images = ImageSource(scan(folder), SIZE)
     activations = CachedFeatures(images, network(True), "float32", tmp_path)
     checked = []
-    monkeypatch.setattr(activations.store, "check_room", checked.append)
+    monkeypatch.setattr(features, "require_room", lambda *asked: checked.append(asked))
     samples = [(index, 0) for index in range(7)]
     assert activations.compute([*samples, *samples], batch_size=3) == 7
     assert activations.compute(samples) == 0
     assert activations.compute([*samples, (9, 0)]) == 1
     assert compiled == [("float32", 3), ("float32", 32)]
     assert asked == [3, 3, 1, 1]
-    assert checked == [7, 0, 1]
+    assert checked == [(tmp_path, count * 4 * 4) for count in (7, 0, 1)]
     assert np.array_equal(activations.inputs([(9, 0)]), activations.inputs([(9, 0), (0, 0)])[:1])
 
 
@@ -296,10 +298,13 @@ def test_progress_is_shown_rarely_where_there_is_no_terminal(monkeypatch, termin
         "desc": "  activations",
         "unit": " images",
         "disable": False,
+        "delay": 0,
+        "initial": 0,
         "mininterval": 0.1 if terminal else 30,
         "ncols": None if terminal else 80,
     }
     assert progress(10, "  activations") == shown
+    assert progress(10, "  activations", delay=5) == shown | {"delay": 5}
     assert progress(0, "  activations", "trials") == shown | {
         "total": 0,
         "unit": " trials",

@@ -377,7 +377,7 @@ def test_what_another_process_has_computed_meanwhile_is_not_computed_again(
 ):
     images = ImageSource(dataset, SIZE)
     mine, other = (CachedFeatures(images, frozen, "float32", tmp_path) for _ in range(2))
-    writer = mine.store.writer
+    writer = mine.plain.writer
 
     @contextmanager
     def write_after_the_other():
@@ -385,7 +385,7 @@ def test_what_another_process_has_computed_meanwhile_is_not_computed_again(
         with writer() as mine_writer:
             yield mine_writer
 
-    monkeypatch.setattr(mine.store, "writer", write_after_the_other)
+    monkeypatch.setattr(mine.plain, "writer", write_after_the_other)
     assert mine.compute([(1, 0), (2, 0)]) == 1
     [index] = tmp_path.glob("*/index.txt")
     names = index.read_text().split()
@@ -405,7 +405,7 @@ def test_pooled_activations_are_kept_exactly_and_larger_ones_at_half_the_size(
 ):
     places = keras.Model(frozen.input, frozen.layers[1].output)
     kept = [
-        CachedFeatures(ImageSource(dataset, SIZE), model, "float32", tmp_path).store.dtype
+        CachedFeatures(ImageSource(dataset, SIZE), model, "float32", tmp_path).plain.dtype
         for model in (frozen, places)
     ]
     assert kept == [np.float32, np.float16]

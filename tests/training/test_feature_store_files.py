@@ -127,7 +127,7 @@ def test_a_gigabyte_is_left_free_for_others(tmp_path, monkeypatch):
 
     monkeypatch.setattr(feature_store.shutil, "disk_usage", disk_usage)
     assert opened.check_room(300) is None
-    assert asked == [opened.folder]
+    assert asked == [tmp_path]
     with pytest.raises(CacheError) as caught:
         opened.check_room(301)
     assert str(caught.value) == (

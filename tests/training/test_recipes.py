@@ -224,6 +224,7 @@ def test_places_are_read_from_the_command_line():
         "weights": "none",
         "models": Path("c"),
         "cache": None,
+        "cache_days": 7,
         "resume": True,
         "tensorboard": True,
     }
