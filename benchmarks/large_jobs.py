@@ -189,10 +189,19 @@ def proportional_bytes(process: int) -> int:
 
 
 def compare(few: Cost, many: Cost, count: int, total: int) -> Speed:
-    """Return what runs on `count` and on `total` images tell."""
+    """Return what runs on `count` and on `total` images tell.
+
+    Raises:
+        LargeJobsError: the longer one took no longer.
+    """
     image_s, image_cpu_s = (
         (long - short) / (total - count) for short, long in zip(few[:2], many[:2], strict=True)
     )
+    if image_s <= 0:
+        raise LargeJobsError(
+            f"Expected {total} images to take longer than {count}. Received: {many.wall_s:.1f} and "
+            f"{few.wall_s:.1f} s. Take more --images, or measure when less else runs."
+        )
     start_s, start_cpu_s = few.wall_s - count * image_s, few.cpu_s - count * image_cpu_s
     return Speed(image_s, image_cpu_s, start_s, start_cpu_s, many.memory)
 
