@@ -125,5 +125,5 @@ format: setup ## format the code and fix what the linter can
 	$(PYTHON) -m ruff check --fix .
 
 clean: ## remove caches and the demo's files; .venv, flowers/ and checkpoints stay
-	rm -rf .cache .pytest_cache .ruff_cache models/demo mutants sbom
+	rm -rf .cache .pytest_cache .ruff_cache models/demo mutants sbom .aws-sam
 	find . -name .venv -prune -o -name __pycache__ -type d -exec rm -rf {} +

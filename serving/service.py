@@ -2,12 +2,11 @@
 
 import threading
 import time
-from collections.abc import Generator, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
 from dataclasses import dataclass, field
 from itertools import repeat
-from typing import NamedTuple
+from typing import NamedTuple, TypeVar
 
 import numpy as np
 
@@ -61,6 +60,9 @@ class Result:
     def failed(cls, error: ServingError) -> "Result":
         """Return the result of a request that `error` refused."""
         return cls(error_body(error), error)
+
+
+T = TypeVar("T")
 
 
 class Limits(NamedTuple):
@@ -172,23 +174,21 @@ class Service:
             image, limits = next(turns, (None, None))
             if image is None or limits is None:
                 return False
-            inputs = None
-            with _failures_of(image, request_id):
-                inputs = self._decode(image, limits)
+            inputs = _attempt(image, request_id, lambda: self._decode(image, limits))
         if inputs is not None:
-            with self._running, _failures_of(image, request_id):
-                image.answer = self._run(image, inputs, request)
+            with self._running:
+                _attempt(image, request_id, lambda: self._run(image, inputs, request))
         return True
 
-    def _run(self, image: ImageResult, inputs: np.ndarray, request: Request) -> dict:
-        """Return the answer of the model to `inputs`, those of `image`."""
+    def _run(self, image: ImageResult, inputs: np.ndarray, request: Request) -> None:
+        """Give `image` the answer of the model to `inputs`."""
         started = time.monotonic()
         prediction = self.classifier.predict(inputs)
         self._longest_run = max(self._longest_run, time.monotonic() - started)
         image.log.infer_ms = log.milliseconds(started)
         image.log.known = known(self.classifier.details, prediction)
         image.log.unknown = is_unknown(image.log.known, self._unknown_below)
-        return self._answer(prediction, request)
+        image.answer = self._answer(prediction, request)
 
     def _answer(self, prediction: Prediction, request: Request) -> dict:
         labels, details = self.classifier.labels, self.classifier.details
@@ -228,16 +228,16 @@ class Service:
         return inputs
 
 
-@contextmanager
-def _failures_of(image: ImageResult, request_id: str | None) -> Generator[None]:
-    """Make an error in the block that of `image`: the others are still classified."""
+def _attempt(image: ImageResult, request_id: str | None, step: Callable[[], T]) -> T | None:
+    """Return what `step` returns; its error becomes that of `image`, so others are answered."""
     try:
-        yield
+        return step()
     except ServingError as error:
         image.fail(error)
     except Exception as defect:
         log.log_exception(request_id, defect)
         image.fail(InternalError("The service failed on this image; its log says why."))
+    return None
 
 
 def shares(count: int, latest: float) -> Iterator[Limits]:

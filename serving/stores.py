@@ -416,7 +416,7 @@ def _object_errors(address: str) -> Generator[None]:
 
 def _reason(error: Exception) -> str:
     """Return what went wrong, on one line that is the same each time."""
-    text = str(error).partition("Debug source:")[0].strip()
+    text = str(error).strip()
     if found := re.search(r"<Message>([^<\n]*)", text):
         text = f"{_code(error)}: {found[1]}"
     line = (text or type(error).__name__).splitlines()[0]

@@ -64,6 +64,18 @@ for name in FORMATS:
 Image.init()  # imports every plugin there is
 print(json.dumps([read, sorted(Image.ID)]))
 """
+IMPORT_THE_EXPORT = """
+import json, openvino
+from serving.classifier import Classifier
+from serving.model_files import best_model
+openvino.Core.read_model = openvino.Core.compile_model = None
+print(json.dumps(Classifier(best_model("models", ".tflite")).labels))
+"""
+COUNT_THREADS = """
+import os, numpy
+numpy.ones((500, 500), "float32") @ numpy.ones((500, 500), "float32")
+print(len(os.listdir("/proc/self/task")))
+"""
 LIST_PACKAGES = """
 import json
 from importlib.metadata import distributions
@@ -418,9 +430,23 @@ def test_the_image_holds_what_it_needs_and_nothing_else(service):
 
 
 def test_the_image_is_small(service):
-    """With a float32 model of 83 MB, the default image has 188 MB, 16 of them obstore."""
-    most = {"tflite-runtime": 105e6, "ai-edge-litert": 156e6, "openvino": 190e6}
+    """With a float32 model of 84 MB, the default image has 178 MB, 16 of them obstore."""
+    most = {"tflite-runtime": 97e6, "ai-edge-litert": 110e6, "openvino": 175e6}
     assert 50e6 < size_above_base(service.image) < most[service.runtime]
+
+
+def test_openvino_imports_what_the_build_exported(service):
+    files = [path for path, _ in in_the_image(service, LIST_FILES)]
+    exported = {path.partition(".")[2] for path in files if path.startswith("/var/task/models/")}
+    if service.runtime == "openvino":
+        assert exported == {"875.tflite", "875.openvino", "875.openvino.json"}
+        assert in_the_image(service, IMPORT_THE_EXPORT) == ["red", "green", "blue"]
+    else:
+        assert exported == {"875.tflite"}
+
+
+def test_products_of_matrices_have_no_threads(service):
+    assert in_the_image(service, COUNT_THREADS) == 1
 
 
 def test_it_reads_every_format_of_ours_and_holds_no_other(service):
@@ -431,12 +457,15 @@ def test_it_reads_every_format_of_ours_and_holds_no_other(service):
 
 def test_byte_code_is_there(service):
     files = [path for path, _ in in_the_image(service, LIST_FILES)]
-    ours = [path for path in files if path.endswith(".py") and "/serving/" in path]
-    assert len(ours) == len(list((ROOT / "serving").glob("*.py")))
+    ours = [path for path in files if path.startswith("/var/task/serving/")]
+    ours = [path for path in [*ours, "/var/task/lambda_function.py"] if path.endswith(".py")]
+    assert len(ours) == len(list((ROOT / "serving").glob("*.py"))) + 1
     suffix = f".cpython-{PYTHONS[service.runtime].replace('.', '')}.pyc"
-    for path in [*ours, "/var/task/lambda_function.py", "/var/task/numpy/__init__.py"]:
+    for path in ours:
         folder, _, name = path.rpartition("/")
         assert f"{folder}/__pycache__/{name.removesuffix('.py')}{suffix}" in files
+    assert {path for path in files if path.endswith(".py")} == set(ours)
+    assert "/var/task/numpy/__init__.pyc" in files  # of the packages, nothing else
 
 
 def test_the_packages_are_those_of_the_lock(service):

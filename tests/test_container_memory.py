@@ -3,6 +3,7 @@
 As test_container.py; the model is the shipped one, since it takes most of the memory.
 """
 
+import contextlib
 import json
 import re
 import shutil
@@ -12,6 +13,7 @@ import urllib.error
 import uuid
 from concurrent.futures import ThreadPoolExecutor
 from io import BytesIO
+from urllib.parse import urlsplit
 
 import pytest
 from conftest import ROOT
@@ -32,6 +34,7 @@ from benchmarks.load import image_server
 from benchmarks.worst_images import WORST
 from serving.image import FORMATS
 from serving.model_files import best_model
+from serving.resources import MEGABYTES_PER_VCPU
 
 pytestmark = pytest.mark.usefixtures("docker")
 
@@ -77,25 +80,44 @@ def files(tmp_path_factory):
 @pytest.fixture(scope="module", params=PYTHONS)
 def service(request, context, files):
     """The container of one runtime's image, with as much memory as is documented."""
-    name, megabytes = f"flowers-test-{uuid.uuid4().hex[:12]}", least_memory(request.param)
+    name = f"flowers-test-{uuid.uuid4().hex[:12]}"
     build(context, "--tag", name, "--build-arg", f"RUNTIME={request.param}")
     host = run("docker", "network", "inspect", "bridge", "--format", GATEWAY).stdout.strip()
+    try:
+        with (
+            image_server(files, 0, host) as address,
+            container(request.param, name, address, least_memory(request.param)) as running,
+        ):
+            yield running, address
+    finally:
+        run("docker", "image", "rm", "--force", name, check=False)
+
+
+@pytest.fixture
+def service_on_two_processors(service):
+    """The same with as much memory, but the threads of a function with two processors."""
+    running, address = service
+    with container(running.runtime, running.image, address, 2 * MEGABYTES_PER_VCPU) as other:
+        yield other, address
+
+
+@contextlib.contextmanager
+def container(runtime, image, address, megabytes):
+    """Start a container for a function of `megabytes`, with the least memory of `runtime`."""
+    name, least = f"flowers-test-{uuid.uuid4().hex[:12]}", least_memory(runtime)
     settings = {
         "AWS_LAMBDA_FUNCTION_MEMORY_SIZE": megabytes,
         "AWS_LAMBDA_FUNCTION_TIMEOUT": SECONDS,
-        "FETCH_ALLOW": host,
+        "FETCH_ALLOW": urlsplit(address).hostname,
     }
     options = [f"--env={key}={value}" for key, value in settings.items()]
-    options += [f"--memory={megabytes}m", f"--memory-swap={megabytes}m"]
+    options += [f"--memory={least}m", f"--memory-swap={least}m"]
     try:
-        endpoint = start("docker", name, name, *options)
-        with image_server(files, 0, host) as address:
-            running = Service(request.param, name, name, endpoint)
-            wait(running, address)
-            yield running, address
+        running = Service(runtime, image, name, start("docker", image, name, *options))
+        wait(running, address)
+        yield running
     finally:
         run("docker", "rm", "--force", name, check=False)
-        run("docker", "image", "rm", "--force", name, check=False)
 
 
 def wait(service, address):
@@ -155,6 +177,15 @@ def test_among_the_largest_images_a_small_one_is_answered(service):
     for answer in large:
         check(answer)
     assert is_scores(small)
+    assert memory_kills(running) == 0
+
+
+def test_the_model_runs_while_the_largest_images_are_decoded(service_on_two_processors):
+    running, address = service_on_two_processors
+    urls = [f"{address}/{name}" for name in FORMATS]
+    between = [url for each in urls for url in (each, f"{address}/small")]
+    for answer in ask(running, {"urls": [*between, urls[0]]}):
+        check(answer)
     assert memory_kills(running) == 0
 
 

@@ -42,9 +42,7 @@ from training.shard_workers import Setup
 
 pytestmark = [
     pytest.mark.skipif(not Path("/proc/self/task").exists(), reason="finds processes in /proc"),
-    pytest.mark.skipif(
-        find_spec("ray") is None, reason="needs ray: pipenv sync --categories 'packages ray'"
-    ),
+    pytest.mark.skipif(find_spec("ray") is None, reason="needs ray: pipenv sync --categories ray"),
 ]
 RAY = ("--engine", "ray")
 LOOPBACK = {"RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0"}
@@ -63,10 +61,7 @@ def slow_job(images, tmp_path, small_tflite, http_server):
 
 @pytest.fixture(scope="module")
 def quick(tmp_path_factory):
-    """Settings with which Ray's dozen processes start sooner.
-
-    Each imports jsonschema, which compiles a grammar for two seconds if another package is there.
-    """
+    """Settings with which a cluster's processes start sooner; see `_spare_grammar`."""
     folder = tmp_path_factory.mktemp("quick")
     (folder / "rfc3987_syntax.py").write_text("raise ImportError")
     return {"PYTHONPATH": f"{folder}{os.pathsep}{ROOT}"}

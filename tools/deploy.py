@@ -341,9 +341,9 @@ def print_cost(settings: dict[str, str]) -> None:
         f"Cost at rest: about ${rest:.2f} a month ({alarms} alarms, a dashboard, asking the queue, "
         f"{IMAGE_GB} GB of container image). "
         f"A million answers of {ANSWER_MS} ms: ${answers:.2f}, ${API_REQUESTS:.2f} for the API and "
-        f"${LOG_BYTES / 1000 * LOG_GB:.2f} for the log. Requests, whoever sends them, cost {most if reserved else 'any sum'} "
-        f"(ReservedConcurrency={reserved}). These are list prices for US East, without the free "
-        "tier; docs/aws.md has the formulas."
+        f"${LOG_BYTES / 1000 * LOG_GB:.2f} for the log. Requests, whoever sends them, cost "
+        f"{most if reserved else 'any sum'} (ReservedConcurrency={reserved}). These are "
+        "list prices for US East, without the free tier; docs/aws.md has the formulas."
     )
 
 

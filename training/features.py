@@ -1,8 +1,7 @@
 """Features: what a frozen network makes of images, computed once and kept on disk."""
 
 import time
-from collections import defaultdict
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from importlib.metadata import version
 from pathlib import Path
 
@@ -18,7 +17,7 @@ from training.model import weights_digest
 from training.prefetch import WORKERS, prefetch, progress
 
 BATCH_SIZE = 32  # of the frozen network
-MOMENT = 10 * BATCH_SIZE  # images that are computed without an announcement
+MANY = 2000  # images; to compute fewer takes a minute or two, and is not announced
 READ_AT_ONCE = 1024  # rows
 
 Job = tuple["CachedFeatures", Sequence[Sample]]  # features that will be needed, and of what
@@ -87,15 +86,17 @@ class CachedFeatures:
             for store, places in self._by_store(missing)
         )
 
-    def size(self, samples: Sequence[Sample]) -> int:
+    def size(self, samples: Collection[Sample]) -> int:
         """Return how many bytes the features of `samples` take on the disk."""
         return len(samples) * self.plain.row_bytes
 
     def seconds_per_image(self, samples: Sequence[Sample]) -> float:
-        """Return how long one of `samples` takes: computes two batches, and times the second."""
+        """Return how long an image takes: computes the first and the last batch of `samples`.
+
+        The last one is timed.
+        """
         infer, seconds = compile_inference(self.frozen, self.policy, BATCH_SIZE), 0.0
-        for start in (0, BATCH_SIZE):
-            batch = samples[start : start + BATCH_SIZE]
+        for batch in (samples[:BATCH_SIZE], samples[-BATCH_SIZE:]):
             started = time.perf_counter()
             parts = [part for n in range(WORKERS) if (part := batch[n::WORKERS])]
             infer(np.concatenate([read for _, read in prefetch(parts, self.images.inputs)]))
@@ -130,35 +131,31 @@ class CachedFeatures:
 
 
 def announce(jobs: Sequence[Job]) -> None:
-    """Print what computing the missing features of `jobs` will take, where that is not a moment.
+    """Print what computing the missing features of `jobs` will take, where they are many.
 
-    The time is that of a short trial.
+    The time is that of a short trial of each network that has a fair share of them.
 
     Raises:
         CacheError: the disk has no room for them all.
         OSError: an image cannot be read.
     """
-    missing: list[Job] = []
-    counted = defaultdict(set)  # of the same network, which several jobs may be about
+    missing: dict[Path, tuple[CachedFeatures, dict[Sample, None]]] = {}  # of each network
     for features, samples in jobs:
-        known = counted[features.plain.folder]
-        missing.append(
-            (features, [each for each in features.missing(samples) if each not in known])
-        )
-        known.update(missing[-1][1])
-    folder, size = jobs[0][0].folder, sum(features.size(samples) for features, samples in missing)
+        _, known = missing.setdefault(features.plain.folder, (features, {}))
+        known.update(dict.fromkeys(features.missing(samples)))
+    folder, size = jobs[0][0].folder, sum(each.size(found) for each, found in missing.values())
     free = require_room(folder, size)
-    count = sum(len(samples) for _, samples in missing)
-    if count <= MOMENT:
+    counts = [len(found) for _, found in missing.values()]
+    if sum(counts) < MANY:
         return
-    views = sum(view > 0 for _, samples in missing for _, view in samples)
-    seconds = sum(
-        features.seconds_per_image(samples) * len(samples)
-        for features, samples in missing
-        if len(samples) >= 2 * BATCH_SIZE
-    )
+    tried = [
+        (each, list(found)) for each, found in missing.values() if len(found) > sum(counts) / 5
+    ]
+    seconds = sum(each.seconds_per_image(found) * len(found) for each, found in tried)
+    seconds *= sum(counts) / sum(len(found) for _, found in tried)
+    views = sum(view > 0 for _, found in missing.values() for _, view in found)
     print(
-        f"Cache: {count - views:,} plain images and {views:,} augmented views to compute, "
+        f"Cache: {sum(counts) - views:,} plain images and {views:,} augmented views to compute, "
         f"{describe_time(seconds)} and {size / 1e9:.1f} GB in {folder} ({free / 1e9:.0f} GB free).",
         flush=True,
     )

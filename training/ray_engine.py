@@ -245,13 +245,15 @@ def _connect(ray: Any, setup: Setup, processes: int | None) -> Generator[None]:
             settings = {name: os.environ[name] for name in FORWARDED if name in os.environ}
             options["runtime_env"] = {"py_modules": PACKAGES, "env_vars": settings}
         else:
+            folder = stack.enter_context(_temporary_folder())
+            _spare_grammar(folder)
             options |= {
                 "address": "local",
                 "num_cpus": processes or thread_count(),
                 "num_gpus": 0,
                 "include_dashboard": False,
                 "object_store_memory": STORE_BYTES + setup.model.stat().st_size,
-                "_temp_dir": str(stack.enter_context(_temporary_folder())),
+                "_temp_dir": str(folder),
             }
         stack.callback(ray.shutdown)
         try:
@@ -307,6 +309,17 @@ def _temporary_folder() -> Generator[Path]:
         yield Path(name)
 
 
+def _spare_grammar(folder: Path) -> None:
+    """Keep Ray's processes from compiling a grammar that they do not need, by a file in `folder`.
+
+    All import jsonschema, which takes two seconds of processor time longer if rfc3987_syntax can be
+    imported, a package of `make sbom`. Some have to answer 15 seconds after they were started.
+    """
+    (folder / "rfc3987_syntax.py").write_text("raise ImportError\n")
+    before = os.environ.get("PYTHONPATH")
+    os.environ["PYTHONPATH"] = f"{folder}{os.pathsep}{before}" if before else str(folder)
+
+
 def _load_ray() -> Any:
     """Return the package ray, set up for what is started here.
 
@@ -323,6 +336,6 @@ def _load_ray() -> Any:
     except ImportError:
         raise RayError(
             "Expected the package ray with its extra data, for --engine ray. Received: an "
-            "environment without it. Install it with: .venv/bin/python -m pipenv sync --categories "
-            '"packages ray"'
+            "environment without it. Install it with: "
+            ".venv/bin/python -m pipenv sync --categories ray"
         ) from None

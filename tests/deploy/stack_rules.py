@@ -109,7 +109,18 @@ def load(text: str) -> dict:
 def problems(template: dict, text: str) -> list[str]:
     """Return what is wrong with `template`, which was read from `text`."""
     rules = (
-        *(queues, senders, new_images, queue_source, trust, roles, rights, map_role, functions),
+        *(
+            queues,
+            senders,
+            new_images,
+            queue_source,
+            documents,
+            trust,
+            roles,
+            rights,
+            map_role,
+            functions,
+        ),
         *(
             classify,
             versions,
@@ -122,7 +133,7 @@ def problems(template: dict, text: str) -> list[str]:
             watched,
             unknown,
         ),
-        *(topic, bucket, tls_only, machine, machine_log, map_lists, map_label),
+        *(topic, bucket, tls_only, machine, machine_log, map_lists, map_input, map_label),
         *(conditions, runtimes),
     )
     found = [problem for rule in rules for problem in rule(template)]
@@ -237,6 +248,20 @@ def queue_source(template: dict) -> Iterator[str]:
         yield "a poison image would fail all ten of its batch"
     if target(source.get("ScalingConfig", {}).get("MaximumConcurrency")) != "LabelConcurrency":
         yield "the queue may start any number of functions"
+
+
+def documents(template: dict) -> Iterator[str]:
+    """Policies without a version are of 2008, and know no variables."""
+
+    def of(node: object) -> Iterator[dict]:
+        if isinstance(node, dict):
+            yield from [node] if "Statement" in node else []
+        inner = node.values() if isinstance(node, dict) else node
+        for each in inner if isinstance(node, dict | list) else []:
+            yield from of(each)
+
+    if {document.get("Version") for document in of(template["Resources"])} != {"2012-10-17"}:
+        yield "a policy is of another version of AWS's language"
 
 
 def trust(template: dict) -> Iterator[str]:
@@ -395,6 +420,9 @@ def function_url(template: dict) -> Iterator[str]:
 
 
 def api(template: dict) -> Iterator[str]:
+    [found] = of_type(template, "AWS::ApiGatewayV2::Api").values()
+    if (found.get("ProtocolType"), target(found.get("Name"))) != ("HTTP", "AWS::StackName"):
+        yield "the API is of another kind, or has no name"
     [stage] = of_type(template, "AWS::ApiGatewayV2::Stage").values()
     limits = stage.get("DefaultRouteSettings", {})
     throttled = [target(limits.get(f"Throttling{name}Limit")) for name in ("Rate", "Burst")]
@@ -622,8 +650,6 @@ def map_lists(template: dict) -> Iterator[str]:
         yield "the map is not distributed"
     if (config.get("ExecutionType"), found.get("StateMachineType")) != ("STANDARD", "STANDARD"):
         yield "a list has five minutes instead of 15"
-    if lists.get("ItemSelector") != {"list.$": "$$.Map.Item.Value.Key"}:
-        yield "the function gets no list"
     if not {"MaxConcurrencyPath", "ToleratedFailurePercentagePath"} <= set(lists):
         yield "the map has no limit of functions or of failures"
     if not lists["ItemReader"]["Parameters"]["Prefix.$"].startswith(
@@ -634,6 +660,15 @@ def map_lists(template: dict) -> Iterator[str]:
         yield "the map runs in one of AWS's partitions only"
     if lists.get("ResultPath", "") is not None:
         yield "the map's result grows with its lists, and AWS takes 256 kB"
+
+
+def map_input(template: dict) -> Iterator[str]:
+    [found] = of_type(template, "AWS::StepFunctions::StateMachine").values()
+    states = found["Definition"]["States"]
+    if states["Settings"]["Parameters"].get("job.$") != "$.job":
+        yield "the map is not told the job"
+    if states["Lists"].get("ItemSelector") != {"list.$": "$$.Map.Item.Value.Key"}:
+        yield "the function gets no list"
 
 
 def map_label(template: dict) -> Iterator[str]:

@@ -102,6 +102,7 @@ MUTANTS = {
         "role each",
     ),
     "role of SAM": ("      Role: !GetAtt ClassifyRole.Arn\n", "", "role each"),
+    "old policy": ('        Version: "2012-10-17"\n', "", "another version"),
     "taken by all": ("Service: lambda.amazonaws.com", 'AWS: "*"', "taken by others"),
     "taken from other accounts": (
         '            Condition: {StringEquals: {"aws:SourceAccount": !Ref AWS::AccountId}}\n'
@@ -150,6 +151,7 @@ MUTANTS = {
     ),
     "endless requests": ("      Timeout: !Ref Timeout\n", "      Timeout: 900\n", "do not end"),
     "short lists": ("      Timeout: 900\n", "      Timeout: 60\n", "do not end"),
+    "API of web sockets": ("ProtocolType: HTTP", "ProtocolType: WEBSOCKET", "of another kind"),
     "never deployed": ("      AutoDeploy: true\n", "", "not deployed"),
     "another path": ("StageName: $default", "StageName: prod", "not deployed"),
     "burst only": ("!Ref ApiRate\n", "!Ref ApiBurst\n", "no throttling"),
@@ -245,6 +247,7 @@ MUTANTS = {
         "no limit",
     ),
     "map of everything": ("'jobs/{}/lists/'", "'{}'", "all objects"),
+    "no job": ("              job.$: $.job\n", "", "not told the job"),
     "machine of another role": (
         "RoleArn: !GetAtt MapRole.Arn",
         "RoleArn: !GetAtt LabelRole.Arn",

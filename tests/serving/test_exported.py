@@ -252,6 +252,24 @@ def test_the_image_holds_exports_for_lesser_processors_too(model, capfd):
         os.rename(model.parent / "away", written.path.with_suffix(".openvino.json"))
 
 
+@pytest.mark.usefixtures("only_openvino")
+@pytest.mark.parametrize(("least", "count"), [("1", 2), ("2", 7)])
+def test_nothing_is_exported_for_processors_between_two_that_are_alike(
+    model, monkeypatch, least, count
+):
+    """As on one that has no more than OpenVINO needs, or where it is emulated, slowly."""
+    asked = []
+
+    def export(processor, path):
+        asked.append(processor)
+        return {"ALL": b"1", "AVX2": least.encode()}.get(processor, b"3") + bytes(9999)
+
+    monkeypatch.setattr(image_build, "_export_for", export)
+    image_build.export(str(model.parent))
+    assert len(asked) == count
+    assert len(read_export(model).heads) == min(count - 1, 3)
+
+
 def test_other_runtimes_have_no_export(model):
     image_build.export(str(model.parent))
     assert not export_path(model).exists()

@@ -33,6 +33,15 @@ def test_a_line_has_its_level_and_message_first_and_is_flushed():
     assert json.loads(line)["what"] == "é\n"
 
 
+def test_a_line_is_written_in_one_piece(monkeypatch):
+    """Or those of two threads would mix."""
+    output, pieces = Output(), []
+    monkeypatch.setattr(output, "write", pieces.append)
+    with contextlib.redirect_stdout(output):
+        log.write("INFO", "hello")
+    assert [piece for piece in pieces if piece] == ['{"level": "INFO", "message": "hello"}\n']
+
+
 def test_a_request_is_one_line_of_its_fields(monkeypatch):
     monkeypatch.delenv("METRICS_NAMESPACE", raising=False)
     line = written(log.write_request, RequestLog("id-1", True, ms=1.5))

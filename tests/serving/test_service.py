@@ -1,6 +1,7 @@
 """serving.service: a request to its result, without events and HTTP."""
 
 import base64
+import gc
 import json
 import threading
 import time
@@ -328,6 +329,19 @@ def test_files_are_not_kept_nor_what_their_errors_refer_to(service, three_images
     assert [image.data for image in result.images] == [b""] * 4
     assert result.images[3].error.__traceback__ is None
     assert result.images[3].error.__cause__ is None
+
+
+def test_a_failure_leaves_nothing_to_the_garbage_collector(service):
+    """Which comes late: until then, files of 10 MB would add up."""
+    request = Request((Source(image=encoded("red")[:50]), Source(image=b"no image")), is_batch=True)
+    service.classify(request, FOREVER)
+    gc.collect()
+    gc.disable()
+    try:
+        service.classify(request, FOREVER)
+        assert gc.collect() == 0
+    finally:
+        gc.enable()
 
 
 def test_an_image_of_more_bytes_than_a_url_may_have_is_refused(service, monkeypatch):

@@ -5,6 +5,7 @@ import json
 import threading
 import time
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -17,6 +18,7 @@ from serving.answers import UNKNOWN_BELOW
 from serving.classifier import Classifier
 from serving.decoder import CpuLimitError
 from serving.errors import ImageError, StoreError, TooLargeError
+from serving.preprocess import preprocess
 from serving.runtimes import Prediction
 from serving.shards import (
     Budget,
@@ -68,6 +70,9 @@ def test_each_image_has_a_row_in_order(labeler, images, tmp_path, telling):
     best = [("red", "green", "blue")[i] for i in telling.images[:2].mean(axis=(1, 2)).argmax(1)]
     assert [row["label"] for row in rows[:2]] == best
     assert rows[0]["prediction_set"][0] == rows[0]["label"]
+    inputs = preprocess(Image.fromarray(telling.images[0]), labeler.classifier.input_size)
+    scores = labeler.classifier.predict(inputs).probabilities
+    assert list(rows[0]["scores"].values()) == pytest.approx(scores, abs=1e-5)
 
 
 def test_a_shard_is_labelled_once(labeler, images, tmp_path):
@@ -204,14 +209,18 @@ def test_scores_that_are_no_numbers_are_an_error(labeler, images, monkeypatch):
 
 def test_images_are_read_while_the_model_runs_but_not_too_far(monkeypatch):
     lock, now, most, answered = threading.Lock(), set(), 0, 0
+    reading = most_reading = 0
 
     class Model:
         def read(self, address, budget):
-            nonlocal most
+            nonlocal most, reading, most_reading
             with lock:
                 now.add(address)
-                most = max(most, len(now))
+                most, reading = max(most, len(now)), reading + 1
+                most_reading = max(most_reading, reading)
             time.sleep(0.001)
+            with lock:
+                reading -= 1
             return address
 
         def answer(self, inputs):
@@ -226,6 +235,19 @@ def test_images_are_read_while_the_model_runs_but_not_too_far(monkeypatch):
     rows = label_images(Model(), images)
     assert [row["label"] for row in rows] == images
     assert 2 <= most <= shards.AHEAD + 1
+    assert 2 <= most_reading <= shards.READERS
+
+
+def test_a_file_takes_its_bytes_of_the_budget(labeler, images):
+    taken = []
+
+    class Noted(Budget):
+        def take(self, count):
+            taken.append(count)
+            return super().take(count)
+
+    labeler.read(images[0], Noted(10**6))
+    assert taken == [Path(images[0]).stat().st_size]
 
 
 def test_files_in_memory_have_a_budget():
@@ -268,6 +290,18 @@ def test_a_large_file_waits_for_those_before_it_only():
         thread.join(10)
     assert order[0] == 20
     assert sorted(order) == [1, 2, 20]
+
+
+def test_the_whole_budget_may_be_taken():
+    budget, taken = Budget(10), threading.Event()
+
+    def take():
+        with budget.take(5):
+            taken.set()
+
+    with budget.take(5):
+        threading.Thread(target=take, daemon=True).start()
+        assert taken.wait(10)
 
 
 def test_an_error_gives_its_share_of_the_budget_back():

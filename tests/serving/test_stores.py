@@ -56,6 +56,28 @@ def test_a_file_is_replaced_as_a_whole(store):
     assert store.names("lists") == ["lists/1"]
 
 
+def test_who_reads_a_file_that_is_replaced_has_all_of_one(tmp_path):
+    folder = Folder(tmp_path)
+    folder.write("1", b"first, and longer")
+    with open(tmp_path / "1", "rb") as file:
+        folder.write("1", b"second")
+        assert file.read() == b"first, and longer"
+
+
+def test_a_file_that_is_being_written_has_no_name_yet(tmp_path, monkeypatch):
+    seen, folder = [], Folder(tmp_path)
+    monkeypatch.setattr(stores.os, "fsync", lambda _: seen.append(folder.names(".")))
+    folder.create("b", b"")
+    folder.write("a", b"")
+    assert seen == [[], ["./b"]]
+    assert folder.names(".") == ["./a", "./b"]
+
+
+def test_names_are_sorted(tmp_path, monkeypatch):
+    monkeypatch.setattr(stores.os, "listdir", lambda _: ["b", "c", "a"])
+    assert Folder(tmp_path).names("x") == ["x/a", "x/b", "x/c"]
+
+
 def test_what_is_not_there(store):
     assert store.names("results") == []
     assert store.read("results/1") is None
@@ -82,7 +104,7 @@ def conflicts(memory, monkeypatch):
     obstore = stores.load_obstore()
     put, waits = obstore.put, []
 
-    def let(count, written=None):
+    def let(count, written=None, error=obstore.exceptions.AlreadyExistsError):
         def refuse(store, key, content, **options):
             nonlocal count
             if not count:
@@ -90,7 +112,7 @@ def conflicts(memory, monkeypatch):
             count -= 1
             if written is not None:
                 put(store, key, written)
-            raise obstore.exceptions.AlreadyExistsError("409 Conflict")
+            raise error("409 Conflict")
 
         monkeypatch.setattr(obstore, "put", refuse)
         monkeypatch.setattr(stores.time, "sleep", waits.append)
@@ -99,9 +121,10 @@ def conflicts(memory, monkeypatch):
     return let
 
 
+@pytest.mark.parametrize("error", ["AlreadyExistsError", "PreconditionError"])
 @pytest.mark.parametrize(("content", "ours"), [(b"the same", True), (b"another's", False)])
-def test_a_lost_answer_to_our_own_write_is_no_other_process(conflicts, content, ours):
-    conflicts(1, content)
+def test_a_lost_answer_to_our_own_write_is_no_other_process(conflicts, content, ours, error):
+    conflicts(1, content, getattr(stores.load_obstore().exceptions, error))
     assert Bucket("s3://b").create("1", b"the same") == ours
 
 
@@ -117,6 +140,21 @@ def test_a_write_is_not_tried_for_ever(conflicts):
     conflicts(99)
     with pytest.raises(StoreError, match=r"^Expected s3://b to have a/1 or to take it\. "):
         Bucket("s3://b/a").create("1", b"ours")
+
+
+def test_the_server_decides_who_was_first(storage, monkeypatch):
+    """Between looking for an object and writing it, another process may write it."""
+    monkeypatch.setattr(Bucket, "exists", lambda *_: False)
+    bucket = Bucket("s3://b")
+    assert bucket.create("1", b"first" * 2_000_000)  # in one request, however large
+    assert not bucket.create("1", b"second")
+    assert storage["b/1"] == b"first" * 2_000_000
+    assert storage.requests == ["PUT /b/1", "PUT /b/1", "GET /b/1"]
+
+
+def test_whether_a_denied_object_exists_is_for_create_to_tell(storage):
+    storage["b/1"], storage.denied = b"", {"b/1"}
+    assert not Bucket("s3://b").exists("1")
 
 
 def test_a_server_that_ignores_the_condition_keeps_the_first_object(storage):
@@ -136,7 +174,7 @@ def test_a_busy_server_is_asked_again(storage):
     assert storage["b/1"] == b"y"
 
 
-@pytest.mark.parametrize("code", [errno.EPERM, errno.EOPNOTSUPP])
+@pytest.mark.parametrize("code", [errno.EPERM, errno.EOPNOTSUPP, errno.ENOSYS, errno.EMLINK])
 def test_a_file_is_created_without_links(tmp_path, monkeypatch, code):
     def link(*_):
         raise OSError(code, "no links here")
@@ -177,6 +215,9 @@ def test_the_visible_objects_of_a_prefix(memory):
     assert list(Bucket("s3://b/ab/6.jpg").addresses()) == ["s3://b/ab/6.jpg"]
     assert list(Bucket("s3://b/nothing").addresses()) == []
     assert find_image(listed[1]).read() == b"x"
+    assert list(Bucket("s3://b/a/.hidden").addresses()) == ["s3://b/a/.hidden/4.jpg"]
+    obstore.put(memory, "a", b"of the same name")
+    assert sorted(Bucket("s3://b/a").addresses()) == listed
 
 
 def test_objects_are_listed_page_by_page(storage):
@@ -218,7 +259,14 @@ def test_an_object_that_is_denied_is_its_own_error(storage, code):
         find_image("s3://b/a.jpg")
 
 
-@pytest.mark.parametrize("code", sorted(stores.OF_ALL_OBJECTS))
+@pytest.mark.parametrize(
+    "code",
+    [
+        *("AuthenticationFailed", "ExpiredToken", "InvalidAccessKeyId", "InvalidToken"),
+        *("RequestExpired", "RequestTimeTooSkewed", "SignatureDoesNotMatch"),
+        "TokenRefreshRequired",
+    ],
+)
 def test_credentials_that_are_refused_are_no_error_of_an_image(storage, code):
     storage.denied, storage.denial = {"b/a.jpg"}, code
     with pytest.raises(StoreError, match=rf"be read\. Received: {code}: No\. Check its name"):
@@ -261,6 +309,15 @@ def test_an_object_is_measured_before_it_is_read(memory, monkeypatch):
     monkeypatch.setattr(stores, "MAX_FILE_BYTES", 4)
     with pytest.raises(TooLargeError):
         find_image("s3://b/a.jpg")
+    monkeypatch.setattr(stores, "MAX_FILE_BYTES", 5)
+    assert find_image("s3://b/a.jpg").read() == b"12345"
+
+
+def test_how_much_memory_an_image_may_take(tmp_path, monkeypatch):
+    assert find_image("https://example.com/a.jpg").most == stores.MAX_BYTES
+    (tmp_path / "a.jpg").write_bytes(b"12345")
+    monkeypatch.setattr(stores, "MAX_FILE_BYTES", 4)  # a larger one is not read
+    assert find_image(str(tmp_path / "a.jpg")).most == 4
 
 
 @pytest.mark.parametrize(
@@ -333,9 +390,39 @@ def test_a_disk_that_fails_is_no_error_of_an_image(tmp_path, monkeypatch):
         find_image("a.png")
 
 
+@pytest.mark.parametrize(
+    "code",
+    [
+        *(errno.ENOENT, errno.EACCES, errno.EPERM, errno.ENOTDIR, errno.EISDIR, errno.ELOOP),
+        *(errno.ENAMETOOLONG, errno.EINVAL),
+    ],
+)
+def test_what_is_wrong_with_one_file(monkeypatch, code):
+    def stat(*_, **__):
+        raise OSError(code, "a reason")
+
+    monkeypatch.setattr(stores.os, "stat", stat)
+    with pytest.raises(FetchError, match=r"a\.png \(a reason\)"):
+        find_image("a.png")
+
+
 def test_urls_have_the_rules_of_the_service():
     with pytest.raises(AddressError):
         find_image("http://169.254.169.254/latest/meta-data/").read()
+    with pytest.raises(AddressError):  # without what copying adds
+        find_image(" <http://169.254.169.254/> ").read()
+
+
+def test_settings_that_are_malformed_are_an_error_of_the_bucket(monkeypatch):
+    monkeypatch.setenv("AWS_REGION", "eu-central-1")
+    monkeypatch.setenv("AWS_ENDPOINT_URL", "not a URL")
+    stores.connect.cache_clear()
+    with pytest.raises(StoreError, match="^Expected s3://b to be "):
+        Bucket("s3://b").exists("1")
+    stores.connect.cache_clear()
+    monkeypatch.delenv("AZURE_STORAGE_ACCOUNT_NAME", raising=False)
+    with pytest.raises(StoreError, match="^Expected az://b to be reached"):
+        Bucket("az://b").exists("1")
 
 
 @pytest.mark.parametrize(
