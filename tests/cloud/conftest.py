@@ -16,7 +16,7 @@ import pytest
 from tests.container.base_images import build_options, ensure_base_image
 from tools import ministack
 from tools.cloud import built
-from tools.container import converted_model
+from tools.container import converted_model, require_docker
 from tools.deploy import RUNTIME
 from tools.ministack import Cloud, MiniStack
 from training.sample import LABELS, draw
@@ -39,6 +39,7 @@ def model() -> Path:
 @pytest.fixture(scope="session")
 def image(model: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     """The name of the container image."""
+    require_docker()
     ensure_base_image(PYTHON)
     name, log = f"flowers-test-cloud-{os.getpid()}", tmp_path_factory.mktemp("image") / "log"
     with built(name, model.parent, RUNTIME, log, build_options()):

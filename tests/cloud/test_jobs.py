@@ -3,7 +3,6 @@
 import contextlib
 import json
 import os
-from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
@@ -102,18 +101,11 @@ def test_without_one_permission_a_job_fails(cloud, action):
     with without(cloud, "MapFunction", action):
         failed = invoke(cloud, job)
         assert failed["errorType"] == "StoreError"
-        assert "403 Forbidden" in failed["errorMessage"]
+        assert "AccessDenied: " in failed["errorMessage"]
+        assert f"not authorized to perform: {action}" in failed["errorMessage"]
         assert label(cloud, job) == "FAILED"
         assert list_results(cloud, job) == []
     assert invoke(cloud, job) == {"labelled": True, "images": 1, "errors": 1}
-
-
-def test_of_two_functions_that_do_the_same_one_writes(cloud, drawn):
-    write_job(cloud, "twice", drawn, len(drawn))
-    with ThreadPoolExecutor() as pool:
-        answers = list(pool.map(lambda _: invoke(cloud, "twice"), range(2)))
-    done = {"labelled": True, "images": len(drawn), "errors": 0}
-    assert sorted(answers, key=len) == [{"labelled": False}, done]
 
 
 def some_results(cloud, job):
