@@ -41,13 +41,24 @@ class FeatureStore:
 
         Each key, shape and dtype has a store of its own, in a folder named by their hash.
         """
-        text = json.dumps(key | {"shape": list(shape), "dtype": dtype}, sort_keys=True, indent=1)
-        self.folder = Path(folder, hashlib.sha256(text.encode()).hexdigest()[:16])
+        text = _describe(key, shape, dtype)
+        self.folder = Path(folder, _folder_name(text))
         self.shape, self.dtype = tuple(shape), np.dtype(dtype)
         # The file stays open, and so locked, as long as this object is in use.
         weakref.finalize(self, os.close, _use(self.folder, f"{text}\n".encode()))
         self.index = LineLog(self.folder / "index.txt")
         self._read_index()
+
+    @classmethod
+    def find(
+        cls, folder: Path, key: dict, shape: tuple[int, ...], dtype: str
+    ) -> "FeatureStore | None":
+        """Return the store that there is for the same arguments, or None."""
+        exists = (folder / _folder_name(_describe(key, shape, dtype)) / KEY).exists()
+        return cls(folder, key, shape, dtype) if exists else None
+
+    def __contains__(self, name: str) -> bool:
+        return name in self._row_of
 
     @property
     def row_bytes(self) -> int:
@@ -139,6 +150,14 @@ class FeatureWriter:
         known = self.store._row_of
         known |= {name: len(known) + place for place, name in enumerate(self._pending)}
         self._pending = []
+
+
+def _describe(key: dict, shape: tuple[int, ...], dtype: str) -> str:
+    return json.dumps(key | {"shape": list(shape), "dtype": dtype}, sort_keys=True, indent=1)
+
+
+def _folder_name(text: str) -> str:
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
 def require_room(folder: Path, size: int) -> int:

@@ -1,7 +1,10 @@
 """Features: what a frozen network makes of images, computed once and kept on disk."""
 
+import hashlib
+import json
 import time
-from collections.abc import Collection, Iterator, Sequence
+from collections import defaultdict
+from collections.abc import Collection, Sequence
 from importlib.metadata import version
 from pathlib import Path
 
@@ -31,6 +34,7 @@ class CachedFeatures:
         plain: where the features of plain images are.
         augmented: where those of augmented views are; another store for other settings, so that one
             that is no longer used can be removed.
+        earlier: the one store of version 1.0, if it is there; it is read and not written.
     """
 
     def __init__(self, images: ImageSource, frozen: keras.Model, policy: str, folder: Path):
@@ -53,13 +57,16 @@ class CachedFeatures:
             FeatureStore(folder, key | {"augmentation": settings}, shape, dtype)
             for settings in (None, images.settings)
         )
+        self.earlier = FeatureStore.find(folder, key, shape, dtype)
+        settings = json.dumps(images.settings, sort_keys=True)
+        self._augmentation = hashlib.sha256(settings.encode()).hexdigest()[:8]
 
     def inputs(self, samples: Sequence[Sample]) -> np.ndarray:
         """Return the features of `samples`, float32 (samples, ...), which `compute` has made."""
         rows = np.empty((len(samples), *self.plain.shape), np.float32)
         for start in range(0, len(samples), READ_AT_ONCE):
             part = samples[start : start + READ_AT_ONCE]
-            for store, places in self._by_store(part):
+            for store, places in self._by_store(part).items():
                 names = [self._name(part[place]) for place in places]
                 rows[start + np.array(places)] = store.read(names)
         return rows
@@ -67,7 +74,7 @@ class CachedFeatures:
     def missing(self, samples: Sequence[Sample]) -> list[Sample]:
         """Return those of `samples` without features, copies once."""
         found = []
-        for store, places in self._by_store(samples):
+        for store, places in self._by_store(samples).items():
             named = {self._name(samples[place]): samples[place] for place in places}
             found += [named[name] for name in store.missing(list(named))]
         return found
@@ -83,7 +90,7 @@ class CachedFeatures:
         require_room(self.folder, self.size(missing))
         return sum(
             self._fill(store, [missing[place] for place in places], batch_size)
-            for store, places in self._by_store(missing)
+            for store, places in self._by_store(missing).items()
         )
 
     def size(self, samples: Collection[Sample]) -> int:
@@ -117,17 +124,19 @@ class CachedFeatures:
                     bar.update(len(batch))
         return len(missing)
 
-    def _by_store(self, samples: Sequence[Sample]) -> Iterator[tuple[FeatureStore, list[int]]]:
-        """Yield each store that has some of `samples`, and their places among them."""
-        for store, augmented in ((self.plain, False), (self.augmented, True)):
-            places = [place for place, (_, view) in enumerate(samples) if (view > 0) == augmented]
-            if places:
-                yield store, places
+    def _by_store(self, samples: Sequence[Sample]) -> dict[FeatureStore, list[int]]:
+        """Return, for each store that some of `samples` belong to, their places among them."""
+        places = defaultdict(list)
+        for place, sample in enumerate(samples):
+            is_earlier = self.earlier is not None and self._name(sample) in self.earlier
+            own = self.augmented if sample[1] else self.plain
+            places[self.earlier if is_earlier else own].append(place)
+        return places
 
     def _name(self, sample: Sample) -> str:
         index, view = sample
         digest = self.dataset.digests[self.dataset.images[index]]
-        return f"{digest}/{view}" if view else digest
+        return f"{digest}/{self._augmentation}/{view}" if view else digest
 
 
 def announce(jobs: Sequence[Job]) -> None:

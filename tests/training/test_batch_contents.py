@@ -1,5 +1,6 @@
 """training.batches: which images and views are in which batch, and what the cache is told."""
 
+import hashlib
 import json
 import os
 import threading
@@ -13,6 +14,7 @@ from training import features
 from training.backend import keras
 from training.batches import Batches, PaddedBatches, TrainingBatches, image_indices
 from training.dataset.scan import Dataset, scan
+from training.feature_store import FeatureStore
 from training.features import CachedFeatures
 from training.images import ImageSource, InMemoryImages, read_pixels
 from training.inference import best_engine
@@ -187,11 +189,14 @@ def network():
     return build
 
 
+SETTINGS = {"zoom_range": 0.1, "rotation_range": 40}
+AUGMENTATION = hashlib.sha256(b'{"rotation_range": 40, "zoom_range": 0.1}').hexdigest()[:8]
+
+
 @pytest.mark.parametrize(("pooled", "dtype"), [(True, "float32"), (False, "float16")])
 def test_the_cache_is_told_all_that_activations_depend_on(folder, network, tmp_path, pooled, dtype):
     frozen = network(pooled)
-    settings = {"zoom_range": 0.1, "rotation_range": 40}
-    images = ImageSource(scan(folder), SIZE, settings)
+    images = ImageSource(scan(folder), SIZE, SETTINGS)
     activations = CachedFeatures(images, frozen, "float32", tmp_path)
     plain, augmented = (
         json.loads((store.folder / "key.json").read_text())
@@ -199,7 +204,7 @@ def test_the_cache_is_told_all_that_activations_depend_on(folder, network, tmp_p
     )
     assert plain == augmented | {"augmentation": None}
     assert augmented == {
-        "augmentation": settings,
+        "augmentation": SETTINGS,
         "weights": weights_digest(frozen),
         "input_size": [8, 10],
         "preprocessing": f"xception, pillow {version('pillow')}",
@@ -210,11 +215,39 @@ def test_the_cache_is_told_all_that_activations_depend_on(folder, network, tmp_p
     assert activations.compute([(3, 0), (3, 2)]) == 2
     digest = activations.dataset.digests["a/3.png"]
     assert (activations.plain.folder / "index.txt").read_text() == f"{digest}\n"
-    assert (activations.augmented.folder / "index.txt").read_text() == f"{digest}/2\n"
+    names = (activations.augmented.folder / "index.txt").read_text()
+    assert names == f"{digest}/{AUGMENTATION}/2\n"
     found = activations.inputs([(3, 2), (3, 0)])
     assert found.dtype == np.float32
     expected = frozen.predict(images.inputs([(3, 2), (3, 0)]), verbose=0)
     assert found == pytest.approx(expected, abs=1e-2 if dtype == "float16" else 1e-5)
+
+
+def test_what_version_1_has_cached_in_one_store_is_used(folder, network, tmp_path):
+    frozen = network(True)
+    images = ImageSource(scan(folder), SIZE, SETTINGS)
+    three, four = (images.dataset.digests[f"a/{number}.png"] for number in (3, 4))
+    key = {
+        "weights": weights_digest(frozen),
+        "input_size": [8, 10],
+        "preprocessing": f"xception, pillow {version('pillow')}",
+        "engine": f"{best_engine()} float32",
+    }
+    names = [three, f"{three}/{AUGMENTATION}/2", f"{four}/01234567/1"]
+    old = FeatureStore(tmp_path, key, (4,), "float32")
+    with old.writer() as writer:
+        writer.append(names, np.arange(12).reshape(3, 4))
+
+    cached = CachedFeatures(images, frozen, "float32", tmp_path)
+    samples = [(3, 0), (4, 1), (3, 2), (4, 0)]
+    assert cached.missing(samples) == [(4, 1), (4, 0)]
+    assert cached.compute(samples) == 2
+    rows = cached.inputs(samples)
+    assert rows[::2].tolist() == [[0, 1, 2, 3], [4, 5, 6, 7]]
+    expected = frozen.predict(images.inputs(samples[1::2]), verbose=0)
+    assert rows[1::2] == pytest.approx(expected, abs=1e-5)
+    assert (old.folder / "index.txt").read_text().split() == names
+    assert CachedFeatures(images, frozen, "float32", tmp_path / "other").earlier is None
 
 
 def test_missing_activations_are_computed_in_batches_each_once(
