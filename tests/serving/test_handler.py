@@ -523,7 +523,7 @@ def test_a_defect_of_ours_is_logged_and_kept_from_callers(handler, log, monkeypa
         defect, request = log()
         assert (defect["level"], defect["request_id"]) == ("ERROR", "id-1")
         assert "KeyError" in defect["exception"]
-        assert "in _predict" in defect["exception"]
+        assert "in _decode" in defect["exception"]
         assert "secret" not in json.dumps([defect, request])
     events = [{"images": [events[0]["image"]] * 2}]
     first = True
