@@ -151,8 +151,10 @@ def label(flags: argparse.Namespace) -> int:
         runtime, _ = find_runtime(flags.runtime)
         labels = load_classifier(model, runtime=runtime).labels
     print_error(describe_model(model, labels, runtime))
-    images = flags.images + large_job.read_lists(flags.lists)
-    job = large_job.Job(images, flags.out, model, runtime, unknown_below, flags.shard_size)
+    listed = large_job.read_lists(flags.lists)
+    job = large_job.Job(
+        flags.images, listed, flags.out, model, runtime, unknown_below, flags.shard_size
+    )
     if flags.list_only:
         return large_job.list_only(job)
     return large_job.run(job, flags.shard, flags.processes, flags.engine)

@@ -181,6 +181,13 @@ def test_no_images(label, tmp_path):
     assert not (tmp_path / "out").exists()
 
 
+def test_a_name_that_is_wrong(label, images, tmp_path):
+    done = label(f"{images}s")
+    assert done.returncode == 1
+    assert f"Expected a file or folder. Received: {images}s, which does not exist." in done.stderr
+    assert not (tmp_path / "out").exists()
+
+
 def test_an_empty_list(label, tmp_path):
     (tmp_path / "list.txt").write_text("\n\n")
     done = label("--from", tmp_path / "list.txt")

@@ -50,6 +50,7 @@ class Job(NamedTuple):
 
     Attributes:
         images: files, folders, URLs and addresses in buckets.
+        listed: the same, from lists; what is missing of these is a row with an error.
         out: folder or address of a bucket for the results.
         model: a .tflite file.
         runtime: package that runs it.
@@ -58,6 +59,7 @@ class Job(NamedTuple):
     """
 
     images: list[str]
+    listed: list[str]
     out: str
     model: Path
     runtime: str
@@ -212,7 +214,7 @@ def list_only(job: Job) -> int:
 
 def _open(job: Job) -> tuple[Store, Manifest]:
     """Return where the results of `job` are, and its manifest; list the images if it has none."""
-    inputs = [_absolute(image) for image in job.images]
+    inputs = [_absolute(image) for image in (*job.images, *job.listed)]
     if any(is_url(image) and not is_bucket(image) for image in inputs):
         prepare()
     store = open_store(job.out)
@@ -262,6 +264,12 @@ def _list_images(store: Store, job: Job, inputs: Sequence[str]) -> Manifest:
 
     If several processes do this at once, the first manifest is that of all.
     """
+    for place in inputs[: len(job.images)]:
+        if not is_url(place) and not os.path.exists(place):
+            raise DataError(
+                f"Expected a file or folder. Received: {place}, which does not exist. Check its "
+                "name."
+            )
     print_error("List: finding the images ...")
     # Not what this job has written, if its place is among its inputs.
     images = sorted({image for image in _expand(inputs) if not is_job_file(store, image)})
