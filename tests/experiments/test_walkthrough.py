@@ -185,8 +185,8 @@ def test_it_knows_the_flowers_and_calls_the_others_unknown(cells):
     assert sum(verdicts[kind] == "unknown" for kind in KINDS) >= 6
 
 
-def test_it_writes_only_into_its_own_folder_and_the_cache_of_features(cells, folder):
+def test_it_writes_only_into_its_own_folder_and_the_caches_of_training(cells, folder):
     assert set(os.listdir(folder)) - {*PLACES} == {*USED, "experiments", ".cache"}
-    assert set(os.listdir(folder / ".cache")) == {"walkthrough", "activations"}
+    assert set(os.listdir(folder / ".cache")) == {"walkthrough", "activations", "checks.sqlite3"}
     kept = {path.name for path in NOTEBOOK.parent.iterdir()}
     assert {path.name for path in (folder / "experiments").iterdir()} - {"__pycache__"} <= kept
