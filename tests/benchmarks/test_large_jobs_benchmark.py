@@ -36,8 +36,8 @@ def test_each_way_has_a_row(drawn, capsys, monkeypatch):
 @pytest.mark.parametrize("flags", [["--json"], ["--processes=2"]])
 def test_a_run_is_measured(drawn, small_tflite, flags):
     cost = large_jobs.label(find_images(drawn, 20), [*flags, f"--model={small_tflite}"])
-    assert cost.wall_s > 0.5
-    assert cost.cpu_s > 0.1
+    assert cost.wall_s > 0.1  # a fast machine starts Python, and reads the model, in 0.4 s
+    assert cost.cpu_s > 0.05
     assert 20e6 < cost.memory < 2e9
 
 

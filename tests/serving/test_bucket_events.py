@@ -113,7 +113,7 @@ def test_a_new_image_gets_json_beside_it_and_tags(handler, store, tags, log):
     assert (line["event"], line["errors"], line["request_id"]) == ("Amazon SQS", 0, "id-1")
     [image] = line["images"]
     assert (image["source"], image["url"], image["format"]) == ("s3", row["image"], "PNG")
-    assert image["infer_ms"] > 0
+    assert image["infer_ms"] >= 0  # the small model may take less than 0.05 ms
 
 
 def test_what_is_written_is_json_for_browsers(handler, store):
