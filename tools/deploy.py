@@ -356,7 +356,7 @@ def undeploy_arguments(options: argparse.Namespace) -> str:
 
 def parse_arguments(arguments: list[str] | None) -> argparse.Namespace:
     """Return the options of the command line."""
-    parser = make_parser(__doc__)
+    parser = make_parser(__doc__, "python -m tools.deploy")
     commands = parser.add_subparsers(required=True, metavar="up|down")
     upward = commands.add_parser("up", help="build, push and deploy")
     upward.set_defaults(command=up)
