@@ -1,5 +1,7 @@
 """serving.decoder: whatever a decoder does, it ends, and the next image is decoded."""
 
+import array
+import fcntl
 import json
 import os
 import resource
@@ -7,6 +9,7 @@ import signal
 import socket
 import subprocess
 import sys
+import termios
 import time
 from io import BytesIO
 from pathlib import Path
@@ -244,6 +247,26 @@ def test_memory_is_kept_for_the_next_image(decoder):
     for _ in range(5):
         decoder.decode(large, (299, 299), memory=MEMORY)
     assert page_faults(decoder) - before < 5 * 100  # of some thousand
+
+
+@pytest.mark.skipif(not LINUX, reason="other systems' sockets hold less")
+def test_pixels_are_sent_in_one_piece():
+    """Otherwise a worker waits until some of them are read, and its reader for the rest."""
+    decoder = Decoder()
+    request = decoder_process.REQUEST.pack(len(RED), 299, 299, MEMORY, 5.0)
+    decoder._channel.sendall(request + RED)
+    until = time.monotonic() + 10
+    while unread(decoder._channel) < 299 * 299 * 3:
+        assert time.monotonic() < until
+        time.sleep(0.01)
+    decoder.close()
+
+
+def unread(channel):
+    """Return how many bytes have arrived at a socket."""
+    count = array.array("i", [0])
+    fcntl.ioctl(channel, termios.FIONREAD, count)
+    return count[0]
 
 
 def page_faults(decoder):
