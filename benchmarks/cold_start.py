@@ -4,8 +4,10 @@
     python -m benchmarks.cold_start before after --rounds 30
 
 Prints a Markdown table. In each round, a container of each image is started for a request with an
-image and another for one with a URL, in a new order, so that other work on the machine slows all of
-them alike. Ratios are to the first image's container of the same round and request.
+image, another for one with a URL, and one with a handler that does nothing: that one shows what
+Docker, the emulator and Python take. The order is a new one each time, so that other work on the
+machine slows all of them alike. Ratios are to the first image's container of the same round and
+request.
 """
 
 import argparse
@@ -30,6 +32,7 @@ from training.cli import make_parser, run_command
 from training.markdown import markdown_table
 
 BASES = "public.ecr.aws/lambda/python"
+NOTHING = "operator.is_"  # a handler that answers false
 MEMORY = ("--env", "AWS_LAMBDA_FUNCTION_MEMORY_SIZE=1769")  # so the model runs on one thread
 # Where a container reads its own CPU time: in microseconds, and before cgroup 2 in nanoseconds.
 CPU_TIME = (
@@ -69,6 +72,7 @@ def benchmark(options: argparse.Namespace) -> None:
         events = {
             "image": {"image": base64.b64encode(small).decode()},
             "url": {"url": f"{address}/small.jpg"},
+            "nothing": None,
         }
         starts = measure(options.container_images, events, host, options.rounds)
     sizes = {image: size_above_base(image) for image in options.container_images}
@@ -76,7 +80,7 @@ def benchmark(options: argparse.Namespace) -> None:
 
 
 def measure(
-    images: Sequence[str], events: dict[str, dict], host: str, rounds: int
+    images: Sequence[str], events: dict[str, dict | None], host: str, rounds: int
 ) -> dict[tuple[str, str], list[Start]]:
     """Return the starts of each of `images` with each of `events`, by both names.
 
@@ -90,28 +94,31 @@ def measure(
     return starts
 
 
-def start(image: str, event: dict, host: str) -> Start:
-    """Start a container of `image`, send it `event` and remove it.
+def start(image: str, event: dict | None, host: str) -> Start:
+    """Start a container of `image`, send it `event` and remove it; None is for `NOTHING`.
 
     Raises:
         LoadError: it does not answer with scores.
     """
     started = time.monotonic()
-    with container(image, host) as (name, endpoint):
-        answer = first_answer(endpoint, event)
+    with container(image, host, *([NOTHING] if event is None else [])) as (name, endpoint):
+        answer = first_answer(endpoint, event or {})
         answered = time.monotonic()
-        if not is_scores(answer):
+        if answer is not False if event is None else not is_scores(answer):
             raise LoadError(f"Expected scores of {image}. Received: {answer}")
         cpu = docker("exec", name, "sh", "-c", CPU_TIME)
         return Start(answered - started, int(cpu) / 1e6)
 
 
 @contextlib.contextmanager
-def container(image: str, host: str) -> Generator[tuple[str, str]]:
-    """Run a container of `image`; yield its name and its endpoint for events."""
+def container(image: str, host: str, *command: str) -> Generator[tuple[str, str]]:
+    """Run a container of `image`; yield its name and its endpoint for events.
+
+    `command` is its handler, if that is to be another one.
+    """
     name, port = f"flowers-start-{uuid.uuid4().hex[:8]}", free_port()
     publish = ("--publish", f"127.0.0.1:{port}:8080", "--env", f"FETCH_ALLOW={host}")
-    docker("run", "--detach", "--name", name, "--read-only", *publish, *MEMORY, image)
+    docker("run", "--detach", "--name", name, "--read-only", *publish, *MEMORY, image, *command)
     try:
         yield name, f"http://127.0.0.1:{port}{INVOCATIONS}"
     finally:

@@ -1,10 +1,12 @@
 """Compare the speed of each runtime and model with the original handler's.
 
     python -m benchmarks.serving --data flowers/
+    python -m benchmarks.serving --runtimes openvino --before ../earlier    # another checkout
 
 Prints Markdown tables. Each handler runs in a process of its own and fetches from a server on this
 machine. They take turns, in a new order each round, so that other work on the machine slows all of
-them alike; ratios are to the original's medians.
+them alike; ratios are to the original's medians. As in the container image, OpenVINO has its export
+of the model.
 """
 
 import argparse
@@ -15,7 +17,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from importlib.util import find_spec
 from io import BytesIO
 from pathlib import Path
@@ -25,7 +27,8 @@ import numpy as np
 from PIL import Image
 
 from benchmarks.load import LoadError, image_server, read_images
-from serving.model_files import best_model, tflite_path
+from serving.exported import read_export
+from serving.model_files import best_model, file_digest, tflite_path
 from serving.resources import MEGABYTES_PER_VCPU
 from training.cli import make_parser, run_command
 from training.markdown import markdown_table
@@ -35,17 +38,20 @@ CONVERTED = ROOT / ".cache" / "benchmarks"  # the models of each kind, converted
 LARGE = (4000, 3000)  # width and height in pixels of a phone's 12-megapixel image
 QUALITY = 90  # of its JPEG
 MODULES = {"tflite-runtime": "tflite_runtime", "ai-edge-litert": "ai_edge_litert"}
+# As in the container image: NumPy starts no threads, and byte code is kept.
+ENVIRONMENT = {"OPENBLAS_NUM_THREADS": "1", "PYTHONDONTWRITEBYTECODE": ""}
 # Dynamic-range models of today's TensorFlow do not load in tflite-runtime.
 KINDS = {
     "tflite-runtime": ("none", "float16", "int8"),
     "ai-edge-litert": ("none", "float16", "dynamic", "int8"),
     "openvino": ("none", "float16", "int8"),
 }
+ONNX = "onnxruntime"
 
 
 @dataclass
 class Candidate:
-    """A handler with its measurements, in seconds and kilobytes."""
+    """A handler of the checkout `code` with its measurements, in seconds and kilobytes."""
 
     how: str
     runtime: str
@@ -55,11 +61,13 @@ class Candidate:
     cold: list[dict] = field(default_factory=list)
     times: dict[str, list[float]] = field(default_factory=dict)
     peak: int = 0
+    code: Path = ROOT
 
     @property
     def name(self) -> str:
         """Name of the handler in tables."""
-        return f"{'ours' if self.how == 'onnx' else self.how}, {self.runtime}"
+        ours = "ours" if self.code == ROOT else "before"
+        return f"{self.how if self.how == 'original' else ours}, {self.runtime}"
 
     @property
     def cells(self) -> tuple[object, ...]:
@@ -79,8 +87,9 @@ class Process:
                 *(sys.executable, "-m", "benchmarks.handlers"),
                 *(candidate.how, candidate.model, candidate.runtime),
             ],
-            cwd=ROOT,
+            cwd=candidate.code,
             env=os.environ
+            | ENVIRONMENT
             | {"FETCH_ALLOW": "127.0.0.1", "AWS_LAMBDA_FUNCTION_MEMORY_SIZE": memory},
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
@@ -137,7 +146,12 @@ def benchmark(options: argparse.Namespace) -> None:
     small, *_ = read_images(options.data).values()
     images = {"/small.jpg": small, "/large.jpg": enlarge(small)}
     models = {kind: convert(checkpoint, kind, options.data) for kind in kinds(options.kinds)}
-    candidates = list(choose(models, options.threads))
+    if "openvino" in options.runtimes and find_spec("openvino"):
+        for kind in models.keys() & KINDS["openvino"]:
+            export(models[kind])
+    candidates = list(choose(models, options.threads, options.runtimes))
+    if options.before:
+        candidates = [each for one in candidates for each in (*earlier(one, options.before), one)]
     with image_server(images, slow=0) as address:
         measure(candidates, address, options.rounds, options.starts)
     print_speeds(candidates)
@@ -208,23 +222,44 @@ def run_quietly(arguments: Sequence[object]) -> None:
         raise LoadError(f"Expected {command[1]} to convert a model. Received: {reason}")
 
 
-def choose(models: dict[str, Path], threads: Sequence[int]) -> Iterator[Candidate]:
+def export(model: Path) -> None:
+    """Write OpenVINO's export of `model` beside it, if it is not there."""
+    found = read_export(model)
+    if found is None or found.model_digest != file_digest(model):
+        code = (
+            "import sys; from pathlib import Path; from serving.exported import write_export; "
+            "from serving.runtimes import export_openvino, find_runtime; "
+            "path = Path(sys.argv[1]); openvino = find_runtime('openvino')[1]; "
+            "write_export(path, [export_openvino(openvino, path)])"
+        )
+        run_quietly(["-c", code, model])
+
+
+def choose(
+    models: dict[str, Path], threads: Sequence[int], runtimes: Sequence[str]
+) -> Iterator[Candidate]:
     """Yield the candidates for `models`: {kind: .tflite file}, the original first."""
     plain = models["none"]
     yield Candidate("original", "tflite-runtime", "none", 1, plain)
-    for runtime, able in KINDS.items():
+    for runtime in (name for name in KINDS if name in runtimes):
         if not find_spec(MODULES.get(runtime, runtime)):
             print(f"  {runtime} is not installed and was skipped.", file=sys.stderr)
             continue
-        for kind in able:
-            for count in threads if kind in models else ():
+        for kind in (kind for kind in KINDS[runtime] if kind in models):
+            for count in threads:
                 yield Candidate("ours", runtime, kind, count, models[kind])
-    if find_spec("onnxruntime"):
+    if ONNX in runtimes and find_spec("onnxruntime"):
         path = plain.with_suffix(".onnx")
         if not path.exists():
             to_onnx(plain.with_suffix(".h5"), path)
         for count in threads:
             yield Candidate("onnx", "ONNX Runtime", "none", count, path)
+
+
+def earlier(candidate: Candidate, code: Path) -> Iterator[Candidate]:
+    """Yield `candidate` as the checkout `code` has it, if it is the project's handler."""
+    if candidate.how == "ours":
+        yield replace(candidate, code=code.resolve(), cold=[], times={})
 
 
 def measure(candidates: Sequence[Candidate], address: str, rounds: int, starts: int) -> None:
@@ -290,6 +325,9 @@ def parse_arguments(arguments: list[str] | None) -> argparse.Namespace:
     add("--rounds", type=int, default=100, help="requests to each, of each size [%(default)s]")
     add("--starts", type=int, default=3, help="cold starts of each [%(default)s]")
     add("--threads", type=int, nargs="+", default=[1, 2], help="[1 2]")
+    runtimes = (*KINDS, ONNX)
+    add("--runtimes", nargs="+", choices=runtimes, default=runtimes, help="[all]")
+    add("--before", type=Path, help="another checkout, whose handlers take turns with these")
     add("--kinds", nargs="+", choices=every, default=every, help=f"[{' '.join(every)}]")
     return parser.parse_args(arguments)
 

@@ -13,7 +13,7 @@ from collections.abc import Iterator
 from typing import Any, NamedTuple
 from urllib.parse import unquote_plus
 
-from serving import events, log, stores
+from serving import events, log
 from serving.errors import (
     DeadlineError,
     InvalidRequestError,
@@ -25,7 +25,6 @@ from serving.events import Request, Source
 from serving.fetch import MAX_BYTES, too_large
 from serving.log import ImageLog, RequestLog
 from serving.service import Service
-from serving.shards import ANSWERED, Labeler, Manifest, label_shard, read_shard
 
 VARIABLE = "LABEL_BUCKET"
 QUEUE, MAP = "Amazon SQS", "AWS Step Functions"
@@ -101,6 +100,9 @@ def label_list(key: str, service: Service, bucket: str) -> dict:
     Raises:
         StoreError: there is no such job, it is for another model or runtime, or its bucket fails.
     """
+    from serving import stores  # as in `_label`
+    from serving.shards import Labeler, Manifest, label_shard, read_shard
+
     found = _LIST.fullmatch(key)
     job, lists, number = found.groups() if found else ("", "", "0")
     store = stores.open_store(f"s3://{bucket}/{job}")
@@ -195,7 +197,9 @@ def _label(
         ServingError: there is no time left, or the image is too large.
         StoreError: the bucket fails.
     """
-    from serving.object_tags import add_tags  # other events do without its packages
+    from serving import stores  # other events do without these and their packages
+    from serving.object_tags import add_tags
+    from serving.shards import ANSWERED
 
     if time.monotonic() > deadline - LEAST_S:
         raise DeadlineError("The function's time ran out before this image's turn.")

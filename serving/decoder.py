@@ -33,6 +33,9 @@ from serving.limits import damaged, too_large
 MAX_CPU_S = 4.0  # seconds of CPU time for an image; the worst of those within the limits takes 2
 ENDING_S = 5.0  # seconds to wait for a process that is being ended
 MAX_JSON = 65_536  # bytes
+# What a socket is asked to hold, so that the pixels are sent in one piece. Linux holds what is
+# usual there at most, 425,984 bytes: enough for images of 350 pixels a side.
+SOCKET_BYTES = 1_000_000
 ERRORS = {error.__name__: error for error in (ImageError, TooLargeError, UnsupportedTypeError)}
 
 
@@ -87,7 +90,7 @@ class Decoder:
         request = REQUEST.pack(len(data), *size, memory, cpu_s)
         with self._lock:
             try:
-                text, pixels = self._exchange(request, data, math.prod(size) * 3, deadline)
+                text, pixels = self._ask(request, data, math.prod(size) * 3, deadline)
             except (EOFError, ConnectionError):
                 raise _reason(self._restart()) from None
             except TimeoutError:
@@ -127,6 +130,7 @@ class Decoder:
         """Return the socket of a new worker, without waiting for it."""
         ours, theirs = socket.socketpair()
         with theirs:
+            theirs.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, SOCKET_BYTES)
             socket.send_fds(self._control, [NEW_WORKER], [theirs.fileno()])
         return ours
 
@@ -144,13 +148,27 @@ class Decoder:
             self._start()
             return signal.SIGKILL
 
+    def _ask(
+        self, request: bytes, data: bytes, count: int, deadline: float
+    ) -> tuple[bytearray, bytearray]:
+        """Return what `_exchange` does, by a new worker if the one before has ended meanwhile.
+
+        It is the first process that the kernel ends if memory is short, also while it is idle.
+        """
+        try:
+            return self._exchange(request, data, count, deadline)
+        except ConnectionError:  # it has not received all of the image, whose fault it thus is not
+            self._restart()
+            return self._exchange(request, data, count, deadline)
+
     def _exchange(
         self, request: bytes, data: bytes, count: int, deadline: float
     ) -> tuple[bytearray, bytearray]:
         """Return the JSON and the pixels, `count` bytes or none, that answer `request`.
 
         Raises:
-            EOFError, ConnectionError: the worker has ended.
+            ConnectionError: the worker ended before it had received the image.
+            EOFError: it ended later.
             TimeoutError: `deadline` has passed.
         """
         for content in (request, data):

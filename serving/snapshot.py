@@ -23,7 +23,6 @@ import time
 import numpy as np
 from PIL import Image
 
-from serving import stores
 from serving.decoder import CpuLimitError
 from serving.errors import ServingError
 from serving.fetch import INITIALIZATION
@@ -55,7 +54,7 @@ def prepare(service: Service) -> None:
     """
     import python_multipart.multipart  # noqa: F401 - for the first form
 
-    from serving import object_tags
+    from serving import object_tags, shards, stores  # noqa: F401 - for images of a bucket
     from serving.page import read_page
 
     service.classifier.predict(_decode_blank(service))

@@ -10,7 +10,8 @@ import pytest
 from conftest import ROOT
 
 from benchmarks import serving, training
-from serving.model_files import best_model
+from serving.exported import read_export
+from serving.model_files import best_model, file_digest
 from training.recipes import ORIGINAL
 
 
@@ -124,13 +125,35 @@ def test_every_handler_is_measured_beside_the_originals(converted, drawn, capsys
     starts = re.findall(r"^\| .+ \| .+ \| 1 \| (\d+) \| (\d+) \| (\d+) \| (\d+) \|$", out, re.M)
     assert len(starts) == len(rows)
     assert all(int(total) > sum(map(int, parts)) for total, *parts in starts)
+    for kind in ("none", "float16"):  # as in the container image
+        [model] = (serving.CONVERTED / kind).glob("*.tflite")
+        assert read_export(model).model_digest == file_digest(model)
+
+
+def test_another_checkout_takes_turns_with_this_one(converted, drawn, capsys, tmp_path):
+    earlier = tmp_path / "earlier"
+    for folder in ("benchmarks", "serving", "training"):
+        shutil.copytree(ROOT / folder, earlier / folder)
+    handlers = earlier / "benchmarks" / "handlers.py"
+    source = handlers.read_text()
+    handlers.write_text(source.replace("import time", "import time\n\ntime.sleep(3)", 1))
+    flags = ["--data", str(drawn), "--checkpoint", converted, "--kinds", "none", "--threads", "1"]
+    flags += ["--rounds", "2", "--starts", "1", "--runtimes", "ai-edge-litert"]
+    assert serving.main([*flags, "--before", str(earlier)]) == 0
+    out = capsys.readouterr().out
+    starts = re.findall(r"^\| (.+) \| float32 \| 1 \| (\d+) \| \d+ \| \d+ \| \d+ \|$", out, re.M)
+    names = ("original, tflite-runtime", "before, ai-edge-litert", "ours, ai-edge-litert")
+    assert [name for name, _ in starts] == list(names)
+    before, now = (int(ms) for _, ms in starts[1:])
+    assert before > 3000 + now / 2
+    assert len(re.findall(r"^\| before, ai-edge-litert \| float32 \| 1 \| \d+, ", out, re.M)) == 1
 
 
 def test_a_handler_that_fails_is_reported(converted, drawn, capsys, monkeypatch):
     monkeypatch.setitem(serving.KINDS, "tflite-runtime", ("none",))
     (serving.CONVERTED / "none" / "xception_fin_07_0.750.tflite").write_bytes(b"no model")
     flags = ["--data", str(drawn), "--checkpoint", converted, "--kinds", "none", "--starts", "1"]
-    assert serving.main(flags) == 1
+    assert serving.main([*flags, "--runtimes", "tflite-runtime"]) == 1
     assert capsys.readouterr().err.startswith("benchmarks.serving: Expected an answer of ")
 
 

@@ -1,5 +1,7 @@
 """benchmarks.cold_start: what is measured, and what the table says of it."""
 
+from importlib import import_module
+
 import pytest
 
 from benchmarks import cold_start
@@ -48,6 +50,19 @@ def test_a_container_that_answers_an_error_is_none_that_started(monkeypatch):
     monkeypatch.setattr(cold_start, "post", lambda *_: {"error": {}})
     with pytest.raises(cold_start.LoadError, match="Expected scores of flowers"):
         cold_start.start("flowers", {}, "host")
+
+
+def test_nothing_is_another_handler_of_the_same_container_image(monkeypatch):
+    calls = []
+    monkeypatch.setattr(cold_start, "docker", lambda *words: calls.append(words) or "1000000")
+    monkeypatch.setattr(cold_start, "post", lambda *_: False)
+    assert cold_start.start("flowers", None, "host").cpu == 1.0
+    assert calls[0][-2:] == ("flowers", cold_start.NOTHING)
+    module, _, name = cold_start.NOTHING.rpartition(".")
+    assert getattr(import_module(module), name)({}, object()) is False
+    monkeypatch.setattr(cold_start, "post", lambda *_: {"errorType": "Runtime.ImportModuleError"})
+    with pytest.raises(cold_start.LoadError, match="Received: {'errorType'"):
+        cold_start.start("flowers", None, "host")
 
 
 def test_a_container_is_removed_whatever_happens(monkeypatch):

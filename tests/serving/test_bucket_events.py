@@ -2,6 +2,7 @@
 
 import base64
 import json
+import os
 import subprocess
 import sys
 from io import BytesIO
@@ -350,6 +351,9 @@ def test_no_bucket_is_no_setting(monkeypatch):
     assert read_bucket() == ""
 
 
-def test_obstore_is_imported_with_the_first_such_event():
-    program = "import sys, serving.handler; sys.exit('obstore' in sys.modules)"
-    assert subprocess.run([sys.executable, "-c", program], cwd=ROOT).returncode == 0
+def test_what_large_jobs_need_is_imported_with_the_first_such_event(small_tflite):
+    names = "{'obstore', 'serving.object_tags', 'serving.shards', 'serving.stores'}"
+    program = f"import sys, lambda_function; sys.exit(bool({names} & set(sys.modules)))"
+    environment = os.environ | {"MODEL_PATH": str(small_tflite)}
+    command = [sys.executable, "-c", program]
+    assert subprocess.run(command, cwd=ROOT, env=environment).returncode == 0

@@ -1,5 +1,7 @@
 """serving.decoder: whatever a decoder does, it ends, and the next image is decoded."""
 
+import array
+import fcntl
 import json
 import os
 import resource
@@ -7,6 +9,7 @@ import signal
 import socket
 import subprocess
 import sys
+import termios
 import time
 from io import BytesIO
 from pathlib import Path
@@ -184,6 +187,56 @@ def test_memory_is_what_an_image_takes_not_what_was_freed(planted):
     assert decode(decoder, memory=10_000_000).size == (60, 40)
 
 
+@pytest.mark.skipif(not LINUX, reason="processes are read in /proc")
+def test_an_image_has_another_worker_if_the_idle_one_was_killed(decoder):
+    for _ in range(3):
+        end(worker_of(decoder))
+        assert decode(decoder).size == (60, 40)
+
+
+@pytest.mark.skipif(not LINUX, reason="processes are read in /proc")
+def test_an_image_has_another_worker_if_both_processes_were_killed(decoder):
+    end(worker_of(decoder))
+    end(decoder._server)
+    assert decode(decoder).size == (60, 40)
+
+
+def test_an_image_whose_worker_ends_while_receiving_it_is_tried_once_more(monkeypatch):
+    """Where memory is short, that may happen again and again."""
+    answer, taken = decoder_process._answer, []
+
+    def killed(channel, request, idle):
+        if request.length > len(RED):
+            os.kill(os.getpid(), signal.SIGKILL)
+        return answer(channel, request, idle)
+
+    monkeypatch.setattr(decoder_process, "_answer", killed)
+    decoder = Decoder()
+    restart = decoder._restart
+    monkeypatch.setattr(decoder, "_restart", lambda: taken.append(1) or restart())
+    with pytest.raises(TooLargeError, match="what fits into memory"):
+        decode(decoder, encoded("red", (2000, 2000), "BMP"))
+    assert len(taken) == 2
+    assert decode(decoder).size == (60, 40)
+    decoder.close()
+
+
+def worker_of(decoder):
+    path = Path(f"/proc/{decoder._server}/task/{decoder._server}/children")
+    until = time.monotonic() + 10
+    while not (found := path.read_text().split()):  # it is being forked
+        assert time.monotonic() < until
+    return int(found[0])
+
+
+def end(process):
+    """Kill a process and wait until it has no files open any more."""
+    os.kill(process, signal.SIGKILL)
+    until = time.monotonic() + 10
+    while Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()[0] != "Z":
+        assert time.monotonic() < until
+
+
 @pytest.mark.skipif(not LINUX, reason="page faults are read in /proc")
 def test_memory_is_kept_for_the_next_image(decoder):
     """To have it zeroed again took a fifth of an image's time."""
@@ -196,9 +249,28 @@ def test_memory_is_kept_for_the_next_image(decoder):
     assert page_faults(decoder) - before < 5 * 100  # of some thousand
 
 
+@pytest.mark.skipif(not LINUX, reason="other systems' sockets hold less")
+def test_pixels_are_sent_in_one_piece():
+    """Otherwise a worker waits until some of them are read, and its reader for the rest."""
+    decoder = Decoder()
+    request = decoder_process.REQUEST.pack(len(RED), 299, 299, MEMORY, 5.0)
+    decoder._channel.sendall(request + RED)
+    until = time.monotonic() + 10
+    while unread(decoder._channel) < 299 * 299 * 3:
+        assert time.monotonic() < until
+        time.sleep(0.01)
+    decoder.close()
+
+
+def unread(channel):
+    """Return how many bytes have arrived at a socket."""
+    count = array.array("i", [0])
+    fcntl.ioctl(channel, termios.FIONREAD, count)
+    return count[0]
+
+
 def page_faults(decoder):
-    children = Path(f"/proc/{decoder._server}/task/{decoder._server}/children").read_text()
-    status = Path(f"/proc/{int(children)}/stat").read_text()
+    status = Path(f"/proc/{worker_of(decoder)}/stat").read_text()
     return int(status.rpartition(")")[2].split()[7])
 
 
