@@ -68,6 +68,7 @@ def main(arguments: list[str] | None = None) -> int:
 
 def benchmark(options: argparse.Namespace) -> None:
     """Print the three tables."""
+    tf.get_logger().setLevel("ERROR")  # a note on each network that is trained
     dataset = scan(options.data)
     with tempfile.TemporaryDirectory() as folder:
         bench = Bench(dataset, options.images, Path(folder))
@@ -204,9 +205,10 @@ def classify(path: str, operation: str) -> str:
 
 
 def print_operations(spent: dict[str, float]) -> None:
-    """Print the milliseconds of each kind of operation."""
+    """Print the milliseconds of each kind of operation, the most first."""
     total = list(spent.values())
-    rows = [(kind, f"{value:.0f}", share(value, total)) for kind, value in spent.items()]
+    longest = sorted(spent.items(), key=lambda item: -item[1])
+    rows = [(kind, f"{value:.0f}", share(value, total)) for kind, value in longest]
     head = (f"operations of a training step, batch of {BATCH_SIZE}", "ms of all threads", "share")
     print(f"\n{markdown_table(head, rows)}")
 
