@@ -23,6 +23,7 @@ from training.cli import make_parser, run_command
 from training.dataset.scan import Dataset, scan
 from training.dataset.split import split_dataset
 from training.fit import compile_model
+from training.images import ImageSource
 from training.inference import compile_inference, dtype_policy
 from training.markdown import markdown_table
 from training.model import build_model, split_at_block, unfreeze, with_policy
@@ -101,14 +102,14 @@ def list_stages(bench: Bench, dataset: Dataset) -> list[Stage]:
     base, _ = split_at_block(model, None)
     lower, upper = split_at_block(model, BLOCK)
     network, activations = with_policy(upper, policy), bench.cached(lower)
-    infer_base = bench.infer(compile_inference(base, policy, BATCH_SIZE))
-    infer_lower = bench.infer(compile_inference(lower, policy, BATCH_SIZE))
+    plain = ImageSource(dataset, bench.images.size)
+    infer_base = bench.infer(compile_inference(base, policy, BATCH_SIZE), plain)
     return [
         Stage("features of all plain images", len(dataset.images), infer_base),
         Stage(
             f"activations below block {BLOCK}, for the cache",
             recipe.views * train + validation + test,
-            infer_lower,
+            bench.infer(compile_inference(lower, policy, BATCH_SIZE)),
         ),
         Stage(
             f"training, {recipe.epochs} epochs",
@@ -123,7 +124,7 @@ def list_stages(bench: Bench, dataset: Dataset) -> list[Stage]:
         Stage(
             "report: predictions in float32",
             validation + test,
-            bench.infer(model.predict_on_batch),
+            bench.infer(model.predict_on_batch, plain),
         ),
         Stage("report: features of the training images", train, infer_base),
     ]
