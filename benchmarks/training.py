@@ -23,8 +23,8 @@ from training.backend import keras
 from training.cli import make_parser, run_command
 from training.dataset.scan import Dataset, scan
 from training.features import CachedFeatures
-from training.images import ImageSource
-from training.inference import best_engine, compile_inference, dtype_policy
+from training.images import ImageSource, Source
+from training.inference import Inference, best_engine, compile_inference, dtype_policy
 from training.markdown import markdown_table
 from training.model import build_model, split_at_block, unfreeze, with_policy
 from training.prefetch import WORKERS, prefetch
@@ -94,16 +94,8 @@ class Bench:
     def inference(self, model: keras.Model) -> Jobs:
         """Return jobs that run the frozen base on each engine and policy."""
         base, _ = split_at_block(model, None)
-
-        def infer(network: Callable[[np.ndarray], np.ndarray]) -> Job:
-            def run() -> None:
-                for _, inputs in prefetch(self.batches, self.images.inputs):
-                    network(inputs)
-
-            return run
-
         return {
-            ("frozen base, augmented view to features", f"{engine}, {policy}"): infer(
+            ("frozen base, augmented view to features", f"{engine}, {policy}"): self.infer(
                 compile_inference(base, policy, BATCH_SIZE, engine)
             )
             for engine in dict.fromkeys(("keras", best_engine()))
@@ -114,27 +106,39 @@ class Bench:
         """Return jobs that train an epoch, without and with the cache."""
         what = "an epoch of the original's recipe"
         jobs = {
-            (what, f"plain, {policy}"): self._train(with_policy(model, policy), self.images)
+            (what, f"plain, {policy}"): self.train(with_policy(model, policy), self.images)
             for policy in self.policies
         }
         base, head = split_at_block(model, None)
-        return jobs | {(what, "from the cache"): self._train(head, self._cached(base))}
+        return jobs | {(what, "from the cache"): self.train(head, self.cached(base))}
 
     def fine_tuning(self, model: keras.Model) -> Jobs:
         """Return jobs that fine-tune `model`, and only its upper blocks."""
         what = "an epoch of fine-tuning"
         unfreeze(model, 1)
         jobs = {
-            (what, f"whole network, {policy}"): self._train(with_policy(model, policy), self.images)
+            (what, f"whole network, {policy}"): self.train(with_policy(model, policy), self.images)
             for policy in self.policies
         }
         unfreeze(model, CUT)
         lower, upper = split_at_block(model, CUT)
         policy = dtype_policy()
         how = f"from block {CUT} on, from the cache, {policy}"
-        return jobs | {(what, how): self._train(with_policy(upper, policy), self._cached(lower))}
+        return jobs | {(what, how): self.train(with_policy(upper, policy), self.cached(lower))}
 
-    def _train(self, network: keras.Model, source: ImageSource | CachedFeatures) -> Job:
+    def infer(self, network: Inference, source: Source | None = None) -> Job:
+        """Return a job that runs `network` on all images, or on what `source` makes of them."""
+        read = (source or self.images).inputs
+
+        def run() -> None:
+            for _, inputs in prefetch(self.batches, read):
+                network(inputs)
+
+        return run
+
+    def train(self, network: keras.Model, source: Source) -> Job:
+        """Return a job that trains `network` on all images of `source` once."""
+
         def run() -> None:
             for number, (_, inputs) in enumerate(prefetch(self.batches, source.inputs)):
                 rows = self.targets[number * BATCH_SIZE : (number + 1) * BATCH_SIZE]
@@ -143,7 +147,8 @@ class Bench:
         network.compile(keras.optimizers.SGD(1e-3, momentum=0.9), "categorical_crossentropy")
         return run
 
-    def _cached(self, frozen: keras.Model) -> CachedFeatures:
+    def cached(self, frozen: keras.Model) -> CachedFeatures:
+        """Return the outputs of `frozen` for all images, computed already."""
         features = CachedFeatures(self.images, frozen, dtype_policy(), self.folder)
         features.compute(self.samples)
         return features

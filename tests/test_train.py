@@ -107,7 +107,7 @@ def test_flags_reach_the_recipe(name, monkeypatch):
     flags = (
         "--epochs 2 --batch-size 4 --learning-rate 0.1 --momentum 0 --steps-per-epoch 3 --seed 1 "
         "--split-seed 2 --views 5 --fine-tune-at 11 --mixup-alpha 0.5 --label-smoothing 0.3 "
-        "--inference-size 320 --head 64,16 --zoom-range 0.8,1.2"
+        "--input-size 224 --inference-size 320 --head 64,16 --zoom-range 0.8,1.2"
     )
     assert train.main(["--recipe", name, *flags.split()]) == 0
     changed = {n for n, value in asdict(RECIPES[name]).items() if seen[n] != value}
@@ -123,6 +123,7 @@ def test_flags_reach_the_recipe(name, monkeypatch):
         "fine_tune_at": 11,
         "mixup_alpha": 0.5,
         "label_smoothing": 0.3,
+        "input_size": 224,
         "inference_size": 320,
         "head": (64, 16),
         "zoom_range": (0.8, 1.2),

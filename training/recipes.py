@@ -184,6 +184,7 @@ def add_recipe_flags(parser: argparse.ArgumentParser) -> None:
 
     add("head", layers, "dense layers below the softmax, such as 512,128,32, or none")
     sizes = within(*INPUT_SIZES)
+    add("input_size", sizes, "pixels, height and width of the training images")
     add("inference_size", sizes, "pixels, of the finished network; None: as trained")
     add("epochs", up_to(100_000))
     add("batch_size", up_to(MAX_BATCH_SIZE))

@@ -19,6 +19,7 @@ from training.recipes import (
 # What each flag is given, and what the recipe then holds.
 FLAGS = {
     "head": ("64, 16", (64, 16)),
+    "input_size": ("224", 224),
     "inference_size": ("320", 320),
     "epochs": ("2", 2),
     "batch_size": ("4", 4),
