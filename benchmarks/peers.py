@@ -1,11 +1,11 @@
 """Compare the int8 model with what other quantizers and runtimes make of the same checkpoint.
 
-    python -m benchmarks.peers                  # both tables; half an hour
+    python -m benchmarks.peers                  # both tables; ten minutes
     python -m benchmarks.peers --rounds 0       # only how accurate each is
     python -m benchmarks.peers --images 0       # only how fast, on one thread
 
     python -m venv .cache/peers                 # two more quantizers
-    .cache/peers/bin/pip install nncf ai-edge-quantizer
+    .cache/peers/bin/pip install nncf openvino ai-edge-quantizer
     python -m benchmarks.peers --python .cache/peers/bin/python
 
 Prints Markdown tables. How fast: each model runs in a process of its own on one thread; they take
@@ -290,7 +290,7 @@ def parse_arguments(arguments: list[str] | None) -> argparse.Namespace:
     add(
         "--python",
         type=Path,
-        help="of an environment with nncf and ai-edge-quantizer, which add a model each",
+        help="of an environment with nncf, openvino and ai-edge-quantizer, which add two models",
     )
     return parser.parse_args(arguments)
 
