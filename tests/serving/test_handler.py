@@ -380,7 +380,15 @@ def clock(monkeypatch):
     return clock
 
 
-def test_the_log_says_how_long_each_step_took(handler, clock, log, monkeypatch):
+@pytest.fixture
+def one_processor(handler, monkeypatch):
+    """A handler of a function with one processor: nothing is decoded while the model runs."""
+    monkeypatch.setenv("AWS_LAMBDA_FUNCTION_MEMORY_SIZE", "1769")
+    return Handler(Service(handler.service.classifier, "small", handler.service.decoder))
+
+
+def test_the_log_says_how_long_each_step_took(one_processor, clock, log, monkeypatch):
+    handler = one_processor
     monkeypatch.setattr(module, "fetch_all", clock.takes(3.0002, lambda *_: [encoded("red")] * 2))
     decoder = handler.service.decoder
     monkeypatch.setattr(decoder, "decode", clock.takes(0.2003, decoder.decode))
@@ -396,7 +404,8 @@ def test_the_log_says_how_long_each_step_took(handler, clock, log, monkeypatch):
         assert (image["decode_ms"], image["infer_ms"]) == (300.4, 500.0)
 
 
-def test_what_is_done_when_time_runs_out_is_answered(handler, monkeypatch):
+def test_what_is_done_when_time_runs_out_is_answered(one_processor, monkeypatch):
+    handler = one_processor
     classifier, clock = handler.service.classifier, Clock()
     monkeypatch.setattr(time, "monotonic", clock)
     monkeypatch.setattr(classifier, "predict", clock.takes(4.9, classifier.predict))
