@@ -6,15 +6,14 @@ from dataclasses import replace
 import numpy as np
 import pytest
 from conftest import build_tiny
+from knowing_network import build_knowing
 from PIL import Image
-from sklearn.linear_model import LogisticRegression
 
 from benchmarks import inference_sizes
 from benchmarks.inference_sizes import Candidate, Row, calibrate, measure, parse_arguments
 from experiments.predictions import Predictions
 from experiments.records import Records
 from training import model
-from training.backend import keras
 from training.batches import Batches
 from training.checkpoint import Metadata, load_checkpoint, save_checkpoint, split_record
 from training.dataset.scan import scan
@@ -38,16 +37,7 @@ def tiny_networks():
 def made(drawn, tmp_path_factory):
     """A checkpoint with its split; it knows a little of all images."""
     dataset = scan(drawn)
-    keras.utils.set_random_seed(1)
-    network = build_tiny((SIDE, SIDE), (), len(dataset.class_names))
-    frozen, _ = model.split_at_block(network, None)
-    inputs = Batches(ImageSource(dataset, (SIDE, SIDE)), dataset.images, 8)
-    features = frozen.predict(inputs, verbose=0)
-    mean, deviation = features.mean(axis=0), features.std(axis=0)
-    fitted = LogisticRegression(max_iter=1000)
-    fitted.fit((features - mean) / deviation, dataset.labels(dataset.images))
-    kernel = fitted.coef_ / deviation
-    network.layers[-1].set_weights([kernel.T, fitted.intercept_ - kernel @ mean])
+    network = build_knowing(dataset, SIDE)
     path = tmp_path_factory.mktemp("models") / "xception_fin_04_0.123.h5"
     save_checkpoint(network, path, Metadata(dataset.class_names, 4, 0.123))
     split_dataset(dataset, 1, validation_fraction=0.4, test_fraction=0.4).write(split_record(path))

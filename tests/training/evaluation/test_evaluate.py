@@ -9,10 +9,9 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 from conftest import build_tiny
-from sklearn.linear_model import LogisticRegression
+from knowing_network import build_knowing
 
 from training import model
-from training.backend import keras
 from training.batches import Batches
 from training.checkpoint import (
     Metadata,
@@ -49,16 +48,7 @@ def tiny_networks():
 def made(drawn, tmp_path_factory):
     """A checkpoint with its split and the report of its run; it knows a little of all images."""
     dataset = scan(drawn)
-    keras.utils.set_random_seed(1)
-    network = build_tiny((SIDE, SIDE), (), len(dataset.class_names))
-    frozen, _ = model.split_at_block(network, None)
-    inputs = Batches(ImageSource(dataset, (SIDE, SIDE)), dataset.images, 8)
-    features = frozen.predict(inputs, verbose=0)
-    mean, deviation = features.mean(axis=0), features.std(axis=0)
-    fitted = LogisticRegression(max_iter=1000)
-    fitted.fit((features - mean) / deviation, dataset.labels(dataset.images))
-    kernel = fitted.coef_ / deviation
-    network.layers[-1].set_weights([kernel.T, fitted.intercept_ - kernel @ mean])
+    network = build_knowing(dataset, SIDE)
     path = tmp_path_factory.mktemp("models") / "xception_fin_04_0.123.h5"
     save_checkpoint(network, path, Metadata(dataset.class_names, 4, 0.123, temperature=0.5))
     split_dataset(dataset, 1, validation_fraction=0.4, test_fraction=0.4).write(split_record(path))
