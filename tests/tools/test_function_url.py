@@ -2,10 +2,10 @@
 
 import base64
 import contextlib
-import importlib
 import json
 import os
 import re
+import runpy
 import signal
 import socket
 import subprocess
@@ -353,9 +353,9 @@ def test_waiting_for_a_silent_endpoint_ends(monkeypatch):
 def test_proxies_of_the_environment_are_not_used(monkeypatch):
     monkeypatch.setenv("http_proxy", "http://127.0.0.1:9")
     monkeypatch.delenv("no_proxy", raising=False)
-    fresh = importlib.reload(sys.modules[invoker.__module__])
+    fresh = runpy.run_path(sys.modules[invoker.__module__].__file__)
     with served(lambda event: event | {"statusCode": 200}) as url:
-        assert fresh.invoker(url)({"a": 1}) == {"a": 1}
+        assert fresh["invoker"](url)({"a": 1}) == {"a": 1}
 
 
 def test_by_default_it_is_in_front_of_make_run(capsys, monkeypatch):
