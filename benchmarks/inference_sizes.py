@@ -369,7 +369,7 @@ def draw(rows: Sequence[Row], runtimes: Sequence[str]) -> Figure:
         mark_sizes(axes, of_kind, fastest, kept)
         axes.set_title(f"{title}: {kept.sum()} test images")
         axes.set_xscale("log")
-        axes.margins(x=0.09)
+        axes.margins(x=0.09, y=0.1)
         axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
         axes.xaxis.set_major_formatter("{x:g}")
         axes.xaxis.set_minor_locator(NullLocator())
@@ -402,7 +402,7 @@ def draw_line(axes: Axes, rows: Sequence[Row], runtime: str, kept: np.ndarray) -
 
 
 def mark_sizes(axes: Axes, rows: Sequence[Row], runtime: str, kept: np.ndarray) -> None:
-    """Write the size beside each point of the line of `draw_line`, and draw its interval."""
+    """Draw the interval of each point of the line of `draw_line`, and write the size above it."""
     for row in rows:
         hits = row.predictions.hits[kept]
         milliseconds, colour = row.milliseconds[runtime], MARKS[runtime][0]
@@ -410,11 +410,10 @@ def mark_sizes(axes: Axes, rows: Sequence[Row], runtime: str, kept: np.ndarray) 
         axes.vlines(milliseconds, low, high, color=colour, alpha=0.35)
         axes.annotate(
             str(row.size),
-            (milliseconds, hits.mean()),
-            xytext=(-3, 3),
+            (milliseconds, high),
+            xytext=(2, 2),
             textcoords="offset points",
-            ha="right",
-            rotation=-45,
+            rotation=45,
             rotation_mode="anchor",
             fontsize=9,
         )
