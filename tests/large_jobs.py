@@ -77,13 +77,14 @@ def paths(images):
 
 
 def results_in(out):
+    """Return the files of results, without what a kill may have left unfinished."""
     folder = out / "results"
     return [p for p in folder.iterdir() if p.suffix == ".jsonl"] if folder.exists() else []
 
 
 def rows_of(out):
     """Return all rows, in the order of the files and lines."""
-    files = sorted((out / "results").iterdir())
+    files = sorted(results_in(out))
     return [json.loads(line) for path in files for line in path.read_text().splitlines()]
 
 
