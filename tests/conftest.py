@@ -83,6 +83,19 @@ def reserve_port() -> Iterator[Callable[[], int]]:
         yield reserve
 
 
+@pytest.fixture
+def no_such_host(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let no-such-host.invalid be looked up at once, as name servers take their time."""
+    resolve = socket.getaddrinfo
+
+    def look_up(host: str, *args: object, **options: object) -> list[tuple]:
+        if host == "no-such-host.invalid":
+            raise socket.gaierror(socket.EAI_NONAME, "Name or service not known")
+        return resolve(host, *args, **options)
+
+    monkeypatch.setattr(socket, "getaddrinfo", look_up)
+
+
 @pytest.fixture(autouse=True)
 def own_checks(request: pytest.FixtureRequest) -> Iterator[None]:
     """Keep the results of checked images apart from those of other tests."""
