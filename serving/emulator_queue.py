@@ -49,6 +49,7 @@ MAX_DISCARDED = 16 * MAX_BODY  # bytes of a larger body that are read before the
 MAX_CONNECTIONS = 32  # at once; further ones wait to be accepted, so bodies have bounded memory
 CLIENT_SECONDS = 30.0  # without a byte from a client that is still sending
 STOP_SECONDS = 1.0  # for the emulator to end
+ENDING = (signal.SIGTERM, signal.SIGINT)  # signals that end this process
 Connection = socket.socket | tuple[bytes, socket.socket]  # as socketserver has it
 http.client._MAXHEADERS = 1000  # ty: ignore[missing-attribute]  # http.server takes 100
 
@@ -279,8 +280,8 @@ def forwarded(name: str) -> bool:
 
 def main(port: int, emulator: list[str]) -> int:
     """Run the command `emulator` behind a queue on `port`; return its exit code once it ends."""
-    signal.signal(signal.SIGTERM, stop)
-    signal.signal(signal.SIGINT, stop)
+    for number in ENDING:
+        signal.signal(number, stop)
     try:
         server = QueueServer(port, free_port())
     except OSError as error:
@@ -288,12 +289,19 @@ def main(port: int, emulator: list[str]) -> int:
         return 1
     address = f"127.0.0.1:{server.emulator_port}"
     command = [emulator[0], "--runtime-interface-emulator-address", address, *emulator[1:]]
-    process = subprocess.Popen(command)
+    signal.pthread_sigmask(signal.SIG_BLOCK, ENDING)  # until there is a process to end
+    process = subprocess.Popen(command, preexec_fn=take_signals)
     try:
+        take_signals()
         threading.Thread(target=serve, args=(server,), daemon=True).start()
         return wait_for(process.pid)
     finally:
         end(process)
+
+
+def take_signals() -> None:
+    """Let signals that end this process arrive, also those that came meanwhile."""
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, ENDING)
 
 
 def stop(number: int, _frame: object) -> None:

@@ -4,6 +4,7 @@ import contextlib
 import dataclasses
 import os
 import signal
+import socket
 import sys
 import threading
 from collections.abc import Callable, Iterator
@@ -63,6 +64,36 @@ def http_server() -> Iterator[Callable[[Routes], str]]:
     for server in servers:
         server.shutdown()
         server.server_close()
+
+
+@pytest.fixture
+def reserve_port() -> Iterator[Callable[[], int]]:
+    """Return a port of 127.0.0.1 that no other program is given until the test ends.
+
+    Nothing listens there. Servers that set SO_REUSEADDR, as nearly all do, can.
+    """
+    with contextlib.ExitStack() as sockets:
+
+        def reserve() -> int:
+            holder = sockets.enter_context(socket.socket())
+            holder.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            holder.bind(("127.0.0.1", 0))
+            return holder.getsockname()[1]
+
+        yield reserve
+
+
+@pytest.fixture
+def no_such_host(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let no-such-host.invalid be looked up at once, as name servers take their time."""
+    resolve = socket.getaddrinfo
+
+    def look_up(host: str, *args: object, **options: object) -> list[tuple]:
+        if host == "no-such-host.invalid":
+            raise socket.gaierror(socket.EAI_NONAME, "Name or service not known")
+        return resolve(host, *args, **options)
+
+    monkeypatch.setattr(socket, "getaddrinfo", look_up)
 
 
 @pytest.fixture(autouse=True)

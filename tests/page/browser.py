@@ -6,7 +6,14 @@ import shutil
 from collections.abc import Callable, Generator
 from urllib.parse import urlsplit
 
-from playwright.sync_api import Browser, BrowserContext, ConsoleMessage, Page, sync_playwright
+from playwright.sync_api import (
+    Browser,
+    BrowserContext,
+    ConsoleMessage,
+    Page,
+    expect,
+    sync_playwright,
+)
 
 VARIABLE = "CHROMIUM"  # names a browser in the environment
 COMMANDS = ("chromium", "chromium-browser", "google-chrome")
@@ -42,6 +49,7 @@ def launched(executable: str, host: str = LOCAL) -> Generator[Browser]:
         f"--host-resolver-rules=MAP * ~NOTFOUND, EXCLUDE {host}",
         *(["--no-sandbox"] if os.geteuid() == 0 else []),
     ]
+    expect.set_options(timeout=PATIENCE)  # five seconds otherwise
     with sync_playwright() as playwright:
         browser = playwright.chromium.launch(executable_path=executable, args=options)
         yield browser

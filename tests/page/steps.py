@@ -97,6 +97,15 @@ def curl_line(article: Locator) -> str:
     return article.locator("pre > code").inner_text()
 
 
+def expect_clipboard(page: Page, text: str) -> None:
+    """Fail unless `text` gets onto the clipboard, which takes a moment after the click."""
+    for _ in range(100):
+        if page.evaluate("navigator.clipboard.readText()") == text:
+            return
+        page.wait_for_timeout(50)
+    assert page.evaluate("navigator.clipboard.readText()") == text
+
+
 def read_csv(path: Path) -> list[dict[str, str]]:
     """Return the rows of a file that the page saved."""
     with path.open(encoding="utf-8-sig", newline="") as file:

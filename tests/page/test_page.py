@@ -165,7 +165,7 @@ def test_a_url(front, page, watch, http_server, red, monkeypatch):
     article = answered(page)
     expect_red(article)
     expect(article.get_by_role("heading", level=2)).to_contain_text("a.png")
-    assert article.locator("img").evaluate("image => image.naturalWidth") == 60
+    expect(article.locator("img")).to_have_js_property("naturalWidth", 60)  # once it is loaded
     assert not front.sent()  # the service fetches it
 
 

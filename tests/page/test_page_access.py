@@ -10,7 +10,7 @@ from PIL import Image
 from playwright.sync_api import Locator, Page, expect
 
 from tests.page.images import patches, scene
-from tests.page.steps import answered, drop, failure, give_files, results
+from tests.page.steps import answered, drop, expect_clipboard, failure, give_files, results
 
 PHONE = {"viewport": {"width": 375, "height": 700}, "has_touch": True, "is_mobile": True}
 DARK = {"color_scheme": "dark"}
@@ -128,9 +128,7 @@ def test_a_whole_run_with_the_keyboard_alone(front, open_page, tmp_path):
     page.keyboard.press("Enter")
     tab_to(page, article.get_by_role("button", name="Copy"))
     page.keyboard.press("Enter")
-    line = article.locator("pre > code").inner_text()
-    page.wait_for_timeout(100)
-    assert page.evaluate("navigator.clipboard.readText()") == line
+    expect_clipboard(page, article.locator("pre > code").inner_text())
 
 
 def test_a_url_with_the_keyboard_alone(page, watch, http_server):

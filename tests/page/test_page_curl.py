@@ -8,7 +8,16 @@ from pathlib import Path
 import pytest
 
 from tests.page.images import patches, photo
-from tests.page.steps import answered, bars, curl_line, give_files, give_url, results, shown
+from tests.page.steps import (
+    answered,
+    bars,
+    curl_line,
+    expect_clipboard,
+    give_files,
+    give_url,
+    results,
+    shown,
+)
 
 NAMES = (
     "plain.png",
@@ -75,4 +84,4 @@ def test_it_can_be_copied(front, open_page, tmp_path):
     give_files(page, patches(tmp_path, "red", "it's.png"))
     line = curl_line(answered(page))
     page.get_by_role("button", name="Copy").click()
-    assert page.evaluate("navigator.clipboard.readText()") == line
+    expect_clipboard(page, line)

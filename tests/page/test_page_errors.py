@@ -108,9 +108,9 @@ def test_an_answer_that_never_comes(front, open_page, watch, red):
     page.route(
         front.url, lambda route: None if route.request.method == "POST" else route.continue_()
     )
-    give_files(page, red)
+    with page.expect_request(lambda request: request.method == "POST"):  # its time has begun
+        give_files(page, red)
     expect(page.locator("article.result[data-state=waiting]")).to_have_count(1)
-    page.wait_for_timeout(300)
     page.clock.fast_forward("05:00")
     assert "time" in failure(page) or "second" in failure(page)
 

@@ -60,7 +60,9 @@ def test_a_photo_is_upright_whether_reduced_or_not(front, page, tmp_path, orient
         assert [is_blue(color) for color in colors(upright)] == [False, False, True, False]
         article = page.locator("article.result").first
         assert_close(article, front.ask_file(path))
-        shape = article.locator("img").evaluate("i => i.naturalWidth / i.naturalHeight")
+        shape = article.locator("img").evaluate(
+            "image => image.decode().then(() => image.naturalWidth / image.naturalHeight)"
+        )
         assert shape == pytest.approx(size[0] / size[1], rel=0.01)
 
 

@@ -14,6 +14,7 @@ GET = {
     "requestContext": {"http": {"method": "GET"}},
     "headers": {"accept": "text/html"},
 }
+POLICY = re.compile("Content.Security.Policy")  # in a message
 INJECTED = {
     "an inline handler": '<img src="data:," onerror="document.title = \'ran\'">',
     "a script": "<script>document.title = 'ran'</script>",
@@ -48,11 +49,11 @@ def test_what_somebody_injects_does_not_run_and_is_noticed(front, chromium, what
         watch.allow(changed.url)
         context = watch.context(chromium)
         page = context.new_page()
-        page.goto(changed.url)
-        page.wait_for_timeout(50)
+        with page.expect_console_message(lambda message: POLICY.search(message.text)):
+            page.goto(changed.url)
         assert page.title() != "ran"
         context.close()
-    with pytest.raises(AssertionError, match="Content.Security.Policy"):
+    with pytest.raises(AssertionError, match=POLICY.pattern):
         watch.check()
 
 
@@ -62,8 +63,8 @@ def test_an_error_in_a_script_is_noticed(front, chromium):
     context = watch.context(chromium)
     page = context.new_page()
     page.goto(front.url)
-    page.evaluate("setTimeout(() => { throw new Error('broken'); })")
-    page.wait_for_timeout(50)
+    with page.expect_event("pageerror"):
+        page.evaluate("setTimeout(() => { throw new Error('broken'); })")
     context.close()
     with pytest.raises(AssertionError, match="broken"):
         watch.check()
@@ -75,8 +76,8 @@ def test_a_request_to_another_host_is_noticed(front, chromium, http_server):
     context = watch.context(chromium)
     page = context.new_page()
     page.goto(front.url)
-    page.evaluate(f"new Image().src = '{http_server({})}/pixel.png'")
-    page.wait_for_timeout(50)
+    with page.expect_request("**/pixel.png"):
+        page.evaluate(f"new Image().src = '{http_server({})}/pixel.png'")
     context.close()
     with pytest.raises(AssertionError, match="Request: GET .*/pixel.png"):
         watch.check()

@@ -392,7 +392,9 @@ def test_public_hosts_are_reached(url, talk, dns, certificate, monkeypatch):
 # What a name resolves to.
 
 
-def test_a_name_is_resolved_once_and_the_checked_address_is_connected_to(talk, dns, monkeypatch):
+def test_a_name_is_resolved_once_and_the_checked_address_is_connected_to(
+    talk, dns, monkeypatch, reserve_port
+):
     """DNS rebinding: the second answer would be another one."""
     monkeypatch.setenv("FETCH_ALLOW", "127.0.0.2")
     heard = []
@@ -401,8 +403,9 @@ def test_a_name_is_resolved_once_and_the_checked_address_is_connected_to(talk, d
         heard.append(connection.recv(65536))
         connection.sendall(OK)
 
-    port = talk(note, host="127.0.0.2").split(":")[1]
-    talk(lambda _: pytest.fail("it connected"), port=int(port))
+    port = reserve_port()
+    talk(note, host="127.0.0.2", port=port)
+    talk(lambda _: pytest.fail("it connected"), port=port)
     dns["flowers.test"] = [["127.0.0.2"], ["127.0.0.1"]]
     assert fetch(f"http://flowers.test:{port}/") == b"rose"
     assert dns["flowers.test"] == [["127.0.0.1"]]
@@ -454,14 +457,12 @@ def test_a_list_that_cannot_be_read_opens_nothing(urls, monkeypatch):
         fetch_all(urls)
 
 
-def test_nobody_there():
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
+def test_nobody_there(reserve_port):
     with pytest.raises(FetchError, match="no connection"):
-        fetch(f"http://127.0.0.1:{port}/")
+        fetch(f"http://127.0.0.1:{reserve_port()}/")
 
 
+@pytest.mark.usefixtures("no_such_host")
 def test_a_host_without_an_address():
     with pytest.raises(FetchError, match="no connection"):
         fetch("http://no-such-host.invalid/a.jpg")
@@ -1073,7 +1074,7 @@ def held() -> tuple[int, int]:
 
 
 @pytest.mark.skipif(not Path("/proc/self/fd").exists(), reason="open files are counted in /proc")
-@pytest.mark.usefixtures("trusted")
+@pytest.mark.usefixtures("trusted", "no_such_host")
 def test_no_files_and_no_threads_are_left(talk, certificate, monkeypatch):
     monkeypatch.setattr(module, "DEADLINE", 0.1)
     chunk = b"x" * 65536
@@ -1091,11 +1092,13 @@ def test_no_files_and_no_threads_are_left(talk, certificate, monkeypatch):
     for url in urls * 5:
         with contextlib.suppress(ServingError):
             fetch(url)
-    for _ in range(100):  # the servers in this process close their side a little later
+    for _ in range(400):  # the servers in this process close their side a little later
         if held()[0] <= files and held()[1] <= threads:
             break
         time.sleep(0.05)
-    assert held() == (files, threads)
+    # Fewer where what other tests had left has ended meanwhile.
+    assert held()[0] <= files
+    assert held()[1] <= threads
 
 
 @pytest.mark.parametrize("level", [logging.DEBUG, logging.WARNING])

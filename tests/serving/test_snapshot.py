@@ -294,6 +294,7 @@ def test_no_connection_is_in_the_snapshot(service, http_server, monkeypatch):
         monkeypatch.setenv(name, "us-east-1")
     tags = (200, {}, b"<Tagging><TagSet/></Tagging>")
     monkeypatch.setenv("AWS_ENDPOINT_URL", http_server({"/images-1/a?tagging=": tags}))
+    object_tags.close_connections()  # those of other tests
     assert object_tags.add_tags("images-1", "a", {})
     old = stores.connect("s3://images-1")
     assert len(object_tags._POOL.pools) == 1
@@ -306,10 +307,10 @@ def test_no_connection_is_in_the_snapshot(service, http_server, monkeypatch):
 
 @pytest.mark.skipif(not Path("/proc/self/task").exists(), reason="processes are found in /proc")
 def test_a_decoder_that_hangs_is_replaced(small_tflite, monkeypatch):
-    monkeypatch.setattr(snapshot, "CHECK_S", 0.5)
     decoder = Decoder()
     service = Service(Classifier(small_tflite), "small", decoder)
     snapshot.prepare(service)
+    monkeypatch.setattr(snapshot, "CHECK_S", 0.5)  # not before: the decoder has to answer
     [worker] = children(decoder._server)
     os.kill(worker, signal.SIGSTOP)
     snapshot.renew(service)

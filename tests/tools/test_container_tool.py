@@ -124,10 +124,10 @@ def test_what_cannot_be_built_or_run_is_one_sentence(project, capfd, arguments, 
     ],
 )
 def test_failures_of_other_programs_are_followed_by_a_sentence(
-    project, capfd, fault, arguments, sentence
+    project, capfd, reserve_port, fault, arguments, sentence
 ):
     (project / fault).touch()
-    code, _, errors = call(capfd, *(word.format(free=container_port()) for word in arguments))
+    code, _, errors = call(capfd, *(word.format(free=reserve_port()) for word in arguments))
     assert code == 1
     assert sentence in errors
 
@@ -139,14 +139,8 @@ def test_without_docker_it_says_so(project, capfd, monkeypatch):
     assert "Expected Docker. Received: no such program." in errors
 
 
-def container_port():
-    """Return a free port of 127.0.0.1."""
-    with socket.create_server(("127.0.0.1", 0)) as listener:
-        return listener.getsockname()[1]
-
-
-def test_the_container_is_for_this_machine_only_and_has_no_rights(project, capfd):
-    port = container_port()
+def test_the_container_is_for_this_machine_only_and_has_no_rights(project, capfd, reserve_port):
+    port = reserve_port()
     code, printed, _ = call(capfd, "run", "--port", port, "--tag", "mine", "--", "-e", "A=b c")
     assert code == 0
     assert f"Serve: mine on http://localhost:{port}; press Ctrl-C to stop." in printed

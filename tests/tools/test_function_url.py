@@ -19,7 +19,7 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 from conftest import ROOT
 
-from tools.emulator import EmulatorError, free_port, local_service, sample_event
+from tools.emulator import EmulatorError, local_service, sample_event
 from tools.function_url import MAX_PAYLOAD, UnreachableError, invoker, main, serving, to_event
 
 ECHO = """
@@ -34,11 +34,11 @@ def handle(event, context):
 
 
 @pytest.fixture
-def address(tmp_path):
+def address(tmp_path, reserve_port):
     """HTTP in front of AWS's emulator, in front of a function that answers its event."""
     (tmp_path / "echo.py").write_text(ECHO)
     service = local_service(
-        free_port(), folder=tmp_path, handler="echo.handle", log=tmp_path / "log"
+        reserve_port(), folder=tmp_path, handler="echo.handle", log=tmp_path / "log"
     )
     try:
         with service as endpoint, serving(invoker(endpoint)) as port:
@@ -258,8 +258,8 @@ def test_headers_of_the_function_are_sent_as_it_means_them():
     assert b"keep-alive" not in sent
 
 
-def test_without_a_container_the_answer_says_what_to_start(capfd):
-    endpoint = f"http://127.0.0.1:{free_port()}/2015-03-31/functions/function/invocations"
+def test_without_a_container_the_answer_says_what_to_start(capfd, reserve_port):
+    endpoint = f"http://127.0.0.1:{reserve_port()}/2015-03-31/functions/function/invocations"
     with serving(invoker(endpoint)) as port:
         status, _, body = ask(f"http://127.0.0.1:{port}")
     sentence = (
@@ -384,15 +384,15 @@ def command(*flags, **environment):
         process.communicate()
 
 
-def test_ctrl_c_ends_it():
-    with command("--port", str(free_port())) as process:
+def test_ctrl_c_ends_it(reserve_port):
+    with command("--port", str(reserve_port())) as process:
         assert "in front of http://localhost:8080/2015-03-31/" in process.stdout.readline()
         process.send_signal(signal.SIGINT)
         assert process.wait(30) == 130
 
 
-def test_the_command_invokes_its_endpoint_through_no_proxy_until_ctrl_c():
-    port = str(free_port())
+def test_the_command_invokes_its_endpoint_through_no_proxy_until_ctrl_c(reserve_port):
+    port = str(reserve_port())
     inner = {"statusCode": 200, "body": json.dumps({"statusCode": 201, "body": "inner"})}
     with served(lambda _: inner) as url:
         flags = ("--port", port, "--endpoint", f"{url}/")

@@ -11,6 +11,7 @@ import subprocess
 import sys
 import time
 import urllib.request
+from collections.abc import Callable
 from contextlib import ExitStack
 from pathlib import Path
 
@@ -311,8 +312,10 @@ def test_emulator_elsewhere_says_to_use_docker(
 
 
 @pytest.mark.usefixtures("binary")
-def test_service_answers_as_lambda_would(tiny_service: dict) -> None:
-    port = emulator.free_port()
+def test_service_answers_as_lambda_would(
+    tiny_service: dict, reserve_port: Callable[[], int]
+) -> None:
+    port = reserve_port()
     with emulator.local_service(port, {"COLOUR": "red"}, **tiny_service) as url:
         assert url == f"http://127.0.0.1:{port}/2015-03-31/functions/function/invocations"
         answer = post(url, {"url": "blue"})
@@ -327,11 +330,11 @@ def test_service_answers_as_lambda_would(tiny_service: dict) -> None:
 
 
 @pytest.mark.usefixtures("binary")
-def test_service_ends_with_an_error(tiny_service: dict) -> None:
+def test_service_ends_with_an_error(tiny_service: dict, reserve_port: Callable[[], int]) -> None:
     processes = []
 
     def serve_and_fail() -> None:
-        service = emulator.local_service(emulator.free_port(), {"COLOUR": "red"}, **tiny_service)
+        service = emulator.local_service(reserve_port(), {"COLOUR": "red"}, **tiny_service)
         with service as url:
             processes.append(post(url, {})["process"])
             raise KeyboardInterrupt
@@ -399,9 +402,9 @@ def test_failed_commands_show_their_last_lines_and_exit_code() -> None:
 
 
 def test_commands_that_take_too_long_are_ended() -> None:
-    program = "import time; print('half done', flush=True); time.sleep(60)"
+    program = "echo half done; exec sleep 60"  # of a shell, which takes no second to start
     with pytest.raises(demo.StageError, match="took more than 1 s(.|\\n)*half done"):
-        demo.run([sys.executable, "-c", program], timeout=1)
+        demo.run(["sh", "-c", program], timeout=1)
 
 
 @pytest.fixture
