@@ -1,7 +1,10 @@
 """What the tests of large jobs share: images, a slow job, and the processes that label it."""
 
+import contextlib
 import itertools
 import json
+import os
+import signal
 import subprocess
 import sys
 import time
@@ -82,6 +85,15 @@ def results_in(out):
     return [p for p in folder.iterdir() if p.suffix == ".jsonl"] if folder.exists() else []
 
 
+def version_of(path):
+    """Return what changes when a file is written, and not when it is read, as its time of access.
+
+    How often that changes depends on how fine the system counts time.
+    """
+    status = path.stat()
+    return status.st_ino, status.st_size, status.st_mtime_ns
+
+
 def rows_of(out):
     """Return all rows, in the order of the files and lines."""
     files = sorted(results_in(out))
@@ -97,6 +109,13 @@ def descendants(pid):
     return [int(child) for child in children] + [
         below for child in children for below in descendants(int(child))
     ]
+
+
+def interrupt(pids):
+    """Send the processes what Ctrl-C sends them in a terminal; the first may end the others."""
+    for pid in pids:
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(pid, signal.SIGINT)
 
 
 def is_running(pid):
