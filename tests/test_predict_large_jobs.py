@@ -11,18 +11,17 @@ from unittest.mock import MagicMock
 import object_storage
 import obstore
 import pytest
+from conftest import is_running, wait_until
 from large_jobs import (
     descendants,
     draw_images,
     interrupt,
-    is_running,
     make_slow_job,
     paths,
     results_in,
     rows_of,
     start,
     version_of,
-    wait_until,
 )
 from obstore.store import MemoryStore
 from PIL import Image

@@ -16,19 +16,17 @@ from types import SimpleNamespace
 import numpy as np
 import object_storage
 import pytest
-from conftest import ROOT
+from conftest import ROOT, is_running, wait_until
 from large_jobs import (
     descendants,
     draw_images,
     interrupt,
-    is_running,
     make_slow_job,
     paths,
     results_in,
     rows_of,
     start,
     version_of,
-    wait_until,
 )
 from test_predict import predict
 

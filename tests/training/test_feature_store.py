@@ -11,8 +11,7 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
-from conftest import ROOT
-from large_jobs import wait_until
+from conftest import ROOT, wait_until
 
 from training import feature_store
 from training.errors import CacheError

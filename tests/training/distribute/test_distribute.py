@@ -16,8 +16,7 @@ from types import SimpleNamespace
 import h5py
 import numpy as np
 import pytest
-from conftest import ROOT, held_port
-from large_jobs import is_running
+from conftest import ROOT, held_port, is_running
 
 import train
 from training.batches import Batches, PaddedBatches, TrainingBatches
