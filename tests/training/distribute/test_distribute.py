@@ -287,7 +287,7 @@ def test_an_error_of_the_child_is_shown(watched):
 
 
 def test_ctrl_c_reaches_the_child(watched):
-    process = watched("time.sleep(100)")
+    process = watched(f"time.sleep({2 * PATIENCE})")
     child = child_of(process)
     process.send_signal(signal.SIGINT)
     assert finish(process)[0] == [130]
@@ -295,7 +295,7 @@ def test_ctrl_c_reaches_the_child(watched):
 
 
 def test_the_child_does_not_outlive_its_parent(watched):
-    process = watched("time.sleep(100)")
+    process = watched(f"time.sleep({2 * PATIENCE})")
     child = child_of(process)
     process.kill()
     wait_for(lambda: not is_running(child))
