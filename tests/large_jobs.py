@@ -1,7 +1,10 @@
 """What the tests of large jobs share: images, a slow job, and the processes that label it."""
 
+import contextlib
 import itertools
 import json
+import os
+import signal
 import subprocess
 import sys
 import time
@@ -65,13 +68,6 @@ def start(command, **settings):
     return subprocess.Popen(command, cwd=ROOT, env=environ, stderr=subprocess.PIPE, text=True)
 
 
-def wait_until(condition, seconds=60):
-    end = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < end
-        time.sleep(0.01)
-
-
 def paths(images):
     return sorted(str(path) for path in images.rglob("*.png"))
 
@@ -80,6 +76,15 @@ def results_in(out):
     """Return the files of results, without what a kill may have left unfinished."""
     folder = out / "results"
     return [p for p in folder.iterdir() if p.suffix == ".jsonl"] if folder.exists() else []
+
+
+def version_of(path):
+    """Return what changes when a file is written, and not when it is read, as its time of access.
+
+    How often that changes depends on how fine the system counts time.
+    """
+    status = path.stat()
+    return status.st_ino, status.st_size, status.st_mtime_ns
 
 
 def rows_of(out):
@@ -99,8 +104,8 @@ def descendants(pid):
     ]
 
 
-def is_running(pid):
-    try:
-        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
-    except OSError:
-        return False
+def interrupt(pids):
+    """Send the processes what Ctrl-C sends them in a terminal; the first may end the others."""
+    for pid in pids:
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(pid, signal.SIGINT)

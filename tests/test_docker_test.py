@@ -23,10 +23,11 @@ SHOWN = "  rose  0.90000\n  tulip 0.09988\n  daisy 0.00012\n"
 class Service:
     """Stands for the container: answers every event with `status` and `body`, and keeps it.
 
-    The first answer is `slow` seconds late, and the first `cut` break off.
+    The first answer is `slow` seconds late, and the first `cut` break off. Its port is its own from
+    the start, and refuses connections until the context is entered.
     """
 
-    def __init__(self, body, status=200, port=0, slow=0, cut=0):
+    def __init__(self, body, status=200, slow=0, cut=0):
         self.events, self.types = [], []
         service = self
 
@@ -46,10 +47,12 @@ class Service:
             def log_message(self, format, *args):
                 pass
 
-        self.server = ThreadingHTTPServer(("127.0.0.1", port), Handler)
+        self.server = ThreadingHTTPServer(("127.0.0.1", 0), Handler, bind_and_activate=False)
+        self.server.server_bind()
         self.endpoint = f"http://127.0.0.1:{self.server.server_address[1]}{PATH}"
 
     def __enter__(self):
+        self.server.server_activate()
         threading.Thread(target=self.server.serve_forever, args=(0.05,), daemon=True).start()
         return self
 
@@ -78,12 +81,6 @@ def sentence(process):
     [line] = process.stderr.splitlines()
     assert line.startswith("docker_test.py: Expected ")
     return line
-
-
-def free_port():
-    with socket.socket() as listener:
-        listener.bind(("127.0.0.1", 0))
-        return listener.getsockname()[1]
 
 
 def test_scores_are_printed_the_highest_first():
@@ -256,21 +253,17 @@ def test_the_body_of_an_error_status_is_shown():
 
 
 def test_it_waits_for_a_service_that_comes_up_late():
-    port = free_port()
-    asked = threading.Event()
-
-    def come_up():
-        time.sleep(1)
-        with Service(SCORES, port=port):
-            asked.wait(30)
-
-    thread = threading.Thread(target=come_up)
-    thread.start()
-    endpoint = f"http://127.0.0.1:{port}{PATH}"
-    process = run("--endpoint", endpoint, "--wait", 20)
-    asked.set()
-    thread.join()
-    assert (process.returncode, process.stderr) == (0, f"Waiting for {endpoint} ...\n")
+    service = Service(SCORES)
+    with subprocess.Popen(
+        [sys.executable, ROOT / "docker_test.py", "--endpoint", service.endpoint],
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+        text=True,
+    ) as process:
+        assert process.stderr.readline() == f"Waiting for {service.endpoint} ...\n"
+        with service:
+            _, error = process.communicate()
+    assert (process.returncode, error) == (0, "")
 
 
 def test_it_waits_while_connections_are_dropped():
@@ -301,9 +294,10 @@ def test_a_service_that_never_answers_is_given_up():
 
 
 def test_nobody_there():
-    start = time.monotonic()
-    endpoint = f"http://127.0.0.1:{free_port()}{PATH}"
+    service = Service(SCORES)
+    start, endpoint = time.monotonic(), service.endpoint
     process = run("--endpoint", endpoint, "--wait", 0)
+    service.server.server_close()
     assert f"Expected a service at {endpoint} within 0 seconds" in sentence(process)
     assert "Received: Connection refused. Start it with `make run`" in process.stderr
     assert time.monotonic() - start < 5

@@ -2,6 +2,7 @@
 
 import re
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from urllib.parse import unquote
 
 import pytest
@@ -88,11 +89,10 @@ def test_every_page_is_reached_from_the_readme() -> None:
     assert set(PAGES) <= reached
 
 
-def test_a_missing_file_a_missing_heading_and_a_path_outside_are_found(tmp_path: Path) -> None:
-    folder = ROOT / ".cache" / tmp_path.name
-    folder.mkdir(parents=True)
-    page = folder / "page.md"
-    try:
+def test_a_missing_file_a_missing_heading_and_a_path_outside_are_found() -> None:
+    (ROOT / ".cache").mkdir(exist_ok=True)
+    with TemporaryDirectory(dir=ROOT / ".cache") as folder:
+        page = Path(folder) / "page.md"
         page.write_text(
             "# A heading\n[here](#a-heading) [gone](#another) [file](gone.md) "
             "[outside](../../../gone) ![image](gone.png) `[code](gone-too.md)`\n"
@@ -108,9 +108,6 @@ def test_a_missing_file_a_missing_heading_and_a_path_outside_are_found(tmp_path:
             "#no-heading",
             "gone.jpg",
         ]
-    finally:
-        page.unlink()
-        folder.rmdir()
 
 
 def test_anchors_are_those_of_github() -> None:

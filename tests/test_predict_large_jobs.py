@@ -11,16 +11,17 @@ from unittest.mock import MagicMock
 import object_storage
 import obstore
 import pytest
+from conftest import is_running, wait_until
 from large_jobs import (
     descendants,
     draw_images,
-    is_running,
+    interrupt,
     make_slow_job,
     paths,
     results_in,
     rows_of,
     start,
-    wait_until,
+    version_of,
 )
 from obstore.store import MemoryStore
 from PIL import Image
@@ -80,11 +81,11 @@ def test_the_scores_are_those_without_out(label, images, tmp_path, small_tflite)
 def test_what_has_results_is_left_alone_and_later_images_are_not_in_it(label, images, tmp_path):
     label(images, "--shard-size", "3")
     (tmp_path / "out/results/00001.jsonl").unlink()
-    kept = (tmp_path / "out/results/00000.jsonl").stat()
+    kept = version_of(tmp_path / "out/results/00000.jsonl")
     Image.new("RGB", (9, 9)).save(images / "0-later.png")
     done = label()
     assert "Label: 3 of 7 images are left, in 1 shards.\n" in done.stderr
-    assert (tmp_path / "out/results/00000.jsonl").stat() == kept
+    assert version_of(tmp_path / "out/results/00000.jsonl") == kept
     assert [row["image"] for row in rows_of(tmp_path / "out")] == [
         path for path in paths(images) if "later" not in path
     ]
@@ -111,12 +112,12 @@ def test_images_are_only_listed(label, images, tmp_path):
     assert f"List: 7 images, in 3 shards, are listed in {tmp_path}/out." in done.stderr
     assert "run the same command without --list-only, or on several machines with" in done.stderr
     assert sorted(path.name for path in (tmp_path / "out").iterdir()) == ["lists", "manifest.json"]
-    kept = (tmp_path / "out/manifest.json").stat()
+    kept = version_of(tmp_path / "out/manifest.json")
     Image.new("RGB", (9, 9)).save(images / "0-later.png")
     again = label(images, "--list-only")
     assert again.stderr == done.stderr.replace("List: finding the images ...\n", "")
     assert label(images, "--shard-size", "3").returncode == 0
-    assert (tmp_path / "out/manifest.json").stat() == kept
+    assert version_of(tmp_path / "out/manifest.json") == kept
     assert len(rows_of(tmp_path / "out")) == 7
 
 
@@ -254,13 +255,13 @@ def test_killed_in_the_middle_and_run_again_each_image_is_labelled_once(slow_job
             process.send_signal(signal.SIGKILL)
         killed += process.returncode == -signal.SIGKILL
         wait_until(lambda below=below: not any(map(is_running, below)))
-        kept = {path: path.stat() for path in results_in(out)}
+        kept = {path: version_of(path) for path in results_in(out)}
         assert len(kept) < len(urls)
     assert killed == 2
     with start(command) as process:
         _, error = process.communicate(timeout=60)
     assert process.returncode == 0, error
-    assert all(path.stat() == before for path, before in kept.items())
+    assert all(version_of(path) == before for path, before in kept.items())
     rows = rows_of(out)
     assert [row["image"] for row in rows] == urls
     assert {row["label"] for row in rows} == {"red"}
@@ -293,8 +294,7 @@ def test_ctrl_c_says_what_is_written(slow_job):
             status = Path(f"/proc/{pid}/status").read_text()
             blocked = int(re.search(r"SigBlk:\s*(\w+)", status)[1], 16)
             assert blocked & 1 << signal.SIGINT - 1
-        for pid in [process.pid, *below]:  # as a terminal does
-            os.kill(pid, signal.SIGINT)
+        interrupt([process.pid, *below])
         _, error = process.communicate(timeout=30)
     assert process.returncode == 130
     assert "Traceback" not in error

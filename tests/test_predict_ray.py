@@ -16,17 +16,17 @@ from types import SimpleNamespace
 import numpy as np
 import object_storage
 import pytest
-from conftest import ROOT
+from conftest import ROOT, is_running, wait_until
 from large_jobs import (
     descendants,
     draw_images,
-    is_running,
+    interrupt,
     make_slow_job,
     paths,
     results_in,
     rows_of,
     start,
-    wait_until,
+    version_of,
 )
 from test_predict import predict
 
@@ -170,7 +170,7 @@ def test_killed_or_stopped_each_image_is_labelled_once(slow_job, quick, tmp_path
     labelling = [pid for pid, name in below.items() if "Agent" not in name]
     assert len(labelling) > 5
     wait_until(lambda: not any(map(is_running, labelling)))
-    kept = {path: path.stat() for path in results_in(out)}
+    kept = {path: version_of(path) for path in results_in(out)}
     assert len(kept) < len(urls)
     [left] = set(re.findall(rf"{FOLDER}/{PREFIX}\w+", " ".join(below.values())))
     assert Path(left).exists()
@@ -179,8 +179,7 @@ def test_killed_or_stopped_each_image_is_labelled_once(slow_job, quick, tmp_path
         wait_until(lambda: len(results_in(out)) >= len(kept) + 3, 120)
         below = {pid: command_of(pid) for pid in descendants(process.pid)}
         addresses = listened_on([process.pid, *below])
-        for pid in [process.pid, *below]:  # as a terminal does
-            os.kill(pid, signal.SIGINT)
+        interrupt([process.pid, *below])
         _, error = process.communicate(timeout=60)
     assert process.returncode == 130
     assert "Traceback" not in error
@@ -196,7 +195,7 @@ def test_killed_or_stopped_each_image_is_labelled_once(slow_job, quick, tmp_path
     with start(command) as process:
         process.communicate(timeout=60)
     assert process.returncode == 0
-    assert all(path.stat() == before for path, before in kept.items())
+    assert all(version_of(path) == before for path, before in kept.items())
     assert [row["image"] for row in rows_of(out)] == urls
     assert len(asked) < 2 * len(urls)  # what had results was not fetched again
 

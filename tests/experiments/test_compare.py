@@ -206,10 +206,23 @@ def test_another_budget_is_not_mixed_into_the_table(compared, flags, capsys):
     assert f"(epochs {EPOCHS}). Received: epochs 9." in capsys.readouterr().err
 
 
+# Never ends by itself: however late it is killed, it is not finished.
+ENDLESS = """
+import sys, time
+from experiments import compare
+class Endless(compare.TrainingBatches):
+    def begin_epoch(self, epoch, logs=None):
+        super().begin_epoch(epoch, logs)
+        time.sleep(1000 * (epoch == 4))
+compare.TrainingBatches = Endless
+sys.exit(compare.main(sys.argv[1:]))
+"""
+
+
 def test_a_killed_run_continues_and_comes_to_the_same(compared, flags, tmp_path, capsys):
     out, _ = compared
     arguments = [*flags, "--networks", "baseline", "--out", str(tmp_path)]
-    command = [sys.executable, "-m", "experiments.compare", *arguments]
+    command = [sys.executable, "-c", ENDLESS, *arguments]
     history = tmp_path / "baseline" / compare.HISTORY
     with subprocess.Popen(command, cwd=ROOT, stdout=subprocess.DEVNULL) as process:
         deadline = time.monotonic() + 120

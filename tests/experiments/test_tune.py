@@ -5,7 +5,6 @@ import json
 import re
 import shlex
 import signal
-import socket
 import sqlite3
 import subprocess
 import sys
@@ -371,8 +370,8 @@ def test_the_trial_of_a_killed_process_is_run_again_and_that_of_a_slow_one_is_no
     search.open_study(url, "shared", {})
 
     def slow(trial):  # longer than LOST in all
-        for epoch in range(6):
-            time.sleep(0.5)
+        for epoch in range(20):
+            time.sleep(0.2)
             trial.report(1.0, epoch)
         ran.append(("slow", trial.number))
         return 1.0
@@ -386,7 +385,7 @@ def test_the_trial_of_a_killed_process_is_run_again_and_that_of_a_slow_one_is_no
 
     killed = search.open_study(url, "shared", {}).ask()
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(search, "LOST", 1.5)
+        patch.setattr(search, "LOST", 3)  # far longer than an epoch, also on a busy machine
         worker = threading.Thread(target=work)
         worker.start()
         study = search.open_study(url, "shared", {})
@@ -436,6 +435,8 @@ def test_no_trial_is_run_twice_however_many_share_it(tmp_path):
     def work(worker):
         def objective(trial):
             slot = trial.user_attrs["slot"]
+            if worker not in {other for other, _ in ran}:
+                barrier.wait(60)  # until each has one: the others might run all
             time.sleep(0.02)
             ran.append((worker, slot))
             return float(slot)
@@ -533,19 +534,16 @@ def wait_for(url, process):
 
 
 def test_optuna_dashboard_shows_the_trials_with_the_command_that_is_printed(
-    flags, prepared, pretend, tmp_path, capsys
+    flags, prepared, pretend, tmp_path, capsys, reserve_port
 ):
-    out = tmp_path / "my results"
+    out, port = tmp_path / "my results", reserve_port()
     assert tune.main([*flags, "--out", str(out)]) == 0
     [watch] = re.findall(r"^Watch: (.+)$", capsys.readouterr().out, re.M)
     program, *arguments = shlex.split(watch)
     assert program == "optuna-dashboard"
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = str(probe.getsockname()[1])
     program = Path(sys.executable).parent / program
     with subprocess.Popen(
-        [program, *arguments, "--port", port, "--server", "wsgiref"],
+        [program, *arguments, "--port", str(port), "--server", "wsgiref"],
         cwd=ROOT,
         stdout=subprocess.DEVNULL,
         stderr=subprocess.DEVNULL,

@@ -32,7 +32,7 @@ def test_the_same_seed_makes_the_same_hosts():
     [
         (lambda *_: {}["defect"], r"Received: KeyError\('defect'\)\."),
         (lambda *_: b"", r"Received: 0\."),
-        (lambda _, deadline: time.sleep(0.3) or b"x", r"Received: 0\.\d s later\."),
+        (lambda _, deadline: time.sleep(0.3) or b"x", r"Received: \d+\.\d s later\."),
     ],
     ids=["an error of Python", "an empty body", "too late"],
 )

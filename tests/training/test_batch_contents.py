@@ -4,6 +4,7 @@ import hashlib
 import json
 import os
 import threading
+from concurrent.futures import ThreadPoolExecutor
 from importlib.metadata import version
 
 import numpy as np
@@ -303,8 +304,13 @@ def test_batches_are_read_ahead_and_come_in_order():
     assert list(reading) == [(n, n * 10) for n in range(2, 10)]
 
 
-def test_what_is_no_longer_wanted_is_not_read():
+def test_what_is_no_longer_wanted_is_not_read(monkeypatch):
     started, go = [], threading.Event()
+
+    class Pool(ThreadPoolExecutor):
+        def shutdown(self, *arguments, **named):  # which waits for what is being read
+            go.set()
+            super().shutdown(*arguments, **named)
 
     def read(batch):
         started.append(batch)
@@ -312,9 +318,9 @@ def test_what_is_no_longer_wanted_is_not_read():
             go.wait(10)
         return batch
 
+    monkeypatch.setattr("training.prefetch.ThreadPoolExecutor", Pool)
     reading = prefetch([1, 2, 3, 4], read, workers=1)
     assert next(reading) == (1, 1)
-    threading.Timer(0.2, go.set).start()
     reading.close()
     assert 3 not in started
 

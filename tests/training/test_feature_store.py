@@ -11,7 +11,7 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
-from conftest import ROOT
+from conftest import ROOT, wait_until
 
 from training import feature_store
 from training.errors import CacheError
@@ -160,9 +160,12 @@ with table.writer() as writer:
 def test_killed_at_any_moment_every_named_row_is_right(tmp_path):
     named = 0
     for _ in range(4):
+        size = sum(path.stat().st_size for path in tmp_path.glob("*/index.txt"))
         command = [sys.executable, "-c", WRITER, tmp_path]
         process = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE)
         assert process.stdout.readline() == b"ready\n"
+        [index] = tmp_path.glob("*/index.txt")
+        wait_until(lambda index=index, size=size: index.stat().st_size > size)
         time.sleep(0.15)
         os.kill(process.pid, signal.SIGKILL)
         assert process.wait() == -signal.SIGKILL

@@ -123,7 +123,7 @@ def test_at_most_the_promised_share_of_images_is_called_unknown_and_strange_ones
         *("nothing to compare with", "no numbers to compare with"),
     ],
 )
-@pytest.mark.filterwarnings("error")
+@pytest.mark.filterwarnings("error::RuntimeWarning")  # not those of files that others left open
 def test_where_it_cannot_be_told_there_is_none(train, validation):
     assert fit(LabelledFeatures(train, np.arange(len(train)) % 2), validation) is None
 
