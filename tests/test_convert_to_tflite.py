@@ -160,19 +160,42 @@ def test_each_kind_is_as_large_as_its_numbers(trained_like):
         assert size <= len(content) / model.count_params() < size + 0.8
 
 
-def test_int8_lets_no_operation_stay_in_floating_point(monkeypatch):
-    converter = SimpleNamespace(
-        target_spec=SimpleNamespace(supported_ops=None, supported_types=[]), convert=lambda: b""
+def test_int8_leaves_nothing_but_the_softmax_in_floating_point(trained_like):
+    from training.checkpoint import load_checkpoint
+
+    model, _ = load_checkpoint(trained_like)
+    images = [lambda seed=seed: noise(seed) for seed in range(4)]
+    interpreter = tflite.tf.lite.Interpreter(
+        model_content=tflite.make_tflite(model, ("a", "b"), "int8", images)
     )
-    made = SimpleNamespace(from_keras_model=lambda model: converter)
-    monkeypatch.setattr(tflite.tf.lite, "TFLiteConverter", made)
-    monkeypatch.setattr(tflite, "drop_outliers", lambda model, inputs: inputs)
-    monkeypatch.setattr(tflite, "add_metadata", lambda flatbuffer, *_: flatbuffer)
-    monkeypatch.setattr(tflite, "with_activations", lambda model: model)
-    monkeypatch.setattr(tflite, "read_head", lambda model: ())
-    tflite.make_tflite(None, ("a",), "int8", [lambda: noise(0)])
-    assert converter.target_spec.supported_ops == [tflite.tf.lite.OpsSet.TFLITE_BUILTINS_INT8]
-    assert [array.shape for [array] in converter.representative_dataset()] == [(1, 32, 32, 3)]
+    kinds = {each["index"]: each["dtype"] for each in interpreter.get_tensor_details()}
+    results = {kind: set() for kind in kinds.values()}
+    for operation in interpreter._get_ops_details():
+        results[kinds[operation["outputs"][0]]].add(operation["op_name"])
+    assert results[np.float32] == {"DEQUANTIZE", "SOFTMAX"}
+    assert results[np.int8] > {"QUANTIZE", "FULLY_CONNECTED"}
+
+
+def test_unlikely_classes_have_scores_in_int8_too():
+    from training.backend import keras
+
+    inputs = keras.Input((8, 8, 3))
+    x = keras.layers.GlobalAveragePooling2D()(inputs)
+    rates = keras.initializers.RandomNormal(stddev=9, seed=0)
+    model = keras.Model(inputs, keras.layers.Dense(50, "softmax", kernel_initializer=rates)(x))
+    images = [lambda seed=seed: noise(seed, (8, 8, 3)) for seed in range(4)]
+    interpreter = tflite.tf.lite.Interpreter(
+        model_content=tflite.make_tflite(model, tuple(map(str, range(50))), "int8", images)
+    )
+    interpreter.allocate_tensors()
+    image = np.full((1, 8, 8, 3), np.float32([0.9, -0.9, 0.9]))
+    interpreter.set_tensor(interpreter.get_input_details()[0]["index"], image)
+    interpreter.invoke()
+    [scores] = interpreter.get_tensor(interpreter.get_output_details()[0]["index"])
+    assert scores.min() > 0
+    assert scores.sum() == pytest.approx(1, abs=1e-5)
+    [expected] = model.predict(image, verbose=0)
+    assert len(np.unique(scores[expected < 1 / 256])) > 10
 
 
 def noise(seed, shape=(32, 32, 3)):

@@ -29,7 +29,7 @@ def make_tflite(
 
     It returns the activations of the last convolution as well, if `model` pools them.
     `quantize` is "none" (float32), "float16", "dynamic" or "int8"; int8 takes the range of each
-    activation from `calibration_images`. Inputs and outputs stay float32.
+    activation from `calibration_images`. Inputs, outputs and the softmax stay float32.
     """
     converter = tf.lite.TFLiteConverter.from_keras_model(with_activations(model))
     if quantize != "none":
@@ -38,14 +38,25 @@ def make_tflite(
         converter.target_spec.supported_types = [tf.float16]
     if quantize == "int8":
         inputs = drop_outliers(model, np.stack([scale(load()) for load in calibration_images]))
-        converter.target_spec.supported_ops = [tf.lite.OpsSet.TFLITE_BUILTINS_INT8]
         converter.representative_dataset = lambda: ([row[np.newaxis]] for row in inputs)
     # The converter prints a few hundred lines.
     with stderr_held_back(), contextlib.redirect_stdout(io.StringIO()):
-        flatbuffer = converter.convert()
+        flatbuffer = _to_int8(converter) if quantize == "int8" else converter.convert()
     return add_metadata(
         flatbuffer, class_names, replace(details or Details(), head=read_head(model)), card
     )
+
+
+def _to_int8(converter: "tf.lite.TFLiteConverter") -> bytes:
+    """Convert to int8, all but the softmax.
+
+    Scores of an int8 softmax are multiples of 1/256, so all the less likely classes would have 0.
+    """
+    debugger = tf.lite.experimental.QuantizationDebugger(  # only it can leave an operation out
+        converter=converter,
+        debug_options=tf.lite.experimental.QuantizationDebugOptions(denylisted_ops=["SOFTMAX"]),
+    )
+    return debugger.get_nondebug_quantized_model()
 
 
 def drop_outliers(model: keras.Model, inputs: np.ndarray) -> np.ndarray:
