@@ -71,7 +71,8 @@ def drop_outliers(model: keras.Model, inputs: np.ndarray) -> np.ndarray:
     outputs = [layer.output for layer in base_model.layers[1:]]
     peaks = [keras.ops.max(keras.ops.abs(x), axis=range(1, x.ndim)) for x in outputs]
     peaks_model = keras.Model(base_model.inputs, keras.ops.stack(peaks, axis=1))
-    peaks = peaks_model.predict(inputs, batch_size=16, verbose=0)
+    with stderr_held_back():  # after five models in a process, TensorFlow warns of that
+        peaks = peaks_model.predict(inputs, batch_size=16, verbose=0)
     typical = np.maximum(np.median(peaks, axis=0), np.finfo(np.float32).tiny)
     order = np.argsort((peaks / typical).max(axis=1))
     return inputs[order[: -(-len(inputs) // 2)]]
