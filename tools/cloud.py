@@ -11,6 +11,7 @@ are in .cache/cloud/.
 
 import argparse
 import contextlib
+import http.client
 import json
 import os
 import shlex
@@ -162,6 +163,8 @@ def classify(url: str) -> str:
             answer = response.read().decode()
     except urllib.error.HTTPError as error:
         answer = f"status {error.code}, {error.read().decode(errors='replace')}"
+    except (OSError, http.client.HTTPException) as error:
+        answer = str(getattr(error, "reason", error)) or type(error).__name__
     require_rose(url, answer)
     return answer
 

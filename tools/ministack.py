@@ -31,6 +31,7 @@ KEY = "test"  # and secret, of MiniStack's administrator
 INSTANCE = "flower-classifier"  # with the port, what its containers are found by
 PATIENCE = 120.0  # seconds to wait for anything
 STOP_SECONDS = 10.0  # for MiniStack itself
+END_SECONDS = 2.0  # from a connection that breaks to the end of the program
 REMOVE_SECONDS = 30.0  # for its containers
 # As on Lambda: read-only but for /tmp, no further rights, and the template's memory.
 LIKE_LAMBDA = "--read-only --tmpfs /tmp:size=512m -m 1769m --security-opt no-new-privileges"
@@ -137,6 +138,8 @@ def running(log: Path, port: int = 0) -> Generator[MiniStack]:
         wait_until(started, "MiniStack to answer")
         yield ministack
     except Exception as error:
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            process.wait(END_SECONDS)
         ministack.require_running()
         if type(error).__module__.startswith("botocore."):
             raise MiniStackError(

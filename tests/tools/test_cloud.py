@@ -123,6 +123,13 @@ def test_an_answer_with_another_status_fails(http_server, monkeypatch):
         cloud.classify(http_server({}))
 
 
+def test_without_an_answer_the_reason_is_told(reserve_port, monkeypatch):
+    monkeypatch.chdir(ROOT)
+    url = f"http://127.0.0.1:{reserve_port()}/"
+    with pytest.raises(cloud.CloudError, match=rf"Expected {url} to say .* Connection refused"):
+        cloud.classify(url)
+
+
 def test_rows_are_counted_and_errors_shown(capsys):
     rows = [ROW, ROW | {"label": "daisy", "unknown": True}, ROW | {"unknown": True}]
     error = {"type": "ImageError", "message": "Expected an image."}
