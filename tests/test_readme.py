@@ -142,9 +142,13 @@ def test_modules_and_their_flags_in_the_documentation_exist() -> None:
         "\n".join(texts).replace("\\\n", " "),
     )
     assert len({module for module, _ in commands}) >= 9
+    settings = (ROOT / "training" / "recipes.py").read_text(encoding="utf-8")
     for module, words in commands:
-        source = module_sources(module)
-        missing = [f for f in re.findall(r"--[a-z-]+", words) if f'"{f}"' not in source]
+        source, recipes = module_sources(module), " ".join(re.findall(r'"[^"]*"', words))
+        flags = re.findall(r"--[a-z-]+", re.sub(r'"[^"]*"', "", words))
+        missing = [f for f in flags if f'"{f}"' not in source]
+        names = [f.replace("-", "_") for f in re.findall(r"--([a-z-]+)", recipes)]
+        missing += [name for name in names if f'"{name}"' not in settings]
         assert missing == [], f"python -m {module}"
 
 
