@@ -164,7 +164,7 @@ def train_job(
     """
     recipe, dataset = job.recipe, device.dataset
     images = ImageSource(dataset, recipe.image_size, recipe.augmentation)
-    views = device.views(images, range(1, recipe.views + 1))
+    views = device.views(images, range(1, recipe.shown_views(len(split.train)) + 1))
     size = (recipe.final_size, recipe.final_size)
     [plain] = device.views(ImageSource(dataset, size), [0])
     validation, test = (image_indices(dataset, each) for each in (split.validation, split.test))

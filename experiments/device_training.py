@@ -135,7 +135,7 @@ def fit(device: Device, run_: Run, views: Sequence[jax.Array], soft: np.ndarray 
     head = first_head(device, run_)
     learned = jax.tree.map(jnp.array, {**device.learning, "head": head})
     state = (learned, jax.tree.map(jnp.zeros_like, learned), jax.tree.map(jnp.array, learned))
-    steps = max(1, len(train) // recipe.batch_size)
+    steps = recipe.steps(len(train))
     batches = TrainingBatches(
         run_.images,
         train,

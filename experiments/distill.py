@@ -108,7 +108,7 @@ def distill(recipe: Recipe, options: RunOptions, flags: argparse.Namespace) -> N
         images = ImageSource(dataset, recipe.image_size, recipe.augmentation)
         run = start_run(recipe, options, workers, images, split, labels.name)
         advise_recipe(run)
-        labels.compute(split.train, recipe.views)
+        labels.compute(split.train, recipe.shown_views(len(split.train)))
         student = train_student(run, labels)
         report(student, describe(student, teachers, flags, time.monotonic() - started))
 
@@ -122,7 +122,8 @@ def train_student(run: Run, labels: SoftLabels) -> Trained:
     if recipe.fine_tune_at:
         unfreeze(model, recipe.fine_tune_at)
     inputs = choose_inputs(run, model)
-    inputs = replace(inputs, soft_labels=labels.read(run.split.train, recipe.views))
+    train = run.split.train
+    inputs = replace(inputs, soft_labels=labels.read(train, recipe.shown_views(len(train))))
     training_model = make_training_model(run, inputs.trainable_part)
     best = BestCheckpoint(
         run.options.models,

@@ -312,15 +312,16 @@ def plan_cache(run: Run, model: keras.Model, cache: Path) -> None:
     jobs: list[Job] = [(CachedFeatures(run.images, base, dtype_policy(), cache), plain)]
     if run.recipe.fine_tune_at != 1:
         frozen, _ = split_at_block(model, run.recipe.fine_tune_at)
-        split = run.split.with_validation_in_training() if run.recipe.refit else run.split
-        jobs += cache_jobs(run, frozen, split.train, cache)
+        jobs += cache_jobs(run, frozen, run.split.train, cache)
+        if run.recipe.refit:
+            jobs += cache_jobs(run, frozen, run.split.with_validation_in_training().train, cache)
     announce(jobs)
 
 
 def cache_jobs(run: Run, frozen: keras.Model, train: Sequence[str], cache: Path) -> tuple[Job, Job]:
     """Return what training needs of the outputs of `frozen`, and what validation and test do.
 
-    Training needs the augmented views of the images `train`.
+    Training needs the augmented views of the images `train`, as many as the recipe shows.
     """
     recipe, images = run.recipe, run.images
     source = val_source = CachedFeatures(images, frozen, dtype_policy(), cache)
@@ -329,7 +330,8 @@ def cache_jobs(run: Run, frozen: keras.Model, train: Sequence[str], cache: Path)
         val_source = CachedFeatures(images, frozen, "float32", cache)
     trained = image_indices(images.dataset, train)
     evaluated = image_indices(images.dataset, (*run.split.validation, *run.split.test))
-    views = [(index, view + 1) for view in range(recipe.views) for index in trained]
+    shown = recipe.shown_views(len(train))
+    views = [(index, view + 1) for view in range(shown) for index in trained]
     return (source, views), (val_source, [(index, 0) for index in evaluated])
 
 
@@ -391,7 +393,10 @@ def choose_inputs(run: Run, model: keras.Model) -> Inputs:
     if cache is None or recipe.fine_tune_at == 1:
         return Inputs(model, run.images, run.images)
     frozen, trainable_part = split_at_block(model, recipe.fine_tune_at)
-    print(f"Cache: {recipe.views} augmented views of each image, in {cache}.", flush=True)
+    shown = recipe.shown_views(len(run.split.train))
+    print(
+        f"Cache: {shown} augmented view{'s' * (shown > 1)} of each image, in {cache}.", flush=True
+    )
     jobs = cache_jobs(run, frozen, run.split.train, cache)
     for features, samples in jobs:
         features.compute(samples)
@@ -436,7 +441,7 @@ def advise_recipe(run: Run) -> None:
 
 def _advise_averaging(recipe: Recipe, count: int) -> None:
     """Print a lower momentum if the averaged weights would go back to the first ones."""
-    batches = recipe.epochs * (recipe.steps_per_epoch or max(1, count // recipe.batch_size))
+    batches = recipe.epochs * recipe.steps(count)
     averaged = round(1 / (1 - recipe.ema_momentum))
     if averaged > batches / AVERAGED_SHARE:
         fitting = max(0, 1 - 2 * AVERAGED_SHARE / batches)
@@ -512,7 +517,7 @@ def training_batches(run: Run, inputs: Inputs) -> TrainingBatches:
         inputs.source,
         run.split.train,
         recipe.batch_size,
-        steps=recipe.steps_per_epoch or max(1, len(run.split.train) // recipe.batch_size),
+        steps=recipe.steps(len(run.split.train)),
         seed=recipe.seed,
         views=None if inputs.source is run.images else recipe.views,
         mixup_alpha=recipe.mixup_alpha,

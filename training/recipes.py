@@ -1,6 +1,7 @@
 """What a training run does: the original's recipe, fine-tuning, and the flags that change them."""
 
 import argparse
+import math
 from collections.abc import Callable
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
@@ -31,7 +32,7 @@ class Recipe:
     brightness_range: float | tuple[float, float] = 0.0  # factors of brightness, as zoom_range
     channel_shift_range: float = 0.0  # of 0 to 255, added to or taken from all channels alike
     erasing: float = 0.0  # share of the views in which a rectangle is noise
-    views: int = 4  # cached augmented views of each image; without the cache always new ones
+    views: int = 4  # of each image in the cache, at most; without the cache always new ones
     mixup_alpha: float = 0.0  # parameter of the beta distribution that images are mixed by; 0: not
     # network: Xception, global average pooling, dense layers (ReLU), softmax
     fine_tune_at: int | None = None  # block, 1 to 14, from which the base learns; None: frozen
@@ -61,6 +62,19 @@ class Recipe:
     def final_size(self) -> int:
         """Height and width in pixels of the finished network's input."""
         return self.inference_size or self.input_size
+
+    def steps(self, count: int) -> int:
+        """Return how many batches an epoch of `count` training images has."""
+        return self.steps_per_epoch or max(1, count // self.batch_size)
+
+    def shown_views(self, count: int) -> int:
+        """Return how many views of each of `count` training images a run shows, of those cached.
+
+        All images come in one view before any comes in the next, so a short run shows fewer.
+        """
+        epochs = max(self.epochs, self.refit_epochs or 0) if self.refit else self.epochs
+        rounds = math.ceil(epochs * self.steps(count) * self.batch_size / count)
+        return min(self.views, rounds)
 
     @property
     def augmentation(self) -> dict:

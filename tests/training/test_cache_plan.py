@@ -283,9 +283,11 @@ def run_of(dataset, recipe, tmp_path):
         (ORIGINAL, {"views": 3}, 3 * 40, {50, 60}),  # the latter in float32, if that is another
         (FINE_TUNE, {"views": 3}, 3 * 35, {65}),
         (FINE_TUNE, {"views": 3, "refit": True}, 3 * 40, {65}),
+        (FINE_TUNE, {"views": 9, "epochs": 2}, 2 * 35, {65}),  # each view is shown once
+        (FINE_TUNE, {"views": 9, "epochs": 2, "refit": True}, 2 * 40, {65}),
         (FINE_TUNE, {"fine_tune_at": 1}, 0, {50}),
     ],
-    ids=["original", "fine-tune", "refit", "whole network"],
+    ids=["original", "fine-tune", "refit", "short", "short refit", "whole network"],
 )
 def test_a_run_announces_what_it_will_compute(
     dataset, tmp_path, capsys, monkeypatch, recipe, changes, views, plain

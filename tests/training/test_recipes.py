@@ -3,9 +3,13 @@
 import argparse
 from dataclasses import asdict, fields, replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
+from training.batches import TrainingBatches
 from training.recipes import (
     FINE_TUNE,
     ORIGINAL,
@@ -198,6 +202,49 @@ def test_the_least_and_the_plainest_values_are_taken(flag, text, value, parser):
 def test_sizes_are_in_pixels_of_height_and_width():
     assert ORIGINAL.image_size == (299, 299)
     assert (ORIGINAL.final_size, FINE_TUNE.final_size) == (299, 363)
+
+
+@pytest.mark.parametrize(
+    ("changes", "count", "steps", "views"),
+    [
+        ({}, 2422, 75, 9),
+        ({"epochs": 7}, 2422, 75, 7),  # the last one of nearly all images
+        ({"epochs": 1}, 2422, 75, 1),
+        ({"epochs": 3, "views": 2}, 2422, 75, 2),
+        ({"epochs": 2}, 33, 1, 2),  # 64 of 66 images
+        ({"epochs": 2}, 20, 1, 4),  # 64 are three rounds and four images
+        ({"epochs": 2, "steps_per_epoch": 100}, 3200, 100, 2),
+        ({"epochs": 2, "steps_per_epoch": 100}, 3199, 100, 3),
+        ({"epochs": 2, "refit_epochs": 5}, 320, 10, 2),
+        ({"epochs": 2, "refit_epochs": 5, "refit": True}, 320, 10, 5),
+        ({"epochs": 2, "refit": True}, 320, 10, 2),
+    ],
+)
+def test_a_short_run_needs_only_the_views_that_it_shows(changes, count, steps, views):
+    recipe = replace(FINE_TUNE, **changes)
+    assert (recipe.steps(count), recipe.shown_views(count)) == (steps, views)
+
+
+@given(
+    count=st.integers(1, 50),
+    batch_size=st.integers(1, 9),
+    epochs=st.integers(1, 5),
+    steps_per_epoch=st.none() | st.integers(1, 9),
+    views=st.integers(1, 6),
+)
+def test_the_views_that_batches_draw_are_those_of_the_recipe(count, **settings):
+    recipe = replace(ORIGINAL, **settings)
+    steps, names = recipe.steps(count), [f"a/{n}" for n in range(count)]
+    dataset = SimpleNamespace(images=names, class_names=("a",), labels=lambda _: [0] * count)
+    source = SimpleNamespace(dataset=dataset)
+    batches = TrainingBatches(
+        source, names, recipe.batch_size, steps=steps, seed=1, views=recipe.views
+    )
+    drawn = set()
+    for epoch in range(recipe.epochs):
+        batches.begin_epoch(epoch)
+        drawn |= {view for index in range(steps) for _, view in batches.drawn(index)}
+    assert drawn == set(range(1, recipe.shown_views(count) + 1))
 
 
 def test_augmentation_is_what_keras_is_given():
