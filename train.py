@@ -18,6 +18,7 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from serving.details import Details
 from training import distribute
 
 if __name__ == "__main__":
@@ -47,7 +48,7 @@ from training.fit import (
     with_weights_of,
 )
 from training.images import ImageSource, Source
-from training.model import build_model, unfreeze
+from training.model import build_model, unfreeze, with_input_size
 from training.recipes import (
     CACHE,
     CACHE_DAYS,
@@ -62,6 +63,7 @@ from training.resume import (
     TrainingState,
     describe_stop,
     how_to_rerun,
+    keep_picked,
     rename_checkpoint,
 )
 
@@ -95,8 +97,9 @@ def main(arguments: list[str] | None = None) -> int:
 
 def interrupted(error: OSError, options: RunOptions, started: float) -> TrainingError:
     """Return what to do about an `error` of the disk in a run that `started` then."""
+    written = f"{options.models} and {options.cache}" if options.cache else options.models
     return TrainingError(
-        f"Expected to read {options.data} and write to {options.models} and {options.cache}. "
+        f"Expected to read {options.data} and write to {written}. "
         f"Received: {cli.reason_of(error)}. Free disk space or fix the permissions, then "
         f"{how_to_rerun(options, started)}"
     )
@@ -104,7 +107,6 @@ def interrupted(error: OSError, options: RunOptions, started: float) -> Training
 
 def train(recipe: Recipe, options: RunOptions, flags: distribute.Flags | None = None) -> None:
     """Fine-tune Xception by `recipe`; leave the best checkpoint and its report in a folder."""
-    started = time.monotonic()
     workers = distribute.initialize(flags or distribute.Flags())  # one process unless --distribute
     with claim_models(options, workers):  # checked in a moment, then this run's alone
         # Data: Keras' ImageDataGenerator augments the training images, and no others
@@ -128,7 +130,7 @@ def train(recipe: Recipe, options: RunOptions, flags: distribute.Flags | None = 
 
         # Report: calibrate, name by accuracy, draw
         if workers.is_main:
-            report(first, second, time.monotonic() - started)
+            report(first, second)
 
 
 def train_network(run: Run) -> Trained:
@@ -159,17 +161,20 @@ def train_network(run: Run) -> Trained:
     return Trained(run, inputs, best.path, weights, features)
 
 
-def report(first: Trained, second: Trained | None, seconds: float) -> None:
+def report(first: Trained, second: Trained | None) -> None:
     """Calibrate the kept epoch, name it by its accuracy, and write and print its report.
 
     With a `second` network, which has learned the validation images of the `first`, the report is
-    about that one. All of it took `seconds`.
+    about that one.
     """
     # Here, since importing it takes seconds.
     from training.evaluation import evaluate
 
-    models, dataset, kept = first.run.options.models, first.run.images.dataset, second or first
-    result, info = calibrate(first), describe_run(kept, seconds)
+    models, dataset = first.run.options.models, first.run.images.dataset
+    if second or first.run.recipe.final_head_epochs:  # further reports may need it
+        first = replace(first, checkpoint=keep_picked(require_best(first.checkpoint, models)))
+    kept = second or first
+    result, info = calibrate(first), describe_run(kept)
     if second:
         tf.get_logger().setLevel("ERROR")  # a note on each network that predicts
         accuracy = evaluate.describe_accuracy(result, dataset, first.run.split)
@@ -178,7 +183,7 @@ def report(first: Trained, second: Trained | None, seconds: float) -> None:
         info = replace(info, **evaluate.describe_refit(earlier, result, first.run.split))
     checkpoint, split = require_best(kept.checkpoint, models), kept.run.split
     path = evaluate.save(result, models, split, checkpoint)
-    if not second and not kept.run.recipe.final_head_epochs:  # else another report may need it
+    if not second and not kept.run.recipe.final_head_epochs:
         rename_checkpoint(checkpoint, path)
     sources = evaluate.ReportSources(info, models / HISTORY, features=first.features)
     evaluate.report(result, path, dataset, split, sources)
@@ -186,6 +191,7 @@ def report(first: Trained, second: Trained | None, seconds: float) -> None:
         kept.run.options.models / STATE,
         reported=result.model.input_shape[1],
         final_head_epochs=kept.run.recipe.final_head_epochs,
+        seconds=kept.run.seconds(),
     )
 
 
@@ -198,6 +204,9 @@ def calibrate(trained: Trained, by: "CalibratedModel | None" = None) -> "Calibra
 
     run = trained.run
     model, metadata = load_checkpoint(require_best(trained.checkpoint, run.options.models))
+    size = (run.recipe.final_size, run.recipe.final_size)
+    if model.input_shape[1:3] != size:  # it has that of an earlier report
+        model, metadata = with_input_size(model, size), replace(metadata, details=Details())
     # A frozen base is the final network's, too, so its features need not be computed again.
     is_frozen = run.recipe.fine_tune_at is None and run.recipe.final_size == run.recipe.input_size
     known = trained.features if is_frozen else None
@@ -209,8 +218,8 @@ def calibrate(trained: Trained, by: "CalibratedModel | None" = None) -> "Calibra
     return evaluate.calibrate(model, metadata, run.images.dataset, run.split, source, known)
 
 
-def describe_run(trained: Trained, seconds: float) -> RunInfo:
-    """Return what the report says about how `trained` was made, in `seconds`."""
+def describe_run(trained: Trained) -> RunInfo:
+    """Return what the report says about how `trained` was made."""
     run = trained.run
     return RunInfo(
         command=run.options.command,
@@ -218,7 +227,7 @@ def describe_run(trained: Trained, seconds: float) -> RunInfo:
         seed=run.recipe.seed,
         weights=trained.weights,
         split=run.split.sizes,
-        seconds=round(seconds),
+        seconds=round(run.seconds()),
     )
 
 

@@ -108,7 +108,7 @@ def list_stages(bench: Bench, dataset: Dataset) -> list[Stage]:
         Stage("features of all plain images", len(dataset.images), infer_base),
         Stage(
             f"activations below block {BLOCK}, for the cache",
-            recipe.shown_views(train) * train + validation + test,
+            recipe.shown_views(train) * train + validation,
             bench.infer(compile_inference(lower, policy, BATCH_SIZE)),
         ),
         Stage(

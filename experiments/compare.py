@@ -16,7 +16,7 @@ import json
 import sys
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -52,6 +52,7 @@ from training.markdown import markdown_table
 from training.prefetch import progress
 from training.recipes import ORIGINAL
 from training.resume import TrainingState, restore_weights, trim_history
+from training.streams import counted
 
 EPOCHS = 20
 SIZE = 96  # pixels, height and width, of the small networks: quick on two cores
@@ -178,7 +179,9 @@ def prepare(
     head = build_head(frozen.output_shape[1], ORIGINAL.head, class_count)
     full_model = keras.Model(frozen.input, head(frozen.output))
     images = ImageSource(dataset, size, augmentation)
-    source, val_source = cached_features(images, frozen, split, options.cache)
+    epochs = {"epochs": options.epochs, "steps_per_epoch": None, "batch_size": network.batch_size}
+    views = replace(ORIGINAL, **epochs).shown_views(len(split.train))
+    source, val_source = cached_features(images, frozen, split, options.cache, views)
     return Candidate(head, full_model, source, val_source, time_base(frozen, size))
 
 
@@ -215,8 +218,8 @@ def fit(
     if state:
         restore_weights(trainable_part, state_file)
         best.restore(state.best, state.checkpoint)
-        print(f"  Continues after {first} finished epochs.")
-    trim_history(folder / HISTORY, first)
+        print(f"  Continues after {counted(first, 'finished epoch')}.")
+        trim_history(folder / HISTORY, first)
     with progress(epochs * steps * network.batch_size, f"  {network.name}") as bar:
         bar.update(first * steps * network.batch_size)
         fit_epochs(
@@ -311,8 +314,9 @@ def report(
         f"on {rows[0]['n']} test images. Wilson's 95 % intervals, in brackets, cover the choice of "
         "test images, not that of the seed.",
         "An epoch is the median, validation included. The features of a frozen base are computed "
-        f"once, in {ORIGINAL.views} augmented views; for one view of all training images that "
-        f"takes the time given. Inference: the median for one image, float32, {THREADS} thread.",
+        f"once, in up to {ORIGINAL.views} augmented views; for one view of all training images "
+        f"that takes the time given. Inference: the median for one image, float32, {THREADS} "
+        "thread.",
         *(
             f"{row['name']}: {row['description']}, {row['pixels']}×{row['pixels']} pixels."
             for row in rows

@@ -91,7 +91,7 @@ def train_missing(options: argparse.Namespace) -> None:
     Raises:
         DataError: the folds, or a recipe of the same name, were others in an earlier run.
     """
-    dataset = load_dataset(options.data, options.exclude)
+    dataset = load_dataset(options.data, options.exclude, options.audit)
     records = None
     for named in options.recipes:
         fraction = named.recipe.validation_fraction
@@ -99,7 +99,7 @@ def train_missing(options: argparse.Namespace) -> None:
         records = records or Records(options.out / ROWS, settings_of(splits, options))
         for number, split in enumerate(splits, 1):
             folder = options.out / RUNS / named.slug / f"fold_{number}"
-            if is_finished(records, named, number, options.out):
+            if is_finished(records, named, recipe_settings(named), number, options.out):
                 print(f"{named.name}: fold {number} is finished.")
                 remove_weights(folder)
                 continue
@@ -129,8 +129,10 @@ def settings_of(splits: tuple[Split, ...], options: argparse.Namespace) -> dict:
     }
 
 
-def is_finished(records: Records, named: NamedRecipe, number: int, out: Path) -> bool:
-    """Return whether fold `number` of a recipe has a record and predictions.
+def is_finished(
+    records: Records, named: NamedRecipe, settings: dict, number: int, out: Path
+) -> bool:
+    """Return whether fold `number` of a recipe with `settings` has a record and predictions.
 
     Raises:
         DataError: the recipe of this name had other settings then.
@@ -139,7 +141,7 @@ def is_finished(records: Records, named: NamedRecipe, number: int, out: Path) ->
     for row in rows:
         require_same_settings(
             row["settings"],
-            recipe_settings(named),
+            settings,
             f"{named.name} in {out}",
             "Give another --out.",
         )

@@ -37,10 +37,18 @@ import numpy as np
 
 from experiments import device_network as net
 from experiments.command import add_base_flags, run
-from experiments.cross_validate import FOLDS, parse_recipe
+from experiments.cross_validate import (
+    FOLDS,
+    ROWS,
+    is_finished,
+    parse_recipe,
+    recipe_settings,
+    settings_of,
+)
 from experiments.cross_validate_report import NamedRecipe, fold_file
 from experiments.device_training import Device, fit, probabilities_of, soft_labels
 from experiments.predictions import Predictions
+from experiments.records import Records
 from training import cli
 from training.batches import image_indices
 from training.dataset.checks import load_dataset
@@ -71,9 +79,19 @@ class Job:
     teachers: tuple[str, ...] = ()
 
     @property
+    def named(self) -> NamedRecipe:
+        """Its recipe, under its own name."""
+        return NamedRecipe(self.name, self.recipe)
+
+    @property
     def slug(self) -> str:
         """Name of its folder."""
-        return NamedRecipe(self.name, self.recipe).slug
+        return self.named.slug
+
+    @property
+    def settings(self) -> dict:
+        """What an earlier job of this name must have in common with it (JSON)."""
+        return {**recipe_settings(self.named), "teachers": list(self.teachers)}
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -86,13 +104,14 @@ def train_all(options: argparse.Namespace) -> None:
     jobs = read_jobs(options.jobs)
     with claim_folder(options.out):
         dataset = load_dataset(options.data, options.exclude)
-        device = Device(dataset, options.weights, options.processes)
+        device, records = Device(dataset, options.weights, options.processes), None
         for job in jobs:
             fraction = job.recipe.validation_fraction
             splits = split_folds(dataset, options.split_seed, options.folds, fraction)
+            records = records or Records(options.out / ROWS, settings_of(splits, options))
             for number, split in enumerate(splits, 1):
                 path = fold_file(options.out, job.slug, number)
-                if path.exists():
+                if is_finished(records, job.named, job.settings, number, options.out):
                     print(f"{job.name}: fold {number} is finished.")
                     continue
                 started = time.monotonic()
@@ -102,6 +121,7 @@ def train_all(options: argparse.Namespace) -> None:
                 path.parent.mkdir(parents=True, exist_ok=True)
                 found = Predictions(split.test, probabilities, dataset.class_names)
                 found.write(path)
+                records.append({"recipe": job.slug, "fold": number, "settings": job.settings})
                 print(
                     f"{job.name}: fold {number}, test accuracy {found.hits.mean():.4f}, "
                     f"{time.monotonic() - started:.0f} s.",

@@ -92,7 +92,6 @@ def distill(recipe: Recipe, options: RunOptions, flags: argparse.Namespace) -> N
         ModelError: a teacher is not a checkpoint, or has no split beside it.
         DataError: the teachers do not belong together, or images of their split are missing.
     """
-    started = time.monotonic()
     workers = Workers()
     with claim_models(options, workers):
         teachers = read_members(flags.teachers)
@@ -110,7 +109,7 @@ def distill(recipe: Recipe, options: RunOptions, flags: argparse.Namespace) -> N
         advise_recipe(run)
         labels.compute(split.train, recipe.shown_views(len(split.train)))
         student = train_student(run, labels)
-        report(student, describe(student, teachers, flags, time.monotonic() - started))
+        report(student, describe(student, teachers, flags))
 
 
 def train_student(run: Run, labels: SoftLabels) -> Trained:
@@ -137,10 +136,8 @@ def train_student(run: Run, labels: SoftLabels) -> Trained:
     return Trained(run, inputs, best.path, weights, features)
 
 
-def describe(
-    student: Trained, teachers: Sequence[Member], flags: argparse.Namespace, seconds: float
-) -> RunInfo:
-    """Return what the report says about how `student` was made, in `seconds`."""
+def describe(student: Trained, teachers: Sequence[Member], flags: argparse.Namespace) -> RunInfo:
+    """Return what the report says about how `student` was made."""
     run = student.run
     names = ", ".join(str(teacher.path) for teacher in teachers)
     sizes = " and ".join(map(str, dict.fromkeys(flags.sizes)))
@@ -152,7 +149,7 @@ def describe(
         weights=student.weights,
         labels=f"mean predictions of {names} for each view {mirrored}at {sizes} pixels",
         split=run.split.sizes,
-        seconds=round(seconds),
+        seconds=round(run.seconds()),
     )
 
 
@@ -167,7 +164,9 @@ def report(student: Trained, info: RunInfo) -> None:
     rename_checkpoint(checkpoint, path)
     sources = evaluate.ReportSources(info, models / HISTORY, features=student.features)
     evaluate.report(result, path, dataset, run.split, sources)
-    TrainingState.update(models / STATE, reported=result.model.input_shape[1])
+    TrainingState.update(
+        models / STATE, reported=result.model.input_shape[1], seconds=run.seconds()
+    )
 
 
 def parse_arguments(arguments: list[str] | None) -> argparse.Namespace:

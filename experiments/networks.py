@@ -154,11 +154,11 @@ def build_head(
 
 
 def cached_features(
-    images: ImageSource, frozen: keras.Model, split: Split, cache: Path
+    images: ImageSource, frozen: keras.Model, split: Split, cache: Path, views: int
 ) -> tuple[CachedFeatures, CachedFeatures]:
     """Return the features of `frozen` for training and for evaluation.
 
-    Training images have the recipe's number of augmented views. Validation and test images are
+    Training images have that many augmented `views`. Validation and test images are
     plain, and their features float32, as the .tflite file computes them.
 
     Raises:
@@ -168,6 +168,6 @@ def cached_features(
     evaluation = CachedFeatures(images, frozen, "float32", cache)
     train = image_indices(images.dataset, split.train)
     plain = image_indices(images.dataset, (*split.validation, *split.test))
-    training.compute([(i, view + 1) for view in range(ORIGINAL.views) for i in train])
+    training.compute([(i, view + 1) for view in range(views) for i in train])
     evaluation.compute([(i, 0) for i in plain])
     return training, evaluation

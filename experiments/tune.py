@@ -22,7 +22,7 @@ import shlex
 import sys
 from collections.abc import Generator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -110,7 +110,8 @@ def prepare(options: argparse.Namespace) -> SearchData:
     keras.utils.set_random_seed(options.seed)  # of a base without weights
     base = networks.build_base(networks.XCEPTION, RECIPE.image_size, options.weights)
     images = ImageSource(dataset, RECIPE.image_size, RECIPE.augmentation)
-    training, evaluation = networks.cached_features(images, base, split, options.cache)
+    views = replace(RECIPE, epochs=options.epochs).shown_views(len(split.train))
+    training, evaluation = networks.cached_features(images, base, split, options.cache, views)
     settings = {
         "epochs": options.epochs,
         "seed": options.seed,

@@ -331,7 +331,7 @@ def test_a_run_in_two_parts_ends_as_one_in_one_part(flags, changed, run, tmp_pat
     exit_code, out = run("--resume", *flags, epochs=3, **small)
 
     assert exit_code == 0
-    assert "Resume: after 1 finished epochs" in out
+    assert "Resume: after 1 finished epoch of" in out
     assert [row["epoch"] for row in whole] == ["0", "1", "2"]
     assert history(tmp_path) == whole
     assert_equal(read_weights(tmp_path / train.STATE), weights)
@@ -477,7 +477,7 @@ def read_weights(path):
 
 def test_a_new_run_says_that_it_replaces_an_old_one(run):
     assert "--resume" not in run(reported=False)[1]
-    assert "a run of 1 finished epochs, which --resume would continue" in run(reported=False)[1]
+    assert "a run of 1 finished epoch, which --resume would continue" in run(reported=False)[1]
 
 
 def test_only_the_same_run_is_resumed(run):
@@ -485,7 +485,12 @@ def test_only_the_same_run_is_resumed(run):
     for flags, recipe, sentence in (
         (["--seed", "7"], {"epochs": 2, "seed": 7}, "Received: seed 7"),
         ([], {"epochs": 2, "momentum": 0.5}, "(momentum 0.75). Received: momentum 0.5"),
-        ([], {"epochs": 1}, "more epochs than the 1 that are finished"),
+        (
+            [],
+            {"epochs": 1},
+            "left to do after 1 finished epoch and a report. Received: --epochs 1. ",
+        ),
+        ([], {"epochs": 1}, "Raise it to train on, or give the finished network another"),
     ):
         with pytest.raises(UserError) as caught:
             run("--resume", *flags, **recipe)
@@ -567,11 +572,11 @@ def record(drawn, tmp_path_factory):
             if fitting:
                 real_fit(model, x, y, **given)
 
-        def report(first, second, seconds):
-            given = SimpleNamespace(**vars(first), second=second, seconds=seconds)
+        def report(first, second):
+            given = SimpleNamespace(**vars(first), second=second)
             given.dataset, given.split = given.run.images.dataset, given.run.split
             given.val_source = train.report_source(given.run, given.inputs)
-            given.info = train.describe_run(first, seconds)
+            given.info = train.describe_run(first)
             found.report = given
 
         with pytest.MonkeyPatch.context() as patch:
@@ -708,10 +713,10 @@ def test_keras_is_asked_for_the_epochs_in_order(fine_tuned):
     callbacks = fine_tuned.callbacks
     assert list(callbacks) == [
         *("LambdaCallback", "RequireFiniteLoss", "SetAsideEarlierRun"),
-        *("BestCheckpoint", "CSVLogger", "SaveState"),
+        *("BestCheckpoint", "HistoryLogger", "SaveState"),
     ]
-    assert callbacks["CSVLogger"].filename == str(fine_tuned.folder / train.HISTORY)
-    assert not callbacks["CSVLogger"].append
+    assert callbacks["HistoryLogger"].filename == str(fine_tuned.folder / train.HISTORY)
+    assert not callbacks["HistoryLogger"].append
     state = callbacks["SaveState"]
     assert state.path == fine_tuned.folder / train.STATE
     assert state.checkpoint is callbacks["BestCheckpoint"]
@@ -826,7 +831,7 @@ def test_a_resumed_run_goes_on_where_the_other_ended(record, tmp_path, capsys):
         assert np.array_equal(one, other)
     best = run.callbacks["BestCheckpoint"]
     assert (best.best, best.path.name) == (facts.best, facts.checkpoint)
-    assert run.callbacks["CSVLogger"].append
+    assert run.callbacks["HistoryLogger"].append
     assert [row["epoch"] for row in history(tmp_path)] == ["0", "1", "2", "3"]
 
 

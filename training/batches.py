@@ -7,7 +7,7 @@ import numpy as np
 
 from training.backend import keras
 from training.dataset.scan import Dataset
-from training.images import Source
+from training.images import Sample, Source
 from training.prefetch import WORKERS
 
 ALL_ROWS = slice(None)
@@ -142,6 +142,19 @@ class TrainingBatches(Batches):
             return share * rows + (1 - share) * rows[others]
 
         return mix(inputs)[self.rows], mix(targets)[self.rows]
+
+
+def shown_samples(images: Sequence[int], views: int, count: int, seed: int) -> list[Sample]:
+    """Return what the first `count` of a sequence of `TrainingBatches` show, each sample once.
+
+    `images` are the indices of its images, which come in `views` views.
+    """
+    rounds, rest = divmod(count, len(images))
+    samples = [(index, view + 1) for view in range(min(rounds, views)) for index in images]
+    if rounds < views:
+        places = _order(seed, rounds, len(images))[:rest]
+        samples += [(images[place], rounds + 1) for place in sorted(places)]
+    return samples
 
 
 @lru_cache(maxsize=4)

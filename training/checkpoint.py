@@ -30,6 +30,7 @@ from training.outputs import find_pooling, read_head, with_activations
 from training.plain_keras import fold_input_scaling, is_keras_file, read_network
 
 CHECKPOINT = "xception_fin_{epoch:02d}_{val_accuracy:.3f}.h5"
+UNNAMED_BEST = "xception_fin.picked.h5"  # the best epoch, until its test accuracy is known
 DETAILS = "details"  # group of the HDF5 file
 EARLIER = "earlier"  # folder for checkpoints of a run that another one has replaced
 
@@ -234,13 +235,16 @@ def remove_checkpoint(checkpoint: Path) -> None:
     split_record(checkpoint).unlink(missing_ok=True)
 
 
-def set_aside(checkpoint: Path) -> None:
-    """Move `checkpoint`, its split, report and .tflite files into `EARLIER` beside it."""
-    place = checkpoint.parent / EARLIER
+def set_aside(checkpoint: Path, name: str | None = None) -> None:
+    """Move `checkpoint`, its split, report and .tflite files into `EARLIER` beside it.
+
+    There it has the file name `name`, or its own.
+    """
+    place, stem = checkpoint.parent / EARLIER, Path(name or checkpoint.name).stem
     place.mkdir(exist_ok=True)
     for path in sorted(checkpoint.parent.iterdir()):
         if path.name == checkpoint.stem or path.name.startswith(f"{checkpoint.stem}."):
-            new = place / path.name
+            new = place / f"{stem}{path.name.removeprefix(checkpoint.stem)}"
             if new.is_dir():
                 shutil.rmtree(new)
             path.replace(new)

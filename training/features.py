@@ -178,10 +178,12 @@ def describe_time(seconds: float) -> str:
     return f"about {seconds / 3600:.1f} hours"
 
 
-def infer_once(network: keras.Model, images: ImageSource, names: Sequence[str]) -> np.ndarray:
+def infer_once(
+    network: keras.Model, images: ImageSource, names: Sequence[str], kind: str = "training"
+) -> np.ndarray:
     """Return the outputs of `network` for the plain images `names`, float32; nothing is kept.
 
-    It computes in the fastest precision here.
+    It computes in the fastest precision here. The progress bar says which `kind` of images it is.
 
     Raises:
         OSError: an image cannot be read.
@@ -190,7 +192,7 @@ def infer_once(network: keras.Model, images: ImageSource, names: Sequence[str]) 
     samples = [(index, 0) for index in image_indices(images.dataset, names)]
     batches = [samples[i : i + BATCH_SIZE] for i in range(0, len(samples), BATCH_SIZE)]
     rows = [np.empty((0, *network.output_shape[1:]), np.float32)]
-    with progress(len(samples), "  training images' features") as bar:
+    with progress(len(samples), f"  {kind} images' features") as bar:
         for batch, inputs in prefetch(batches, images.inputs):
             rows.append(infer(inputs))
             bar.update(len(batch))

@@ -13,6 +13,7 @@ from training.features import infer_once
 from training.fit import Run, fit_head
 from training.images import ImageSource
 from training.model import split_at_block, with_input_size
+from training.streams import counted
 
 
 def fit_final_head(
@@ -32,8 +33,8 @@ def fit_final_head(
     size = (recipe.final_size, recipe.final_size)
     model = with_input_size(model, size)
     print(
-        f"Head: {recipe.final_head_epochs} epochs on {len(train)} plain training images of "
-        f"{size[1]}×{size[0]} pixels.",
+        f"Head: {counted(recipe.final_head_epochs, 'epoch')} on {len(train)} plain training images "
+        f"of {size[1]}×{size[0]} pixels.",
         flush=True,
     )
     bake_temperature(model, 1 / metadata.temperature)  # as it was before an earlier report

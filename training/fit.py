@@ -3,10 +3,10 @@
 import os
 import shutil
 import sys
-import tempfile
-from collections.abc import Generator, Sequence
+import time
+from collections.abc import Callable, Generator, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
@@ -14,22 +14,29 @@ import numpy as np
 from serving.errors import ModelError
 from training.averaging import InsertAverages, RemoveAverages
 from training.backend import keras
-from training.batches import Batches, PaddedBatches, TrainingBatches, image_indices
-from training.checkpoint import CHECKPOINT, EARLIER, BestCheckpoint
+from training.batches import (
+    Batches,
+    PaddedBatches,
+    TrainingBatches,
+    image_indices,
+    shown_samples,
+)
+from training.checkpoint import CHECKPOINT, EARLIER, UNNAMED_BEST, BestCheckpoint
 from training.dataset.scan import find_classes
 from training.dataset.split import Split
 from training.distribute import Workers
 from training.errors import DataError
 from training.feature_store import remove_unused
-from training.features import CachedFeatures, Job, announce
+from training.features import CachedFeatures, Job, announce, infer_once
 from training.files import claim_folder, remove_unfinished
-from training.images import ImageSource, Source
+from training.images import ImageSource, Sample, Source
 from training.inference import dtype_policy
 from training.model import split_at_block, with_policy
 from training.pretrained import load_pretrained
 from training.recipes import Recipe, RunOptions
 from training.resume import (
     STATE,
+    HistoryLogger,
     RequireFiniteLoss,
     SaveState,
     SetAsideEarlierRun,
@@ -40,14 +47,15 @@ from training.resume import (
     unreported_checkpoints,
     upgrade_settings,
 )
+from training.streams import counted
 
 REFIT = "xception_fin.refit"  # folder of the second training, on validation images as well
-UNNAMED_BEST = "xception_fin.picked.h5"  # the best epoch, until its test accuracy is known
 HISTORY = "xception_fin.history.csv"
 TENSORBOARD = "tensorboard"
 MIXED_PARAMETERS = 5_000_000  # a network of fewer, such as a head alone, learns in float32
 HEAD_LEARNING_RATE = 1e-3  # of Adam, while the head is trained alone
-SHIPPED = Path(__file__).parent.parent / "models"  # its base stands in for Keras' download
+# Its base stands in for Keras' download.
+SHIPPED = Path(__file__).parent.parent / "models" / "xception_fin_15_0.966.h5"
 MIN_FREE_BYTES = 600e6  # of the disk: two checkpoints and two states
 FEW_BATCHES = 10  # an epoch of fewer changes a fine-tuned network little
 AVERAGED_SHARE = 5  # a fifth of all batches, of which weights may be averaged
@@ -68,6 +76,8 @@ class Run:
         state_file: where this process can read the weights that belong to `state`.
         replaced: checkpoints of an earlier run, which move aside after the first epoch.
         labels: what the soft labels are that it learns from; None for the images' classes.
+        started: when it started or, if it was continued, as if it had not stopped in between, in
+            seconds of `time.monotonic`.
     """
 
     recipe: Recipe
@@ -79,6 +89,11 @@ class Run:
     state_file: Path | None = None
     replaced: tuple[Path, ...] = ()
     labels: str | None = None
+    started: float = field(default_factory=time.monotonic)
+
+    def seconds(self) -> float:
+        """Return how long the run has taken, in all its processes together."""
+        return time.monotonic() - self.started
 
     @property
     def settings(self) -> dict:
@@ -95,6 +110,11 @@ class Run:
             "cache": self.options.cache is not None,
             "labels": self.labels,
         }
+
+    @property
+    def is_trained(self) -> bool:
+        """Whether all its epochs are finished, so that only a report is left to write."""
+        return self.state is not None and self.state.epochs >= self.recipe.epochs
 
     @property
     def checkpoint_pattern(self) -> str:
@@ -193,12 +213,11 @@ def start_run(
     state_file = workers.broadcast_file(options.models / STATE)
     state = TrainingState.load(state_file)
     if options.resume:
-        _check_resumable(run, state)
-        return replace(run, state=state, state_file=state_file)
+        return continue_run(run, _require_resumable(run, state), state_file)
     if state:
         print(
-            f"{options.models} holds a run of {state.epochs} finished epochs, which --resume would "
-            "continue; this new run replaces it when its first epoch ends."
+            f"{options.models} holds a run of {counted(state.epochs, 'finished epoch')}, which "
+            "--resume would continue; this new run replaces it when its first epoch ends."
         )
     replaced = unreported_checkpoints(options.models) if workers.is_main else []
     if replaced:
@@ -210,7 +229,14 @@ def start_run(
     return replace(run, replaced=tuple(replaced))
 
 
-def _check_resumable(run: Run, state: TrainingState | None) -> None:
+def continue_run(run: Run, state: TrainingState, state_file: Path | None) -> Run:
+    """Return `run` as it goes on after `state`, whose weights are in `state_file`."""
+    started = min(run.started, time.monotonic() - state.seconds)
+    return replace(run, state=state, state_file=state_file, started=started)
+
+
+def _require_resumable(run: Run, state: TrainingState | None) -> TrainingState:
+    """Return `state`; raise `ModelError` or `DataError` if `run` cannot continue it."""
     recipe = run.recipe
     state = require_state(state, run.options.models)
     require_same_settings(
@@ -220,11 +246,14 @@ def _check_resumable(run: Run, state: TrainingState | None) -> None:
         "Resume with the same flags and images, or leave --resume out.",
     )
     if state.epochs > recipe.epochs or (state.epochs == recipe.epochs and _is_reported(run, state)):
+        # With a schedule, all learning rates depend on the number of epochs.
+        longer = "Raise it to train on, or give" if recipe.warmup_epochs is None else "Give"
         raise ModelError(
-            f"Expected more epochs than the {state.epochs} that are finished. "
-            f"Received: --epochs {recipe.epochs}. Raise it to train on, or give the finished "
-            "network another --inference-size or --final-head-epochs."
+            f"Expected something left to do after {counted(state.epochs, 'finished epoch')} and a "
+            f"report. Received: --epochs {recipe.epochs}. {longer} the finished network another "
+            "--inference-size or --final-head-epochs."
         )
+    return state
 
 
 def _is_reported(run: Run, state: TrainingState) -> bool:
@@ -280,7 +309,7 @@ def prepare_model(run: Run, model: keras.Model) -> tuple[str, np.ndarray | None]
     print("Features: running the frozen base once per image.", flush=True)
     features = compute_features(run.images, model, options.cache)
     if recipe.head_epochs and not run.state:
-        print(f"Head: {recipe.head_epochs} epochs alone.", flush=True)
+        print(f"Head: {counted(recipe.head_epochs, 'epoch')} alone.", flush=True)
         fit_head(run, model, features, recipe.head_epochs)
     return weights, features
 
@@ -300,49 +329,61 @@ def plan_cache(run: Run, model: keras.Model, cache: Path) -> None:
     Raises:
         CacheError: the disk has no room for it.
     """
-    count, size = remove_unused(cache, run.options.cache_days)
-    if count:
-        print(
-            f"Cache: removed {count} set{'s' * (count > 1)} of features, {size / 1e9:.1f} GB, that "
-            f"no run used for {run.options.cache_days} days.",
-            flush=True,
-        )
+    recipe, options = run.recipe, run.options
     base, _ = split_at_block(model, None)
     plain = [(index, 0) for index in range(len(run.images.dataset.images))]
     jobs: list[Job] = [(CachedFeatures(run.images, base, dtype_policy(), cache), plain)]
-    if run.recipe.fine_tune_at != 1:
-        frozen, _ = split_at_block(model, run.recipe.fine_tune_at)
-        jobs += cache_jobs(run, frozen, run.split.train, cache)
-        if run.recipe.refit:
-            jobs += cache_jobs(run, frozen, run.split.with_validation_in_training().train, cache)
+    if recipe.fine_tune_at != 1:
+        frozen, _ = split_at_block(model, recipe.fine_tune_at)
+        jobs += cache_jobs(run, frozen, cache)
+        second = TrainingState.load(options.models / REFIT / STATE) if options.resume else None
+        if recipe.refit and not (second and second.reported):
+            epochs = recipe.refit_epochs or recipe.epochs
+            split = run.split.with_validation_in_training()
+            again = replace(run, recipe=replace(recipe, epochs=epochs), split=split, state=None)
+            jobs += cache_jobs(again, frozen, cache)
+    # After these are opened, so that they stay, however long ago they were used.
+    count, size = remove_unused(cache, options.cache_days)
+    if count:
+        print(
+            f"Cache: removed {counted(count, 'set')} of features, {size / 1e9:.1f} GB, that no run "
+            f"used for {options.cache_days} days.",
+            flush=True,
+        )
     announce(jobs)
 
 
-def cache_jobs(run: Run, frozen: keras.Model, train: Sequence[str], cache: Path) -> tuple[Job, Job]:
-    """Return what training needs of the outputs of `frozen`, and what validation and test do.
+def cache_jobs(run: Run, frozen: keras.Model, cache: Path) -> tuple[Job, Job]:
+    """Return what training needs of the outputs of `frozen`, and what validation and report do.
 
-    Training needs the augmented views of the images `train`, as many as the recipe shows.
+    Training needs the augmented views of its images, as far as the recipe shows them. The report
+    on a network that has learned as a whole is about images, so it needs none of the outputs.
     """
-    recipe, images = run.recipe, run.images
+    recipe, images, split = run.recipe, run.images, run.split
     source = val_source = CachedFeatures(images, frozen, dtype_policy(), cache)
     if recipe.fine_tune_at is None:
         # In float32 the head gives the probabilities of the checkpoint, to the fifth decimal.
         val_source = CachedFeatures(images, frozen, "float32", cache)
-    trained = image_indices(images.dataset, train)
-    evaluated = image_indices(images.dataset, (*run.split.validation, *run.split.test))
-    shown = recipe.shown_views(len(train))
-    views = [(index, view + 1) for view in range(shown) for index in trained]
-    return (source, views), (val_source, [(index, 0) for index in evaluated])
+    views: list[Sample] = []
+    if not run.is_trained:
+        train = image_indices(images.dataset, split.train)
+        views = shown_samples(train, recipe.views, recipe.rows(len(train)), recipe.seed)
+    evaluated = () if run.is_trained else split.validation
+    if recipe.fine_tune_at is None:
+        evaluated = (*split.validation, *split.test)
+    plain = [(index, 0) for index in image_indices(images.dataset, evaluated)]
+    return (source, views), (val_source, plain)
 
 
 def compute_features(images: ImageSource, model: keras.Model, cache: Path | None) -> np.ndarray:
     """Return the pooled features of all `images`, float32 (images, 2048); kept in `cache`."""
-    samples = [(index, 0) for index in range(len(images.dataset.images))]
     base, _ = split_at_block(model, None)
-    with tempfile.TemporaryDirectory() as folder:
-        features = CachedFeatures(images, base, dtype_policy(), cache or Path(folder))
-        features.compute(samples)
-        return features.inputs(samples)
+    if cache is None:
+        return infer_once(base, images, images.dataset.images, "plain")
+    samples = [(index, 0) for index in range(len(images.dataset.images))]
+    features = CachedFeatures(images, base, dtype_policy(), cache)
+    features.compute(samples)
+    return features.inputs(samples)
 
 
 def fit_head(run: Run, model: keras.Model, features: np.ndarray, epochs: int) -> None:
@@ -393,11 +434,10 @@ def choose_inputs(run: Run, model: keras.Model) -> Inputs:
     if cache is None or recipe.fine_tune_at == 1:
         return Inputs(model, run.images, run.images)
     frozen, trainable_part = split_at_block(model, recipe.fine_tune_at)
-    shown = recipe.shown_views(len(run.split.train))
-    print(
-        f"Cache: {shown} augmented view{'s' * (shown > 1)} of each image, in {cache}.", flush=True
-    )
-    jobs = cache_jobs(run, frozen, run.split.train, cache)
+    jobs = cache_jobs(run, frozen, cache)
+    if not run.is_trained:
+        views = counted(recipe.shown_views(len(run.split.train)), "augmented view")
+        print(f"Cache: {views} of each image, in {cache}.", flush=True)
     for features, samples in jobs:
         features.compute(samples)
     (source, _), (val_source, _) = jobs
@@ -472,23 +512,24 @@ def fit(run: Run, inputs: Inputs, training_model: keras.Model, best: BestCheckpo
     if run.state and run.state_file:
         best.restore(run.state.best, run.state.checkpoint)
         restore_weights(training_model, run.state_file)
-        print(f"Resume: after {first_epoch} finished epochs of the interrupted run.")
-    if workers.is_main:
+        done = counted(first_epoch, "finished epoch")
+        print(f"Resume: after {done} of the interrupted run.")
+    if workers.is_main and run.state:
         trim_history(options.models / HISTORY, first_epoch)
-    if first_epoch < recipe.epochs:
+    if not run.is_trained:
         print(
             f"Fit: epochs {first_epoch + 1} to {recipe.epochs} of {training.steps} batches of "
             f"{recipe.batch_size}; history in {options.models / HISTORY}.",
             flush=True,
         )
-    fit_epochs(
-        training_model,
-        training,
-        validation_batches(run, inputs.val_source),
-        epochs=(first_epoch, recipe.epochs),
-        verbose=(1 if sys.stdout.isatty() else 2) if workers.is_main else 0,
-        callbacks=make_callbacks(run, best),
-    )
+        fit_epochs(
+            training_model,
+            training,
+            validation_batches(run, inputs.val_source),
+            epochs=(first_epoch, recipe.epochs),
+            verbose=(1 if sys.stdout.isatty() else 2) if workers.is_main else 0,
+            callbacks=make_callbacks(run, best),
+        )
     workers.release()
 
 
@@ -496,7 +537,7 @@ def make_callbacks(run: Run, best: BestCheckpoint) -> list[keras.callbacks.Callb
     """Return what is done at the end of each epoch of `run`, in this order."""
     options, for_main = run.options, run.workers.main_process_callbacks
     checkpoint, *records = keep_epochs(
-        best, options.models / HISTORY, options.models / STATE, run.settings, run.state
+        best, options.models / HISTORY, options.models / STATE, run.settings, run.state, run.seconds
     )
     if options.tensorboard:
         records.insert(1, keras.callbacks.TensorBoard(options.models / TENSORBOARD))
@@ -574,16 +615,22 @@ def compile_model(
 
 
 def keep_epochs(
-    best: BestCheckpoint, history: Path, state_file: Path, settings: dict, state: object
+    best: BestCheckpoint,
+    history: Path,
+    state_file: Path,
+    settings: dict,
+    state: object,
+    clock: Callable[[], float] = lambda: 0.0,
 ) -> list[keras.callbacks.Callback]:
     """Return the callbacks after which an epoch is not lost: checkpoint, history, state.
 
-    `state` is what the run continues, None for a new one.
+    `state` is what the run continues, None for a new one; `clock` returns the seconds that the run
+    has taken.
     """
     return [
         best,
-        keras.callbacks.CSVLogger(history, append=bool(state)),
-        SaveState(state_file, settings, best),
+        HistoryLogger(history, append=bool(state)),
+        SaveState(state_file, settings, best, clock),
     ]
 
 

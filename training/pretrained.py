@@ -8,7 +8,7 @@ from pathlib import Path
 import h5py
 
 from serving.errors import ModelError
-from serving.model_files import best_model, describe_file
+from serving.model_files import describe_file
 from training.backend import keras
 from training.checkpoint import has_metadata, load_checkpoint
 from training.model import BASE_LAYER
@@ -39,7 +39,7 @@ def load_pretrained(model: keras.Model, weights: str, shipped: Path) -> str:
     """Load pretrained weights into the base of `model`; return where they came from.
 
     `weights` is "imagenet" (Keras' download or, where that cannot be reached, the base of the
-    best checkpoint in the folder `shipped`), "none" (left as initialized), or a path: Keras'
+    checkpoint `shipped`), "none" (left as initialized), or a path: Keras'
     own weights file of Xception without its top, or a checkpoint: ours, or a plain Keras file of
     Xception.
 
@@ -75,17 +75,15 @@ def _load_imagenet(base_model: keras.Model, shipped: Path) -> str:
     try:
         download_imagenet(base_model, keras.applications.Xception)
     except WeightsDownloadError as error:
-        try:
-            checkpoint = best_model(shipped, ".h5")
-        except ModelError:
+        if not shipped.is_file():
             raise ModelError(
-                "Expected Keras' ImageNet weights, or a checkpoint in "
-                f"{shipped} to take them from. Received: neither (the download: {error.reason}). "
+                f"Expected Keras' ImageNet weights, or {shipped} to take them from. "
+                f"Received: neither (the download: {error.reason}). "
                 "Give a weights file with --weights PATH, or train from nothing with "
                 "--weights none."
             ) from error
         print(f"  Keras' download cannot be reached ({error.reason}).", flush=True)
-        return _load_file(base_model, checkpoint)
+        return _load_file(base_model, shipped)
     return "ImageNet weights"
 
 

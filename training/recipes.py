@@ -67,14 +67,16 @@ class Recipe:
         """Return how many batches an epoch of `count` training images has."""
         return self.steps_per_epoch or max(1, count // self.batch_size)
 
+    def rows(self, count: int) -> int:
+        """Return how many rows all batches of a run on `count` training images have."""
+        return self.epochs * self.steps(count) * self.batch_size
+
     def shown_views(self, count: int) -> int:
         """Return how many views of each of `count` training images a run shows, of those cached.
 
         All images come in one view before any comes in the next, so a short run shows fewer.
         """
-        epochs = max(self.epochs, self.refit_epochs or 0) if self.refit else self.epochs
-        rounds = math.ceil(epochs * self.steps(count) * self.batch_size / count)
-        return min(self.views, rounds)
+        return min(self.views, math.ceil(self.rows(count) / count))
 
     @property
     def augmentation(self) -> dict:

@@ -7,8 +7,9 @@ import numpy as np
 
 from training.checkpoint import read_metadata
 from training.files import remove_unfinished
-from training.fit import REFIT, Inputs, Run, require_best
+from training.fit import REFIT, Inputs, Run, continue_run, require_best
 from training.resume import STATE, TrainingState
+from training.streams import counted
 
 
 @dataclass(frozen=True)
@@ -53,8 +54,8 @@ def start_refit(first: Trained) -> Run:
         replaced=(),
     )
     print(
-        f"Refit: from the start again, {second.recipe.epochs} epochs, also on the validation "
-        f"images: {len(second.split.train)} in all.",
+        f"Refit: from the start again, {counted(second.recipe.epochs, 'epoch')}, also on the "
+        f"validation images: {len(second.split.train)} in all.",
         flush=True,
     )
     if not run.options.resume:
@@ -62,5 +63,5 @@ def start_refit(first: Trained) -> Run:
     state_file = workers.broadcast_file(folder / STATE)
     state = TrainingState.load(state_file)
     if state and state.settings == second.settings and state.epochs <= second.recipe.epochs:
-        return replace(second, state=state, state_file=state_file)
+        return continue_run(second, state, state_file)
     return second

@@ -4,7 +4,7 @@ import json
 import math
 import shlex
 import shutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -14,6 +14,8 @@ import h5py
 from serving.errors import ModelError
 from training.backend import keras
 from training.checkpoint import (
+    CHECKPOINT,
+    UNNAMED_BEST,
     BestCheckpoint,
     read_metadata,
     remove_checkpoint,
@@ -49,6 +51,7 @@ class TrainingState:
         checkpoint: file name of the best epoch's checkpoint, or None.
         reported: input size in pixels that its report is about; False without a report.
         final_head_epochs: for which the head was trained before that report.
+        seconds: how long the run has taken, in all its processes together.
     """
 
     settings: dict
@@ -57,6 +60,7 @@ class TrainingState:
     checkpoint: str | None
     reported: int | bool = False
     final_head_epochs: int = 0
+    seconds: float = 0.0
 
     @classmethod
     def load(cls, path: Path) -> "TrainingState | None":
@@ -107,16 +111,37 @@ class TrainingState:
 class SaveState(keras.callbacks.Callback):
     """Save a `TrainingState` after each epoch."""
 
-    def __init__(self, path: Path, settings: dict, checkpoint: BestCheckpoint):
-        """Write to `path`; `settings` is what a continued run must have in common."""
+    def __init__(
+        self, path: Path, settings: dict, checkpoint: BestCheckpoint, clock: Callable[[], float]
+    ):
+        """Write to `path`; `settings` is what a continued run must have in common.
+
+        `clock` returns the seconds that the run has taken.
+        """
         super().__init__()
         self.path, self.settings, self.checkpoint = path, settings, checkpoint
+        self.clock = clock
 
     def on_epoch_end(self, epoch: int, logs: dict | None = None) -> None:
         """Write the state; Keras calls this."""
         name = self.checkpoint.path.name if self.checkpoint.path else None
-        state = TrainingState(self.settings, epoch + 1, self.checkpoint.best, name)
+        state = TrainingState(
+            self.settings, epoch + 1, self.checkpoint.best, name, seconds=self.clock()
+        )
         state.save(self.path, self.model)
+
+
+class HistoryLogger(keras.callbacks.CSVLogger):
+    """Keras' log of epochs, which leaves that of an earlier run until the first epoch has ended."""
+
+    def on_train_begin(self, logs: dict | None = None) -> None:
+        """Do nothing yet; Keras calls this."""
+
+    def on_epoch_end(self, epoch: int, logs: dict | None = None) -> None:
+        """Write a line, at the first call into a file that is opened now; Keras calls this."""
+        if self.csv_file is None:
+            super().on_train_begin()
+        super().on_epoch_end(epoch, logs)
 
 
 class RequireFiniteLoss(keras.callbacks.Callback):
@@ -156,7 +181,8 @@ class SetAsideEarlierRun(keras.callbacks.Callback):
         """Move them, once; Keras calls this."""
         self.outdated.unlink(missing_ok=True)
         while self.checkpoints:
-            set_aside(self.checkpoints.pop())
+            path = self.checkpoints.pop()
+            set_aside(path, _own_name(path))
 
 
 def unreported_checkpoints(folder: Path) -> list[Path]:
@@ -165,7 +191,7 @@ def unreported_checkpoints(folder: Path) -> list[Path]:
     They are what a run left that was stopped, and the lesser epochs of one that was not.
     """
     found = []
-    for path in sorted(folder.glob("xception_fin_*.h5")):
+    for path in sorted(folder.glob("xception_fin[._]*.h5")):
         with suppress(ModelError):
             if (
                 split_record(path).exists()
@@ -174,6 +200,14 @@ def unreported_checkpoints(folder: Path) -> list[Path]:
             ):
                 found.append(path)
     return found
+
+
+def _own_name(checkpoint: Path) -> str:
+    """Return a file name for `checkpoint` that the next run does not have as well."""
+    if checkpoint.name != UNNAMED_BEST:
+        return checkpoint.name
+    metadata = read_metadata(checkpoint)
+    return CHECKPOINT.format(epoch=metadata.epoch, val_accuracy=metadata.val_accuracy)
 
 
 def resume_command(options: RunOptions) -> str:
@@ -260,6 +294,21 @@ def rename_checkpoint(checkpoint: Path, path: Path) -> None:
     earlier = checkpoint.with_suffix("")  # a report on the same epoch
     if earlier.is_dir() and not path.with_suffix("").exists():
         earlier.rename(path.with_suffix(""))
+
+
+def keep_picked(checkpoint: Path) -> Path:
+    """Return the best `checkpoint` of a finished run, where no report takes its place.
+
+    A report on another network of that run may have the same epoch and accuracy in its name.
+    """
+    kept = checkpoint.with_name(UNNAMED_BEST)
+    if checkpoint != kept:
+        write_atomically(kept, lambda new: shutil.copyfile(checkpoint, new))
+        write_atomically(
+            split_record(kept), lambda new: shutil.copyfile(split_record(checkpoint), new)
+        )
+        TrainingState.update(checkpoint.with_name(STATE), checkpoint=UNNAMED_BEST)
+    return kept
 
 
 def trim_history(path: Path, epochs: int) -> None:

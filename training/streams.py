@@ -110,3 +110,8 @@ def _print_exception(
         print_error("\nStopped.")
     else:
         previous(kind, error, traceback)
+
+
+def counted(count: int, noun: str) -> str:
+    """Return how many there are of a `noun`, such as "1 epoch" or "2 epochs"."""
+    return f"{count} {noun}{'s' * (count != 1)}"

@@ -243,8 +243,9 @@ def test_a_fold_whose_predictions_are_gone_is_trained_again(trained, flags, monk
     records = cross_validate.Records(
         tmp_path / cross_validate.ROWS, json.loads((out / "rows.jsonl").read_text().split("\n")[0])
     )
-    assert not cross_validate.is_finished(records, named, 1, tmp_path)
-    assert cross_validate.is_finished(records, named, 1, out)
+    settings = cross_validate.recipe_settings(named)
+    assert not cross_validate.is_finished(records, named, settings, 1, tmp_path)
+    assert cross_validate.is_finished(records, named, settings, 1, out)
 
 
 def test_other_folds_and_other_settings_are_not_mixed_in(trained, flags, capsys, monkeypatch):
@@ -368,3 +369,12 @@ def test_predictions_are_those_of_the_format(trained):
     with np.load(path) as archive:
         assert set(archive.files) == {"names", "labels", "probabilities", "class_names"}
     assert isinstance(cross_validate_report.read_predictions([path])[0], Predictions)
+
+
+def test_a_list_that_is_not_there_is_told_before_anything_is_trained(
+    flags, tmp_path, monkeypatch, capsys
+):
+    monkeypatch.setattr(cross_validate, "train_fold", lambda *_: pytest.fail("it trains"))
+    place = ["--recipes", PLAIN, "--out", str(tmp_path), "--audit", str(tmp_path / "none.txt")]
+    assert cross_validate.main([*flags, *place]) == 1
+    assert "none.txt" in capsys.readouterr().err

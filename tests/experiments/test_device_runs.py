@@ -182,6 +182,24 @@ def test_what_is_finished_is_not_trained_again(trained, monkeypatch, capsys):
     assert capsys.readouterr().out.count("is finished.") == 3
 
 
+@pytest.mark.parametrize(
+    ("changed", "told"),
+    [
+        ({"recipe": "fine-tune --epochs 1 --refit --momentum 0.5"}, "momentum 0.5"),
+        ({"teachers": []}, "teachers []"),
+    ],
+)
+def test_another_job_of_the_same_name_is_refused(trained, capsys, changed, told):
+    out, start = trained
+    file = out / "jobs.json"
+    before = file.read_text()
+    first, student = json.loads(before)
+    file.write_text(json.dumps([first, student | changed]))
+    assert start() == 1
+    file.write_text(before)
+    assert f"Received: {told}. Give another --out." in capsys.readouterr().err
+
+
 def test_soft_labels_are_the_mean_of_the_teachers(device, run_):
     views = device.views(run_.images, [1, 2])
     rng = np.random.default_rng(0)

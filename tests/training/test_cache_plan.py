@@ -281,13 +281,19 @@ def run_of(dataset, recipe, tmp_path):
     [
         # Plain features of all images, then augmented training and plain validation images.
         (ORIGINAL, {"views": 3}, 3 * 40, {50, 60}),  # the latter in float32, if that is another
-        (FINE_TUNE, {"views": 3}, 3 * 35, {65}),
-        (FINE_TUNE, {"views": 3, "refit": True}, 3 * 40, {65}),
-        (FINE_TUNE, {"views": 9, "epochs": 2}, 2 * 35, {65}),  # each view is shown once
-        (FINE_TUNE, {"views": 9, "epochs": 2, "refit": True}, 2 * 40, {65}),
+        (FINE_TUNE, {"views": 3}, 3 * 35, {55}),
+        (FINE_TUNE, {"views": 3, "refit": True}, 3 * 40, {55}),
+        (FINE_TUNE, {"views": 9, "epochs": 2}, 2 * 35, {55}),  # each view is shown once
+        (FINE_TUNE, {"views": 9, "epochs": 2, "refit": True}, 2 * 40, {55}),
+        (
+            FINE_TUNE,
+            {"views": 9, "epochs": 2, "steps_per_epoch": 1},
+            64,
+            {55},
+        ),  # not all of the second view
         (FINE_TUNE, {"fine_tune_at": 1}, 0, {50}),
     ],
-    ids=["original", "fine-tune", "refit", "short", "short refit", "whole network"],
+    ids=["original", "fine-tune", "refit", "short", "short refit", "partial", "whole network"],
 )
 def test_a_run_announces_what_it_will_compute(
     dataset, tmp_path, capsys, monkeypatch, recipe, changes, views, plain
@@ -316,3 +322,19 @@ def test_a_run_removes_what_none_used_for_its_days(dataset, tmp_path, capsys):
         "Cache: removed 2 sets of features, 0.0 GB, that no run used for 7 days."
     )
     assert not store(run.options.cache, "a").index.read()
+
+
+@pytest.mark.parametrize("recipe", [ORIGINAL, FINE_TUNE], ids=["original", "fine-tune"])
+def test_what_a_run_is_about_to_use_stays_however_old_it_is(dataset, tmp_path, capsys, recipe):
+    from conftest import build_tiny
+
+    keras.utils.set_random_seed(1)
+    run, model = run_of(dataset, recipe, tmp_path), build_tiny(SIZE, (), 5)
+    fit.compute_features(run.images, model, run.options.cache)
+    folders = list(run.options.cache.glob("[!.]*"))
+    for folder in folders:
+        used_days_ago(folder, 8)
+    fit.plan_cache(run, model, run.options.cache)
+    assert "removed" not in capsys.readouterr().out
+    assert folders
+    assert all(folder.exists() for folder in folders)

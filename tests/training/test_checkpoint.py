@@ -212,10 +212,11 @@ def test_facts_of_a_run_can_be_changed(model, tmp_path):
     assert not path.exists()
     best = best_checkpoint(model, tmp_path)
     best.on_epoch_end(0, {"val_accuracy": 0.5, "val_loss": 1.0})
-    state = SaveState(path, {"seed": 1}, best)
+    state = SaveState(path, {"seed": 1}, best, lambda: 60.5)
     state.set_model(model)
     state.on_epoch_end(0)
     before, content = TrainingState.load(path), path.read_bytes()
+    assert before.seconds == 60.5
     with path.open("rb") as reader:
         TrainingState.update(path, checkpoint="other.h5", reported=299)
         assert reader.read() == content  # a kill would have left the file as it was
@@ -262,7 +263,7 @@ def test_a_run_goes_on_exactly(model, tmp_path):
     train(model, 3)
     best = best_checkpoint(model, tmp_path)
     best.on_epoch_end(4, {"val_accuracy": 0.5, "val_loss": 1.0})
-    state = SaveState(tmp_path / "a.weights.h5", {"seed": 1}, best)
+    state = SaveState(tmp_path / "a.weights.h5", {"seed": 1}, best, lambda: 0)
     state.set_model(model)
     state.on_epoch_end(4)
 

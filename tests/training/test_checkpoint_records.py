@@ -405,7 +405,7 @@ STATE = {
 def test_before_the_first_checkpoint_a_state_says_none(model, tmp_path):
     path = tmp_path / "a.weights.h5"
     model.optimizer.build(model.trainable_variables)
-    state = SaveState(path, {"seed": 1}, best_of(tmp_path))
+    state = SaveState(path, {"seed": 1}, best_of(tmp_path), lambda: 0)
     state.set_model(model)
     state.on_epoch_end(0)
     assert TrainingState.load(path) == TrainingState({"seed": 1}, 1, (0.0, math.inf), None, False)
@@ -442,6 +442,6 @@ def test_a_run_is_noted_as_json(tmp_path):
         file["values"] = [1, 2, 3]
     TrainingState.update(path, epochs=3, checkpoint=None)
     with h5py.File(path) as file:
-        changed = STATE | {"epochs": 3, "checkpoint": None}
+        changed = STATE | {"epochs": 3, "checkpoint": None, "seconds": 0.0}
         assert json.loads(file.attrs["run"]) == changed
         assert file["values"][()].tolist() == [1, 2, 3]

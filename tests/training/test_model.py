@@ -2,12 +2,11 @@
 
 import numpy as np
 import pytest
-from conftest import ROOT
 
 from serving.errors import ModelError
-from serving.model_files import best_model
 from training.backend import keras
 from training.checkpoint import Metadata, save_checkpoint
+from training.fit import SHIPPED
 from training.model import (
     BASE_LAYER,
     add_head,
@@ -159,14 +158,14 @@ def test_the_digest_is_of_the_weights(model):
 
 def test_weights_none_leaves_them_random(model):
     before = model.get_layer(BASE_LAYER).get_weights()[0].copy()
-    assert load_pretrained(model, "none", ROOT / "models") == "random weights"
+    assert load_pretrained(model, "none", SHIPPED) == "random weights"
     assert np.array_equal(model.get_layer(BASE_LAYER).get_weights()[0], before)
 
 
 def test_a_checkpoint_gives_its_base(model, tmp_path):
     source = build_model(SIZE, (8,), 3)
     save_checkpoint(source, tmp_path / "a.h5", Metadata(("a", "b", "c"), 1, 0.5))
-    given = load_pretrained(model, str(tmp_path / "a.h5"), ROOT / "models")
+    given = load_pretrained(model, str(tmp_path / "a.h5"), SHIPPED)
     assert given == f"the base of {tmp_path / 'a.h5'}"
     for one, other in zip(
         model.get_layer(BASE_LAYER).get_weights(),
@@ -179,7 +178,7 @@ def test_a_checkpoint_gives_its_base(model, tmp_path):
 def test_keras_own_weights_file_fits(model, tmp_path):
     source = keras.applications.Xception(weights=None, include_top=False)
     source.save_weights(tmp_path / "notop.weights.h5")
-    given = load_pretrained(model, str(tmp_path / "notop.weights.h5"), ROOT / "models")
+    given = load_pretrained(model, str(tmp_path / "notop.weights.h5"), SHIPPED)
     assert given == f"the weights of {tmp_path / 'notop.weights.h5'}"
     assert np.array_equal(model.get_layer(BASE_LAYER).get_weights()[0], source.get_weights()[0])
 
@@ -193,16 +192,14 @@ def test_imagenet_is_what_keras_downloads(model, monkeypatch):
         return downloaded
 
     monkeypatch.setattr(keras.applications, "Xception", download)
-    assert load_pretrained(model, "imagenet", ROOT / "models") == "ImageNet weights"
+    assert load_pretrained(model, "imagenet", SHIPPED) == "ImageNet weights"
     assert asked == [{"weights": "imagenet", "include_top": False}]
     assert weights_digest(model.get_layer(BASE_LAYER)) == weights_digest(downloaded)
 
 
 @pytest.mark.usefixtures("no_download")
 def test_without_internet_the_shipped_checkpoints_base_is_taken(model, capsys):
-    source = load_pretrained(model, "imagenet", ROOT / "models")
-    shipped = best_model(ROOT / "models", ".h5")
-    assert source == f"the base of {shipped}"
+    assert load_pretrained(model, "imagenet", SHIPPED) == f"the base of {SHIPPED}"
     assert (
         capsys.readouterr().out
         == "  Keras' download cannot be reached ([Errno -2] Unknown host).\n"
@@ -212,7 +209,7 @@ def test_without_internet_the_shipped_checkpoints_base_is_taken(model, capsys):
 @pytest.mark.usefixtures("no_download")
 def test_with_neither_it_says_so(model, tmp_path):
     with pytest.raises(ModelError, match="Received: neither .*Unknown host.*--weights none"):
-        load_pretrained(model, "imagenet", tmp_path)
+        load_pretrained(model, "imagenet", tmp_path / "shipped.h5")
 
 
 def test_a_file_that_does_not_fit(model, tmp_path):

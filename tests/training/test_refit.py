@@ -13,13 +13,13 @@ import train
 from serving.errors import ModelError
 from serving.model_files import best_model
 from training.backend import keras
-from training.checkpoint import load_checkpoint, read_metadata, read_split
+from training.checkpoint import EARLIER, load_checkpoint, read_metadata, read_split
 from training.dataset.scan import scan
 from training.dataset.split import Split, split_dataset
 from training.errors import DataError
 from training.evaluation import evaluate
 from training.evaluation.evaluate import Reevaluation, reevaluate
-from training.features import infer_once
+from training.features import CachedFeatures, infer_once
 from training.fit import REFIT, UNNAMED_BEST
 from training.images import ImageSource
 from training.model import split_at_block
@@ -239,21 +239,23 @@ def test_killed_in_either_training_it_resumes_to_the_same_network(
     assert one.name == other.name
     assert_equal(weights_in(one), weights_in(other))
     if stops[-1][0] == 2:
-        assert fits[0][1]["initial_epoch"] == 3, "the first training is finished"
-        assert fits[1][1]["initial_epoch"] == 1
+        [(_, given), _] = fits  # the first training is finished
+        assert given["initial_epoch"] == 1
 
 
 def test_a_finished_one_is_resumed_for_other_sizes_or_epochs_only(start, refitted, tmp_path):
     models = tmp_path / "copy"
     shutil.copytree(refitted[0], models)
-    with pytest.raises(ModelError, match="Expected more epochs than the 3 that are finished"):
+    with pytest.raises(ModelError, match="left to do after 3 finished epochs and a report") as end:
         start(models, resume=True)
-    *_, (result, *_) = start(models, replace(RECIPE, inference_size=56), resume=True)
+    # A schedule depends on the number of epochs, so raising it is no advice.
+    assert "epochs 3. Give the finished network another --inference-size" in str(end.value)
+    [(result, *_)] = start(models, replace(RECIPE, inference_size=56), resume=True)
     assert result.model.input_shape[1:3] == (56, 56)
-    _, (_, given), _ = start(models, replace(RECIPE, refit_epochs=2), resume=True)
+    (_, given), _ = start(models, replace(RECIPE, refit_epochs=2), resume=True)
     assert (given["initial_epoch"], given["epochs"]) == (0, 2)
     assert TrainingState.load(models / REFIT / STATE).epochs == 2
-    with pytest.raises(ModelError, match="that are finished"):
+    with pytest.raises(ModelError, match="after 3 finished epochs and a report"):
         start(models, replace(RECIPE, refit_epochs=2), resume=True)
 
 
@@ -322,3 +324,61 @@ def test_the_head_is_trained_at_the_final_size_and_what_was_picked_stays(start, 
     for one, other in zip(again.model.get_weights(), result.model.get_weights(), strict=True):
         assert np.array_equal(one, other)
     assert read_split(path) == split
+
+
+@pytest.mark.parametrize("changes", [{"final_head_epochs": 2}, {"refit": True, "refit_epochs": 1}])
+def test_a_report_of_the_same_name_does_not_take_the_place_of_what_was_picked(
+    changes, start, drawn, tmp_path, monkeypatch
+):
+    # All have the same accuracy in their names, and the second network its number of epochs.
+    monkeypatch.setattr(evaluate, "CHECKPOINT", "xception_fin_01_0.500.h5")
+    recipe = replace(RECIPE, refit=False, epochs=1)
+    start(tmp_path, recipe)
+    [path] = tmp_path.glob("xception_fin_*.h5")
+    assert not (tmp_path / UNNAMED_BEST).exists()
+    picked = load_checkpoint(path)[0].get_weights()
+    first, again = (
+        start(tmp_path, replace(recipe, **changes, inference_size=size), resume=True)[-1][0]
+        for size in (48, 56)
+    )
+    kept = load_checkpoint(tmp_path / UNNAMED_BEST)[0].get_weights()
+    assert all(np.array_equal(one, other) for one, other in zip(kept, picked, strict=True))
+    assert read_split(tmp_path / UNNAMED_BEST) == split_of(drawn)
+    assert TrainingState.load(tmp_path / STATE).checkpoint == UNNAMED_BEST
+    # What was reported first is still there, and what is at that name now is another network.
+    assert (tmp_path / EARLIER / path.name).exists()
+    base, base_again = (network.model.get_weights()[:-2] for network in (first, again))
+    assert all(np.array_equal(one, other) for one, other in zip(base, base_again, strict=True))
+    assert not np.array_equal(load_checkpoint(path)[0].get_weights()[-2], picked[-2])
+
+
+def test_a_finished_run_computes_no_features_to_train_by(start, tmp_path, monkeypatch):
+    recipe = replace(RECIPE, refit=False, epochs=1)
+    start(tmp_path, recipe)
+    asked = []
+    monkeypatch.setattr(CachedFeatures, "compute", lambda _, samples: asked.extend(samples))
+    [(result, *_)] = start(tmp_path, replace(recipe, inference_size=56), resume=True)
+    assert result.model.input_shape[1:3] == (56, 56)
+    assert set(asked) == {(index, 0) for index in range(50)}, "for the search of wrong labels"
+
+
+def test_a_network_that_was_reported_at_another_size_gets_that_of_its_features(start, tmp_path):
+    recipe = replace(
+        RECIPE,
+        inference_size=None,
+        test_fraction=0.0,
+        fine_tune_at=None,
+        refit=False,
+        epochs=1,
+        warmup_epochs=None,
+        monitor="val_accuracy",
+    )
+    *_, (expected, *_) = start(tmp_path / "at once", recipe)
+    start(tmp_path / "later", replace(recipe, inference_size=56))
+    [(found, path, *_)] = start(tmp_path / "later", recipe, resume=True)
+    assert found.model.input_shape[1:3] == (40, 40)
+    assert load_checkpoint(path)[0].input_shape[1:3] == (40, 40)
+    assert np.allclose(found.probabilities, expected.probabilities, atol=1e-5)
+    one, other = (each.metadata.details.familiarity.distances for each in (found, expected))
+    assert np.allclose(one, other, rtol=1e-4)
+    assert TrainingState.load(tmp_path / "later" / STATE).reported == 40

@@ -15,7 +15,7 @@ import train
 from serving.errors import ModelError, UserError
 from training import fit as module
 from training.backend import keras
-from training.checkpoint import EARLIER, Metadata, write_metadata
+from training.checkpoint import EARLIER, UNNAMED_BEST, Metadata, read_metadata, write_metadata
 from training.dataset.split import Split
 from training.distribute.workers import Workers
 from training.errors import DataError, TrainingError
@@ -23,6 +23,7 @@ from training.fit import advise_recipe, claim_models, fit_epochs, learning_rate,
 from training.recipes import FINE_TUNE, ORIGINAL, RunOptions
 from training.resume import (
     STATE,
+    HistoryLogger,
     RequireFiniteLoss,
     SetAsideEarlierRun,
     TrainingState,
@@ -267,6 +268,80 @@ def test_checkpoints_of_a_replaced_run_move_aside_and_others_stay(tmp_path):
     checkpoint(tmp_path, "xception_fin_01_0.800.h5")  # of the new run
     callback.on_epoch_end(1)
     assert (tmp_path / "xception_fin_01_0.800.h5").exists()
+
+
+def test_the_best_epoch_of_a_stopped_run_moves_aside_under_a_name_of_its_own(tmp_path):
+    for accuracy in (0.5, 0.75):
+        path = tmp_path / UNNAMED_BEST
+        with h5py.File(path, "w") as file:
+            write_metadata(file, Metadata(("a", "b"), 15, accuracy))
+        path.with_suffix(".split.json").write_text(str(accuracy))
+        [found] = unreported_checkpoints(tmp_path)
+        assert found == path
+        SetAsideEarlierRun([found], tmp_path / "none").on_epoch_end(0)
+        assert not path.exists()
+    moved = {path.name: path for path in (tmp_path / EARLIER).iterdir()}
+    stems = ["xception_fin_15_0.500", "xception_fin_15_0.750"]
+    assert sorted(moved) == [f"{stem}.{end}" for stem in stems for end in ("h5", "split.json")]
+    for stem, accuracy in zip(stems, (0.5, 0.75), strict=True):
+        assert read_metadata(moved[f"{stem}.h5"]).val_accuracy == accuracy
+        assert moved[f"{stem}.split.json"].read_text() == str(accuracy)
+
+
+class EndlessZeros(keras.utils.PyDataset):
+    def __len__(self):
+        return 2
+
+    def __getitem__(self, index):
+        return np.zeros((1, 2), "float32"), np.zeros((1, 1), "float32")
+
+    def begin_epoch(self, epoch, logs=None):
+        pass
+
+
+def test_the_history_of_an_earlier_run_stays_until_the_first_epoch_has_ended(tmp_path):
+    path = tmp_path / "history.csv"
+    model = keras.Sequential([keras.Input((2,)), keras.layers.Dense(1)])
+    model.compile(keras.optimizers.SGD(0.1), loss="mse")
+
+    def stop(batch, logs):
+        raise KeyboardInterrupt
+
+    def fit(epochs, *others, append=False):
+        callbacks = [HistoryLogger(path, append=append), *others]
+        fit_epochs(model, EndlessZeros(), None, epochs=epochs, callbacks=callbacks)
+
+    fit((0, 2))
+    before = path.read_text()
+    assert [line.split(",")[0] for line in before.splitlines()] == ["epoch", "0", "1"]
+    with pytest.raises(KeyboardInterrupt):
+        fit((0, 2), keras.callbacks.LambdaCallback(on_train_batch_end=stop))
+    assert path.read_text() == before
+    fit((2, 3), append=True)
+    assert [line.split(",")[0] for line in path.read_text().splitlines()] == ["epoch", *"012"]
+    fit((0, 1))
+    assert [line.split(",")[0] for line in path.read_text().splitlines()] == ["epoch", "0"]
+
+
+def test_the_time_of_a_run_is_that_of_all_its_processes(places):
+    run = module.Run(ORIGINAL, places, Workers(), None, None)
+    state = TrainingState({}, 1, (0.5, 1.0), None, seconds=100.0)
+    again = module.continue_run(run, state, None)
+    assert 0 <= run.seconds() < 50
+    assert 100 <= again.seconds() < 150
+    # The second training of the same process began no later than the first.
+    assert module.continue_run(again, replace(state, seconds=1.0), None).seconds() >= 100
+    old = TrainingState({}, 1, (0.5, 1.0), None)
+    assert module.continue_run(run, old, None).seconds() < 50
+
+
+@pytest.mark.parametrize(
+    ("cached", "written"), [(True, "{0.models} and {0.cache}"), (False, "{0.models}")]
+)
+def test_an_error_of_the_disk_names_what_is_written(places, cached, written):
+    options = places if cached else replace(places, cache=None)
+    error = train.interrupted(OSError(28, "No space left on device"), options, 0.0)
+    assert f"write to {written.format(places)}. Received: No space left" in str(error)
 
 
 def test_a_new_run_names_what_will_move_aside(tmp_path, capsys):

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from training.dataset.duplicates import find_duplicates
 from training.dataset.scan import EXCLUDED, Dataset, class_of, scan
-from training.streams import printable
+from training.streams import counted, printable
 
 Group = tuple[str, ...]  # "class/file" of images that are copies of each other, sorted
 
@@ -42,7 +42,7 @@ def load_dataset(folder: Path, exclude: Path | None = None, audit: Path | None =
     for line in format_checks(check_dataset(dataset)):
         print(f"  {line}")
     counts, skipped = dataset.describe_counts(), len(dataset.skipped)
-    print(f"  {len(dataset.images)} images: {counts}; {skipped} files skipped.")
+    print(f"  {len(dataset.images)} images: {counts}; {counted(skipped, 'file')} skipped.")
     if audit:
         wrong = dataset.wrong_labels.intersection(dataset.images)
         print(f"  Audit: {len(wrong)} of these labels are wrong. The images stay in the data.")

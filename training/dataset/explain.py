@@ -10,7 +10,7 @@ from PIL import Image
 
 from serving.image import FORMATS
 from training.files import IMAGE_SUFFIXES
-from training.streams import printable
+from training.streams import counted, printable
 
 LISTED = 3  # reasons, folders or classes that a sentence names
 LOOKED_AT = 50  # files of a folder, to find an image among them
@@ -35,10 +35,10 @@ def explain_skipped(folder: Path, class_name: str, skipped: Sequence[tuple[str, 
     counts = Counter(short_reason(reason) for file, reason in own if Path(file).name not in folders)
     parts = []
     if folders:
-        parts.append(f"{_count(len(folders), 'folder')}: {_first(folders)}")
+        parts.append(f"{counted(len(folders), 'folder')}: {_first(folders)}")
     parts += [f"{count} × {reason}" for reason, count in counts.most_common(LISTED)]
     if len(counts) > LISTED:
-        parts.append(f"{_count(len(counts) - LISTED, 'other reason')}")
+        parts.append(f"{counted(len(counts) - LISTED, 'other reason')}")
     return f" ({'; '.join(parts)})" if parts else ""
 
 
@@ -131,10 +131,6 @@ def _entries(folder: Path, hidden: bool = False) -> Iterator[Path]:
     except OSError:
         return
     yield from (path for path in found if path.name.startswith(".") == hidden)
-
-
-def _count(count: int, noun: str) -> str:
-    return f"{count} {noun}{'s' * (count != 1)}"
 
 
 def _first(names: Sequence[str]) -> str:

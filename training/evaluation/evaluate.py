@@ -62,6 +62,7 @@ from training.files import claim_folder, write_atomically
 from training.images import ImageSource, Source
 from training.model import split_at_block, weights_digest, with_input_size
 from training.outputs import find_pooling, with_features
+from training.streams import counted
 
 BATCH_SIZE = 32
 LABEL_ISSUES = "probable_wrong_labels.txt"
@@ -323,7 +324,7 @@ def describe_refit(first: CalibratedModel, second: CalibratedModel, split: Split
     return {
         "picked_on": f"A first network was trained without the {count} validation images; {chosen}"
         f". This one was then trained from the start on training and validation images together, "
-        f"for {epochs} epochs",
+        f"for {counted(epochs, 'epoch')}",
         "calibrated_on": "The temperature, the prediction sets and the distances that make an "
         f"image unknown were fitted to what the first network made of the {count} validation "
         "images, which it had not learned. For this network, which has learned more, they are "

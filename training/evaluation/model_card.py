@@ -11,7 +11,7 @@ from training.evaluation.familiarity import describe_shortage
 from training.evaluation.metrics import percent
 from training.evaluation.run import EvaluationRun
 from training.markdown import markdown_table
-from training.streams import printable
+from training.streams import counted, printable
 
 METRICS = "metrics.json"
 CARD = "README.md"
@@ -260,7 +260,7 @@ def _data(run: EvaluationRun) -> list[str]:
 def _skipped(dataset: Dataset) -> str:
     by_hand = dataset.excluded
     excluded = Counter(reason for file, reason in dataset.skipped if file in by_hand)
-    skipped = [f"{len(dataset.skipped) - len(by_hand)} unusable files skipped"]
+    skipped = [f"{counted(len(dataset.skipped) - len(by_hand), 'unusable file')} skipped"]
     return ", ".join(skipped + [f"{n} {_plain(reason)}" for reason, n in excluded.items()])
 
 
