@@ -166,7 +166,7 @@ def parse_answer(body: bytes, url: str | None = None) -> object:
         error = answer.get("error")
         if isinstance(error, dict) and "message" in error:
             sentence = f"Expected scores. Received: {error.get('type')}: {error['message']}"
-            raise CheckError(sentence + private_advice(url, error.get("type")))
+            raise CheckError(sentence + private_advice(url, error))
         if "errorMessage" in answer:
             name = answer.get("errorType", "an error")
             raise CheckError(
@@ -237,20 +237,24 @@ def heat_rows(heatmap: dict | None) -> list[str]:
     return [" ".join(marks[row * columns : (row + 1) * columns]) for row in range(rows)]
 
 
-def private_advice(url: str | None, kind: object) -> str:
+def private_advice(url: str | None, error: dict) -> str:
     """Return how the service may fetch `url` where that failed and the host is not public."""
+    kind = error.get("type")
+    # Other addresses are never allowed, such as those with a password.
+    may_allow = kind == "AddressError" and "FETCH_ALLOW" in str(error["message"])
+    if not may_allow and kind not in ("FetchError", "FetchTimeoutError"):
+        return ""
     host = urllib.parse.urlsplit(url or "").hostname or ""
     local = host in ("localhost", "::1", "host.docker.internal") or host.startswith("127.")
-    if local and kind in ("AddressError", "FetchError", "FetchTimeoutError"):
+    if local:
         return (
             " In a container, localhost is the container itself. To fetch from this machine, write "
             "host.docker.internal in the URL, and start the container with: make run "
             'ARGS="--add-host host.docker.internal:host-gateway '
             '-e FETCH_ALLOW=host.docker.internal". The program that serves the image has to listen '
-            "on all interfaces. On Linux, this works with the URL as it is: make run "
-            'ARGS="--network host -e FETCH_ALLOW=localhost,127.0.0.1"'
+            "on all interfaces."
         )
-    if kind == "AddressError":
+    if may_allow:
         return f' If you trust it, start the container with: make run ARGS="-e FETCH_ALLOW={host}"'
     return ""
 

@@ -23,7 +23,9 @@ JSON_TYPES = ("application/json", "text/json", "")  # and +json
 # Of these types clients send anything, so the first bytes decide whether it is an image.
 UNNAMED_TYPES = ("", "text/plain", URLENCODED)
 # zlib's window bits: gzip; zlib; raw deflate, which some clients send as deflate.
-CODINGS = {"gzip": (31,), "x-gzip": (31,), "deflate": (15, -15)}
+GZIP = 31
+CODINGS = {"gzip": (GZIP,), "x-gzip": (GZIP,), "deflate": (15, -15)}
+MAX_MEMBERS = 128  # of a gzip body; bgzip makes one of 64 kB
 _INDEX = re.compile(r"\[\d{0,3}\]$")  # of a list's item, as PHP and axios write it
 ADDRESSES = (b"http://", b"https://", b"data:")
 HEAD = 64  # bytes that tell text from other files
@@ -81,7 +83,7 @@ def unpack(data: bytes, coding: str) -> bytes:
 
     Raises:
         UnsupportedTypeError: it is another than gzip or deflate.
-        InvalidRequestError: the data is damaged.
+        InvalidRequestError: the data is damaged, or has more than `MAX_MEMBERS` members.
         TooLargeError: it unpacks to more than `MAX_UNPACKED` bytes.
     """
     coding = coding.strip().lower()
@@ -93,23 +95,38 @@ def unpack(data: bytes, coding: str) -> bytes:
             f"Received: {events.shown(coding)}. Send it without."
         )
     for window_bits in CODINGS[coding]:
-        unpacker = zlib.decompressobj(window_bits)
-        try:
-            unpacked = unpacker.decompress(data, MAX_UNPACKED + 1)
-        except zlib.error:
-            continue
-        if len(unpacked) > MAX_UNPACKED:
-            raise TooLargeError(
-                f"Expected at most {MAX_UNPACKED >> 20} MB when unpacked. Received: more. "
-                "Use a smaller image."
-            )
-        if unpacker.eof:
+        if (unpacked := _unpack_members(data, window_bits)) is not None:
             return unpacked
     if not is_binary(data):  # a gateway has unpacked it already
         return data
     raise InvalidRequestError(
         f"Expected a complete body in {coding}, as Content-Encoding says. "
         "Received: a damaged one. Send it without, or let the gateway pass it on as binary."
+    )
+
+
+def _unpack_members(data: bytes, window_bits: int) -> bytes | None:
+    """Return what is packed in `data`, which only gzip has in several members; None if damaged."""
+    unpacked = b""
+    for _ in range(MAX_MEMBERS):
+        unpacker = zlib.decompressobj(window_bits)
+        try:
+            unpacked += unpacker.decompress(data, MAX_UNPACKED + 1 - len(unpacked))
+        except zlib.error:
+            return None
+        if len(unpacked) > MAX_UNPACKED:
+            raise TooLargeError(
+                f"Expected at most {MAX_UNPACKED >> 20} MB when unpacked. Received: more. "
+                "Use a smaller image."
+            )
+        if not unpacker.eof:
+            return None
+        if not (data := unpacker.unused_data):
+            return unpacked
+        if window_bits != GZIP:
+            return None
+    raise InvalidRequestError(
+        f"Expected a gzip body of at most {MAX_MEMBERS} members. Received: more. Pack it as one."
     )
 
 

@@ -210,6 +210,7 @@ def _open(adapter: "CheckedAdapter", url: str) -> "requests.Response":
         response.close()
         # http.client decodes headers as latin-1, but hosts send addresses in UTF-8.
         location = response.headers["Location"].encode("latin-1").decode("utf-8", "replace")
+        _require_short(location)
         url = _join(response.url, location)
     raise FetchError(
         f"Expected at most {MAX_REDIRECTS} redirects. Received: more. Give the final url."
@@ -223,11 +224,20 @@ def _join(url: str, location: str) -> str:
         raise _wrong_url("an address that cannot be read") from None
 
 
+def _require_short(url: str) -> None:
+    """Raise InvalidRequestError if `url` is too long.
+
+    Before urlsplit is given it, which keeps the last 128 texts. What is not ASCII counts by its
+    bytes in UTF-8, each of which will be escaped.
+    """
+    if len(url.encode("utf-8", "surrogatepass")) > MAX_URL:
+        raise _wrong_url(f"one of more than {MAX_URL} characters")
+
+
 def _prepare(url: str) -> "requests.PreparedRequest":
     import requests
 
-    if len(url) > MAX_URL:
-        raise _wrong_url(f"one of more than {MAX_URL} characters")
+    _require_short(url)
     try:
         request = requests.Request("GET", url, HEADERS | {"User-Agent": user_agent()}).prepare()
         # Check the address after requests has normalized it: the one that will be connected to.
@@ -238,9 +248,7 @@ def _prepare(url: str) -> "requests.PreparedRequest":
         raise _wrong_url("an address without a scheme") from None
     except (requests.RequestException, ValueError):
         raise _wrong_url("an address that cannot be read") from None
-    # Again, because escapes have made it longer.
-    if len(normalized) > MAX_URL:
-        raise _wrong_url(f"one of more than {MAX_URL} characters")
+    _require_short(normalized)  # escapes have made it longer
     if parts.scheme not in SCHEMES:
         has_address = re.search("https?://", url, re.IGNORECASE)
         raise _wrong_url("text before the address" if has_address else "another scheme")

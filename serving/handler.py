@@ -43,7 +43,8 @@ class Handler:
         if http is None:
             _refuse_other_services(event, line, started)
         try:
-            result = self._classify(event, http, deadline(context, started), line.request_id)
+            due = deadline(context, started, http)
+            result = self._classify(event, http, due, line.request_id)
         except ServingError as error:
             result = Result.failed(error)
         except Exception as defect:
@@ -101,7 +102,11 @@ def _refuse_other_services(event: object, line: log.RequestLog, started: float) 
         raise aws_events.refuse(service)
 
 
-def deadline(context: object, started: float) -> float:
-    """Return when Lambda ends the invocation that `started` (both of time.monotonic)."""
+def deadline(context: object, started: float, http: HttpRequest | None = None) -> float:
+    """Return when Lambda ends the invocation that `started` (both of time.monotonic).
+
+    Or when the gateway of an `http` request gives up, if that is sooner.
+    """
     remaining = getattr(context, "get_remaining_time_in_millis", None)
-    return started + remaining() / 1000 if remaining else float("inf")
+    seconds = remaining() / 1000 if remaining else float("inf")
+    return started + min(seconds, http.seconds if http else seconds)

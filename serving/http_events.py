@@ -9,6 +9,7 @@ import binascii
 import json
 import os
 import re
+import time
 from dataclasses import dataclass, replace
 from http import HTTPStatus
 from pathlib import Path
@@ -24,6 +25,11 @@ from serving.service import Result, Service
 NOT_HTTP = {"requestPayload", "methodArn", "routeArn", "authorizationToken"}
 PAGES = ("health", "openapi.json")  # routes to GET; images may be posted to any other
 LISTS = ("accept", "if-none-match")  # headers of which several values are one list
+# Of API Gateway's payload formats: the seconds within which it has to be answered, and where events
+# have the time of their arrival, in milliseconds. REST APIs (1.0) give up after 29 seconds, HTTP
+# APIs after 30. Function URLs and load balancers have no such limit.
+GATEWAY_S = {"1.0": 27.0, "2.0": 28.0}
+ARRIVAL = {"1.0": "requestTimeEpoch", "2.0": "timeEpoch"}
 OPENAPI = Path(__file__).with_name("openapi.json")
 # What pages may send: types, codings, and what authorizers, usage plans and AWS_IAM ask for.
 CORS_HEADERS = (
@@ -53,6 +59,7 @@ class HttpRequest:
         multi_value: whether the load balancer expects lists of header values.
         root: path of the root beside "/", without slashes at its ends: a stage or a prefix.
         public_path: the path as the client sees it, if that is another one.
+        seconds: until the gateway has to be answered.
     """
 
     payload_format: str
@@ -65,6 +72,7 @@ class HttpRequest:
     multi_value: bool
     root: str = ""
     public_path: str = ""
+    seconds: float = float("inf")
 
     @property
     def route(self) -> str:
@@ -114,7 +122,22 @@ def read_event(event: object) -> HttpRequest | None:
         multi_value=payload_format == "alb" and "multiValueHeaders" in event,
         root=_root(event, _text(path)),
         public_path=_text(context.get("path")),
+        seconds=_seconds(context, payload_format),
     )
+
+
+def _seconds(context: dict, payload_format: str) -> float:
+    """Return how many seconds are left until API Gateway has to be answered.
+
+    Of an event that did not arrive just now, such as a recorded one, all are left.
+    """
+    domain = _text(context.get("domainName"))  # the container's own events have none
+    is_url = payload_format == "2.0" and (not domain or ".lambda-url." in domain)
+    if is_url or payload_format not in GATEWAY_S:
+        return float("inf")
+    limit, arrival = GATEWAY_S[payload_format], context.get(ARRIVAL[payload_format])
+    waited = int(time.time() * 1000) - arrival if isinstance(arrival, int) else 0
+    return limit - waited / 1000 if 0 < waited < limit * 1000 else limit
 
 
 def _headers(event: dict) -> dict[str, str]:

@@ -23,6 +23,7 @@ METRICS = {
 }
 MAX_MESSAGE = 2000  # characters of an exception's message: more may be an image
 MAX_SHOWN = 200  # characters of a URL
+MAX_PARSED = 1000  # characters of a URL: urlsplit keeps the last 128 texts that it was given
 _HOST = re.compile(r"(?:[\w.-]+|\[[0-9a-f:.]+])(?::\d*)?", re.IGNORECASE)  # and port
 # An @, wide ones and percent-escapes included, which some programs turn into it.
 _AT = r"(?:[@\ufe6b\uff20]|%(?:25)*40)"
@@ -134,7 +135,7 @@ def loggable(url: str) -> str:
     where urlsplit sees the host "rose".
     """
     try:
-        parts = urlsplit(url)
+        parts = urlsplit(url[:MAX_PARSED])
     except ValueError:
         return "unreadable"
     if parts.scheme not in ("http", "https") or not _HOST.fullmatch(parts.netloc):

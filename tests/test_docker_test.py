@@ -331,6 +331,9 @@ def test_the_page_of_another_server_is_not_printed(page):
     assert "html" not in line
 
 
+REFUSED = "Received: one that is private. FETCH_ALLOW, set where this runs, allows others."
+
+
 @pytest.mark.parametrize(
     ("url", "kind", "advice"),
     [
@@ -339,12 +342,23 @@ def test_the_page_of_another_server_is_not_printed(page):
         ("http://192.168.0.5/a.jpg", "AddressError", 'make run ARGS="-e FETCH_ALLOW=192.168.0.5"'),
         ("https://example.com/a.jpg", "FetchError", None),
         ("http://localhost/a.jpg", "ImageError", None),
+        ("http://[localhost/a.jpg", "InvalidRequestError", None),
     ],
 )
 def test_hosts_that_are_not_public_are_told_with_the_way_to_them(url, kind, advice):
-    process, _ = ask({"error": {"type": kind, "message": "Expected. Received."}}, "--url", url)
+    process, _ = ask({"error": {"type": kind, "message": REFUSED}}, "--url", url)
     line = sentence(process)
-    assert (advice in line) if advice else line.endswith(f"{kind}: Expected. Received.")
+    assert (advice in line) if advice else line.endswith(f"{kind}: {REFUSED}")
+    assert "--network" not in line, "Docker ignores -p 127.0.0.1 then, so others reach the service"
+
+
+@pytest.mark.parametrize("host", ["localhost", "192.168.0.5", "example.com"])
+def test_what_is_never_allowed_is_told_without_a_way(host):
+    """As serving.fetch refuses it."""
+    message = "Received: one with a user name or a password. Leave them out."
+    error = {"type": "AddressError", "message": message}
+    process, _ = ask({"error": error}, "--url", f"http://rose:thorn@{host}/")
+    assert sentence(process).endswith(f"AddressError: {message}")
 
 
 @pytest.mark.parametrize("host", ["a..b", "localhost:port", "local host"])

@@ -16,6 +16,7 @@ import shutil
 import socket
 import subprocess
 import sys
+from itertools import pairwise
 from pathlib import Path
 
 from serving.errors import UserError
@@ -146,12 +147,21 @@ def run(options: argparse.Namespace) -> int:
     """Run the image on a port of this machine until Ctrl-C; return Docker's exit code.
 
     Raises:
-        ContainerError: there is no such image, the port is taken, or Docker does not answer.
+        ContainerError: there is no such image, the port is taken, Docker does not answer, or its
+            options would open the service to other machines.
     """
-    if any(re.match(r"-p|--publish|-P", word) for word in options.docker):
+    words = options.docker
+    if any(re.match(r"-[dit]*[pP]|--publish", word) for word in words):
         raise ContainerError(
             "Expected the port as a variable of make. Received: one in ARGS, which would be open "
             "to other machines. Run: make run PORT=8081"
+        )
+    pairs = (f"{word} {value}" for word, value in pairwise(words))
+    if any(re.fullmatch(r"--net(work)?[= ](name=)?host(,.*)?", text) for text in (*words, *pairs)):
+        raise ContainerError(
+            "Expected a container with a network of its own. Received: the host's, where the "
+            "service would be open to other machines. To reach this one, run: make run "
+            'ARGS="--add-host host.docker.internal:host-gateway"'
         )
     require_docker()
     require_image(options.tag)

@@ -1,5 +1,7 @@
 """What the page says when something fails, and that no text becomes part of it."""
 
+import base64
+import json
 from pathlib import Path
 
 import pytest
@@ -122,6 +124,36 @@ def test_a_failure_is_said_once(page, tmp_path):
     sentence = failure(page)
     assert page.get_by_role("alert").count() == 1
     assert sentence not in page.get_by_role("status").inner_text()
+
+
+def test_one_that_is_tried_again_beside_another_counts_once(front, page, tmp_path, red):
+    other = patches(tmp_path, "green", "other.png")
+    encoded = base64.b64encode(red.read_bytes()).decode()
+    held, seen = [], []
+
+    def answer(route):
+        if route.request.method != "POST":
+            route.continue_()
+        elif json.loads(route.request.post_data)["image"] != encoded:
+            held.append(route)
+        elif seen:
+            route.continue_()
+        else:
+            seen.append(route)
+            route.fulfill(status=500, body="broken", content_type="text/plain")
+
+    page.route(front.url, answer)
+    give_files(page, red, other)
+    first, progress = page.locator("article.result", has_text=red.name), page.locator("#progress")
+    expect(first).to_have_attribute("data-state", "failed")
+    expect(progress).to_contain_text("1 of 2")
+    first.get_by_role("button", name="Try again").click()
+    expect(first).to_have_attribute("data-state", "done")
+    expect(progress).to_contain_text("1 of 2")
+    [route] = held
+    route.continue_()
+    results(page, 2)
+    expect(page.get_by_role("status")).to_have_text("2 images classified.")
 
 
 @pytest.mark.parametrize("health", [http_answer(500, "broken", "text/plain"), http_answer(200, [])])

@@ -311,6 +311,8 @@ def test_another_type_is_named_as_far_as_it_prints():
     ("coding", "pack"),
     [
         ("gzip", gzip.compress),
+        ("gzip", lambda data: gzip.compress(data[:9]) + gzip.compress(data[9:])),
+        ("gzip", lambda data: gzip.compress(data) + gzip.compress(b"") * 127),
         (" X-GZip ", gzip.compress),
         ("deflate", zlib.compress),
         ("deflate", lambda data: zlib.compress(data)[2:-4]),
@@ -335,6 +337,23 @@ def test_a_bomb_is_not_unpacked():
     assert len(unpack(gzip.compress(bytes(MAX_UNPACKED)), "gzip")) == MAX_UNPACKED
 
 
+def test_members_are_at_most_6_mb_together():
+    half = gzip.compress(bytes(MAX_UNPACKED // 2))
+    assert unpack(half * 2, "gzip") == bytes(MAX_UNPACKED)
+    with pytest.raises(TooLargeError, match="at most 6 MB when unpacked. Received: more"):
+        unpack(half * 2 + gzip.compress(b"a"), "gzip")
+
+
+def test_a_body_of_very_many_members_is_refused_at_once():
+    started = time.process_time()
+    with pytest.raises(InvalidRequestError) as caught:
+        unpack(gzip.compress(b"") * 300_000, "gzip")
+    assert str(caught.value) == (
+        "Expected a gzip body of at most 128 members. Received: more. Pack it as one."
+    )
+    assert time.process_time() - started < 2
+
+
 @pytest.mark.parametrize("coding", ["br", "zstd", "compress", "gzip, gzip", "base64", "a\0" * 50])
 def test_other_codings_are_refused(coding):
     with pytest.raises(UnsupportedTypeError, match="^Expected a body without Content-Encoding, or"):
@@ -342,7 +361,13 @@ def test_other_codings_are_refused(coding):
 
 
 @pytest.mark.parametrize(
-    "damage", [lambda d: d[:-9], lambda d: d.decode("utf-8", "replace").encode()]
+    "damage",
+    [
+        lambda d: d[:-9],
+        lambda d: d.decode("utf-8", "replace").encode(),
+        lambda d: d + d[:-9],
+        lambda d: d + b"\n",
+    ],
 )
 @pytest.mark.parametrize("coding", ["gzip", "deflate"])
 def test_a_damaged_packed_body_is_told(coding, damage):

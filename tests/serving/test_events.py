@@ -2,7 +2,9 @@
 
 import base64
 import contextlib
+import sys
 import time
+import tracemalloc
 
 import pytest
 
@@ -132,6 +134,47 @@ def test_long_texts_take_no_longer_than_they_are(text, start):
         with contextlib.suppress(InvalidRequestError):
             parse({key: start + text * (300_000 // len(text))})
         assert time.monotonic() - started < 5
+
+
+@pytest.mark.parametrize(
+    "text", ["ab\n", "ab ", "ab\\n", "\u0436\u00ad", " http:/", "\u0436\u3000", "a\u200b"]
+)
+@pytest.mark.parametrize("key", ["url", "image"])
+def test_long_texts_take_no_more_memory_than_a_few_copies(key, text):
+    """Where a list of the words or lines in them would take twenty times as much."""
+    event = {key: text * (600_000 // len(text))}
+    tracemalloc.start()
+    with contextlib.suppress(InvalidRequestError):
+        parse(event)
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert peak < 6 * sys.getsizeof(event[key])
+
+
+def test_of_many_keys_only_a_few_are_read():
+    event = dict.fromkeys(map(str, range(300_000)), 1)
+    tracemalloc.start()
+    with pytest.raises(InvalidRequestError, match=r"none of these, but 0, 1, 2\.$"):
+        parse(event)
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert peak < 100_000
+
+
+def test_white_space_in_base64_is_that_of_unicode():
+    spaces = [chr(code) for code in range(sys.maxunicode + 1) if chr(code).isspace()]
+    for space in spaces:
+        assert parse({"image": f"+{space}/8{space}="}) == Request((Source(image=b"\xfb\xff"),))
+
+
+def test_a_url_has_at_most_65536_characters_around_it():
+    url = "https://example.com/a.jpg"
+    assert parse({"url": f"{url}{',' * (65_536 - len(url))}"}) == Request((Source(url=url),))
+    with pytest.raises(InvalidRequestError) as caught:
+        parse({"url": f"{url}{',' * (65_537 - len(url))}"})
+    assert str(caught.value) == (
+        f"{EXPECTED} Received: more than 65536 characters as url. Send an image as image."
+    )
 
 
 def test_several_in_order():

@@ -1,6 +1,7 @@
 """serving.fetch, against real servers on this machine."""
 
 import contextlib
+import gc
 import gzip
 import json
 import logging
@@ -533,6 +534,26 @@ def test_redirects_are_checked_as_urls_are(status, location, error, http_server,
     url = http_server({"/": (status, {"Location": location}, b"")})
     with pytest.raises(error):
         fetch(f"{url}/")
+
+
+def test_of_long_redirects_nothing_is_kept(talk):
+    """urlsplit keeps the last 128 texts, with four bytes a character if one needs as many."""
+
+    def redirect(connection: socket.socket) -> None:
+        path = connection.recv(1000).split()[1]
+        location = b"http://127.0.0.1" + path + b"a" * 60_000 + "\U0001f339".encode()
+        connection.sendall(b"HTTP/1.1 302 Found\r\nLocation: " + location + b"\r\n\r\n")
+
+    url = talk(redirect)
+    refused = (InvalidRequestError, WRONG_URL.format("one of more than 8192 characters"))
+    assert refusal(f"http://{url}/") == refused
+    tracemalloc.start()
+    for i in range(50):
+        assert refusal(f"http://{url}/{i}") == refused
+    gc.collect()
+    kept, _ = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert kept < 1_000_000
 
 
 @pytest.mark.usefixtures("trusted")

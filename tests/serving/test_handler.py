@@ -1,6 +1,7 @@
 """serving.handler: events answered by a real model, over direct invocation and HTTP."""
 
 import base64
+import gc
 import json
 import re
 import sys
@@ -589,3 +590,17 @@ def test_of_images_that_are_done_nothing_is_kept(handler, http_server, monkeypat
     tracemalloc.stop()
     assert ["error" in answer for answer in answers] == [True, False] * 4
     assert held[-1] < 2 * len(behind), "its own bytes are there, the others' are not"
+
+
+@pytest.mark.parametrize("length", [60_000, 1_000_000])
+def test_of_long_urls_nothing_is_kept(handler, length):
+    """urlsplit keeps the last 128 texts, with four bytes a character if one needs as many."""
+    urls = [f"https://127.0.0.1:{i}/{'a' * length}\U0001f339" for i in range(1, 51)]
+    handler.handle({"urls": urls[:16]})
+    tracemalloc.start()
+    for url in urls:
+        assert "error" in handler.handle({"url": url})
+    gc.collect()
+    kept, _ = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert kept < 1_000_000

@@ -4,6 +4,7 @@ import base64
 import gzip
 import json
 import math
+import time
 from io import BytesIO
 from types import SimpleNamespace
 
@@ -193,6 +194,18 @@ def test_over_http_the_time_runs_out_as_well(handler, clock):
     response = handler.handle(http(body=RED), context(0))
     assert response["statusCode"] == 504
     assert json.loads(response["body"])["error"]["type"] == "DeadlineError"
+
+
+def test_api_gateway_is_answered_before_it_gives_up(handler, hosts, clock, monkeypatch):
+    """Lambda may have time left, but an answer after 30 seconds reaches nobody."""
+    monkeypatch.setattr(time, "time", lambda: 1_700_000_000.0)
+    hosts.found = {"http://a/red": RED}
+    event = http(body=b'{"urls": ["http://a/red"]}', kind="application/json")
+    for domain in ("id.execute-api.us-east-1.amazonaws.com", "id.lambda-url.us-east-1.on.aws"):
+        event["requestContext"] |= {"domainName": domain, "timeEpoch": 1_699_999_995_000}
+        for seconds in (15, 60):
+            assert handler.handle(event, context(seconds))["statusCode"] == 200
+    assert hosts.latest == pytest.approx([113.7, 121.7, 113.7, 158.7])
 
 
 def test_the_end_is_what_lambda_leaves_and_never_without_it():

@@ -3,6 +3,8 @@
 import base64
 import gzip
 import json
+import math
+import time
 from dataclasses import replace
 
 import pytest
@@ -66,6 +68,59 @@ def test_the_request_is_read(sample, payload_format):
     assert request.route == "health"
     assert request.is_base64
     assert parse_body(request) == Request((Source(url=URL["url"]),))
+
+
+@pytest.mark.parametrize(
+    ("waited", "left"),
+    [
+        (0, 28.0),
+        (1500, 26.5),
+        (27_999, 0.001),
+        (28_000, 28.0),
+        (60_000, 28.0),
+        (-1, 28.0),
+        (-(10**400), 28.0),
+        (10**400, 28.0),
+        (None, 28.0),
+    ],
+)
+def test_api_gateway_has_to_be_answered_in_time(monkeypatch, waited, left):
+    """Its HTTP APIs give up 30 seconds after the request arrived, its REST APIs after 29."""
+    monkeypatch.setattr(time, "time", lambda: 1_700_000_000.0)
+    arrived = None if waited is None else 1_700_000_000_000 - waited
+    context = {"domainName": "id.execute-api.us-east-1.amazonaws.com", "timeEpoch": arrived}
+    event = {"version": "2.0", "requestContext": context}
+    assert read_event(event).seconds == pytest.approx(left)
+    context["requestTimeEpoch"] = context.pop("timeEpoch")
+    if waited != 27_999:
+        expected = left - 1 if waited != 28_000 else 27.0
+        assert read_event(event | {"version": "1.0"}).seconds == pytest.approx(expected)
+
+
+@pytest.mark.parametrize("arrived", ["1700000000000", True, math.nan, {}, []])
+def test_a_time_that_is_none_counts_as_now(arrived):
+    context = {"domainName": "flowers.test", "timeEpoch": arrived}
+    assert read_event({"version": "2.0", "requestContext": context}).seconds == 28.0
+
+
+@pytest.mark.parametrize(
+    "context",
+    [
+        {},
+        {"domainName": "id.lambda-url.us-east-1.on.aws"},
+        {"domainName": 1},
+        {"domainName": "flowers.test", "elb": {}},
+    ],
+)
+def test_others_wait_as_long_as_lambda(context):
+    context |= {"timeEpoch": int(time.time() * 1000) - 5000}
+    event = {"version": "1.0" if "elb" in context else "2.0", "requestContext": context}
+    assert read_event(event).seconds == math.inf
+
+
+def test_an_example_that_was_recorded_has_all_the_time(sample, payload_format):
+    expected = {"1.0": 27.0, "2.0": 28.0, "alb": math.inf}
+    assert read_event(sample()).seconds == expected[payload_format]
 
 
 def test_an_image_as_the_body(sample):
@@ -359,6 +414,7 @@ def test_every_field_of_an_event_has_its_place(payload_format):
         multi_value=False,
         root="prod" if payload_format == "1.0" else "",
         public_path="/shown/health",
+        seconds=27.0 if payload_format == "1.0" else math.inf,
     )
 
 
@@ -382,8 +438,10 @@ def test_of_several_values_the_last_counts_and_lists_go_before_single_ones(paylo
 @pytest.mark.parametrize("payload_format", ["1.0", "2.0", "alb"])
 def test_an_event_with_nothing_in_it_is_an_empty_request(payload_format):
     event = event_of(payload_format, None, None)
-    root = "prod" if payload_format == "1.0" else ""
-    assert read_event(event) == HttpRequest(payload_format, "", "", {}, {}, "", False, False, root)
+    expected = HttpRequest(payload_format, "", "", {}, {}, "", False, False)
+    if payload_format == "1.0":
+        expected = replace(expected, root="prod", seconds=27.0)
+    assert read_event(event) == expected
     if payload_format == "2.0":
         assert read_event(event | {"requestContext": {}}).method == ""
 

@@ -246,6 +246,7 @@ def test_times_and_errors_are_summed_over_the_images():
                 "http://a@secret@host.test/",
                 "http://host.test/go/http://user:secret@host.test/",
                 "See http://user:secret@host.test/",
+                "http://user:12/" + "secret" * 500 + "@host.test/",
             )
         ),
     ],

@@ -151,12 +151,30 @@ def test_the_container_is_for_this_machine_only_and_has_no_rights(project, capfd
     assert printed.endswith(" <-e> <A=b c> <mine>\n")
 
 
-@pytest.mark.parametrize("word", ["-p", "-p8081:8080", "--publish=8081:8080", "-P"])
+@pytest.mark.parametrize("word", ["-p", "-p8081:8080", "--publish=8081:8080", "-P", "-itp"])
 def test_a_port_open_to_other_machines_is_refused(project, capfd, word):
     code, printed, errors = call(capfd, "run", "--", "--privileged", word)
     assert code == 1
     assert errors.endswith("Run: make run PORT=8081\n")
     assert not printed
+
+
+@pytest.mark.parametrize(
+    "words",
+    ["--network host", "--network=host", "--net host", "--net=host", "--network=name=host,a=b"],
+)
+def test_the_hosts_network_is_refused(project, capfd, words):
+    """With it, Docker publishes no port, and the queue listens on all interfaces."""
+    code, printed, errors = call(capfd, "run", "--", "-e", "A=b", *words.split())
+    assert code == 1
+    assert "Received: the host's, where the service would be open to other machines." in errors
+    assert not printed
+
+
+@pytest.mark.parametrize("words", ["--network hosts", "--network=host-1", "-e --network -e host"])
+def test_other_networks_are_taken(project, capfd, reserve_port, words):
+    code, _, _ = call(capfd, "run", "--port", reserve_port(), "--", *words.split())
+    assert code == 0
 
 
 def test_a_port_that_is_taken_is_told_with_another(project, capfd):
