@@ -39,7 +39,6 @@ OF_ALL_OBJECTS = {
 }
 CREATE_TRIES = 5  # to write an object that exists for the server but cannot be read yet
 CREATE_WAIT_S = 0.2  # longer after each try
-NO_KEY = "no key that can be read here"  # control characters, //, /./ or a slash at an end
 
 
 class Found(NamedTuple):
@@ -293,11 +292,8 @@ class Bucket:
         """
         obstore, store = load_obstore(), connect(self.root)
         address = f"{self.root}/{self.key}"
-        # obstore drops these slashes, and would read another object.
-        if not self.key or self.key != self.prefix:
-            raise _unreadable(address, NO_KEY)
         with _bucket_errors(self.root, "be read"), _object_errors(address):
-            found = obstore.get(store, self.key)
+            found = get_object(self.root, self.key)
             size = found.meta["size"]
         if size > MAX_FILE_BYTES:
             raise too_large(f"{MAX_FILE_BYTES // 1_000_000} MB", "more")
@@ -335,6 +331,26 @@ def find_image(address: str) -> Found:
 
     with _file_errors(address):
         return Found(min(os.stat(address).st_size, MAX_FILE_BYTES), read)
+
+
+def get_object(root: str, key: str) -> Any:
+    """Return obstore's answer about the object `key` of a bucket, such as s3://bucket.
+
+    Its `meta` is there, its content is not read yet.
+
+    Raises:
+        FetchError: obstore cannot read such a key, or would read another object instead.
+        FileNotFoundError: there is no such object.
+        obstore's errors: as those of `obstore.get`.
+    """
+    obstore, store = load_obstore(), connect(root)
+    if key and key == key.strip("/"):  # obstore drops these slashes
+        with suppress(ValueError):
+            return obstore.get(store, key)
+    raise FetchError(
+        "Expected a key without control characters, //, /./, /../, or a slash at an end. "
+        f"Received: {root}/{key}. Copy the object to another key."
+    )
 
 
 @cache
@@ -410,8 +426,6 @@ def _object_errors(address: str) -> Generator[None]:
         if _code(error) in OF_ALL_OBJECTS:
             raise
         raise _unreadable(address, "access denied") from None
-    except ValueError:
-        raise _unreadable(address, NO_KEY) from None
 
 
 def _reason(error: Exception) -> str:
