@@ -37,6 +37,7 @@ from serving.errors import (
     error_body,
 )
 from serving.fetch import OTHER_STATUS
+from serving.limits import too_large
 from serving.preprocess import scale
 from serving.resources import decoding_memory
 from serving.stores import Store, find_image
@@ -50,6 +51,7 @@ AHEAD = 16  # images that are read, decoded or waiting for the model
 READ_BYTES = 64_000_000  # of files in memory; a larger one is read when there is no other
 # The kernel ends decoders where memory is short, also for the sake of other programs.
 DECODE_TRIES = 2
+DECODER_COPIES = 2  # of a file, in the memory of what decodes it: as received, and as bytes
 ANSWERED = ("label", "scores", "known", "unknown", "prediction_set")
 
 
@@ -165,11 +167,14 @@ class Labeler:
         """Return the image at `address` as the model's input, (1, height, width, 3), -1 to 1.
 
         Raises:
-            ServingError: it cannot be read or decoded.
+            ServingError: it cannot be read or decoded; what is too large is not read.
             StoreError: its disk or bucket fails.
         """
         found = find_image(address)
         with budget.take(found.most):
+            if DECODER_COPIES * found.most > decoding_memory(self.processes):
+                received = f"a file of {found.most / 1e6:.0f} MB"
+                raise too_large("what fits into memory", received)
             pixels = self._decode(found.read(), DECODE_TRIES)
         return scale(pixels)[np.newaxis]
 

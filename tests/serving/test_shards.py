@@ -200,6 +200,25 @@ def test_processes_share_the_memory(labeler, images, monkeypatch):
     assert ending.memory == [10**8 + 7]
 
 
+@pytest.mark.parametrize(("lacking", "error"), [(1, "TooLargeError"), (0, None)])
+def test_a_file_for_which_memory_is_short_is_a_row_and_not_read(
+    labeler, images, monkeypatch, lacking, error
+):
+    """What decodes an image has its file twice in memory."""
+
+    class Roomy:
+        def decode(self, content, size, *, memory):
+            return labeler.decoder.decode(content, size, memory=10**9)
+
+    read, large = [], Path(images[1])
+    large.write_bytes(large.read_bytes().ljust(10**6, b"\0"))
+    monkeypatch.setattr(shards, "decoding_memory", lambda processes: 2 * 10**6 - lacking)
+    monkeypatch.setattr(stores, "read_image_file", lambda p: read.append(p) or Path(p).read_bytes())
+    rows = label_images(replace(labeler, decoder=Roomy()), images[:3])
+    assert [row["error"] and row["error"]["type"] for row in rows] == [None, error, None]
+    assert (images[1] in read) == (error is None)
+
+
 def test_scores_that_are_no_numbers_are_an_error(labeler, images, monkeypatch):
     nothing = Prediction(np.float32([np.nan] * 3))
     monkeypatch.setattr(labeler.classifier, "predict", lambda _: nothing)
