@@ -92,7 +92,7 @@ def answer(event: Any, service: Service, bucket: str, deadline: float, line: Req
         StoreError: a shard cannot be labelled.
     """
     if line.event == MAP:
-        return label_list(event["list"], service, bucket)
+        return label_list(event["list"], service, bucket, deadline)
     failed = [
         {"itemIdentifier": record.get("messageId")}
         for record in event["Records"]
@@ -101,11 +101,12 @@ def answer(event: Any, service: Service, bucket: str, deadline: float, line: Req
     return {"batchItemFailures": failed}
 
 
-def label_list(key: str, service: Service, bucket: str) -> dict:
+def label_list(key: str, service: Service, bucket: str, deadline: float) -> dict:
     """Label the shard of a large job that the object `key` lists, unless it is labelled.
 
     Raises:
-        StoreError: there is no such job, it is for another model or runtime, or its bucket fails.
+        StoreError: there is no such job, it is for another model or runtime, its bucket fails, or
+            it cannot be done before `deadline` (of time.monotonic).
     """
     from serving import stores  # as in `_label`
     from serving.shards import Labeler, Manifest, label_shard, read_shard
@@ -132,7 +133,8 @@ def label_list(key: str, service: Service, bucket: str) -> dict:
             f"--list-only --runtime {runtime}, or run make deploy RUNTIME={manifest.runtime}"
         )
     labeler = Labeler(service.classifier, service.decoder, manifest.unknown_below)
-    counts = label_shard(labeler, read_shard(store, manifest, int(number)))
+    shard = read_shard(store, manifest, int(number))
+    counts = label_shard(labeler, shard, deadline=deadline)
     return {"labelled": counts is not None} | (counts._asdict() if counts else {})
 
 

@@ -7,6 +7,7 @@ itself what fails in passing. It is imported when the first bucket is used, not 
 """
 
 import errno
+import math
 import os
 import re
 import secrets
@@ -323,8 +324,11 @@ class Bucket:
         return f"{self.prefix}/{name}".strip("/")
 
 
-def find_image(address: str) -> Found:
+def find_image(address: str, latest: Callable[[], float] = lambda: math.inf) -> Found:
     """Return the image at `address`.
+
+    `latest` is asked when the host of a URL is given up, of time.monotonic; no later than `fetch`
+    does.
 
     Raises:
         FetchError, AddressError, InvalidRequestError: it cannot be read; also when reading it.
@@ -336,7 +340,7 @@ def find_image(address: str) -> Found:
     if is_bucket(address):
         return Bucket(address).open()
     if "://" in address:
-        return Found(MAX_BYTES, lambda: fetch(clean_url(address)))
+        return Found(MAX_BYTES, lambda: fetch(clean_url(address), latest()))
 
     def read() -> bytes:
         with _file_errors(address):

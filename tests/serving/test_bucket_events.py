@@ -298,6 +298,15 @@ def test_a_job_of_another_model_or_runtime_fails(handler, store, job, log, other
     assert not [key for key in store.list().collect() if "results" in key["path"]]
 
 
+def test_a_shard_for_which_no_time_is_left_fails_and_says_what_to_do(handler, store, job, log):
+    context = SimpleNamespace(aws_request_id=None, get_remaining_time_in_millis=lambda: 1)
+    with pytest.raises(StoreError, match=r"start a new job with --shard-size 1, or run"):
+        handler.handle(job, context)
+    assert not [item for page in store.list() for item in page if "results" in item["path"]]
+    context.get_remaining_time_in_millis = lambda: 900_000
+    assert handler.handle(job, context)["labelled"]
+
+
 @pytest.mark.parametrize("key", ["jobs/b/lists/0123/00000.jsonl", "jobs/a/lists/9/00000.jsonl"])
 def test_a_list_without_a_job_fails(handler, job, key):
     with pytest.raises(StoreError, match="does not name"):
