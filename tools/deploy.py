@@ -101,14 +101,16 @@ class Shell:
         if self.dry:
             return dry
         done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+        if not done.returncode:  # whatever warnings it prints
+            return done.stdout.strip()
         # Without a reason: a setting of the AWS CLI that is not set.
-        if done.stderr.strip() and not re.search("NotFound|does not exist", done.stderr):
+        if done.stderr.strip() and not re.search("NotFoundException|does not exist", done.stderr):
             reason = done.stderr.strip().splitlines()[-1]
             raise DeployError(
                 f"Expected {' '.join(command[:3])} to answer. Received: {reason.rstrip('.')}. Set "
                 "the AWS CLI up for your account: aws configure"
             )
-        return None if done.returncode else done.stdout.strip()
+        return None
 
 
 def main(arguments: list[str] | None = None) -> int:

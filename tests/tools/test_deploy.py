@@ -13,6 +13,7 @@ from conftest import ROOT
 from tools import deploy
 
 # Notes its name and arguments, and answers as the file `answers` says: {words: [exit code, text]}.
+# `warning` comes before that, as of Python.
 PROGRAM = """#!{python}
 import json, os, pathlib, sys
 folder = pathlib.Path({folder!r})
@@ -20,6 +21,7 @@ call = [os.path.basename(sys.argv[0]), *sys.argv[1:]]
 text = sys.stdin.read() if "--password-stdin" in call else ""
 with (folder / "calls").open("a") as file:
     file.write(json.dumps([call, text]) + "\\n")
+print((folder / "warning").read_text(), file=sys.stderr, end="")
 for words, (code, answer) in json.loads((folder / "answers").read_text()).items():
     if words in " ".join(call):
         print(answer, file=sys.stderr if code else sys.stdout)
@@ -56,6 +58,7 @@ def cloud(tmp_path, monkeypatch):
         (tmp_path / "answers").write_text(json.dumps(more | ANSWERS | more))
 
     answer({})
+    (tmp_path / "warning").write_text("")
     return answer
 
 
@@ -241,6 +244,21 @@ def test_credentials_that_are_missing_are_told(cloud, capsys):
     cloud({"get-caller-identity": [253, "\nUnable to locate credentials.\n"]})
     assert deploy.main(["up"]) == 1
     assert "Received: Unable to locate credentials. Set the AWS CLI up" in capsys.readouterr().err
+
+
+def test_a_program_that_only_warns_has_answered(cloud, calls, tmp_path, capsys):
+    (tmp_path / "warning").write_text("a.py:1: InsecureRequestWarning: Unverified HTTPS request\n")
+    assert deploy.main(["up"]) == 0
+    assert calls()[-2][0][:2] == ["sam", "deploy"]
+    assert ["aws", "ecr", "create-repository"] in [call[:3] for call, _ in calls()]
+
+
+def test_a_broken_program_is_no_missing_repository(cloud, calls, capsys):
+    broken = "ModuleNotFoundError: No module named 'awscli'"
+    cloud({"describe-repositories": [1, broken]})
+    assert deploy.main(["up"]) == 1
+    assert f"Received: {broken}. Set the AWS CLI up" in capsys.readouterr().err
+    assert "create-repository" not in str(calls())
 
 
 @pytest.mark.parametrize(
