@@ -36,10 +36,17 @@ _LIST = re.compile(rf"({JOBS}.+)/(lists/[^/]+)/(\d{{5,}})\.jsonl")
 
 
 class NewImage(NamedTuple):
-    """An object of a bucket."""
+    """An object of a bucket.
+
+    Attributes:
+        bucket: its bucket's name.
+        key: its own.
+        size: bytes that it has, or None if that is not known.
+    """
 
     bucket: str
     key: str
+    size: object
 
     @property
     def address(self) -> str:
@@ -85,7 +92,7 @@ def answer(event: Any, service: Service, bucket: str, deadline: float, line: Req
         StoreError: a shard cannot be labelled.
     """
     if line.event == MAP:
-        return label_list(event["list"], service, bucket)
+        return label_list(event["list"], service, bucket, deadline)
     failed = [
         {"itemIdentifier": record.get("messageId")}
         for record in event["Records"]
@@ -94,11 +101,12 @@ def answer(event: Any, service: Service, bucket: str, deadline: float, line: Req
     return {"batchItemFailures": failed}
 
 
-def label_list(key: str, service: Service, bucket: str) -> dict:
+def label_list(key: str, service: Service, bucket: str, deadline: float) -> dict:
     """Label the shard of a large job that the object `key` lists, unless it is labelled.
 
     Raises:
-        StoreError: there is no such job, it is for another model or runtime, or its bucket fails.
+        StoreError: there is no such job, it is for another model or runtime, its bucket fails, or
+            it cannot be done before `deadline` (of time.monotonic).
     """
     from serving import stores  # as in `_label`
     from serving.shards import Labeler, Manifest, label_shard, read_shard
@@ -125,7 +133,8 @@ def label_list(key: str, service: Service, bucket: str) -> dict:
             f"--list-only --runtime {runtime}, or run make deploy RUNTIME={manifest.runtime}"
         )
     labeler = Labeler(service.classifier, service.decoder, manifest.unknown_below)
-    counts = label_shard(labeler, read_shard(store, manifest, int(number)))
+    shard = read_shard(store, manifest, int(number))
+    counts = label_shard(labeler, shard, deadline=deadline)
     return {"labelled": counts is not None} | (counts._asdict() if counts else {})
 
 
@@ -138,11 +147,19 @@ def _label_message(
     except InvalidRequestError as error:
         noted = [ImageLog(source="s3", error=type(error).__name__)]
     else:
-        # Not what this function wrote, nor what the state machine reads.
-        own = [i for i in images if not i.key.endswith(LABELS) and not i.key.startswith(JOBS)]
-        noted = [_label_or_note(i, service, bucket, deadline, line.request_id) for i in own]
+        noted = [
+            _label_or_note(image, service, bucket, deadline, line.request_id)
+            for image in images
+            if not _is_ignored(image)
+        ]
     line.images = [*(line.images or []), *noted]
     return all(image.error is None for image in noted)
+
+
+def _is_ignored(image: NewImage) -> bool:
+    """Return whether `image` is what this function wrote, what a job needs, or a folder's mark."""
+    is_folder = image.key.endswith("/") and not image.size
+    return image.key.endswith(LABELS) or image.key.startswith(JOBS) or is_folder
 
 
 def _label_or_note(
@@ -175,12 +192,12 @@ def _new_images(body: object) -> Iterator[NewImage]:
         if message.get("Event") == "s3:TestEvent":
             return
         if message.get("source") == "aws.s3" and message["detail-type"] == "Object Created":
-            detail = message["detail"]
-            yield NewImage(detail["bucket"]["name"] + "", detail["object"]["key"] + "")
+            name, new = message["detail"]["bucket"]["name"], message["detail"]["object"]
+            yield NewImage(name + "", new["key"] + "", new.get("size"))
             return
         for record in message["Records"]:
-            name, key = record["s3"]["bucket"]["name"] + "", record["s3"]["object"]["key"]
-            yield NewImage(name, unquote_plus(key))
+            name, new = record["s3"]["bucket"]["name"], record["s3"]["object"]
+            yield NewImage(name + "", unquote_plus(new["key"]), new.get("size"))
     except (ValueError, TypeError, KeyError, AttributeError, RecursionError):
         raise InvalidRequestError(
             "Expected a message of Amazon S3 about a new object. Received: another one. "
@@ -194,7 +211,7 @@ def _label(
     """Label `image` and return what the log says about it; None if it was deleted meanwhile.
 
     Raises:
-        ServingError: there is no time left, or the image is too large.
+        ServingError: there is no time left, its key cannot be read, or it is too large.
         StoreError: the bucket fails.
     """
     from serving import stores  # other events do without these and their packages
@@ -203,9 +220,9 @@ def _label(
 
     if time.monotonic() > deadline - LEAST_S:
         raise DeadlineError("The function's time ran out before this image's turn.")
-    obstore, store = stores.load_obstore(), stores.connect(f"s3://{image.bucket}")
+    root = f"s3://{image.bucket}"
     try:
-        found: Any = obstore.get(store, image.key)
+        found = stores.get_object(root, image.key)
     except FileNotFoundError:
         return None
     if found.meta["size"] > MAX_BYTES:
@@ -225,6 +242,7 @@ def _label(
     row |= {name: body[name] for name in ANSWERED} | {"error": None}
     attributes = {"Content-Type": "application/json"}
     content = (json.dumps(row) + "\n").encode()
+    obstore, store = stores.load_obstore(), stores.connect(root)
     obstore.put(store, image.key + LABELS, content, attributes=attributes, use_multipart=False)
     tags = {"label": row["label"], "score": f"{row['scores'][row['label']]:.5f}"}
     if row["unknown"] is not None:

@@ -86,7 +86,7 @@ def open_image(
     """
     try:
         data = source if isinstance(source, bytes) else read_image_file(source)
-        _check_type(data[: file_types.HEAD])
+        check_type(data[: file_types.HEAD])
         return _decode(metadata.strip(data), size, memory)
     except MemoryError:
         raise too_large("what fits into memory", "more") from None
@@ -95,12 +95,26 @@ def open_image(
 def read_image_file(path: str | Path) -> bytes:
     """Return the content of the image file at `path`.
 
-    The first bytes of a large file decide whether the rest is read.
+    Raises:
+        TooLargeError: memory is full.
+        Other errors: as `check_image_file`.
+    """
+    check_image_file(path)
+    try:
+        return Path(path).read_bytes()
+    except MemoryError:
+        raise too_large("what fits into memory", "more") from None
+
+
+def check_image_file(path: str | Path) -> int:
+    """Return how many bytes the image file at `path` has.
+
+    Of a large file, the first bytes are read.
 
     Raises:
         UnsupportedTypeError: it has more than `file_types.HEAD` bytes, and is not an image by them.
         ImageError: it is a folder, pipe or device.
-        TooLargeError: it has more than `MAX_FILE_BYTES`, or memory is full.
+        TooLargeError: it has more than `MAX_FILE_BYTES`.
         OSError: it cannot be read.
     """
     status = os.stat(path)
@@ -109,16 +123,13 @@ def read_image_file(path: str | Path) -> bytes:
         raise ImageError(f"Expected an image file. Received: {received}. Check the path.")
     if status.st_size > file_types.HEAD:
         with open(path, "rb") as file:
-            _check_type(file.read(file_types.HEAD))
+            check_type(file.read(file_types.HEAD))
     if status.st_size > MAX_FILE_BYTES:
         raise too_large(f"{MAX_FILE_BYTES // 1_000_000} MB", "more")
-    try:
-        return Path(path).read_bytes()
-    except MemoryError:
-        raise too_large("what fits into memory", "more") from None
+    return status.st_size
 
 
-def _check_type(head: bytes) -> None:
+def check_type(head: bytes) -> None:
     """Raise UnsupportedTypeError unless a file that begins with `head` is supported."""
     accepts = [Image.OPEN[name][1] for name in FORMATS]
     if file_types.is_heif(head) or not any(accept(head[:16]) for accept in accepts if accept):

@@ -15,6 +15,7 @@ import json
 import math
 import re
 import threading
+import time
 from collections.abc import Callable, Generator, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Executor, Future, ThreadPoolExecutor, wait
 from contextlib import contextmanager
@@ -36,7 +37,8 @@ from serving.errors import (
     UserError,
     error_body,
 )
-from serving.fetch import OTHER_STATUS
+from serving.fetch import MAX_BYTES, OTHER_STATUS
+from serving.limits import too_large
 from serving.preprocess import scale
 from serving.resources import decoding_memory
 from serving.stores import Store, find_image
@@ -48,8 +50,14 @@ JOB_FILE = re.compile(rf"{re.escape(MANIFEST)}|({LISTS.pattern}|{RESULTS})/\d{{5
 READERS = 8  # images that are fetched at the same time while the model runs
 AHEAD = 16  # images that are read, decoded or waiting for the model
 READ_BYTES = 64_000_000  # of files in memory; a larger one is read when there is no other
+FETCHES = READ_BYTES // MAX_BYTES  # URLs that are fetched at the same time
+LEAST_FETCH_S = 2.0  # seconds for a URL, however short time is
+# Seconds before the end of an invocation, from which on no further image is begun: a tenth of its
+# time, or this. Fetching is planned to end as long before that, since the model takes time as well.
+END_S = 30.0
 # The kernel ends decoders where memory is short, also for the sake of other programs.
 DECODE_TRIES = 2
+DECODER_COPIES = 2  # of a file, in the memory of what decodes it: as received, and as bytes
 ANSWERED = ("label", "scores", "known", "unknown", "prediction_set")
 
 
@@ -161,15 +169,18 @@ class Labeler:
     unknown_below: float
     processes: int = 1
 
-    def read(self, address: str, budget: "Budget") -> np.ndarray:
+    def read(self, address: str, budget: "Budget", clock: "Clock") -> np.ndarray:
         """Return the image at `address` as the model's input, (1, height, width, 3), -1 to 1.
 
         Raises:
-            ServingError: it cannot be read or decoded.
+            ServingError: it cannot be read or decoded; what is too large is not read.
             StoreError: its disk or bucket fails.
         """
-        found = find_image(address)
+        found = find_image(address, clock.latest)
         with budget.take(found.most):
+            if DECODER_COPIES * found.most > decoding_memory(self.processes):
+                received = f"a file of {found.most / 1e6:.0f} MB"
+                raise too_large("what fits into memory", received)
             pixels = self._decode(found.read(), DECODE_TRIES)
         return scale(pixels)[np.newaxis]
 
@@ -222,6 +233,41 @@ class Budget:
                 self._changed.notify_all()
 
 
+class Clock:
+    """Shares the time until the end of an invocation among a shard's images."""
+
+    def __init__(self, deadline: float, images: int):
+        """Let `images` be labelled before `deadline` (of time.monotonic)."""
+        end = min(END_S, (deadline - time.monotonic()) / 10)
+        self._labelled, self._fetched = deadline - end, deadline - 2 * end
+        self._images, self._left = images, images
+
+    def latest(self) -> float:
+        """Return when to give up the host of a URL that is fetched now (of time.monotonic).
+
+        It leaves `LEAST_FETCH_S` to each later one, and has that itself.
+        """
+        now = time.monotonic()
+        later = LEAST_FETCH_S * self._left / FETCHES
+        return max(now + LEAST_FETCH_S, self._fetched - later)
+
+    def count(self) -> None:
+        """Note that an image has a row.
+
+        Raises:
+            StoreError: there is no time for those that have none.
+        """
+        self._left -= 1
+        if self._left and time.monotonic() > self._labelled:
+            done = self._images - self._left
+            raise StoreError(
+                f"Expected the {self._images} images of a shard to be labelled in the function's "
+                f"time. Received: {done} by its end. Nothing was written; start a new job with "
+                f"--shard-size {max(1, done // 2)}, or run its predict.py command again without "
+                "--list-only, where time has no limit."
+            )
+
+
 def list_name(lists: str, number: int) -> str:
     """Return the name of the list of shard `number`, in the folder `lists`."""
     return f"{lists}/{number:05d}.jsonl"
@@ -259,21 +305,24 @@ def read_shard(store: Store, manifest: Manifest, number: int) -> Shard:
 
 
 def label_shard(
-    labeler: Labeler, shard: Shard, progress: Callable[[], object] = lambda: None
+    labeler: Labeler,
+    shard: Shard,
+    progress: Callable[[], object] = lambda: None,
+    deadline: float = math.inf,
 ) -> Counts | None:
-    """Write the results of `shard` and return what came of its images.
+    """Write the results of `shard` before `deadline`, and return what came of its images.
 
     Returns None if there are results already, also of a process that did the same meanwhile. Each
     row has the keys image, label, scores, known, unknown, prediction_set and error; what is missing
     is null. `progress` is called after each image.
 
     Raises:
-        StoreError: a disk or bucket fails, or none of several images can be read; nothing is
-            written.
+        StoreError: a disk or bucket fails, none of several images can be read, or time runs out;
+            nothing is written.
     """
     if shard.store.exists(shard.name):
         return None
-    rows = label_images(labeler, shard.images, progress)
+    rows = label_images(labeler, shard.images, progress, deadline)
     errors = [row["error"] for row in rows if row["error"]]
     _require_readable(shard.images, errors)
     content = "".join(f"{json.dumps(row)}\n" for row in rows).encode()
@@ -281,17 +330,20 @@ def label_shard(
 
 
 def label_images(
-    labeler: Labeler, images: Sequence[str], progress: Callable[[], object] = lambda: None
+    labeler: Labeler,
+    images: Sequence[str],
+    progress: Callable[[], object] = lambda: None,
+    deadline: float = math.inf,
 ) -> list[dict]:
     """Return a row for each of `images`, in their order; see `label_shard`.
 
     Raises:
-        StoreError: a disk or bucket fails.
+        StoreError: a disk or bucket fails, or time runs out.
     """
     rows: list[dict] = [{}] * len(images)
-    budget = Budget(READ_BYTES)
+    budget, clock = Budget(READ_BYTES), Clock(deadline, len(images))
     with ThreadPoolExecutor(READERS) as pool:
-        for index, reading in read_ahead(pool, lambda a: labeler.read(a, budget), images):
+        for index, reading in read_ahead(pool, lambda a: labeler.read(a, budget, clock), images):
             row: dict = {"image": images[index]} | dict.fromkeys((*ANSWERED, "error"))
             try:
                 row |= labeler.answer(reading.result())
@@ -302,6 +354,7 @@ def label_images(
             except Exception as defect:  # on one image is no reason to lose the others
                 row |= error_body(_defect(defect))
             rows[index] = row
+            clock.count()
             progress()
     return rows
 

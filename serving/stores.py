@@ -7,20 +7,24 @@ itself what fails in passing. It is imported when the first bucket is used, not 
 """
 
 import errno
+import math
 import os
 import re
 import secrets
 import time
-from collections.abc import Callable, Generator, Iterator
+from collections.abc import Callable, Generator, Iterable, Iterator
 from contextlib import contextmanager, suppress
 from functools import cache
+from io import BytesIO
+from itertools import chain
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 
 from serving.errors import FetchError, StoreError
 from serving.events import clean_url
 from serving.fetch import MAX_BYTES, fetch
-from serving.image import read_image_file
+from serving.file_types import HEAD
+from serving.image import check_image_file, check_type, read_image_file
 from serving.limits import MAX_FILE_BYTES, too_large
 
 BUCKET = re.compile(r"(s3|gs|az|abfss?)://([^/]*)(?:/(.*))?", re.IGNORECASE | re.DOTALL)
@@ -39,7 +43,7 @@ OF_ALL_OBJECTS = {
 }
 CREATE_TRIES = 5  # to write an object that exists for the server but cannot be read yet
 CREATE_WAIT_S = 0.2  # longer after each try
-NO_KEY = "no key that can be read here"  # control characters, //, /./ or a slash at an end
+CHUNK = 65_536  # bytes of an object that are read at a time, at least
 
 
 class Found(NamedTuple):
@@ -288,53 +292,82 @@ class Bucket:
 
         Raises:
             FetchError: there is none, or this process may not read it; also when reading it.
+            UnsupportedTypeError: it has more than `HEAD` bytes, and is not an image by them.
             TooLargeError: it has more than `MAX_FILE_BYTES`.
             StoreError: the bucket cannot be read; also when reading it.
         """
-        obstore, store = load_obstore(), connect(self.root)
         address = f"{self.root}/{self.key}"
-        # obstore drops these slashes, and would read another object.
-        if not self.key or self.key != self.prefix:
-            raise _unreadable(address, NO_KEY)
         with _bucket_errors(self.root, "be read"), _object_errors(address):
-            found = obstore.get(store, self.key)
-            size = found.meta["size"]
-        if size > MAX_FILE_BYTES:
-            raise too_large(f"{MAX_FILE_BYTES // 1_000_000} MB", "more")
+            size, chunks = self._begin()
 
         def read() -> bytes:
             with _bucket_errors(self.root, "be read"), _object_errors(address):
                 try:
-                    return found.bytes().to_bytes()
-                except obstore.exceptions.BaseError:  # it changed, or had to wait for memory long
-                    return obstore.get(store, self.key).bytes().to_bytes()
+                    return _join(chunks)
+                except load_obstore().exceptions.BaseError:  # it changed, or waited for memory long
+                    return _join(self._begin()[1])
 
         return Found(size, read)
+
+    def _begin(self) -> tuple[int, Iterator[bytes]]:
+        """Return the size and the content of the object at the prefix, of which a chunk is read."""
+        found = get_object(self.root, self.key)
+        size, chunks = found.meta["size"], found.stream(CHUNK)
+        first = next(chunks, b"")
+        if size > HEAD:
+            check_type(first[:HEAD])
+        if size > MAX_FILE_BYTES:
+            raise too_large(f"{MAX_FILE_BYTES // 1_000_000} MB", "more")
+        return size, chain([first], chunks)
 
     def _key(self, name: str) -> str:
         return f"{self.prefix}/{name}".strip("/")
 
 
-def find_image(address: str) -> Found:
+def find_image(address: str, latest: Callable[[], float] = lambda: math.inf) -> Found:
     """Return the image at `address`.
+
+    `latest` is asked when the host of a URL is given up, of time.monotonic; no later than `fetch`
+    does.
 
     Raises:
         FetchError, AddressError, InvalidRequestError: it cannot be read; also when reading it.
         ImageError: it is a folder, pipe or device.
+        UnsupportedTypeError: it is no image by the first bytes of a large object or file.
         TooLargeError: it has too many bytes.
         StoreError: its disk or bucket fails; also when reading it.
     """
     if is_bucket(address):
         return Bucket(address).open()
     if "://" in address:
-        return Found(MAX_BYTES, lambda: fetch(clean_url(address)))
+        return Found(MAX_BYTES, lambda: fetch(clean_url(address), latest()))
 
     def read() -> bytes:
         with _file_errors(address):
             return read_image_file(address)
 
     with _file_errors(address):
-        return Found(min(os.stat(address).st_size, MAX_FILE_BYTES), read)
+        return Found(check_image_file(address), read)
+
+
+def get_object(root: str, key: str) -> Any:
+    """Return obstore's answer about the object `key` of a bucket, such as s3://bucket.
+
+    Its `meta` is there, its content is not read yet.
+
+    Raises:
+        FetchError: obstore cannot read such a key, or would read another object instead.
+        FileNotFoundError: there is no such object.
+        obstore's errors: as those of `obstore.get`.
+    """
+    obstore, store = load_obstore(), connect(root)
+    if key and key == key.strip("/"):  # obstore drops these slashes
+        with suppress(ValueError):
+            return obstore.get(store, key)
+    raise FetchError(
+        "Expected a key without control characters, //, /./, /../, or a slash at an end. "
+        f"Received: {root}/{key}. Copy the object to another key."
+    )
 
 
 @cache
@@ -365,6 +398,14 @@ def load_obstore() -> Any:
             "Install it with: make setup"
         ) from None
     return obstore
+
+
+def _join(chunks: Iterable[bytes]) -> bytes:
+    """Return `chunks` as one, with no byte twice in memory."""
+    content = BytesIO()
+    for chunk in chunks:
+        content.write(chunk)
+    return content.getvalue()
 
 
 @contextmanager
@@ -410,8 +451,6 @@ def _object_errors(address: str) -> Generator[None]:
         if _code(error) in OF_ALL_OBJECTS:
             raise
         raise _unreadable(address, "access denied") from None
-    except ValueError:
-        raise _unreadable(address, NO_KEY) from None
 
 
 def _reason(error: Exception) -> str:

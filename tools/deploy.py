@@ -9,6 +9,7 @@ them only. docs/aws.md says what is deployed and what it costs.
 """
 
 import argparse
+import json
 import os
 import re
 import shlex
@@ -101,14 +102,16 @@ class Shell:
         if self.dry:
             return dry
         done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+        if not done.returncode:  # whatever warnings it prints
+            return done.stdout.strip()
         # Without a reason: a setting of the AWS CLI that is not set.
-        if done.stderr.strip() and not re.search("NotFound|does not exist", done.stderr):
+        if done.stderr.strip() and not re.search("NotFoundException|does not exist", done.stderr):
             reason = done.stderr.strip().splitlines()[-1]
             raise DeployError(
                 f"Expected {' '.join(command[:3])} to answer. Received: {reason.rstrip('.')}. Set "
                 "the AWS CLI up for your account: aws configure"
             )
-        return None if done.returncode else done.stdout.strip()
+        return None
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -129,7 +132,6 @@ def up(options: argparse.Namespace) -> None:
             changes that are not committed.
     """
     shell = Shell(options.dry_run)
-    settings = read_settings(options)
     models = model_folder(options.models)
     tag = image_tag(find_model(models, options), options)
     sam = "sam"
@@ -138,8 +140,9 @@ def up(options: argparse.Namespace) -> None:
         require_docker()
         if not shutil.which(sam):
             sam = str(find_program(sam).relative_to(ROOT))
-    print_cost(settings)
     target = find_target(shell, options)
+    kept = find_kept(shell, target, options)
+    print_cost(read_settings(options, kept))
     image = f"{target.registry}/{target.stack}:{tag}"
     push(shell, target, image, options, models)
     shell.run(
@@ -232,6 +235,23 @@ def find_target(shell: Shell, options: argparse.Namespace) -> Target:
     return Target(options.stack, account or "", region)
 
 
+def find_kept(shell: Shell, target: Target, options: argparse.Namespace) -> dict[str, str]:
+    """Return the parameters that an earlier deployment has set and that stay, and print them.
+
+    Where a parameter is not given, sam lets the stack keep its value.
+    """
+    # A stack that was only planned has no parameters yet.
+    query = "Stacks[?StackStatus!='REVIEW_IN_PROGRESS'].Parameters[].[ParameterKey, ParameterValue]"
+    stack = dict(json.loads(shell.read(*describe(target, query, "json")) or "[]"))
+    given = ("ImageUri", *FLAGS, *(word.partition("=")[0] for word in options.set))
+    usual = {name: value for name, value in defaults().items() if name not in given}
+    kept = {name: stack[name] for name in usual if stack.get(name, usual[name]) != usual[name]}
+    if kept:
+        listed = ", ".join(f"{name}={kept[name]} (default: {usual[name]})" for name in kept)
+        print(f"The stack keeps: {listed}. Change one with --set NAME=VALUE.")
+    return kept
+
+
 def describe(target: Target, query: str, output: str) -> tuple[str, ...]:
     """Return the command that prints what `query` asks of the stack."""
     return (
@@ -291,14 +311,19 @@ def require_aws() -> None:
         )
 
 
-def read_settings(options: argparse.Namespace) -> dict[str, str]:
-    """Return all parameters of the stack but its image: those that are set, or their defaults.
+def read_settings(options: argparse.Namespace, kept: dict[str, str]) -> dict[str, str]:
+    """Return all parameters of the stack: those that are set or `kept`, or their defaults.
 
     Raises:
-        DeployError: they do not go together.
+        DeployError: they do not go together, or the template no longer allows one of `kept`.
     """
-    settings = {name: str(found["Default"]) for name, found in parameters().items()}
-    settings |= dict(word.split("=", 1) for word in options.set)
+    for name, value in kept.items():
+        if not is_allowed(value, parameters()[name]):
+            raise DeployError(
+                f"Expected {name} to be {describe_allowed(parameters()[name])}. Received: {value}, "
+                f"which the stack keeps. Change it with --set {name}=VALUE."
+            )
+    settings = defaults() | kept | dict(word.split("=", 1) for word in options.set)
     settings |= {"Runtime": options.runtime, "Architecture": options.architecture}
     old = options.runtime == "tflite-runtime"
     reserved, provisioned = (
@@ -313,11 +338,12 @@ def read_settings(options: argparse.Namespace) -> dict[str, str]:
         "no more ProvisionedConcurrency than ReservedConcurrency": 0 < reserved < provisioned
         and settings["StartFrom"] == "provisioned",
     }
+    received = ["--runtime", options.runtime, "--architecture", options.architecture]
+    received += [f"--set {word}" for word in options.set]
+    received += [f"{name}={value} of the stack" for name, value in kept.items()]
     for expected in (text for text, refused in refusals.items() if refused):
         raise DeployError(
-            f"Expected {expected}. Received: --runtime {options.runtime} --architecture "
-            f"{options.architecture} {' '.join(f'--set {word}' for word in options.set)}. Change "
-            "one of them."
+            f"Expected {expected}. Received: {' '.join(received)}. Change one of them."
         )
     return settings
 
@@ -384,6 +410,11 @@ def parameters() -> dict[str, dict]:
     """Return the parameters of the template: {name: its type, default and limits}."""
     text = (ROOT / TEMPLATE).read_text(encoding="utf-8")
     return yaml.safe_load(text.partition("\nParameters:\n")[2].partition("\nRules:\n")[0])
+
+
+def defaults() -> dict[str, str]:
+    """Return the default of each parameter of the template."""
+    return {name: str(found["Default"]) for name, found in parameters().items()}
 
 
 def parameter(text: str) -> str:

@@ -29,9 +29,9 @@ def png(color="red"):
     return buffer.getvalue()
 
 
-def created(key, bucket=BUCKET):
+def created(key, bucket=BUCKET, size=9):
     """Return EventBridge's event of a new object, as the queue hands it on."""
-    detail = {"bucket": {"name": bucket}, "object": {"key": key, "size": 9, "etag": "a"}}
+    detail = {"bucket": {"name": bucket}, "object": {"key": key, "size": size, "etag": "a"}}
     return json.dumps({"source": "aws.s3", "detail-type": "Object Created", "detail": detail})
 
 
@@ -187,6 +187,26 @@ def test_an_image_that_was_deleted_meanwhile_is_done(handler, store, log):
     assert line["images"] == [{"source": "s3", "url": f"s3://{BUCKET}/gone.png"}]
 
 
+@pytest.mark.parametrize(
+    "key", ["/rose.jpg", "rose.jpg/", "//rose.jpg", "a//rose.jpg", "a/../rose.jpg", "rose.jpg\n"]
+)
+def test_a_key_that_cannot_be_read_is_an_error_and_no_other_object(handler, store, tags, key, log):
+    store.put("rose.jpg", png())
+    assert failed(handler.handle(batch(created(key), created("rose.jpg")))) == [0]
+    assert [row["image"] for row in rows(store).values()] == [f"s3://{BUCKET}/rose.jpg"]
+    assert list(tags) == [(BUCKET, "rose.jpg")]
+    [line] = log()
+    assert line["images"][0]["error"] == "FetchError"
+
+
+def test_the_mark_of_a_folder_is_left_alone(handler, store, tags, log):
+    store.put("photos", png())
+    of_bucket = {"s3": {"bucket": {"name": BUCKET}, "object": {"key": "photos/", "size": 0}}}
+    bodies = (created("photos/", size=0), json.dumps({"Records": [of_bucket]}))
+    assert failed(handler.handle(batch(*bodies))) == []
+    assert (rows(store), tags, log()[0]["images"]) == ({}, {}, [])
+
+
 def test_an_image_that_is_too_large_is_not_read(handler, store, monkeypatch, log):
     monkeypatch.setattr(bucket_events, "MAX_BYTES", 10)
     store.put("a.png", png())
@@ -276,6 +296,15 @@ def test_a_job_of_another_model_or_runtime_fails(handler, store, job, log, other
     [line] = log()
     assert (line["error"], line["errors"]) == ("StoreError", 1)
     assert not [key for key in store.list().collect() if "results" in key["path"]]
+
+
+def test_a_shard_for_which_no_time_is_left_fails_and_says_what_to_do(handler, store, job, log):
+    context = SimpleNamespace(aws_request_id=None, get_remaining_time_in_millis=lambda: 1)
+    with pytest.raises(StoreError, match=r"start a new job with --shard-size 1, or run"):
+        handler.handle(job, context)
+    assert not [item for page in store.list() for item in page if "results" in item["path"]]
+    context.get_remaining_time_in_millis = lambda: 900_000
+    assert handler.handle(job, context)["labelled"]
 
 
 @pytest.mark.parametrize("key", ["jobs/b/lists/0123/00000.jsonl", "jobs/a/lists/9/00000.jsonl"])

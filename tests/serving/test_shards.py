@@ -2,6 +2,7 @@
 
 import errno
 import json
+import math
 import threading
 import time
 from dataclasses import replace
@@ -18,11 +19,13 @@ from serving.addresses import AllowError
 from serving.answers import UNKNOWN_BELOW
 from serving.classifier import Classifier
 from serving.decoder import CpuLimitError
-from serving.errors import ImageError, StoreError, TooLargeError
+from serving.errors import FetchTimeoutError, ImageError, StoreError, TooLargeError
+from serving.fetch import DEADLINE
 from serving.preprocess import preprocess
 from serving.runtimes import Prediction
 from serving.shards import (
     Budget,
+    Clock,
     Counts,
     Labeler,
     Manifest,
@@ -139,10 +142,10 @@ def test_where_the_disk_fails_nothing_is_written(labeler, images, tmp_path, monk
 def test_a_defect_on_one_image_is_its_row(labeler, images, monkeypatch):
     original = Labeler.read
 
-    def read(self, address, budget):
+    def read(self, address, budget, clock):
         if address == images[1]:
             raise ZeroDivisionError("a secret")
-        return original(self, address, budget)
+        return original(self, address, budget, clock)
 
     monkeypatch.setattr(Labeler, "read", read)
     rows = label_images(labeler, images)
@@ -200,6 +203,25 @@ def test_processes_share_the_memory(labeler, images, monkeypatch):
     assert ending.memory == [10**8 + 7]
 
 
+@pytest.mark.parametrize(("lacking", "error"), [(1, "TooLargeError"), (0, None)])
+def test_a_file_for_which_memory_is_short_is_a_row_and_not_read(
+    labeler, images, monkeypatch, lacking, error
+):
+    """What decodes an image has its file twice in memory."""
+
+    class Roomy:
+        def decode(self, content, size, *, memory):
+            return labeler.decoder.decode(content, size, memory=10**9)
+
+    read, large = [], Path(images[1])
+    large.write_bytes(large.read_bytes().ljust(10**6, b"\0"))
+    monkeypatch.setattr(shards, "decoding_memory", lambda processes: 2 * 10**6 - lacking)
+    monkeypatch.setattr(stores, "read_image_file", lambda p: read.append(p) or Path(p).read_bytes())
+    rows = label_images(replace(labeler, decoder=Roomy()), images[:3])
+    assert [row["error"] and row["error"]["type"] for row in rows] == [None, error, None]
+    assert (images[1] in read) == (error is None)
+
+
 def test_scores_that_are_no_numbers_are_an_error(labeler, images, monkeypatch):
     nothing = Prediction(np.float32([np.nan] * 3))
     monkeypatch.setattr(labeler.classifier, "predict", lambda _: nothing)
@@ -213,7 +235,7 @@ def test_images_are_read_while_the_model_runs_but_not_too_far(monkeypatch):
     reading = most_reading = 0
 
     class Model:
-        def read(self, address, budget):
+        def read(self, address, budget, clock):
             nonlocal most, reading, most_reading
             with lock:
                 now.add(address)
@@ -247,7 +269,7 @@ def test_a_file_takes_its_bytes_of_the_budget(labeler, images):
             taken.append(count)
             return super().take(count)
 
-    labeler.read(images[0], Noted(10**6))
+    labeler.read(images[0], Noted(10**6), Clock(math.inf, 1))
     assert taken == [Path(images[0]).stat().st_size]
 
 
@@ -317,6 +339,65 @@ def test_an_error_gives_its_share_of_the_budget_back():
             raise ImageError
     with budget.take(10):
         pass
+
+
+@pytest.fixture
+def now(monkeypatch):
+    """The time, which passes as a test says."""
+    times = [1000.0]
+    monkeypatch.setattr(shards.time, "monotonic", lambda: times[0])
+    return times
+
+
+def test_a_shard_of_hosts_that_do_not_answer_ends_in_the_time_of_a_function(now):
+    clock, given = Clock(now[0] + 900, 1000), []
+    for fetched in range(0, 1000, shards.FETCHES):
+        given.append(min(clock.latest() - now[0], DEADLINE))
+        now[0] += given[-1] + 0.1  # and what the model takes
+        for _ in range(min(shards.FETCHES, 1000 - fetched)):
+            clock.count()
+    assert given[:60] == [DEADLINE] * 60
+    assert min(given) == pytest.approx(shards.LEAST_FETCH_S)
+
+
+def test_hosts_are_not_hurried_where_there_is_time(now):
+    assert Clock(now[0] + 900, 500).latest() >= now[0] + DEADLINE
+    assert Clock(math.inf, 10**9).latest() == math.inf
+
+
+def test_no_image_is_begun_near_the_end(now):
+    clock = Clock(now[0] + 100, 5)
+    now[0] += 90
+    clock.count()
+    clock.count()
+    now[0] += 0.01
+    with pytest.raises(
+        StoreError, match=r"the 5 images .* Received: 3 by its end.*-size 1, or run"
+    ):
+        clock.count()
+    Clock(now[0], 1).count()  # nothing is left to do
+
+
+def test_a_shard_without_time_has_no_results(labeler, images, tmp_path):
+    shard = Shard(images, Folder(tmp_path / "out"), "results/00000.jsonl")
+    with pytest.raises(StoreError, match="the 4 images of a shard"):
+        label_shard(labeler, shard, deadline=time.monotonic())
+    assert not (tmp_path / "out").exists()
+    assert label_shard(labeler, shard, deadline=time.monotonic() + 900) == Counts(4, 1)
+
+
+def test_urls_are_fetched_in_the_time_that_is_left(labeler, images, monkeypatch):
+    given = []
+
+    def fetch(url, deadline):
+        given.append(deadline - time.monotonic())
+        raise FetchTimeoutError("too slow")
+
+    monkeypatch.setattr(stores, "fetch", fetch)
+    deadline = time.monotonic() + (shards.LEAST_FETCH_S + 1) / 0.8
+    rows = label_images(labeler, ["https://a.b/c", images[0]], deadline=deadline)
+    assert [row["error"] and row["error"]["type"] for row in rows] == ["FetchTimeoutError", None]
+    assert shards.LEAST_FETCH_S <= given[0] <= shards.LEAST_FETCH_S + 1
 
 
 def manifest(**changes):

@@ -11,9 +11,18 @@ import object_storage
 import pytest
 from conftest import ROOT
 
-from serving import stores
-from serving.errors import AddressError, FetchError, ImageError, StoreError, TooLargeError
+from serving import image, stores
+from serving.errors import (
+    AddressError,
+    FetchError,
+    ImageError,
+    StoreError,
+    TooLargeError,
+    UnsupportedTypeError,
+)
 from serving.stores import Bucket, Folder, find_image, is_bucket, open_store
+
+PNG = b"\x89PNG\r\n\x1a\n"
 
 
 @pytest.fixture
@@ -241,7 +250,7 @@ def test_any_character_of_a_key(storage):
 )
 def test_a_key_that_cannot_be_read_is_its_own_error(memory, key):
     stores.load_obstore().put(memory, "b.jpg", b"another")
-    with pytest.raises(FetchError, match="no key that can be read here"):
+    with pytest.raises(FetchError, match=r"(?s)^Expected a key without .* Copy the object"):
         find_image(f"s3://b/{key}")
 
 
@@ -278,9 +287,10 @@ def test_an_object_that_waited_too_long_is_asked_for_again(memory, monkeypatch):
     get, asked = obstore.get, []
 
     class Broken:
-        meta = {"size": 1}  # noqa: RUF012
+        meta = {"size": 2}  # noqa: RUF012
 
-        def bytes(self):
+        def stream(self, _):
+            yield b"x"
             raise obstore.exceptions.GenericError("request or response body error")
 
     def get_once(*arguments):
@@ -288,8 +298,8 @@ def test_an_object_that_waited_too_long_is_asked_for_again(memory, monkeypatch):
         return Broken() if len(asked) == 1 else get(*arguments)
 
     monkeypatch.setattr(obstore, "get", get_once)
-    memory.put("a.jpg", b"x")
-    assert find_image("s3://b/a.jpg").read() == b"x"
+    memory.put("a.jpg", b"xy")
+    assert find_image("s3://b/a.jpg").read() == b"xy"
     assert len(asked) == 2
     asked.clear()
     found = find_image("s3://b/a.jpg")
@@ -316,8 +326,49 @@ def test_an_object_is_measured_before_it_is_read(memory, monkeypatch):
 def test_how_much_memory_an_image_may_take(tmp_path, monkeypatch):
     assert find_image("https://example.com/a.jpg").most == stores.MAX_BYTES
     (tmp_path / "a.jpg").write_bytes(b"12345")
-    monkeypatch.setattr(stores, "MAX_FILE_BYTES", 4)  # a larger one is not read
-    assert find_image(str(tmp_path / "a.jpg")).most == 4
+    assert find_image(str(tmp_path / "a.jpg")).most == 5
+    monkeypatch.setattr(image, "MAX_FILE_BYTES", 4)
+    with pytest.raises(TooLargeError):
+        find_image(str(tmp_path / "a.jpg"))
+
+
+@pytest.mark.parametrize("place", ["bucket", "folder"])
+def test_the_first_bytes_of_a_video_are_all_that_is_read(tmp_path, monkeypatch, place):
+    video, read = b"\0\0\0\x18ftypmp42" + bytes(stores.CHUNK), []
+
+    class Large:
+        meta = {"size": 300_000_000}  # noqa: RUF012
+
+        def stream(self, chunk):
+            while True:
+                read.append(chunk)
+                yield video
+
+    monkeypatch.setattr(stores, "get_object", lambda root, key: Large())
+    monkeypatch.setattr(stores, "read_image_file", read.append)
+    (tmp_path / "a.mp4").write_bytes(video)
+    with pytest.raises(UnsupportedTypeError, match=r"a video \(MP4\)"):
+        find_image({"bucket": "s3://b/a.mp4", "folder": f"{tmp_path}/a.mp4"}[place])
+    assert read == [stores.CHUNK][: place == "bucket"]
+
+
+@pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="memory is read in /proc")
+def test_an_object_is_in_memory_once(storage):
+    size = 60_000_000
+    storage["b/small.png"], storage["b/large.png"] = PNG, PNG.ljust(size, b"x")
+    program = (
+        "import re; from serving.stores import find_image\n"
+        "def peak():\n"
+        "    status = open('/proc/self/status').read()\n"
+        "    return int(re.search(r'VmHWM:\\s+(\\d+) kB', status)[1]) * 1024\n"
+        "find_image('s3://b/small.png').read(); before = peak()\n"
+        f"assert len(find_image('s3://b/large.png').read()) == {size}\n"
+        "print(peak() - before)\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, check=True
+    )
+    assert int(done.stdout) < 1.5 * size
 
 
 @pytest.mark.parametrize(

@@ -13,6 +13,7 @@ from conftest import ROOT
 from tools import deploy
 
 # Notes its name and arguments, and answers as the file `answers` says: {words: [exit code, text]}.
+# `warning` comes before that, as of Python.
 PROGRAM = """#!{python}
 import json, os, pathlib, sys
 folder = pathlib.Path({folder!r})
@@ -20,6 +21,7 @@ call = [os.path.basename(sys.argv[0]), *sys.argv[1:]]
 text = sys.stdin.read() if "--password-stdin" in call else ""
 with (folder / "calls").open("a") as file:
     file.write(json.dumps([call, text]) + "\\n")
+print((folder / "warning").read_text(), file=sys.stderr, end="")
 for words, (code, answer) in json.loads((folder / "answers").read_text()).items():
     if words in " ".join(call):
         print(answer, file=sys.stderr if code else sys.stdout)
@@ -35,6 +37,12 @@ ANSWERS = {
     "get-login-password": [0, "secret"],
     "OutputKey=='ImageBucket'": [0, "flowers-imagebucket-1"],
 }
+# What is asked of AWS before anything is done.
+ASKED = [
+    ["configure", "get"],
+    ["sts", "get-caller-identity"],
+    ["cloudformation", "describe-stacks"],
+]
 
 
 @pytest.fixture
@@ -56,6 +64,7 @@ def cloud(tmp_path, monkeypatch):
         (tmp_path / "answers").write_text(json.dumps(more | ANSWERS | more))
 
     answer({})
+    (tmp_path / "warning").write_text("")
     return answer
 
 
@@ -95,6 +104,7 @@ def test_it_is_built_pushed_and_deployed_in_this_order(cloud, calls):
     assert [" ".join(call[:3]) for call in ran] == [
         "aws configure get",
         "aws sts get-caller-identity",
+        "aws cloudformation describe-stacks",
         "aws ecr describe-repositories",
         "aws ecr create-repository",
         "aws ecr describe-images",
@@ -105,8 +115,8 @@ def test_it_is_built_pushed_and_deployed_in_this_order(cloud, calls):
         "sam deploy --template-file",
         "aws cloudformation describe-stacks",
     ]
-    assert "IMMUTABLE" in ran[3]
-    build, sam = ran[5], ran[9]
+    assert "IMMUTABLE" in ran[4]
+    build, sam = ran[6], ran[10]
     assert build[-5:] == ["--build-arg", "MODELS=models", "-t", IMAGE, "."]
     assert build[2:4] == ["--platform", "linux/amd64"]
     assert sam[sam.index("--on-failure") + 1] == "DELETE"  # or it could not be deployed again
@@ -243,6 +253,21 @@ def test_credentials_that_are_missing_are_told(cloud, capsys):
     assert "Received: Unable to locate credentials. Set the AWS CLI up" in capsys.readouterr().err
 
 
+def test_a_program_that_only_warns_has_answered(cloud, calls, tmp_path, capsys):
+    (tmp_path / "warning").write_text("a.py:1: InsecureRequestWarning: Unverified HTTPS request\n")
+    assert deploy.main(["up"]) == 0
+    assert calls()[-2][0][:2] == ["sam", "deploy"]
+    assert ["aws", "ecr", "create-repository"] in [call[:3] for call, _ in calls()]
+
+
+def test_a_broken_program_is_no_missing_repository(cloud, calls, capsys):
+    broken = "ModuleNotFoundError: No module named 'awscli'"
+    cloud({"describe-repositories": [1, broken]})
+    assert deploy.main(["up"]) == 1
+    assert f"Received: {broken}. Set the AWS CLI up" in capsys.readouterr().err
+    assert "create-repository" not in str(calls())
+
+
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
@@ -281,9 +306,10 @@ def test_wrong_flags_are_told(arguments, said, capsys):
     ],
 )
 def test_settings_that_do_not_go_together_are_told_first(cloud, calls, arguments, expected, capsys):
-    assert deploy.main(["up", *arguments.split()]) == 1
-    assert f"Expected {expected}" in capsys.readouterr().err
-    assert calls() == []
+    for more in ([], ["--dry-run"]):
+        assert deploy.main(["up", *arguments.split(), *more]) == 1
+        assert f"Expected {expected}" in capsys.readouterr().err
+    assert [call[1:3] for call, _ in calls()] == ASKED
 
 
 @pytest.mark.parametrize(
@@ -304,9 +330,11 @@ def test_settings_that_go_together_are_passed_on(arguments, capsys):
     assert command[-len(wanted) :] == wanted
 
 
-def test_the_cost_is_said_first(capsys):
+def test_the_cost_is_said_before_anything_is_done(capsys):
     assert deploy.main(["up", "--dry-run"]) == 0
-    first = capsys.readouterr().out.splitlines()[0]
+    lines = capsys.readouterr().out.splitlines()
+    assert [line.split()[2:4] for line in lines[: len(ASKED)]] == ASKED
+    first = lines[len(ASKED)]
     assert first.startswith("Cost at rest: about $4.59 a month (12 alarms, a dashboard, ")
     assert "A million answers of 100 ms: $3.08, $1.00 for the API and $0.74 for the log." in first
     assert "cost at most $373 a month of computing (ReservedConcurrency=5)." in first
@@ -330,6 +358,78 @@ def test_functions_that_are_kept_ready_cost(settings, dollars, capsys):
     words = [word for setting in settings for word in ("--set", setting)]
     assert deploy.main(["up", "--dry-run", *words]) == 0
     assert f"about ${dollars:.2f} a month" in capsys.readouterr().out
+
+
+@pytest.fixture
+def stack(cloud):
+    """Let the stack have parameters: the defaults, but for those given."""
+
+    def deployed(**parameters):
+        values = deploy.defaults() | {"ImageUri": IMAGE} | parameters
+        cloud({".Parameters[]": [0, json.dumps(list(values.items()))]})
+
+    return deployed
+
+
+def test_what_the_stack_has_is_kept_and_said(stack, calls, capfd):
+    stack(ReservedConcurrency="0", MemorySize="3538", AlarmEmail="a@b.c", Gone="1")
+    assert deploy.main(["up", "--set", "AlarmEmail="]) == 0
+    output = capfd.readouterr().out
+    assert (
+        "\nThe stack keeps: MemorySize=3538 (default: 1769), ReservedConcurrency=0 (default: 5). "
+        "Change one with --set NAME=VALUE.\n"
+    ) in output
+    assert "any sum (ReservedConcurrency=0)" in output
+    assert "answers of 100 ms: $5.96" in output
+    [sam] = [call for call, _ in calls() if call[0] == "sam"]
+    assert sam[-2:] == ["Architecture=x86_64", "AlarmEmail="]  # sam itself keeps the others
+
+
+def test_a_value_that_is_set_comes_before_that_of_the_stack(stack, capsys):
+    stack(ReservedConcurrency="0")
+    assert deploy.main(["up", "--set", "ReservedConcurrency=7"]) == 0
+    output = capsys.readouterr().out
+    assert "(ReservedConcurrency=7)" in output
+    assert "keeps" not in output
+
+
+@pytest.mark.parametrize("answer", [[0, "[]"], [254, "Stack with id flowers does not exist"]])
+def test_without_a_stack_the_defaults_count(cloud, capsys, answer):
+    cloud({".Parameters[]": answer})
+    assert deploy.main(["up"]) == 0
+    output = capsys.readouterr().out
+    assert "(ReservedConcurrency=5)" in output
+    assert "keeps" not in output
+
+
+@pytest.mark.parametrize(
+    ("has", "arguments", "said"),
+    [
+        (
+            {"MemorySize": "512"},
+            ["--runtime", "openvino"],
+            "Expected at least 768 MB of memory for OpenVINO. Received: --runtime openvino "
+            "--architecture x86_64 MemorySize=512 of the stack. Change one of them.",
+        ),
+        (
+            {"Timeout": "45"},
+            [],
+            "Expected Timeout to be one of 15, 20, 30, 60. Received: 45, which the stack keeps. "
+            "Change it with --set Timeout=VALUE.",
+        ),
+    ],
+)
+def test_what_the_stack_keeps_has_to_go_with_the_rest(stack, calls, has, arguments, said, capsys):
+    stack(**has)
+    assert deploy.main(["up", *arguments]) == 1
+    assert said in capsys.readouterr().err
+    assert [call[1:3] for call, _ in calls()] == ASKED
+
+
+def test_what_the_stack_has_may_make_settings_go_together(stack, capsys):
+    stack(ReservedConcurrency="0", Timeout="45")
+    provisioned = ("StartFrom=provisioned", "ProvisionedConcurrency=6", "Timeout=30")
+    assert deploy.main(["up", *(w for word in provisioned for w in ("--set", word))]) == 0
 
 
 @pytest.fixture
