@@ -488,7 +488,7 @@ def test_only_the_same_run_is_resumed(run):
         (
             [],
             {"epochs": 1},
-            "left to do after 1 finished epoch and a report. Received: --epochs 1. ",
+            "left to do after 1 finished epoch. Received: --epochs 1. ",
         ),
         ([], {"epochs": 1}, "Raise it to train on, or give the finished network another"),
     ):
@@ -969,7 +969,7 @@ def test_a_run_is_resumed_where_epochs_or_the_report_are_missing(found):
     assert found("--resume", epochs=6, reported=299).reported == 299
     assert found("--resume", size=320, reported=299)
     for epochs, size, reported in ((5, None, 299), (5, 320, 320), (4, None, False), (4, 320, 299)):
-        with pytest.raises(ModelError, match=f"the 5 that are finished.* --epochs {epochs}"):
+        with pytest.raises(ModelError, match=f"after 5 finished epochs.* --epochs {epochs}"):
             found("--resume", epochs=epochs, size=size, reported=reported)
 
 
@@ -1083,7 +1083,14 @@ def test_the_best_epoch_is_calibrated_named_and_reported_on(
         named.write_text("b")
         return named
 
-    monkeypatch.setattr(train, "load_checkpoint", lambda path: (f"model of {path.name}", "facts"))
+    side = recipe.final_size
+    model = SimpleNamespace(name=path.name, input_shape=(None, side, side, 3))
+    monkeypatch.setattr(
+        train,
+        "load_checkpoint",
+        lambda path: (SimpleNamespace(name=path.name, input_shape=model.input_shape), "facts"),
+    )
+    monkeypatch.setattr(Run, "seconds", lambda _: 1.4)
     monkeypatch.setattr(
         train.TrainingState,
         "update",
@@ -1095,22 +1102,25 @@ def test_the_best_epoch_is_calibrated_named_and_reported_on(
     monkeypatch.setattr(evaluate, "save", save)
     monkeypatch.setattr(evaluate, "report", lambda *a: calls.append(("report", *a)))
     trained = Trained(run, inputs, path, "weights", "features")
-    train.report(trained, None, 1.0)
+    train.report(trained, None)
 
     state = tmp_path / train.STATE
-    info = train.describe_run(trained, 1.0)
+    info = train.describe_run(trained)
+    assert info.seconds == 1
     sources = evaluate.ReportSources(info, tmp_path / train.HISTORY, features="features")
     assert calls == [
         (
-            *("calibrate", f"model of {path.name}", "facts", dataset, split),
+            *("calibrate", model, "facts", dataset, split),
             *("features for validation", features),
         ),
         ("save", calibrated, tmp_path, split, path),
         ("report", calibrated, named, dataset, split, sources),
     ]
-    assert noted == {(state, "reported"): 48, (state, "final_head_epochs"): 0} | (
-        {(state, "checkpoint"): named.name} if renamed else {}
-    )
+    assert noted == {
+        (state, "reported"): 48,
+        (state, "final_head_epochs"): 0,
+        (state, "seconds"): 1.4,
+    } | ({(state, "checkpoint"): named.name} if renamed else {})
     assert named.exists()
     assert split_record(path).exists() != renamed
     assert path.exists() != renamed
@@ -1122,7 +1132,7 @@ def test_without_a_best_checkpoint_nothing_is_reported():
     images = SimpleNamespace(dataset=None)
     run = Run(ORIGINAL, RunOptions(), Workers(), images, SPLIT)
     with pytest.raises(ModelError, match=r"Received: none\. Train anew, without --resume"):
-        train.report(Trained(run, None, None, "weights"), None, 1.0)
+        train.report(Trained(run, None, None, "weights"), None)
 
 
 # The real network, from the command line

@@ -249,8 +249,8 @@ def _require_resumable(run: Run, state: TrainingState | None) -> TrainingState:
         # With a schedule, all learning rates depend on the number of epochs.
         longer = "Raise it to train on, or give" if recipe.warmup_epochs is None else "Give"
         raise ModelError(
-            f"Expected something left to do after {counted(state.epochs, 'finished epoch')} and a "
-            f"report. Received: --epochs {recipe.epochs}. {longer} the finished network another "
+            f"Expected something left to do after {counted(state.epochs, 'finished epoch')}. "
+            f"Received: --epochs {recipe.epochs}. {longer} the finished network another "
             "--inference-size or --final-head-epochs."
         )
     return state
