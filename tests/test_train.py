@@ -29,7 +29,7 @@ from training.distribute.workers import Workers
 from training.errors import CacheError, DataError
 from training.evaluation import evaluate
 from training.evaluation.run import RunInfo
-from training.fit import UNNAMED_BEST, Run, describe, learning_rate, start_run
+from training.fit import UNNAMED_BEST, Run, describe, frozen_digest, learning_rate, start_run
 from training.images import ImageSource
 from training.inference import dtype_policy
 from training.model import BASE_LAYER, build_model, split_at_block, weights_digest, with_input_size
@@ -497,6 +497,21 @@ def test_only_the_same_run_is_resumed(run):
         assert sentence in str(caught.value)
 
 
+def test_a_run_does_not_go_on_from_other_pretrained_weights(run, random_base, tmp_path):
+    shutil.copy(random_base, tmp_path / "base.weights.h5")
+    flags = ["--weights", tmp_path / "base.weights.h5"]
+    run(*flags, reported=False)
+    before = (tmp_path / train.STATE).read_bytes()
+    keras.utils.set_random_seed(1)
+    other = keras.applications.Xception(weights=None, include_top=False)
+    other.save_weights(tmp_path / "base.weights.h5")  # as where the download has changed
+    with pytest.raises(ModelError, match="weights that the interrupted run started from. Received"):
+        run("--resume", *flags, epochs=2)
+    assert (tmp_path / train.STATE).read_bytes() == before
+    shutil.copy(random_base, tmp_path / "base.weights.h5")
+    assert run("--resume", *flags, epochs=2, reported=False)[0] == 0
+
+
 def test_there_is_nothing_to_resume(run):
     with pytest.raises(ModelError, match="Expected an interrupted run .* Received: none"):
         run("--resume")
@@ -720,7 +735,8 @@ def test_keras_is_asked_for_the_epochs_in_order(fine_tuned):
     state = callbacks["SaveState"]
     assert state.path == fine_tuned.folder / train.STATE
     assert state.checkpoint is callbacks["BestCheckpoint"]
-    assert state.settings == fine_tuned.report.run.settings
+    frozen = frozen_digest(fine_tuned.recipe, callbacks["BestCheckpoint"].full_model())
+    assert state.settings == fine_tuned.report.run.settings | {"frozen": frozen}
 
 
 def test_what_learns_is_the_part_above_the_frozen_blocks_and_is_kept(record, fine_tuned):

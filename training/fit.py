@@ -31,7 +31,7 @@ from training.features import CachedFeatures, Job, announce, infer_once
 from training.files import claim_folder, remove_unfinished
 from training.images import ImageSource, Sample, Source
 from training.inference import dtype_policy
-from training.model import split_at_block, with_policy
+from training.model import split_at_block, weights_digest, with_policy
 from training.pretrained import load_pretrained
 from training.recipes import Recipe, RunOptions
 from training.resume import (
@@ -57,6 +57,7 @@ HEAD_LEARNING_RATE = 1e-3  # of Adam, while the head is trained alone
 # Its base stands in for Keras' download.
 SHIPPED = Path(__file__).parent.parent / "models" / "xception_fin_15_0.966.h5"
 MIN_FREE_BYTES = 600e6  # of the disk: two checkpoints and two states
+FROZEN = "frozen"  # setting of a state: the digest of what stays as it was pretrained
 FEW_BATCHES = 10  # an epoch of fewer changes a fine-tuned network little
 AVERAGED_SHARE = 5  # a fifth of all batches, of which weights may be averaged
 FEW_IMAGES = 500  # of fewer, --recipe fine-tune makes more than a frozen base
@@ -294,6 +295,12 @@ def prepare_model(run: Run, model: keras.Model) -> tuple[str, np.ndarray | None]
             f"Expected weights that are numbers. Received: {weights}, some of which are NaN or "
             "infinite. Give another file with --weights."
         )
+    if run.state and run.state.settings.get(FROZEN) not in {None, frozen_digest(recipe, model)}:
+        raise ModelError(
+            "Expected the pretrained weights that the interrupted run started from. Received: "
+            f"{weights}, others. Give these with --weights, resume it where Keras' download is "
+            "found as before, or train anew, without --resume."
+        )
     print(f"Model: {describe(recipe, weights)}.", flush=True)
     if options.weights == "imagenet" and weights.startswith("the base of"):
         print(
@@ -312,6 +319,14 @@ def prepare_model(run: Run, model: keras.Model) -> tuple[str, np.ndarray | None]
         print(f"Head: {counted(recipe.head_epochs, 'epoch')} alone.", flush=True)
         fit_head(run, model, features, recipe.head_epochs)
     return weights, features
+
+
+def frozen_digest(recipe: Recipe, model: keras.Model) -> str:
+    """Return the SHA-256 (hexadecimal) of the weights of `model` that do not learn."""
+    if recipe.fine_tune_at == 1:
+        return ""
+    frozen, _ = split_at_block(model, recipe.fine_tune_at)
+    return weights_digest(frozen)
 
 
 def describe(recipe: Recipe, weights: str) -> str:
@@ -522,22 +537,29 @@ def fit(run: Run, inputs: Inputs, training_model: keras.Model, best: BestCheckpo
             f"{recipe.batch_size}; history in {options.models / HISTORY}.",
             flush=True,
         )
+        frozen = frozen_digest(recipe, best.full_model()) if workers.is_main else ""
         fit_epochs(
             training_model,
             training,
             validation_batches(run, inputs.val_source),
             epochs=(first_epoch, recipe.epochs),
             verbose=(1 if sys.stdout.isatty() else 2) if workers.is_main else 0,
-            callbacks=make_callbacks(run, best),
+            callbacks=make_callbacks(run, best, frozen),
         )
     workers.release()
 
 
-def make_callbacks(run: Run, best: BestCheckpoint) -> list[keras.callbacks.Callback]:
-    """Return what is done at the end of each epoch of `run`, in this order."""
+def make_callbacks(
+    run: Run, best: BestCheckpoint, frozen: str = ""
+) -> list[keras.callbacks.Callback]:
+    """Return what is done at the end of each epoch of `run`, in this order.
+
+    `frozen` is the digest of the weights that do not learn, for --resume to find the same ones.
+    """
     options, for_main = run.options, run.workers.main_process_callbacks
+    settings = run.settings | {FROZEN: frozen}
     checkpoint, *records = keep_epochs(
-        best, options.models / HISTORY, options.models / STATE, run.settings, run.state, run.seconds
+        best, options.models / HISTORY, options.models / STATE, settings, run.state, run.seconds
     )
     if options.tensorboard:
         records.insert(1, keras.callbacks.TensorBoard(options.models / TENSORBOARD))

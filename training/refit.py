@@ -62,6 +62,7 @@ def start_refit(first: Trained) -> Run:
         return second
     state_file = workers.broadcast_file(folder / STATE)
     state = TrainingState.load(state_file)
-    if state and state.settings == second.settings and state.epochs <= second.recipe.epochs:
+    same = state and all(state.settings.get(n) == each for n, each in second.settings.items())
+    if state and same and state.epochs <= second.recipe.epochs:
         return continue_run(second, state, state_file)
     return second
