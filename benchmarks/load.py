@@ -27,7 +27,7 @@ import numpy as np
 from serving.errors import UserError
 from serving.function_url import INVOCATIONS
 from tools.emulator import free_port, local_service
-from tools.function_url import invoker
+from tools.function_url import AnswerError, UnreachableError, invoker
 from training.cli import make_parser, run_command
 from training.markdown import markdown_row, markdown_table
 
@@ -36,6 +36,7 @@ PARTS = 10  # rows of the table
 WARM = 100  # requests after which memory should no longer grow
 GROWTH = 0.05  # at most, as a share of the memory after those
 LATE = 2.0  # seconds that a late image takes
+TRIES, WAIT_S = 150, 0.2  # until the service has started, seconds between them
 ALLOW = {"FETCH_ALLOW": "127.0.0.1"}
 HEAD = ("requests", "failed", "a second", "p50 ms", "p99 ms", "longest ms", "memory MB")
 
@@ -179,13 +180,18 @@ def measure(endpoint: str, events: list[dict], requests: int, memory: Callable[[
     """Send `requests` requests and print times, failures and memory.
 
     Raises:
-        LoadError: a request failed, or memory grew.
+        LoadError: the service does not start, a request failed, or memory grew.
     """
-    for _ in range(150):  # the service starts, and loads its model
-        with contextlib.suppress(OSError):
+    for _ in range(TRIES):  # the service starts, and loads its model
+        with contextlib.suppress(UnreachableError):
             post(endpoint, events[0])
             break
-        time.sleep(0.2)
+        time.sleep(WAIT_S)
+    else:
+        raise LoadError(
+            f"Expected the service to answer within {TRIES * WAIT_S:.0f} s of its start. Received: "
+            f"nothing at {endpoint}. Look at its log."
+        )
     print(markdown_table(HEAD, []))
     failures, warm, used, done = 0, 0, 0, 0
     size = max(1, requests // PARTS)
@@ -193,7 +199,7 @@ def measure(endpoint: str, events: list[dict], requests: int, memory: Callable[[
         times, failed = [], 0
         for _ in range(min(size, requests - done)):
             started = time.monotonic()
-            failed += not is_scores(post(endpoint, events[done % len(events)]))
+            failed += not has_scores(endpoint, events[done % len(events)])
             times.append((time.monotonic() - started) * 1000)
             done += 1
             if done == min(WARM, requests):
@@ -217,6 +223,14 @@ def measure(endpoint: str, events: list[dict], requests: int, memory: Callable[[
 def post(endpoint: str, event: dict) -> object:
     """Return the service's answer to `event`."""
     return invoker(endpoint)(event)
+
+
+def has_scores(endpoint: str, event: dict) -> bool:
+    """Return whether the service's answer to `event` is {label: score}."""
+    try:
+        return is_scores(post(endpoint, event))
+    except AnswerError:  # also where it has ended
+        return False
 
 
 def is_scores(answer: object) -> bool:

@@ -151,13 +151,16 @@ def run(options: argparse.Namespace) -> int:
             options would open the service to other machines.
     """
     words = options.docker
-    if any(re.match(r"-[dit]*[pP]|--publish", word) for word in words):
+    if any(re.match(r"-[ditq]*[pP]|--publish", word) for word in words):
         raise ContainerError(
             "Expected the port as a variable of make. Received: one in ARGS, which would be open "
             "to other machines. Run: make run PORT=8081"
         )
     pairs = (f"{word} {value}" for word, value in pairwise(words))
-    if any(re.fullmatch(r"--net(work)?[= ](name=)?host(,.*)?", text) for text in (*words, *pairs)):
+    if any(
+        re.fullmatch(r"--net(work)?[= ](host|(.*,)?name=host)(,.*)?", text)
+        for text in (*words, *pairs)
+    ):
         raise ContainerError(
             "Expected a container with a network of its own. Received: the host's, where the "
             "service would be open to other machines. To reach this one, run: make run "

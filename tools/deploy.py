@@ -151,7 +151,7 @@ def up(options: argparse.Namespace) -> None:
         *("--capabilities", "CAPABILITY_IAM", "--no-confirm-changeset"),
         *("--no-fail-on-empty-changeset", "--on-failure", "DELETE", "--parameter-overrides"),
         *(f"ImageUri={image}", f"Runtime={options.runtime}"),
-        *(f"Architecture={options.architecture}", *options.set),
+        *(f"Architecture={options.architecture}", *map(quoted, options.set)),
     )
     shell.run(*describe(target, "Stacks[0].Outputs[].[OutputKey, OutputValue]", "table"))
     print("What to look at first: docs/aws.md#the-first-hour-on-an-account")
@@ -432,6 +432,12 @@ def parameter(text: str) -> str:
             f"expected {name} to be {describe_allowed(known[name])}. Received: {value}"
         )
     return text
+
+
+def quoted(word: str) -> str:
+    """Return NAME=VALUE as sam reads it, which takes no empty value without quotation marks."""
+    name, _, value = word.partition("=")
+    return word if value else f'{name}=""'
 
 
 def is_allowed(value: str, found: dict) -> bool:

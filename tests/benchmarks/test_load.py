@@ -5,6 +5,7 @@ import re
 import pytest
 
 from benchmarks import load
+from tools.function_url import UnreachableError
 
 PART = re.compile(
     r"^\| (\d+) \| (\d+) \| ([\d.]+) \| (\d+) \| (\d+) \| (\d+) \| ([\d.]+) \|$", re.M
@@ -36,6 +37,25 @@ def test_a_failure_is_counted_and_reported(drawn, small_tflite, capsys, monkeypa
     out, err = capsys.readouterr()
     assert "5 of 10 failed" in out
     assert err.startswith("benchmarks.load: Expected no failure")
+
+
+def test_a_service_that_starts_late_is_waited_for_and_one_that_ends_has_failed(capsys, monkeypatch):
+    calls = []
+
+    def post(*_):
+        calls.append(len(calls))
+        if len(calls) <= 3 or len(calls) > 8:
+            raise UnreachableError("Expected the service. Received: Connection refused.")
+        return {"rose": 1.0}
+
+    monkeypatch.setattr(load, "post", post)
+    monkeypatch.setattr(load, "WAIT_S", 0)
+    with pytest.raises(load.LoadError, match="Received: 6 failures"):
+        load.measure("", [{}], 10, lambda: 1000)
+    assert len(calls) == 3 + 1 + 10
+    monkeypatch.setattr(load, "TRIES", 0)
+    with pytest.raises(load.LoadError, match="Expected the service to answer within"):
+        load.measure("", [{}], 10, lambda: 1000)
 
 
 def test_growing_memory_is_an_error(capsys, monkeypatch):

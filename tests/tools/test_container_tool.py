@@ -151,7 +151,9 @@ def test_the_container_is_for_this_machine_only_and_has_no_rights(project, capfd
     assert printed.endswith(" <-e> <A=b c> <mine>\n")
 
 
-@pytest.mark.parametrize("word", ["-p", "-p8081:8080", "--publish=8081:8080", "-P", "-itp"])
+@pytest.mark.parametrize(
+    "word", ["-p", "-p8081:8080", "--publish=8081:8080", "-P", "-itp", "-qp", "-tqP"]
+)
 def test_a_port_open_to_other_machines_is_refused(project, capfd, word):
     code, printed, errors = call(capfd, "run", "--", "--privileged", word)
     assert code == 1
@@ -161,7 +163,14 @@ def test_a_port_open_to_other_machines_is_refused(project, capfd, word):
 
 @pytest.mark.parametrize(
     "words",
-    ["--network host", "--network=host", "--net host", "--net=host", "--network=name=host,a=b"],
+    [
+        "--network host",
+        "--network=host",
+        "--net host",
+        "--net=host",
+        "--network=name=host,a=b",
+        "--network alias=a,name=host",
+    ],
 )
 def test_the_hosts_network_is_refused(project, capfd, words):
     """With it, Docker publishes no port, and the queue listens on all interfaces."""

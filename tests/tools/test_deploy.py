@@ -282,6 +282,8 @@ def test_a_broken_program_is_no_missing_repository(cloud, calls, capsys):
         (["--set", "Timeout=31"], "Timeout to be one of 15, 20, 30, 60. Received: 31"),
         (["--set", "StartFrom=cold"], "StartFrom to be one of nothing, snapshot, provisioned"),
         (["--set", "AlarmEmail=me"], "AlarmEmail to be as in its description: Mail address"),
+        (["--set", 'AlarmEmail=a"b@x.com'], "AlarmEmail to be as in its description: Mail"),
+        (["--set", "AlarmEmail=a\\b@x.com"], "AlarmEmail to be as in its description: Mail"),
         (["--stack", "My Stack"], "lower-case letters"),
         (["--runtime", "none"], "invalid choice"),
         (["--architecture", "mips"], "invalid choice"),
@@ -327,7 +329,7 @@ def test_settings_that_go_together_are_passed_on(arguments, capsys):
     assert deploy.main(["up", "--dry-run", *arguments.split()]) == 0
     [command] = [c for c in printed_commands(capsys.readouterr().out) if c[0] == "sam"]
     wanted = [word for word in arguments.split() if "=" in word]
-    assert command[-len(wanted) :] == wanted
+    assert command[-len(wanted) :] == [f'{w}""' if w.endswith("=") else w for w in wanted]
 
 
 def test_the_cost_is_said_before_anything_is_done(capsys):
@@ -382,7 +384,7 @@ def test_what_the_stack_has_is_kept_and_said(stack, calls, capfd):
     assert "any sum (ReservedConcurrency=0)" in output
     assert "answers of 100 ms: $5.96" in output
     [sam] = [call for call, _ in calls() if call[0] == "sam"]
-    assert sam[-2:] == ["Architecture=x86_64", "AlarmEmail="]  # sam itself keeps the others
+    assert sam[-2:] == ["Architecture=x86_64", 'AlarmEmail=""']  # sam itself keeps the others
 
 
 def test_a_value_that_is_set_comes_before_that_of_the_stack(stack, capsys):
