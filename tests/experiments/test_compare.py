@@ -232,7 +232,7 @@ def test_a_killed_run_continues_and_comes_to_the_same(compared, flags, tmp_path,
             time.sleep(0.02)
         process.send_signal(signal.SIGKILL)
     assert compare.main(arguments) == 0
-    assert re.search(r"Continues after [1-5] finished epochs", capsys.readouterr().out)
+    assert re.search(r"Continues after [1-5] finished epoch", capsys.readouterr().out)
     whole, resumed = (rows_of(folder)["baseline"] for folder in (out, tmp_path))
     assert resumed["epoch"] == whole["epoch"]
     assert resumed["val_loss"] == pytest.approx(whole["val_loss"], rel=1e-4)

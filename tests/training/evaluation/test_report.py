@@ -424,7 +424,7 @@ def test_the_model_card_tells_what_was_excluded_from_what_is_broken(run, drawn, 
     }
     write_report(tmp_path / "report", EvaluationRun(**shown))
     run_info = (tmp_path / "report" / CARD).read_text()
-    assert "; 1 unusable files skipped, 3 excluded by" in run_info
+    assert "; 1 unusable file skipped, 3 excluded by" in run_info
     assert "- Excluded images are in none of these numbers" in run_info
 
 
