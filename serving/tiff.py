@@ -170,13 +170,15 @@ def _keep_pieces(data: bytes, numbers: Numbers) -> None:
     if compression != UNCOMPRESSED and lengths.sum() > len(data) + MAX_SHARED_BYTES:
         raise too_large("as many bytes in strips or tiles as the file has", "more")
     if compression == JPEG:
+        columns = one[TILE_WIDTH] if tiled else one[WIDTH]
         rows = _rows_of_pieces(one, tiled, count)
         for place, length, needed in zip(places.tolist(), lengths.tolist(), rows, strict=True):
             piece = data[place : place + length]
             jpeg.check_cost(piece, count)
-            # Pillow 12 would take what was in memory for the rows that are missing.
-            if jpeg.count_rows(piece) < needed:
-                raise ValueError("rows are missing")
+            width, height = jpeg.frame_size(piece)
+            # Pillow 12 would take what was in memory for the pixels that are missing.
+            if width < columns or height < needed:
+                raise ValueError("rows or columns are missing")
 
 
 def _rows_of_pieces(one: dict[int, int], tiled: bool, count: int) -> list[int]:

@@ -269,11 +269,12 @@ def test_strips_that_share_their_bytes_have_a_limit(lengths):
     assert open_image(written(tags, shared)).size == (16, count)
 
 
-def jpeg_in_tiff(image, scans=0, length=None, missing=0, **options):
+def jpeg_in_tiff(image, scans=0, length=None, missing=0, narrow=0, **options):
+    """Return a TIFF of a JPEG with `missing` rows and `narrow` columns fewer than its strip."""
     data = encoded(image, "JPEG", **options)
     scan = data.rindex(b"\xff\xda")
     data = data[:-2] + data[scan:-2] * scans + data[-2:]
-    width, height = image.width, image.height + missing
+    width, height = image.width + narrow, image.height + missing
     tags = SHAPE | {256: (4, [width]), 257: (4, [height]), 278: (4, [height]), 259: (3, [7])}
     return written(tags | {279: (4, [len(data) if length is None else length])}, data)
 
@@ -295,6 +296,27 @@ def test_a_jpeg_with_fewer_rows_than_its_strip_is_refused(missing, rows):
     assert open_image(jpeg_in_tiff(grey)).size == (64, rows)
     refusal(jpeg_in_tiff(grey, missing=missing), ImageError)
     refusal(jpeg_in_tiff(grey).replace(b"\xff\xc0", b"\xff\xe7"), ImageError)  # without a frame
+
+
+@pytest.mark.parametrize("narrow", [1, 248])
+def test_a_jpeg_narrower_than_its_strip_is_refused(narrow):
+    """libtiff only warns, and leaves the rest of each row as it was in memory."""
+    assert "truncated" in refusal(jpeg_in_tiff(Image.new("L", (8, 64)), narrow=narrow), ImageError)
+
+
+@pytest.mark.parametrize("size", [(8, 16), (16, 8)])
+def test_a_jpeg_smaller_than_its_tile_is_refused(size):
+    tile = encoded(Image.new("L", (16, 16)), "JPEG")
+    assert open_image(tiles(30, 30, (16, 16), 4, tile, 7)).size == (30, 30)
+    small = encoded(Image.new("L", size), "JPEG")
+    assert "truncated" in refusal(tiles(30, 30, (16, 16), 4, small, 7), ImageError)
+
+
+def test_subsampled_jpegs_of_a_tiff_have_all_columns():
+    for sampling in (0, 1, 2):
+        image = PAINTED.resize((101, 33))
+        data = encoded(image, "TIFF", compression="jpeg", subsampling=sampling)
+        assert open_image(data).size == (101, 33)
 
 
 def test_strips_of_jpeg_that_libtiff_writes_have_all_rows():
