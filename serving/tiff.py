@@ -179,6 +179,8 @@ def _keep_pieces(data: bytes, numbers: Numbers) -> None:
             # Pillow 12 would take what was in memory for the pixels that are missing.
             if width < columns or height < needed:
                 raise ValueError("rows or columns are missing")
+            if jpeg.lacks_end(piece):  # libtiff would give it one, behind grey
+                raise ValueError("an end is missing")
 
 
 def _rows_of_pieces(one: dict[int, int], tiled: bool, count: int) -> list[int]:

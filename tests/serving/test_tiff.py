@@ -312,6 +312,21 @@ def test_a_jpeg_smaller_than_its_tile_is_refused(size):
     assert "truncated" in refusal(tiles(30, 30, (16, 16), 4, small, 7), ImageError)
 
 
+@pytest.mark.parametrize("lost", [1, 2, 300])
+def test_a_jpeg_without_its_end_in_a_tiff_is_refused(lost):
+    """libtiff would complete it, with grey pixels."""
+    image = PAINTED.convert("L")
+    whole = encoded(image, "JPEG")
+    shape = SHAPE | {256: (4, [123]), 257: (4, [90]), 278: (4, [90]), 259: (3, [7])}
+    too_short = written(shape | {279: (4, [len(whole) - lost])}, whole)
+    for given in (len(whole), 0):  # 0 is up to the end of the file
+        head = written(shape | {273: (4, [130]), 279: (4, [given])}, b"")
+        data = head.ljust(130) + whole
+        assert open_image(data).size == (123, 90)
+        assert "truncated" in refusal(data[:-lost], ImageError)
+    assert "truncated" in refusal(too_short, ImageError)
+
+
 def test_subsampled_jpegs_of_a_tiff_have_all_columns():
     for sampling in (0, 1, 2):
         image = PAINTED.resize((101, 33))
