@@ -138,6 +138,56 @@ def test_more_strips_than_the_image_has_are_dropped():
     assert tags_of(tiff.strip(data))[273] == (16,)
 
 
+# Depths that Pillow leaves to us.
+
+
+@pytest.mark.parametrize(
+    ("bits", "form", "values", "expected"),
+    [
+        (16, 1, np.uint16([0, 32768, 65535]), [0, 128, 255]),
+        (32, 1, np.uint32([0, 2**31, 2**32 - 1]), [0, 128, 255]),
+        (32, 1, np.uint32([0, 2**30, 2**31 - 1]), [0, 64, 128]),
+        (32, 1, np.uint32([0, 128, 255]), [0, 128, 255]),
+        (32, 2, np.int32([-1, 128, 255]), [0, 128, 255]),
+        (32, 3, np.float32([0, 0.5, 1]), [0, 128, 255]),
+    ],
+)
+def test_grey_of_more_than_8_bits_is_as_bright_as_it_says(bits, form, values, expected):
+    tags = SHAPE | {256: (4, [3]), 257: (4, [1]), 258: (3, [bits]), 279: (4, [values.nbytes])}
+    tags |= {339: (3, [form])}
+    absent = {tag: tags[tag] for tag in tags if tag != 339}
+    for given in (tags, absent) if form == 1 else (tags,):
+        opened = open_image(written(given, values.tobytes()))
+        assert np.asarray(opened)[0, :, 0].tolist() == expected
+
+
+@pytest.mark.parametrize("values", [np.uint8([0, 64, 255]), np.uint16([0, 16448, 65535])])
+def test_where_white_is_zero_grey_is_no_negative(values):
+    bits = 8 * values.itemsize
+    tags = SHAPE | {256: (4, [3]), 257: (4, [1]), 258: (3, [bits]), 262: (3, [0])}
+    packed = zlib.compress(values.tobytes())
+    for content, compression in ((values.tobytes(), 1), (packed, 8)):
+        given = tags | {259: (3, [compression]), 279: (4, [len(content)])}
+        opened = np.asarray(open_image(written(given, content)))
+        assert opened[0, :, 0].tolist() == [255, 191, 0]
+
+
+def test_floats_where_white_is_zero_are_no_negative():
+    values = np.float32([0, 0.25, 1])
+    tags = SHAPE | {256: (4, [3]), 257: (4, [1]), 258: (3, [32]), 262: (3, [0])}
+    tags |= {339: (3, [3]), 279: (4, [12])}
+    opened = np.asarray(open_image(written(tags, values.tobytes())))
+    assert opened[0, :, 0].tolist() == [255, 191, 0]
+
+
+def test_twelve_bits_become_eight():
+    values = [0x000, 0x800, 0xFFF, 0]
+    content = bytes.fromhex("".join(f"{value:03x}" for value in values))
+    tags = SHAPE | {256: (4, [4]), 257: (4, [1]), 258: (3, [12]), 279: (4, [6])}
+    opened = np.asarray(open_image(written(tags, content)))
+    assert opened[0, :, 0].tolist() == [0, 128, 255, 0]
+
+
 # Tags that two readers would understand differently.
 
 
