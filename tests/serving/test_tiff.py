@@ -188,6 +188,13 @@ def test_twelve_bits_become_eight():
     assert opened[0, :, 0].tolist() == [0, 128, 255, 0]
 
 
+def test_cielab_is_refused():
+    """Pillow needs colour management for it, which the container image does not have."""
+    colors = {258: (3, [8] * 3), 262: (3, [8]), 277: (3, [3]), 279: (4, [768])}
+    sentence = refusal(written(SHAPE | colors, bytes(768)), UnsupportedTypeError)
+    assert "Received: one in CIELAB colours." in sentence
+
+
 # Tags that two readers would understand differently.
 
 
