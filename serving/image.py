@@ -70,11 +70,13 @@ class Scale(NamedTuple):
         most: the highest value.
         negative: whether it is black, and 0 white.
         unsigned: whether Pillow's 32-bit integers, which are signed, stand for unsigned ones.
+        transparent: the value of transparent pixels.
     """
 
     most: int
     negative: bool = False
     unsigned: bool = False
+    transparent: int | None = None
 
 
 def open_image(
@@ -256,7 +258,8 @@ def _scale(image: Image.Image) -> Scale | None:
     tags = getattr(image, "tag_v2", {})
     negative = image.format == "TIFF" and tags.get(PHOTOMETRIC, WHITE_IS_ZERO) == WHITE_IS_ZERO
     if image.mode.startswith("I;16"):
-        return Scale(4095 if tags.get(BITS) == (12,) else SIXTEEN_BITS, negative)
+        most = 4095 if tags.get(BITS) == (12,) else SIXTEEN_BITS
+        return Scale(most, negative, transparent=image.info.get("transparency"))
     if image.mode not in ("I", "F"):
         return None
     unsigned = image.format == "TIFF" and tags.get(SAMPLE_FORMAT, (UNSIGNED,)) == (UNSIGNED,)
@@ -277,6 +280,8 @@ def _to_rgb(image: Image.Image, scale: Scale | None) -> Image.Image:
         values = _values(image, scale.unsigned).astype(np.float32, copy=False)
         grey = np.nan_to_num(values).clip(0, scale.most) * (255 / scale.most)
         grey = 255 - grey if scale.negative else grey
+        if scale.transparent is not None:
+            grey[values == scale.transparent] = 255
         image = Image.fromarray(grey.round().astype(np.uint8))
     if image.has_transparency_data:
         image = image.convert("RGBA")
