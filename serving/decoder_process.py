@@ -31,9 +31,14 @@ STATUS = struct.Struct("!i")  # of a worker that ended, as os.waitpid returns it
 NEW_WORKER = b"w"
 OUT_OF_MEMORY = 3  # a worker's exit code
 RETAINED_BYTES = 50_000_000  # of memory that malloc may keep for the next image
-# Of these, malloc keeps blocks up to the first size, and as much as the second at a time, with
-# glibc. Otherwise most of an image's memory is returned and zeroed anew for the next one.
-MALLOC_SIZES = {-3: 8_000_000, -1: 32_000_000}  # M_MMAP_THRESHOLD and M_TRIM_THRESHOLD of malloc.h
+# With glibc, malloc keeps blocks up to the first size, and as much as the second at a time.
+# Otherwise most of an image's memory is returned and zeroed anew for the next one.
+MALLOC_OPTIONS = {-3: 8_000_000, -1: 32_000_000}  # M_MMAP_THRESHOLD, M_TRIM_THRESHOLD of malloc.h
+# It overwrites what is freed with this byte, and new blocks with its inverse, zeros. libtiff leaves
+# pixels that a file lacks as they were in memory: those of an earlier image, of another client.
+# From the start, since a block that grows takes in what was freed beside it. Of blocks below 1 kB,
+# malloc reuses some as they are.
+MALLOC_OPTIONS |= {-6: 0xFF}  # M_PERTURB
 LONGEST_WAIT_S = 86_400.0  # without a deadline
 STATM = Path("/proc/self/statm")
 
@@ -103,7 +108,7 @@ def work(channel: socket.socket) -> None:
         signal.signal(signal.SIGPROF, signal.SIG_DFL)  # ends the process
         with contextlib.suppress(OSError):  # if memory is short, better the worker than the model
             Path("/proc/self/oom_score_adj").write_text("1000")
-        _retain_memory()
+        _set_malloc_options()
         idle = _address_space()
         while head := receive(channel, REQUEST.size):
             channel.sendall(_answer(channel, Request(*REQUEST.unpack(head)), idle))
@@ -160,11 +165,11 @@ def _limit_address_space(count: int) -> None:
         resource.setrlimit(resource.RLIMIT_AS, (lower, hard))
 
 
-def _retain_memory() -> None:
-    """Let malloc keep what the next image needs, with glibc."""
+def _set_malloc_options() -> None:
+    """Let malloc keep what the next image needs, and clear what it holds, with glibc."""
     if mallopt := getattr(ctypes.CDLL(None), "mallopt", None):
-        for parameter, size in MALLOC_SIZES.items():
-            mallopt(parameter, size)
+        for option, value in MALLOC_OPTIONS.items():
+            mallopt(option, value)
 
 
 def _return_memory() -> None:

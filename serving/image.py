@@ -7,7 +7,7 @@ import stat
 from collections.abc import Iterator
 from io import BytesIO
 from pathlib import Path
-from typing import IO, Any, cast
+from typing import IO, Any, NamedTuple, cast
 
 import numpy as np
 
@@ -46,6 +46,9 @@ OPENING_READS = 4_000
 
 SIXTEEN_BITS = 65_535
 RANGES = (1, 255, SIXTEEN_BITS, 2**32 - 1)  # usual highest values of 32-bit pixels
+# Of a TIFF: tags, and a value of each.
+BITS, PHOTOMETRIC, SAMPLE_FORMAT = 258, 262, 339
+WHITE_IS_ZERO, UNSIGNED = 0, 1
 TURNS = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
     3: Image.Transpose.ROTATE_180,
@@ -58,6 +61,22 @@ TURNS = {
 SWAPS_SIDES = (5, 6, 7, 8)  # the orientations that exchange width and height
 
 pillow_limits.apply()
+
+
+class Scale(NamedTuple):
+    """What the values of grey pixels with more than 8 bits mean.
+
+    Attributes:
+        most: the highest value.
+        negative: whether it is black, and 0 white.
+        unsigned: whether Pillow's 32-bit integers, which are signed, stand for unsigned ones.
+        transparent: the value of transparent pixels.
+    """
+
+    most: int
+    negative: bool = False
+    unsigned: bool = False
+    transparent: int | None = None
 
 
 def open_image(
@@ -212,15 +231,15 @@ def _reduced_rgb(image: Image.Image, factors: tuple[int, int]) -> Image.Image:
     Converts strip by strip, so only the stored image is completely in memory.
     """
     image.load()
-    white = _white(image)
+    scale = _scale(image)
     across, down = factors
     width, height = image.size
     rows = max(1, STRIP_PIXELS // (width * down)) * down
     if rows >= height:
-        return _to_rgb(image, white).reduce(factors)
+        return _to_rgb(image, scale).reduce(factors)
     reduced = Image.new("RGB", (-(-width // across), -(-height // down)))
     for top, strip in _strips(image, rows):
-        reduced.paste(_to_rgb(strip, white).reduce(factors), (0, top // down))
+        reduced.paste(_to_rgb(strip, scale).reduce(factors), (0, top // down))
     return reduced
 
 
@@ -231,24 +250,38 @@ def _strips(image: Image.Image, rows: int) -> Iterator[tuple[int, Image.Image]]:
         yield top, image.crop((0, top, width, min(top + rows, height)))
 
 
-def _white(image: Image.Image) -> int | None:
-    """Return the pixel value of white; None leaves it to Pillow.
+def _scale(image: Image.Image) -> Scale | None:
+    """Return what pixel values mean; None leaves it to Pillow.
 
-    32-bit pixels have no usual range, so white is the smallest of `RANGES` that holds all pixels.
+    32-bit pixels have no usual range, so it is the smallest of `RANGES` that holds all pixels.
     """
+    tags = getattr(image, "tag_v2", {})
+    negative = image.format == "TIFF" and tags.get(PHOTOMETRIC, WHITE_IS_ZERO) == WHITE_IS_ZERO
     if image.mode.startswith("I;16"):
-        return SIXTEEN_BITS
+        most = 4095 if tags.get(BITS) == (12,) else SIXTEEN_BITS
+        return Scale(most, negative, transparent=image.info.get("transparency"))
     if image.mode not in ("I", "F"):
         return None
+    unsigned = image.format == "TIFF" and tags.get(SAMPLE_FORMAT, (UNSIGNED,)) == (UNSIGNED,)
     strips = _strips(image, max(1, STRIP_PIXELS // image.width))
     # Not to copy the whole image at once; fmax skips NaN.
-    highest = np.fmax.reduce([np.fmax.reduce(np.asarray(s), axis=None) for _, s in strips])
-    return next((most for most in RANGES if highest <= most), RANGES[-1])
+    highest = np.fmax.reduce([np.fmax.reduce(_values(s, unsigned), axis=None) for _, s in strips])
+    most = next((most for most in RANGES if highest <= most), RANGES[-1])
+    return Scale(most, negative, unsigned)
 
 
-def _to_rgb(image: Image.Image, white: int | None) -> Image.Image:
-    if white:  # convert() would clip at 255
-        grey = np.nan_to_num(np.asarray(image, np.float32)).clip(0, white) * (255 / white)
+def _values(image: Image.Image, unsigned: bool) -> np.ndarray:
+    values = np.asarray(image)
+    return values.view(np.uint32) if unsigned else values
+
+
+def _to_rgb(image: Image.Image, scale: Scale | None) -> Image.Image:
+    if scale:  # convert() would clip at 255
+        values = _values(image, scale.unsigned).astype(np.float32, copy=False)
+        grey = np.nan_to_num(values).clip(0, scale.most) * (255 / scale.most)
+        grey = 255 - grey if scale.negative else grey
+        if scale.transparent is not None:
+            grey[values == scale.transparent] = 255
         image = Image.fromarray(grey.round().astype(np.uint8))
     if image.has_transparency_data:
         image = image.convert("RGBA")

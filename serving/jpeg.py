@@ -78,12 +78,13 @@ def check_cost(data: bytes, times: int = 1) -> None:
         )
 
 
-def count_rows(data: bytes) -> int:
-    """Return the height of the JPEG `data` in pixels, as its frame says; 0 without a frame."""
+def frame_size(data: bytes) -> tuple[int, int]:
+    """Return the (width, height) of the JPEG `data` in pixels, as its frame says; 0 without one."""
     for marker, start, end in _segments(data):
-        if marker in FRAMES:
-            return int.from_bytes(data[start + 5 : min(start + 7, end)], "big")
-    return 0
+        if marker in FRAMES and end >= start + 9:
+            height, width = struct.unpack_from(">HH", data, start + 5)
+            return width, height
+    return 0, 0
 
 
 def _blocks(frame: bytes) -> dict[int, int]:

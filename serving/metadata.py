@@ -19,9 +19,9 @@ from serving.orientation import UPRIGHT, read_orientation
 MAX_TEXT = 1_000_000  # bytes of a text in a PNG, unpacked, in which an orientation is looked for
 MAX_BLOCKS = 4_000  # of a GIF's metadata, of up to 255 bytes each
 PNG_START = b"\x89PNG\r\n\x1a\n"
-# tRNS belongs to the pixels, though it is no critical chunk. By colour type (grey, RGB, palette):
-# the fewest and most bytes that it may have.
-PNG_TRANSPARENCY = {0: (2, math.inf), 2: (6, math.inf), 3: (1, 256)}
+PNG_GREY, PNG_RGB, PNG_PALETTE = 0, 2, 3  # colour types
+# tRNS belongs to the pixels, though it is no critical chunk: the fewest and most bytes that it has.
+PNG_TRANSPARENCY = {PNG_GREY: (2, math.inf), PNG_RGB: (6, math.inf), PNG_PALETTE: (1, 256)}
 PNG_ORIENTATION = {b"eXIf", b"tEXt", b"zTXt", b"iTXt"}  # may be in these
 LOWER_CASE = ord("a")
 PNG_KIND = re.compile(rb"[A-Za-z0-9_]{4}")  # Pillow gives up at others
@@ -90,13 +90,32 @@ def _strip_png(data: bytes) -> Stripped:
         elif kind[0] < LOWER_CASE or (kind == b"tRNS" and fewest <= length <= most):
             if pixels or not PNG_KIND.fullmatch(kind):
                 break
-            kept.append(data[start:place])
+            kept.append(data[start:place] if kind != b"tRNS" else _scaled(data[start:place], data))
     if pixels:
         compressed = b"".join(pixels)
         # Pillow does not compare the checksum of these.
         kept += struct.pack(">I4s", len(compressed), b"IDAT"), compressed, bytes(4), PNG_END
     exif = found.get(b"eXIf", b"") or _from_hexadecimal(_text(found.get(PNG_EXIF, b"")))
     return Stripped(b"".join(kept), read_orientation(exif, _text(found.get(PNG_XMP, b""))))
+
+
+def _scaled(transparency: bytes, data: bytes) -> bytes:
+    """Return the chunk `transparency` of the PNG `data` with the values that Pillow compares.
+
+    Those are of 8 bits, except for grey of 16, and of 1, which stays as it is. Of a colour of 16
+    bits, the lower 8 do not count.
+    """
+    depth, color = data[24:26]
+    content, checksum = transparency[8:-4], transparency[-4:]
+    if zlib.crc32(transparency[4:-4]).to_bytes(4, "big") != checksum:
+        return transparency
+    if color == PNG_GREY and depth in (2, 4):
+        most = 2**depth - 1
+        content = struct.pack(">H", (content[1] & most) * 255 // most)
+    elif color == PNG_RGB and depth == 16:
+        content = b"".join(bytes([0, high]) for high in content[:6:2])
+    chunk = transparency[4:8] + content
+    return struct.pack(">I", len(content)) + chunk + zlib.crc32(chunk).to_bytes(4, "big")
 
 
 def _keyword_chunk(chunk: bytes) -> dict[bytes, bytes]:

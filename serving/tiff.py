@@ -12,6 +12,7 @@ from typing import NamedTuple
 import numpy as np
 
 from serving import jpeg
+from serving.errors import UnsupportedTypeError
 from serving.limits import MAX_PIXELS, check_sides, damaged, too_large
 from serving.orientation import SIZES
 
@@ -25,23 +26,24 @@ MAX_TILED_PIXELS = MAX_PIXELS * 3 // 2
 MAX_SHARED_BYTES = 1_000_000
 MAX_TABLES_BYTES = 100_000  # of JPEG; below 2 kB are usual
 
-WIDTH, LENGTH, BITS, COMPRESSION, ORIENTATION, SAMPLES, ROWS = 256, 257, 258, 259, 274, 277, 278
+WIDTH, LENGTH, BITS, COMPRESSION, PHOTOMETRIC = 256, 257, 258, 259, 262
+ORIENTATION, SAMPLES, ROWS = 274, 277, 278
 PLANES, TILE_WIDTH, TILE_LENGTH, XMP = 284, 322, 323, 700
 STRIPS, STRIP_LENGTHS, TILES, TILE_LENGTHS = 273, 279, 324, 325
 PIECES = {STRIPS, STRIP_LENGTHS, TILES, TILE_LENGTHS}
-# The other tags are the photometric interpretation, FillOrder, T4Options, T6Options, Predictor,
+# The other tags are FillOrder, T4Options, T6Options, Predictor,
 # InkSet, NumberOfInks, JPEGProc, JPEGInterchangeFormat, its length, JPEGRestartInterval and
 # YCbCrPositioning; ExtraSamples, SampleFormat, the predictors, point transforms and tables of old
 # JPEG and YCbCrSubSampling; the palette; JPEGTables, YCbCrCoefficients and ReferenceBlackWhite.
-ONCE = {WIDTH, LENGTH, COMPRESSION, ORIENTATION, SAMPLES, ROWS, PLANES, TILE_WIDTH, TILE_LENGTH}
-ONCE |= {262, 266, 292, 293, 317, 332, 334, 512, 513, 514, 515, 531}
+ONCE = {WIDTH, LENGTH, COMPRESSION, PHOTOMETRIC, ORIENTATION, SAMPLES, ROWS, PLANES}
+ONCE |= {TILE_WIDTH, TILE_LENGTH, 266, 292, 293, 317, 332, 334, 512, 513, 514, 515, 531}
 PER_SAMPLE = {BITS, 338, 339, 517, 518, 519, 520, 521, 530}
 # Tag: the most integers that it may have.
 MOST = dict.fromkeys(ONCE, 1) | dict.fromkeys(PER_SAMPLE, MAX_SAMPLES) | {320: 3 << 16}
 MOST |= dict.fromkeys(PIECES, 2**63)  # of which `MAX_PIECES` are read
 INTEGERS = {3: "u2", 4: "u4", 16: "u8"}  # SHORT, LONG and LONG8
 LONG, MOST_LONG = 4, 2**32 - 1
-UNCOMPRESSED, OLD_JPEG, JPEG, SEPARATE = 1, 6, 7, 2
+UNCOMPRESSED, OLD_JPEG, JPEG, SEPARATE, CIELAB = 1, 6, 7, 2, 8
 # Tag: its types, and the most bytes.
 OTHERS = {347: ((1, 7), MAX_TABLES_BYTES), 529: ((5,), 3 * 8), 532: ((5,), 6 * 8)}
 OTHERS |= {XMP: ((1, 7), 2**63)}  # Pillow reads the orientation of a TIFF in it
@@ -86,6 +88,8 @@ def strip(data: bytes) -> bytes:
     Raises:
         ImageError: its directory is damaged, or strips or tiles are missing.
         TooLargeError: decoding it takes too long.
+        UnsupportedTypeError: its colours are CIELAB, which Pillow reads with colour management that
+            the container image does not have; or a JPEG in it is of an unusual kind.
     """
     kind = KINDS.get(data[:4])
     if kind is None:
@@ -153,6 +157,11 @@ def _keep_pieces(data: bytes, numbers: Numbers) -> None:
     """
     one = {tag: int(numbers[tag][0]) for tag in ONCE & numbers.keys()}
     check_sides(one[WIDTH], one[LENGTH])
+    if one.get(PHOTOMETRIC) == CIELAB:
+        raise UnsupportedTypeError(
+            "Expected a TIFF in grey, RGB, CMYK or YCbCr. Received: one in CIELAB colours. Save it "
+            "again as JPEG or PNG."
+        )
     tiled = TILE_WIDTH in one and TILE_LENGTH in one
     count = _count_pieces(one, tiled)
     found = {tag: numbers.pop(tag)[:count] for tag in PIECES & numbers.keys()}
@@ -170,13 +179,26 @@ def _keep_pieces(data: bytes, numbers: Numbers) -> None:
     if compression != UNCOMPRESSED and lengths.sum() > len(data) + MAX_SHARED_BYTES:
         raise too_large("as many bytes in strips or tiles as the file has", "more")
     if compression == JPEG:
+        columns = one[TILE_WIDTH] if tiled else one[WIDTH]
         rows = _rows_of_pieces(one, tiled, count)
         for place, length, needed in zip(places.tolist(), lengths.tolist(), rows, strict=True):
-            piece = data[place : place + length]
-            jpeg.check_cost(piece, count)
-            # Pillow 12 would take what was in memory for the rows that are missing.
-            if jpeg.count_rows(piece) < needed:
-                raise ValueError("rows are missing")
+            _check_jpeg(data[place : place + length], columns, needed, count)
+
+
+def _check_jpeg(piece: bytes, columns: int, rows: int, count: int) -> None:
+    """Raise an error unless the JPEG `piece`, one of `count`, is complete and not too expensive.
+
+    Raises:
+        TooLargeError, UnsupportedTypeError: as `jpeg.check_cost`.
+        ValueError: it has fewer than `columns` or `rows`, or no end.
+    """
+    jpeg.check_cost(piece, count)
+    width, height = jpeg.frame_size(piece)
+    # Pillow 12 would take what was in memory for the pixels that are missing.
+    if width < columns or height < rows:
+        raise ValueError("rows or columns are missing")
+    if jpeg.lacks_end(piece):  # libtiff would give it one, behind grey
+        raise ValueError("an end is missing")
 
 
 def _rows_of_pieces(one: dict[int, int], tiled: bool, count: int) -> list[int]:

@@ -67,6 +67,7 @@ def refused() -> dict[str, bytes]:
         "no-pixels.png": png(0, 16, 8, GREY, b""),
         "column.png": png(1, 50_000_000, 8, GREY, b""),
         "huge.png": png(60_000, 60_000, 1, GREY, b""),
+        "lab.tif": tiff({258: (8, 8, 8), 262: 8, 277: 3}, drawn().tobytes()),
         "half-without-end.jpg": flower[: len(flower) * 3 // 4],
         "checksum.png": png(
             *(WIDTH, HEIGHT, 4, PALETTE, scanlines(4, PALETTE, False)),
@@ -195,7 +196,6 @@ def tiffs() -> dict[str, bytes]:
             | {279: (len(planes) // 3,) * 3},
             planes,
         ),
-        "lab.tif": tiff(rgb | {262: 8}, image.tobytes()),
         "tiles.tif": tiff(
             {258: 8, 322: 16, 323: 16, 324: (8, 8 + 256), 325: (256, 256), 273: (), 279: ()},
             grey[:, :16].tobytes() + np.pad(grey[:, 16:], ((0, 0), (0, 8))).tobytes(),

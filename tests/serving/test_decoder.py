@@ -1,6 +1,7 @@
 """serving.decoder: whatever a decoder does, it ends, and the next image is decoded."""
 
 import array
+import ctypes
 import fcntl
 import json
 import os
@@ -25,10 +26,12 @@ from serving.decoder import CpuLimitError, Decoder
 from serving.errors import DeadlineError, ImageError, TooLargeError, UnsupportedTypeError
 from serving.image import open_image
 from serving.preprocess import resize
+from tests.serving.test_tiff import SHAPE, written
 
 SIZE = (9, 12)  # (height, width)
 MEMORY = 200_000_000
 LINUX = Path("/proc/self/statm").exists()
+GLIBC = hasattr(ctypes.CDLL(None), "mallopt")
 
 
 def encoded(color="red", size=(60, 40), kind="PNG"):
@@ -247,6 +250,27 @@ def test_memory_is_kept_for_the_next_image(decoder):
     for _ in range(5):
         decoder.decode(large, (299, 299), memory=MEMORY)
     assert page_faults(decoder) - before < 5 * 100  # of some thousand
+
+
+@pytest.mark.skipif(not GLIBC, reason="another malloc cannot be asked for it")
+@pytest.mark.parametrize("side", [1024, 1500])
+def test_pixels_that_a_tiff_lacks_are_none_of_an_earlier_image(decoder, side):
+    """libtiff accepts a strip of CCITT Group 4 that ends early, and fills no rows."""
+    data, found = fax_that_ends_early(side, 8), set()
+    for color in ((12, 34, 56), "white", "black", (200, 1, 77)):
+        for kind in ("PNG", "WEBP"):
+            large = encoded(color, (side, side), kind)
+            decoder.decode(large, (side, side), memory=4 * MEMORY)
+        found.add(decoder.decode(data, (128, 128), memory=MEMORY).pixels[8:].tobytes())
+    [missing] = found
+    assert len(set(missing)) == 1
+
+
+def fax_that_ends_early(side, rows):
+    """Return a TIFF of `side` by `side` pixels with the first `rows` of them."""
+    tags = {257: (4, [side]), 258: (3, [1]), 259: (3, [4]), 278: (4, [side])}
+    strip = b"\xff" * (rows // 8) + bytes.fromhex("001001")  # white rows of one bit each; the end
+    return written(SHAPE | tags | {256: (4, [side]), 279: (4, [len(strip)])}, strip)
 
 
 @pytest.mark.skipif(not LINUX, reason="other systems' sockets hold less")

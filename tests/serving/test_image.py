@@ -198,6 +198,39 @@ def test_ycck_has_its_right_colours():
     assert np.abs(np.array(opened.getpixel((4, 4))) - (255, 0, 0)).max() < 5
 
 
+@pytest.mark.parametrize(
+    ("depth", "values", "transparent", "expected"),
+    [
+        (1, [0, 1], 0, [255, 255]),
+        (1, [0, 1], 1, [0, 255]),
+        (2, [0, 1, 2], 1, [0, 255, 170]),
+        (2, [0, 1, 2], 2, [0, 85, 255]),
+        (4, [0, 1, 15], 1, [0, 255, 255]),
+        (4, [0, 1, 2], 0, [255, 17, 34]),
+        (8, [0, 1, 2], 1, [0, 255, 2]),
+        (16, [0, 256, 512], 0, [255, 1, 2]),
+        (16, [0, 256, 512], 256, [0, 255, 2]),
+    ],
+)
+def test_a_transparent_grey_of_any_depth_is_white(depth, values, transparent, expected):
+    bits = "".join(f"{value:0{depth}b}" for value in values)
+    line = int(bits.ljust(-(-len(bits) // 8) * 8, "0"), 2).to_bytes(-(-len(bits) // 8), "big")
+    tone = chunk(b"tRNS", struct.pack(">H", transparent))
+    opened = np.asarray(open_image(png(len(values), 1, depth, GREY, b"\0" + line, tone)))
+    assert opened[0, :, 0].tolist() == expected
+
+
+def test_a_transparent_colour_of_16_bits_is_white():
+    line = struct.pack(">x6H", 0x1200, 0x3400, 0x5600, 0, 0, 0)
+    for tone, expected in (
+        ((0, 0, 0), [(0x12, 0x34, 0x56), (255, 255, 255)]),
+        ((0x1200, 0x3400, 0x5600), [(255, 255, 255), (0, 0, 0)]),
+    ):
+        more = chunk(b"tRNS", struct.pack(">3H", *tone))
+        opened = np.asarray(open_image(png(2, 1, 16, RGB, line, more)))
+        assert [tuple(pixel) for pixel in opened[0].tolist()] == expected
+
+
 def test_half_transparent_is_half_white():
     half = Image.new("RGBA", (4, 4), (255, 0, 0, 51))
     assert open_image(encoded(half, "PNG")).getpixel((1, 1)) == (255, 204, 204)

@@ -138,6 +138,63 @@ def test_more_strips_than_the_image_has_are_dropped():
     assert tags_of(tiff.strip(data))[273] == (16,)
 
 
+# Depths that Pillow leaves to us.
+
+
+@pytest.mark.parametrize(
+    ("bits", "form", "values", "expected"),
+    [
+        (16, 1, np.uint16([0, 32768, 65535]), [0, 128, 255]),
+        (32, 1, np.uint32([0, 2**31, 2**32 - 1]), [0, 128, 255]),
+        (32, 1, np.uint32([0, 2**30, 2**31 - 1]), [0, 64, 128]),
+        (32, 1, np.uint32([0, 128, 255]), [0, 128, 255]),
+        (32, 2, np.int32([-1, 128, 255]), [0, 128, 255]),
+        (32, 3, np.float32([0, 0.5, 1]), [0, 128, 255]),
+    ],
+)
+def test_grey_of_more_than_8_bits_is_as_bright_as_it_says(bits, form, values, expected):
+    tags = SHAPE | {256: (4, [3]), 257: (4, [1]), 258: (3, [bits]), 279: (4, [values.nbytes])}
+    tags |= {339: (3, [form])}
+    absent = {tag: tags[tag] for tag in tags if tag != 339}
+    for given in (tags, absent) if form == 1 else (tags,):
+        opened = open_image(written(given, values.tobytes()))
+        assert np.asarray(opened)[0, :, 0].tolist() == expected
+
+
+@pytest.mark.parametrize("values", [np.uint8([0, 64, 255]), np.uint16([0, 16448, 65535])])
+def test_where_white_is_zero_grey_is_no_negative(values):
+    bits = 8 * values.itemsize
+    tags = SHAPE | {256: (4, [3]), 257: (4, [1]), 258: (3, [bits]), 262: (3, [0])}
+    packed = zlib.compress(values.tobytes())
+    for content, compression in ((values.tobytes(), 1), (packed, 8)):
+        given = tags | {259: (3, [compression]), 279: (4, [len(content)])}
+        opened = np.asarray(open_image(written(given, content)))
+        assert opened[0, :, 0].tolist() == [255, 191, 0]
+
+
+def test_floats_where_white_is_zero_are_no_negative():
+    values = np.float32([0, 0.25, 1])
+    tags = SHAPE | {256: (4, [3]), 257: (4, [1]), 258: (3, [32]), 262: (3, [0])}
+    tags |= {339: (3, [3]), 279: (4, [12])}
+    opened = np.asarray(open_image(written(tags, values.tobytes())))
+    assert opened[0, :, 0].tolist() == [255, 191, 0]
+
+
+def test_twelve_bits_become_eight():
+    values = [0x000, 0x800, 0xFFF, 0]
+    content = bytes.fromhex("".join(f"{value:03x}" for value in values))
+    tags = SHAPE | {256: (4, [4]), 257: (4, [1]), 258: (3, [12]), 279: (4, [6])}
+    opened = np.asarray(open_image(written(tags, content)))
+    assert opened[0, :, 0].tolist() == [0, 128, 255, 0]
+
+
+def test_cielab_is_refused():
+    """Pillow needs colour management for it, which the container image does not have."""
+    colors = {258: (3, [8] * 3), 262: (3, [8]), 277: (3, [3]), 279: (4, [768])}
+    sentence = refusal(written(SHAPE | colors, bytes(768)), UnsupportedTypeError)
+    assert "Received: one in CIELAB colours." in sentence
+
+
 # Tags that two readers would understand differently.
 
 
@@ -269,11 +326,12 @@ def test_strips_that_share_their_bytes_have_a_limit(lengths):
     assert open_image(written(tags, shared)).size == (16, count)
 
 
-def jpeg_in_tiff(image, scans=0, length=None, missing=0, **options):
+def jpeg_in_tiff(image, scans=0, length=None, missing=0, narrow=0, **options):
+    """Return a TIFF of a JPEG with `missing` rows and `narrow` columns fewer than its strip."""
     data = encoded(image, "JPEG", **options)
     scan = data.rindex(b"\xff\xda")
     data = data[:-2] + data[scan:-2] * scans + data[-2:]
-    width, height = image.width, image.height + missing
+    width, height = image.width + narrow, image.height + missing
     tags = SHAPE | {256: (4, [width]), 257: (4, [height]), 278: (4, [height]), 259: (3, [7])}
     return written(tags | {279: (4, [len(data) if length is None else length])}, data)
 
@@ -295,6 +353,42 @@ def test_a_jpeg_with_fewer_rows_than_its_strip_is_refused(missing, rows):
     assert open_image(jpeg_in_tiff(grey)).size == (64, rows)
     refusal(jpeg_in_tiff(grey, missing=missing), ImageError)
     refusal(jpeg_in_tiff(grey).replace(b"\xff\xc0", b"\xff\xe7"), ImageError)  # without a frame
+
+
+@pytest.mark.parametrize("narrow", [1, 248])
+def test_a_jpeg_narrower_than_its_strip_is_refused(narrow):
+    """libtiff only warns, and leaves the rest of each row as it was in memory."""
+    assert "truncated" in refusal(jpeg_in_tiff(Image.new("L", (8, 64)), narrow=narrow), ImageError)
+
+
+@pytest.mark.parametrize("size", [(8, 16), (16, 8)])
+def test_a_jpeg_smaller_than_its_tile_is_refused(size):
+    tile = encoded(Image.new("L", (16, 16)), "JPEG")
+    assert open_image(tiles(30, 30, (16, 16), 4, tile, 7)).size == (30, 30)
+    small = encoded(Image.new("L", size), "JPEG")
+    assert "truncated" in refusal(tiles(30, 30, (16, 16), 4, small, 7), ImageError)
+
+
+@pytest.mark.parametrize("lost", [1, 2, 300])
+def test_a_jpeg_without_its_end_in_a_tiff_is_refused(lost):
+    """libtiff would complete it, with grey pixels."""
+    image = PAINTED.convert("L")
+    whole = encoded(image, "JPEG")
+    shape = SHAPE | {256: (4, [123]), 257: (4, [90]), 278: (4, [90]), 259: (3, [7])}
+    too_short = written(shape | {279: (4, [len(whole) - lost])}, whole)
+    for given in (len(whole), 0):  # 0 is up to the end of the file
+        head = written(shape | {273: (4, [130]), 279: (4, [given])}, b"")
+        data = head.ljust(130) + whole
+        assert open_image(data).size == (123, 90)
+        assert "truncated" in refusal(data[:-lost], ImageError)
+    assert "truncated" in refusal(too_short, ImageError)
+
+
+def test_subsampled_jpegs_of_a_tiff_have_all_columns():
+    for sampling in (0, 1, 2):
+        image = PAINTED.resize((101, 33))
+        data = encoded(image, "TIFF", compression="jpeg", subsampling=sampling)
+        assert open_image(data).size == (101, 33)
 
 
 def test_strips_of_jpeg_that_libtiff_writes_have_all_rows():
