@@ -56,7 +56,7 @@ from training.evaluation.metrics import (
 from training.evaluation.model_card import CURVES, METRICS
 from training.evaluation.report import write_report
 from training.evaluation.run import EvaluationRun, RunInfo
-from training.evaluation.unknowns import LEVELS, measure
+from training.evaluation.unknowns import LEVELS, describe_unmeasured, measure
 from training.features import infer_once
 from training.files import claim_folder, write_atomically
 from training.images import ImageSource, Source
@@ -395,12 +395,17 @@ def describe_accuracy(result: CalibratedModel, dataset: Dataset, split: Split) -
 
 def _describe_unknowns(unknowns: dict, set_name: str) -> str:
     drawn, level = unknowns["far"]["all"], LEVELS[-1]
-    [alarms] = [row for row in unknowns["false_alarms"] if row["promised"] == level]
-    return (
+    found = (
         f"Called unknown: {percent(drawn['called_unknown'][str(level)])} of {drawn['n']} drawn "
-        f"images of other things, {percent(alarms['found'], 1)} of {alarms['n']} {set_name} images "
-        f"(promised: at most {percent(level)})."
+        "images of other things"
     )
+    for row in unknowns["false_alarms"]:
+        if row["promised"] == level:
+            return (
+                f"{found}, {percent(row['found'], 1)} of {row['n']} {set_name} images "
+                f"(promised: at most {percent(level)})."
+            )
+    return f"{found}. {describe_unmeasured(level, unknowns['validation_images'])}"
 
 
 def _worst_mistake(metrics: dict) -> str:

@@ -10,6 +10,7 @@ from training.dataset.scan import Dataset, class_of
 from training.evaluation.familiarity import describe_shortage
 from training.evaluation.metrics import percent
 from training.evaluation.run import EvaluationRun
+from training.evaluation.unknowns import describe_unmeasured
 from training.markdown import markdown_table
 from training.streams import counted, printable
 
@@ -164,12 +165,19 @@ def _unknowns(run: EvaluationRun) -> list[list[str]]:
         f"{_percent(row['found'], row['interval'])}, of at most {percent(row['promised'])} promised"
         for row in found["false_alarms"]
     ]
+    measured = {row["promised"] for row in found["false_alarms"]}
+    levels = [float(level) for level in found["far"]["all"]["called_unknown"]]
+    alarms += [
+        f"- {describe_unmeasured(level, found['validation_images'])}"
+        for level in levels
+        if level not in measured
+    ]
     far = [_unknowns_row(f"drawn: {kind}", row) for kind, row in found["far"].items()]
     left_out = [
         _unknowns_row(f"{_plain(name)}, left out", row) for name, row in found["left_out"].items()
     ]
-    levels = [f"called unknown at {percent(row['promised'])}" for row in found["false_alarms"]]
-    head = ["images", "n", "AUROC", *levels, "AUROC of the largest score"]
+    called = [f"called unknown at {percent(level)}" for level in levels]
+    head = ["images", "n", "AUROC", *called, "AUROC of the largest score"]
     lines = [
         "## Images that are none of these",
         "",
@@ -203,7 +211,7 @@ def _unknowns_row(name: str, row: dict) -> list[str]:
         name,
         str(row["n"]),
         f"{row['auroc']:.3f}",
-        *(percent(share) for share in row["called_unknown"].values()),
+        *("" if share is None else percent(share) for share in row["called_unknown"].values()),
         "" if baseline is None else f"{baseline:.3f}",
     ]
 

@@ -229,6 +229,26 @@ def test_the_model_card_says_how_well_unknown_images_are_told(written):
 
 
 @pytest.mark.usefixtures("only_text")
+def test_the_model_card_gives_no_numbers_for_a_level_that_was_not_measured(run, tmp_path):
+    rose = UNKNOWNS["left_out"]["rose"] | {"called_unknown": {"0.05": 0.4, "0.02": None}}
+    unknowns = UNKNOWNS | {
+        "false_alarms": UNKNOWNS["false_alarms"][:1],
+        "left_out": {"rose": rose},
+    }
+    write_report(tmp_path / "report", EvaluationRun(**run | {"unknowns": unknowns}))
+    card = (tmp_path / "report" / CARD).read_text()
+    assert "| called unknown at 5 % | called unknown at 2 % | AUROC of the" in card
+    assert "| drawn: all | 24 | 0.996 | 100 % | 90 % | 0.500 |" in card
+    assert "| rose, left out | 24 | 0.710 | 40 % |  |  |" in card
+    assert "called unknown at 5 %: of 50 validation images" in card
+    assert "called unknown at 2 %: of" not in card
+    assert (
+        "- How many of the 50 validation images are called unknown at 2 % is not measured: each "
+        "half of them is compared with the other half, and that takes 100 or more.\n"
+    ) in card
+
+
+@pytest.mark.usefixtures("only_text")
 def test_where_unknown_images_cannot_be_told_the_model_card_says_why(run, tmp_path):
     details = run["details"]
     few = replace(details, familiarity=replace(details.familiarity, distances=np.zeros(9)))
