@@ -224,15 +224,17 @@ def _with_details(
     return replace(result, metadata=metadata, features=None if pooling is None else labelled)
 
 
-def save(result: CalibratedModel, models: Path, split: Split, evaluated: Path) -> Path:
+def save(result: CalibratedModel, models: Path, split: Split, evaluated: Path | None) -> Path:
     """Write the checkpoint, named by its accuracy, and its split into `models`; return its path.
 
-    Another model of that name moves aside, unless it is `evaluated`, which this one was made from.
+    Another model of that name moves aside, unless it is `evaluated`, the checkpoint that this one
+    replaces; None for a network that was not in a file.
     """
     path = models / CHECKPOINT.format(
         epoch=result.metadata.epoch, val_accuracy=result.metadata.val_accuracy
     )
-    if path.exists() and not path.samefile(evaluated) and not _holds(path, result.model):
+    replaced = evaluated is not None and path.exists() and path.samefile(evaluated)
+    if path.exists() and not replaced and not _holds(path, result.model):
         set_aside(path)
     save_checkpoint(result.model, path, result.metadata)
     write_atomically(split_record(path), split.write)
