@@ -84,7 +84,7 @@ class Candidate:
 
 def main(arguments: list[str] | None = None) -> int:
     """Compare as the command line says and return the exit code."""
-    return run(compare, "compare", parse_arguments(arguments))
+    return run(compare, "compare", parse_arguments(arguments), claim=True)
 
 
 def compare(options: argparse.Namespace) -> None:

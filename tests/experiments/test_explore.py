@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from experiments import charts, command, explore
+from experiments import charts, command, compare, explore
 from experiments.page import Section, write_page
 from experiments.records import Records
 from serving.errors import ModelError
@@ -213,6 +213,17 @@ def test_a_second_run_measures_only_what_is_missing(drawn, tmp_path, monkeypatch
     assert explore.measure_all(dataset, path) == whole
     assert len(looked) == len(dataset.images) - 30
     assert len(path.read_bytes().splitlines()) == 1 + len(dataset.images)
+
+
+@pytest.mark.parametrize("program", [compare, explore])
+def test_a_second_process_may_not_write_into_the_same_folder(
+    program, drawn, tmp_path, monkeypatch, capsys
+):
+    monkeypatch.setattr(program, program.__name__.split(".")[1], lambda _: pytest.fail("it runs"))
+    out = tmp_path / "out"
+    with claim_folder(out):
+        assert program.main(["--data", str(drawn), "--out", str(out)]) == 1
+    assert f"Expected no other run to write to {out}." in capsys.readouterr().err
 
 
 def test_rows_of_other_settings_are_not_mixed(tmp_path):
