@@ -207,7 +207,10 @@ def _with_details(
     elif features is not None:
         learned = features[image_indices(dataset, train)]
     else:
-        print(f"Features: running the network once on {len(train)} training images.", flush=True)
+        print(
+            f"Features: running the network once on {counted(len(train), 'training image')}.",
+            flush=True,
+        )
         network = keras.Model(result.model.input, pooling.output)
         learned = infer_once(network, ImageSource(dataset, network.input_shape[1:3]), train)
     sets = zip((train, split.validation, split.evaluated), (learned, *found), strict=True)
@@ -373,13 +376,14 @@ def print_summary(result: CalibratedModel, metrics: dict, dataset: Dataset, spli
         print(_describe_unknowns(unknowns, split.evaluated_name))
     accuracy = result.metadata.val_accuracy
     name = split.evaluated_name.capitalize()
-    print(f"{name} accuracy: {accuracy:.3f} on {len(split.evaluated)} images.")
+    print(f"{name} accuracy: {accuracy:.3f} on {counted(len(split.evaluated), 'image')}.")
     if found := metrics.get("audited"):
         print(f"Audited {split.evaluated_name} accuracy: {describe_audited(found)}.")
     if known := metrics.get("run", {}).get("as_labelled"):
+        excluded = counted(known["excluded"], "excluded one")
         print(
-            f"As labelled: {with_interval(known['accuracy'], known['interval'])} on {known['n']} "
-            f"images, with the {known['excluded']} excluded ones."
+            f"As labelled: {with_interval(known['accuracy'], known['interval'])} on "
+            f"{counted(known['n'], 'image')}, with the {excluded}."
         )
     if accuracy < POOR_ACCURACY:
         print(f"{_worst_mistake(metrics)} What to try: {POOR_RESULT}.")
@@ -390,7 +394,7 @@ def describe_accuracy(result: CalibratedModel, dataset: Dataset, split: Split) -
     labels = dataset.labels(split.validation)
     validation = evaluate(result.val_probabilities, labels, dataset.class_names)
     return (
-        f"{validation['accuracy']:.3f} on {validation['n']} images, "
+        f"{validation['accuracy']:.3f} on {counted(validation['n'], 'image')}, "
         f"loss {validation['log_loss']:.3f}"
     )
 
@@ -404,7 +408,7 @@ def _describe_unknowns(unknowns: dict, set_name: str) -> str:
     for row in unknowns["false_alarms"]:
         if row["promised"] == level:
             return (
-                f"{found}, {percent(row['found'], 1)} of {row['n']} {set_name} images "
+                f"{found}, {percent(row['found'], 1)} of {counted(row['n'], f'{set_name} image')} "
                 f"(promised: at most {percent(level)})."
             )
     return f"{found}. {describe_unmeasured(level, unknowns['validation_images'])}"

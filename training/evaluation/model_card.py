@@ -83,8 +83,8 @@ def _summary(run: EvaluationRun, metrics: dict) -> list[str]:
         f"# {_plain(run.checkpoint.stem)}",
         "",
         f"Xception, fine-tuned to classify images as {', '.join(names[:-1])} or {names[-1]}.",
-        f"Its {run.set_name} accuracy is **{accuracy}** on {metrics['n']} images, with an expected "
-        f"calibration error of {metrics['expected_calibration_error']:.3f}.",
+        f"Its {run.set_name} accuracy is **{accuracy}** on {counted(metrics['n'], 'image')}, with "
+        f"an expected calibration error of {metrics['expected_calibration_error']:.3f}.",
         *_audited(metrics),
         *_as_labelled(run),
         "",
@@ -100,7 +100,7 @@ def _audited(metrics: dict) -> list[str]:
     accuracy = _percent(found["accuracy"], found["accuracy_interval"])
     return [
         f"Without {found['wrong_labels']} of these whose labels an audit found wrong, it is "
-        f"**{accuracy}** on {found['n']} images, with a calibration error of "
+        f"**{accuracy}** on {counted(found['n'], 'image')}, with a calibration error of "
         f"{found['expected_calibration_error']:.3f}."
     ]
 
@@ -110,9 +110,10 @@ def _as_labelled(run: EvaluationRun) -> list[str]:
     if not known:
         return []
     accuracy = _percent(known["accuracy"], known["interval"])
+    they_are = "it is" if known["excluded"] == 1 else "they are"
     return [
-        f"With the {known['excluded']} excluded images, as they are labelled, it is "
-        f"**{accuracy}** on {known['n']} images."
+        f"With the {counted(known['excluded'], 'excluded image')}, as {they_are} labelled, it is "
+        f"**{accuracy}** on {counted(known['n'], 'image')}."
     ]
 
 
@@ -148,8 +149,8 @@ def _calibration(run: EvaluationRun, metrics: dict) -> str:
         f"expected calibration error {error:.3f} (15 bins), {verdict}; "
         f"{metrics['before_temperature']['expected_calibration_error']:.3f} before "
         f"calibration by the temperature T = {run.temperature:.3f}, which is part of the last "
-        f"layer's weights. With {metrics['n']} images, a perfectly calibrated model stays below "
-        f"{by_chance:.3f} in 19 of 20 cases"
+        f"layer's weights. With {counted(metrics['n'], 'image')}, a perfectly calibrated model "
+        f"stays below {by_chance:.3f} in 19 of 20 cases"
     )
 
 
@@ -306,7 +307,7 @@ def _limits(run: EvaluationRun, metrics: dict) -> list[str]:
         *_labels(run),
         "The intervals cover the choice of images only: not another seed, another split, or the "
         "choice of the model.",
-        f"Least is known about {_plain(widest)}: {row['support']} images, recall "
+        f"Least is known about {_plain(widest)}: {counted(row['support'], 'image')}, recall "
         f"{row['recall_interval'][0]:.2f} to {row['recall_interval'][1]:.2f}.",
         "Grad-CAM shows coarsely which regions speak for a class; it does not prove why.",
     ]

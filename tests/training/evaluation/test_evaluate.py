@@ -190,7 +190,7 @@ def test_what_an_earlier_report_excluded_still_counts_as_labelled(made, drawn, t
     assert once["images"] == [whole.test[0]]
     assert (
         f"As labelled: {with_interval(once['accuracy'], once['interval'])} on 20 images, with the "
-        "1 excluded ones.\n"
+        "1 excluded one.\n"
     ) in capsys.readouterr().out
     _, [same] = run(path, tmp_path / "same", drawn, "--exclude", excluded)
     assert as_labelled(same) == once

@@ -358,6 +358,9 @@ def test_the_model_card_has_both_accuracies_and_names_a_stand_in(faultless, tmp_
     assert "Training started from the base of a_b.h5, not from ImageNet's weights." in card
     for text in ("as they are labelled", "not from ImageNet's"):
         assert text not in card_of(tmp_path, faultless)
+    info = replace(info, as_labelled=as_labelled | {"excluded": 1})
+    card = card_of(tmp_path, faultless, info=info)
+    assert "With the 1 excluded image, as it is labelled, it is **90.0 %" in card
 
 
 def test_audited_and_raw_accuracy_stand_side_by_side(faultless, tmp_path, only_text):
@@ -444,7 +447,7 @@ def test_the_model_card_tells_what_was_excluded_from_what_is_broken(run, drawn, 
     }
     write_report(tmp_path / "report", EvaluationRun(**shown))
     run_info = (tmp_path / "report" / CARD).read_text()
-    assert "; 1 unusable files skipped, 3 excluded by" in run_info
+    assert "; 1 unusable file skipped, 3 excluded by" in run_info
     assert "- Excluded images are in none of these numbers" in run_info
 
 
@@ -510,8 +513,7 @@ def given(run, monkeypatch, tmp_path):
 
 
 def position(run, image):
-    """Return which of the run's images a gallery shows as `image`."""
-    shown = preprocess(image, (SIDE, SIDE))
+    """Return which of the run's images a gallery shows as `image`, or as a part of it."""
     for index, name in enumerate(run["images"]):
         whole = open_image(run["dataset"].folder / name)
         if image in (whole, figures.crop(whole)):
@@ -567,6 +569,7 @@ def test_the_most_confident_mistakes_are_shown_with_answer_and_truth(run, given)
     assert title == f"The most confident mistakes (12 of {len(wrong)})"
     order = wrong[np.argsort(-run["probabilities"][wrong].max(axis=1), kind="stable")]
     assert [position(run, tile.image) for tile in tiles] == order[:12].tolist()
+    assert {tile.image.size for tile in tiles} == {(figures.SIDE, figures.SIDE)}, "small ones"
     assert [tile.lines for tile in tiles] == [verdict(run, index) for index in order[:12]]
 
 
@@ -586,7 +589,6 @@ def test_grad_cam_is_asked_about_the_answer_and_shown_on_its_image(run, given):
 def test_grad_cam_explains_a_typical_right_answer_of_each_class_then_mistakes(run, given):
     _, tiles = given["Where the predicted class is seen"]
     chosen = [position(run, tile.image) for tile in tiles]
-    assert {tile.image.size for tile in tiles} == {(figures.SIDE, figures.SIDE)}, "small ones"
     truth, confidence = run["dataset"].labels(run["images"]), run["probabilities"].max(axis=1)
     right = run["probabilities"].argmax(axis=1) == truth
     typical = []

@@ -79,7 +79,7 @@ def test_false_alarms_and_prediction_sets_are_as_promised(found, has_test):
 
 
 @pytest.mark.parametrize(
-    "count, levels", [(50, [0.05]), (98, [0.05]), (99, [0.05]), (100, [0.05, 0.02])]
+    ("count", "levels"), [(50, [0.05]), (98, [0.05]), (99, [0.05]), (100, [0.05, 0.02])]
 )
 def test_a_level_that_half_the_validation_images_cannot_reach_has_no_false_alarms(
     found, count, levels
