@@ -6,6 +6,7 @@ from collections import Counter
 from collections.abc import Sequence
 
 from training.backend import keras
+from training.dataset.names import composed
 from training.dataset.scan import Dataset, class_of
 from training.evaluation.familiarity import describe_shortage
 from training.evaluation.metrics import percent
@@ -243,9 +244,9 @@ def _mistakes_table(run: EvaluationRun) -> str:
 
 
 def _data(run: EvaluationRun) -> list[str]:
-    evaluated = Counter(class_of(image) for image in run.images)
+    evaluated = Counter(composed(class_of(image)) for image in run.images)
     rows = [
-        [_plain(name), str(count), str(evaluated[name])]
+        [_plain(name), str(count), str(evaluated[composed(name)])]
         for name, count in run.dataset.counts.items()
     ]
     rows.append(["all", str(len(run.dataset.images)), str(len(run.images))])

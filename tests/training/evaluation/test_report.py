@@ -363,6 +363,23 @@ def test_the_model_card_has_both_accuracies_and_names_a_stand_in(faultless, tmp_
     assert "With the 1 excluded image, as it is labelled, it is **90.0 %" in card
 
 
+def test_images_are_counted_where_a_folder_spells_a_class_in_another_normal_form(
+    faultless, tmp_path, only_text
+):
+    dataset, images = faultless["dataset"], faultless["images"]
+    old, names = dataset.class_names[0], ("caf\u00e9", *dataset.class_names[1:])
+    renamed = {name: name.replace(f"{old}/", "cafe\u0301/") for name in dataset.images}
+    dataset = replace(
+        dataset,
+        class_names=names,
+        images=tuple(renamed.values()),
+        digests={renamed.get(name, name): digest for name, digest in dataset.digests.items()},
+    )
+    images = tuple(renamed[name] for name in images)
+    card = card_of(tmp_path, faultless, dataset=dataset, images=images)
+    assert "| caf\u00e9 | 10 | 10 |" in card
+
+
 def test_audited_and_raw_accuracy_stand_side_by_side(faultless, tmp_path, only_text):
     dataset, images = faultless["dataset"], faultless["images"]
     right = np.eye(5)[dataset.labels(images)]
