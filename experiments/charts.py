@@ -21,6 +21,7 @@ from training.evaluation.figures import (
     PALE,
     RED,
     Tile,
+    crop,
     gallery,
     note,
     styled,
@@ -28,6 +29,7 @@ from training.evaluation.figures import (
 from training.evaluation.metrics import percent, shown
 
 MAX_BYTES = 190_000  # of a PNG: some of them are kept in git
+MAX_CLASSES = 500  # of a figure; of 1,080, Matplotlib draws none
 CYCLE = (BLUE, ORANGE, GREEN, RED, "#7d5ba6", "#8c6d46", "#17a2a8", "#c45a9d")
 
 
@@ -42,10 +44,15 @@ def save(figure: Figure, path: Path) -> None:
 def examples(folder: Path, images: Sequence[str]) -> Figure:
     """Draw `images`, "class/file" in `folder`, each under its class.
 
-    Where the classes take turns, each has a column, if they are six at most.
+    Where the classes take turns, each has a column, if they are six at most. Of many classes, the
+    first `MAX_CLASSES` are drawn; so it is in the figures below.
     """
-    tiles = [Tile(open_image(folder / p), ((shown(class_of(p)), INK),)) for p in images]
-    count = len({class_of(image) for image in images})
+    names = list(dict.fromkeys(class_of(image) for image in images))[:MAX_CLASSES]
+    images = [image for image in images if class_of(image) in names]
+    tiles = [
+        Tile(crop(open_image(folder / image)), ((shown(class_of(image)), INK),)) for image in images
+    ]
+    count = len(names)
     title = "An example of each class" if count == len(tiles) else "Examples of each class"
     return gallery(title, tiles, columns=min(count, 6))
 
@@ -59,18 +66,19 @@ def labels(folder: Path, rows: Mapping[int, tuple[str, str, str, float]], title:
     for number, (image, label, predicted, confidence) in rows.items():
         told = f"{number}. {shown(predicted, 14)} {percent(confidence)}"
         lines = ((told, GREEN if predicted == label else RED), (f"label: {shown(label)}", INK))
-        tiles.append(Tile(open_image(folder / image), lines))
+        tiles.append(Tile(crop(open_image(folder / image)), lines))
     return gallery(title, tiles, columns=6)
 
 
 @styled
 def classes(found: dict) -> Figure:
     """Draw the number of images of each class; `found` is from `explore.evenness`."""
-    counts = found["counts"]
+    counts, total = found["counts"], sum(found["counts"].values())
+    equal_share, left_out = total / len(counts), _left_out(len(counts))
+    counts = dict(list(counts.items())[:MAX_CLASSES])
     figure = Figure(figsize=(8, 1.3 + 0.36 * len(counts)), layout="constrained")
     axes = figure.subplots()
     places = np.arange(len(counts))[::-1]
-    total = sum(counts.values())
     axes.barh(places, list(counts.values()), color=BLUE, height=0.7)
     for place, count in zip(places, counts.values(), strict=True):
         axes.annotate(
@@ -81,9 +89,9 @@ def classes(found: dict) -> Figure:
             va="center",
             bbox={"facecolor": "white", "edgecolor": "none", "pad": 1},
         )
-    axes.axvline(total / len(counts), color=ORANGE, lw=1.2, ls="--", label="an equal share")
+    axes.axvline(equal_share, color=ORANGE, lw=1.2, ls="--", label="an equal share")
     axes.set_yticks(places, [shown(name) for name in counts])
-    axes.set_xlabel("images")
+    axes.set_xlabel(f"images{left_out}")
     axes.set_xlim(0, 1.15 * max(counts.values()))
     axes.tick_params(axis="y", length=0)
     axes.set_title(f"The largest class is {found['ratio']:.2f} times the smallest")
@@ -127,6 +135,7 @@ def colours(
     class_names: Sequence[str], labels: np.ndarray, measured: Sequence[dict], by_class: dict
 ) -> Figure:
     """Draw the brightness, the saturation and the hues of each class."""
+    left_out, class_names = _left_out(len(class_names)), class_names[:MAX_CLASSES]
     figure = Figure(figsize=(9.5, 1.6 + 0.55 * len(class_names)), layout="constrained")
     panels = figure.subplots(1, 3, sharey=True, width_ratios=(1, 1, 1.5))
     places = np.arange(len(class_names))[::-1]
@@ -157,9 +166,15 @@ def colours(
     for axes in panels:
         axes.tick_params(axis="y", length=0)
     figure.supxlabel(
-        "box: half of the images, in their mean colour; whiskers: 90 %; line: median", fontsize=9
+        "box: half of the images, in their mean colour; whiskers: 90 %; line: median" + left_out,
+        fontsize=9,
     )
     return figure
+
+
+def _left_out(count: int) -> str:
+    """Return what a legend says where not all of `count` classes are drawn."""
+    return f"; the first {MAX_CLASSES} of {count} classes" if count > MAX_CLASSES else ""
 
 
 def _hues(axes: Axes, hues: Sequence[Sequence[float]], places: np.ndarray) -> None:
@@ -188,7 +203,7 @@ def copies(folder: Path, checks: DatasetChecks, limit: int) -> Figure:
         other = next((p for p in group if class_of(p) != class_of(one)), group[1])
         for image in (one, other):
             caption = ((shown(class_of(image), 18), RED if across else INK),)
-            tiles.append(Tile(open_image(folder / image), caption))
+            tiles.append(Tile(crop(open_image(folder / image)), caption))
     title = f"Copies, two by two ({min(limit, len(groups))} of {len(groups)} groups)"
     return gallery(title, tiles, columns=min(6, len(tiles)))
 

@@ -2,12 +2,14 @@
 
 import argparse
 from collections.abc import Callable
+from contextlib import nullcontext
 from pathlib import Path
 
 from training import cli
 from training.dataset.checks import load_dataset
 from training.dataset.scan import Dataset
 from training.dataset.split import Split, split_dataset
+from training.files import claim_folder
 from training.recipes import CACHE, FINE_TUNE, MAX_SEED, ORIGINAL, within
 
 OUT = Path(".cache", "experiments")
@@ -34,13 +36,21 @@ def add_base_flags(parser: argparse.ArgumentParser) -> None:
 
 
 def run(
-    command: Callable[[argparse.Namespace], None], name: str, options: argparse.Namespace
+    command: Callable[[argparse.Namespace], None],
+    name: str,
+    options: argparse.Namespace,
+    *,
+    claim: bool = False,
 ) -> int:
-    """Run `command`, which may write to `options.out`, and return the exit code."""
+    """Run `command`, which may write to `options.out`, and return the exit code.
+
+    With `claim`, no other process with `claim` may write there meanwhile.
+    """
 
     def make_folder_and_run() -> None:
         options.out.mkdir(parents=True, exist_ok=True)
-        command(options)
+        with claim_folder(options.out) if claim else nullcontext():
+            command(options)
 
     return cli.run_command(
         make_folder_and_run,

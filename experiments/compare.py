@@ -84,7 +84,7 @@ class Candidate:
 
 def main(arguments: list[str] | None = None) -> int:
     """Compare as the command line says and return the exit code."""
-    return run(compare, "compare", parse_arguments(arguments))
+    return run(compare, "compare", parse_arguments(arguments), claim=True)
 
 
 def compare(options: argparse.Namespace) -> None:
@@ -309,10 +309,10 @@ def report(
     )
     cells = [table_row(row) for row in rows]
     notes = [
-        f"{settings['epochs']} epochs of each training image once, one seed "
+        f"{counted(settings['epochs'], 'epoch')} of each training image once, one seed "
         f"({settings['seed']}). The epoch with the lowest validation loss was kept; accuracy is "
-        f"on {rows[0]['n']} test images. Wilson's 95 % intervals, in brackets, cover the choice of "
-        "test images, not that of the seed.",
+        f"on {counted(rows[0]['n'], 'test image')}. Wilson's 95 % intervals, in brackets, cover "
+        "the choice of test images, not that of the seed.",
         "An epoch is the median, validation included. The features of a frozen base are computed "
         f"once, in up to {ORIGINAL.views} augmented views; for one view of all training images "
         f"that takes the time given. Inference: the median for one image, float32, {THREADS} "

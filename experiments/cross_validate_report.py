@@ -14,6 +14,7 @@ from training.evaluation.metrics import audited, describe_audited, summarize, wi
 from training.evaluation.paired import compare_hits
 from training.markdown import markdown_table
 from training.recipes import Recipe
+from training.streams import counted
 
 PREDICTIONS = "predictions"
 HEAD = ("recipe", "accuracy of each fold", "mean ± SD of folds", "all images", "loss", "ECE")
@@ -134,7 +135,8 @@ def read_audit(path: Path, names: set[str]) -> set[str]:
             f"Expected a list of images among the {len(names)} predicted ones. Received: {path} "
             "without any. Name another with --audit, or omit it."
         )
-    print(f"Audit: {len(wrong)} of the {len(lines)} images in {path} are among these.")
+    are = "is" if len(wrong) == 1 else "are"
+    print(f"Audit: {len(wrong)} of the {counted(len(lines), 'image')} in {path} {are} among these.")
     return wrong
 
 

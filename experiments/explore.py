@@ -48,7 +48,7 @@ COPIES = 6  # groups of copies on the page
 
 def main(arguments: list[str] | None = None) -> int:
     """Explore as the command line says and return the exit code."""
-    return run(explore, "explore", parse_arguments(arguments))
+    return run(explore, "explore", parse_arguments(arguments), claim=True)
 
 
 def explore(options: argparse.Namespace) -> None:

@@ -32,7 +32,7 @@ from training.evaluation.label_errors import LabelIssue, write_label_issues
 from training.evaluation.metrics import percent, shown, wilson
 from training.files import write_atomically
 from training.markdown import markdown_table
-from training.streams import printable
+from training.streams import counted, printable
 
 LIMIT, PRINTED, PER_FIGURE = 120, 20, 24  # images on the page, rows, images of a figure
 PAGE, TABLE, CANDIDATES = "index.html", "labels.csv", "candidates.txt"
@@ -88,7 +88,8 @@ def list_labels(options: argparse.Namespace) -> None:
     """Read predictions, list what contradicts, print and write it."""
     paths = list(expand(options.predictions))
     predictions = averaged(read_predictions(paths))
-    print(f"Predictions: {len(predictions.names)} images in {len(paths)} files.")
+    images = counted(len(predictions.names), "image")
+    print(f"Predictions: {images} in {counted(len(paths), 'file')}.")
     wrong = read_audit(options.audit, set(predictions.names)) if options.audit else set()
     contradicted, agreed = find(predictions, wrong)
     counts = count(len(predictions.names), contradicted, agreed)
@@ -146,7 +147,8 @@ def count(total: int, contradicted: Sequence[Finding], agreed: Sequence[Finding]
     """Return sentences on how network and audit agree, of `total` images."""
     both = sum(row.is_audited for row in contradicted)
     audited = both + len(agreed)
-    lines = [f"Of {total} images, the network contradicts {len(contradicted)} labels."]
+    labels = counted(len(contradicted), "label")
+    lines = [f"Of {counted(total, 'image')}, the network contradicts {labels}."]
     if not audited:
         return lines
     found, others = len(contradicted) - both, total - audited

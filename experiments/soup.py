@@ -26,6 +26,7 @@ from training.backend import keras
 from training.checkpoint import Metadata
 from training.dataset.scan import Dataset
 from training.dataset.split import Split
+from training.errors import DataError
 from training.evaluation.calibration import apply_temperature, bake_temperature, fit_temperature
 from training.evaluation.evaluate import (
     CalibratedModel,
@@ -46,6 +47,7 @@ from training.images import ImageSource
 from training.markdown import markdown_table
 from training.model import with_input_size
 from training.recipes import INPUT_SIZES, within
+from training.streams import counted
 
 HEAD = ("on the validation images", "loss", "accuracy", "temperature")
 SOUP = "soup"
@@ -66,11 +68,13 @@ def make_soup(options: argparse.Namespace) -> None:
 
     Raises:
         ModelError: a file is not a checkpoint, or has no split beside it.
-        DataError: the checkpoints do not belong together, or images of their split are missing.
+        DataError: the checkpoints do not belong together, --out holds one of them, or images of
+            their split are missing.
     """
     members = read_members(
         options.checkpoints, lambda *pair: mismatch(*pair, options.inference_size)
     )
+    require_other_folder(options.checkpoints, options.out)
     first = members[0]
     dataset = scan_classes(options.data, first.metadata.class_names, options.exclude, options.audit)
     whole_split = first.split.spelled_as([*dataset.images, *dataset.excluded])
@@ -83,10 +87,20 @@ def make_soup(options: argparse.Namespace) -> None:
         epoch = max(member.metadata.epoch for member in members)
         metadata = Metadata(first.metadata.class_names, epoch, math.nan)
         result = calibrate(soup, metadata, dataset, split, source)
-        path = save(result, options.out, split, first.path)
+        path = save(result, options.out, split, None)
         sources = ReportSources(describe_soup(members, split, options.command))
         report(result, path, dataset, split, sources)
     print_comparison(members, [*rows, validation_row(result, dataset, split)], path)
+
+
+def require_other_folder(checkpoints: Sequence[Path], out: Path) -> None:
+    """Raise `DataError` if one of `checkpoints` is in the folder `out`: it could be replaced."""
+    for path in checkpoints:
+        if path.resolve().parent == out.resolve():
+            raise DataError(
+                f"Expected --out to be another folder than those of the checkpoints. Received: "
+                f"{out}, which holds {path.name}. Name another."
+            )
 
 
 def mismatch(first: Member, other: Member, inference_size: int | None) -> tuple[str, str] | None:
@@ -122,7 +136,10 @@ def average(members: Sequence[tuple[keras.Model, float]]) -> keras.Model:
 def validate(member: Member, dataset: Dataset, split: Split, source: ImageSource) -> dict:
     """Return the numbers of `member` on the validation images, calibrated on them (JSON)."""
     model = with_input_size(member.model, source.size)
-    print(f"{member.path}: running it on {len(split.validation)} validation images.", flush=True)
+    print(
+        f"{member.path}: running it on {counted(len(split.validation), 'validation image')}.",
+        flush=True,
+    )
     found = predict_images(model, member.metadata.temperature, source, split.validation)
     labels = dataset.labels(split.validation)
     temperature = fit_temperature(found.probabilities, labels)

@@ -52,6 +52,7 @@ from training.fit import compile_model, fit_epochs
 from training.images import ImageSource
 from training.model import weights_digest
 from training.recipes import ORIGINAL as RECIPE
+from training.streams import counted
 
 TRIALS, REPEATS = 20, 3
 DIVERGED = 16.0  # nats; about the largest cross-entropy that Keras returns
@@ -87,7 +88,8 @@ def tune(options: argparse.Namespace) -> None:
     print(f"Watch: {shlex.join(['optuna-dashboard', without_password(options.storage)])}")
     try:
         trials = search(data, options)
-        print(f"Report: the best candidate and the original's, from {options.repeats} seeds each.")
+        seeds = counted(options.repeats, "seed")
+        print(f"Report: the best candidate and the original's, from {seeds} each.")
         candidates = dict.fromkeys([trials[0][0], ORIGINAL])
         repeats = {candidate: repeat(candidate, data, options) for candidate in candidates}
     except optuna.exceptions.StorageInternalError as error:  # a full disk, a lost connection
@@ -192,7 +194,9 @@ def search(data: SearchData, options: argparse.Namespace) -> list[tuple[Candidat
         study = open_study(options.storage, options.tuner, data.settings, pruner)
     total = len(PAIRS) if options.tuner == "grid" else options.trials
     done = sum(trial.state.is_finished() for trial in live_trials(study))
-    print(f"Search: {options.tuner}, {total} trials, {done} of them finished.", flush=True)
+    print(
+        f"Search: {options.tuner}, {counted(total, 'trial')}, {done} of them finished.", flush=True
+    )
     trials = run_trials(study, objective, total, "  search")
     trials.sort(key=lambda trial: (trial.user_attrs["metrics"]["val_loss"], trial.number))
     return [(candidate_of(t.params), {"trial": t.number} | t.user_attrs["metrics"]) for t in trials]

@@ -15,6 +15,7 @@ from training.dataset.split import Split
 from training.evaluation.metrics import wilson, with_interval
 from training.files import write_atomically
 from training.markdown import markdown_table
+from training.streams import counted
 
 SUMMARY, PAGE, CHART = "tuning.json", "index.html", "trials.png"
 TRIAL_COLUMNS = (*COLUMNS, "loss", "accuracy", "epoch")
@@ -51,8 +52,9 @@ def report(
     notes = (
         f"A trial is judged by its lowest loss on {len(split.validation)} validation images; its "
         "accuracy and epoch are those of that loss. The best candidate and the original's were "
-        f"then trained from {options.repeats} seeds each, and the lower mean validation loss wins. "
-        f"Test accuracy is on {count} images that took part in nothing: the "
+        f"then trained from {counted(options.repeats, 'seed')} each, and the lower mean validation "
+        "loss wins. "
+        f"Test accuracy is on {counted(count, 'image')} that took part in nothing: the "
         "mean of the seeds, and in brackets Wilson's 95 % interval of one of them."
     )
     sections = [

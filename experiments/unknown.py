@@ -97,6 +97,11 @@ def choose_images(options: argparse.Namespace) -> dict[str, list[str]]:
     """Return the paths of {set of images: at most --limit of them}, test images first."""
     stem = options.model.name.removesuffix(".tflite").removesuffix(f".{kind_of(options.model)}")
     record = options.split or options.model.with_name(f"{stem}.split.json")
+    if not record.exists():
+        raise DataError(
+            f"Expected the record of the split that {options.model.name} was trained on. Received: "
+            f"{record}, which does not exist. Name it with --split."
+        )
     dataset = scan(options.data, options.exclude)
     split = Split.read(record).spelled_as((*dataset.images, *dataset.excluded))
     present, training = set(dataset.images), set(split.train)
@@ -108,7 +113,9 @@ def choose_images(options: argparse.Namespace) -> dict[str, list[str]]:
         )
     sets = {TEST: test, EXCLUDED: sorted(dataset.excluded - training)}
     sets = {name: [str(options.data / each) for each in images] for name, images in sets.items()}
-    sets |= {str(folder): list(expand([str(folder)])) for folder in options.others}
+    for folder in map(str, options.others):
+        name = f"{folder}/" if folder in (TEST, EXCLUDED) else folder
+        sets[name] = list(expand([folder]))
     return {name: take_evenly(paths, options.limit) for name, paths in sets.items() if paths}
 
 
@@ -123,23 +130,29 @@ def tell(models: Sequence[Model], paths: Sequence[str]) -> dict[str, np.ndarray]
 
     What cannot be read is not in it.
     """
-    told, size = {}, models[0].classifier.input_size
+    told = {}
+    sizes = list(dict.fromkeys(model.classifier.input_size for model in models))
     with progress(len(paths), "  images") as bar:
-        for path, inputs in prefetch(paths, lambda path: read(path, size)):
+        for path, inputs in prefetch(paths, lambda path: read(path, sizes)):
             bar.update()
-            if inputs is not None:
-                told[path] = np.array([tell_one(model, inputs) for model in models])
+            if inputs:
+                told[path] = np.array(
+                    [tell_one(model, inputs[model.classifier.input_size]) for model in models]
+                )
     return told
 
 
-def read(path: str, size: tuple[int, int]) -> np.ndarray | None:
-    """Return the image at `path` as the service's input; None, and print why, if it is none."""
+def read(path: str, sizes: Sequence[tuple[int, int]]) -> dict[tuple[int, int], np.ndarray]:
+    """Return the image at `path` as the service's input of {size: array} for each of `sizes`.
+
+    If it is none, print why and return {}.
+    """
     try:
-        [image] = read_images(path, [size])
+        images = read_images(path, sizes)
     except ServingError as error:
         print(f"  Skipped: {os.path.basename(path)}: {error}", file=sys.stderr)
-        return None
-    return preprocess(image, size)
+        return {}
+    return {size: preprocess(image, size) for size, image in zip(sizes, images, strict=True)}
 
 
 def tell_one(model: Model, inputs: np.ndarray) -> tuple[float, float]:

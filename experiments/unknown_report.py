@@ -21,7 +21,9 @@ def print_others(familiarity: Familiarity, test: np.ndarray, others: dict[str, n
     for name, values in others.items():
         row = tell_apart(familiarity, (known, values[:, 0]), (confidence, values[:, 1]))
         aurocs = (f"{row[key]:.3f}" for key in ("auroc", "auroc_of_confidence"))
-        shares = map(percent, row["called_unknown"].values())
+        shares = (
+            "" if share is None else percent(share) for share in row["called_unknown"].values()
+        )
         rows.append((name, row["n"], *aurocs, *shares))
     levels = (f"called unknown at {percent(level)}" for level in LEVELS)
     print(markdown_table(("images", "n", "AUROC", "of the largest score", *levels), rows))

@@ -8,10 +8,10 @@ Xception, which have none of it, are read with `ModelFacts`.
 
 import json
 import math
-import shutil
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
+from itertools import chain, count
 from pathlib import Path
 
 import h5py
@@ -238,16 +238,25 @@ def remove_checkpoint(checkpoint: Path) -> None:
 def set_aside(checkpoint: Path, name: str | None = None) -> None:
     """Move `checkpoint`, its split, report and .tflite files into `EARLIER` beside it.
 
-    There it has the file name `name`, or its own.
+    There it has the file name `name`, or its own, with a number if another one has that. A line
+    says so if there is a report.
     """
-    place, stem = checkpoint.parent / EARLIER, Path(name or checkpoint.name).stem
+    place, wanted = checkpoint.parent / EARLIER, Path(name or checkpoint.name).stem
     place.mkdir(exist_ok=True)
-    for path in sorted(checkpoint.parent.iterdir()):
-        if path.name == checkpoint.stem or path.name.startswith(f"{checkpoint.stem}."):
-            new = place / f"{stem}{path.name.removeprefix(checkpoint.stem)}"
-            if new.is_dir():
-                shutil.rmtree(new)
-            path.replace(new)
+    numbered = (f"{wanted}_{number}" for number in count(2))
+    stem = next(name for name in chain([wanted], numbered) if not _files_of(place, name))
+    if checkpoint.with_suffix("").is_dir():
+        kept = place / f"{stem}{checkpoint.suffix}"
+        print(f"{checkpoint}, another model, moves with its report to {kept}.", flush=True)
+    for path in _files_of(checkpoint.parent, checkpoint.stem):
+        path.replace(place / f"{stem}{path.name.removeprefix(checkpoint.stem)}")
+
+
+def _files_of(folder: Path, stem: str) -> list[Path]:
+    """Return what is in `folder` of the checkpoint whose file name has the `stem`."""
+    return [
+        path for path in folder.iterdir() if path.name == stem or path.name.startswith(f"{stem}.")
+    ]
 
 
 class CheckpointClassifier:

@@ -362,7 +362,7 @@ def plan_cache(run: Run, model: keras.Model, cache: Path) -> None:
     if count:
         print(
             f"Cache: removed {counted(count, 'set')} of features, {size / 1e9:.1f} GB, that no run "
-            f"used for {options.cache_days} days.",
+            f"used for {counted(options.cache_days, 'day')}.",
             flush=True,
         )
     announce(jobs)
@@ -533,7 +533,8 @@ def fit(run: Run, inputs: Inputs, training_model: keras.Model, best: BestCheckpo
         trim_history(options.models / HISTORY, first_epoch)
     if not run.is_trained:
         print(
-            f"Fit: epochs {first_epoch + 1} to {recipe.epochs} of {training.steps} batches of "
+            f"Fit: epochs {first_epoch + 1} to {recipe.epochs} of {training.steps} batch"
+            f"{'es' * (training.steps != 1)} of "
             f"{recipe.batch_size}; history in {options.models / HISTORY}.",
             flush=True,
         )

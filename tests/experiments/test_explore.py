@@ -8,12 +8,15 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from experiments import charts, command, explore
+from experiments import charts, command, compare, explore
 from experiments.page import Section, write_page
 from experiments.records import Records
 from serving.errors import ModelError
+from training.dataset.checks import DatasetChecks
 from training.dataset.scan import scan
 from training.errors import CacheError, DataError
+from training.evaluation import figures
+from training.files import claim_folder
 
 
 @pytest.fixture
@@ -165,6 +168,39 @@ def test_several_examples_of_a_class_are_different_images_and_classes_take_turns
     assert len(set(names)) == 6
 
 
+def test_of_large_images_only_what_is_shown_is_kept(colourful, monkeypatch):
+    galleries = []
+    gallery = charts.gallery
+    monkeypatch.setattr(
+        charts,
+        "gallery",
+        lambda title, tiles, columns: galleries.append(tiles) or gallery(title, tiles),
+    )
+    Image.new("RGB", (3000, 400), (200, 0, 0)).save(colourful / "red" / "0.png")
+    names = ["blue/0.png", "red/0.png"]
+    charts.examples(colourful, names)
+    charts.labels(colourful, {1: ("red/0.png", "red", "blue", 0.9)}, "labels")
+    charts.copies(colourful, DatasetChecks((), (), (), (tuple(names),), (tuple(names),)), 6)
+    assert len(galleries) == 3
+    assert {tile.image.size for tiles in galleries for tile in tiles} == {(224, 224)}
+
+
+def test_of_many_classes_the_figures_show_the_first(colourful, tmp_path, monkeypatch):
+    assert (1.6 + 0.55 * charts.MAX_CLASSES) * figures.DPI < 2**16, "what Matplotlib draws"
+    monkeypatch.setattr(charts, "MAX_CLASSES", 1)
+    drawn = {}
+    monkeypatch.setattr(charts, "save", lambda figure, path: drawn.update({path.name: figure}))
+    monkeypatch.setattr(explore, "write_page", lambda *_: None)
+    assert explore.main(["--data", str(colourful), "--out", str(tmp_path), "--epochs", "1"]) == 0
+    for name in ("classes.png", "colours.png"):
+        labels = [label.get_text() for label in drawn[name].axes[0].get_yticklabels()]
+        assert labels == ["blue"]
+    assert "the first 1 of 2 classes" in drawn["colours.png"].get_supxlabel()
+    assert "the first 1 of 2 classes" in drawn["classes.png"].axes[0].get_xlabel()
+    assert "10 (50 %)" in [text.get_text() for text in drawn["classes.png"].axes[0].texts]
+    assert len(drawn["examples.png"].axes) == 1
+
+
 def test_a_second_run_measures_only_what_is_missing(drawn, tmp_path, monkeypatch):
     dataset, path = scan(drawn), tmp_path / "rows.jsonl"
     whole = explore.measure_all(dataset, path)
@@ -177,6 +213,17 @@ def test_a_second_run_measures_only_what_is_missing(drawn, tmp_path, monkeypatch
     assert explore.measure_all(dataset, path) == whole
     assert len(looked) == len(dataset.images) - 30
     assert len(path.read_bytes().splitlines()) == 1 + len(dataset.images)
+
+
+@pytest.mark.parametrize("program", [compare, explore])
+def test_a_second_process_may_not_write_into_the_same_folder(
+    program, drawn, tmp_path, monkeypatch, capsys
+):
+    monkeypatch.setattr(program, program.__name__.split(".")[1], lambda _: pytest.fail("it runs"))
+    out = tmp_path / "out"
+    with claim_folder(out):
+        assert program.main(["--data", str(drawn), "--out", str(out)]) == 1
+    assert f"Expected no other run to write to {out}." in capsys.readouterr().err
 
 
 def test_rows_of_other_settings_are_not_mixed(tmp_path):

@@ -3,6 +3,7 @@
 import csv
 import re
 import shutil
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -65,6 +66,18 @@ def test_what_contradicts_is_ranked_and_marked(found, tmp_path, capsys):
     assert "Of 50 images, the network contradicts 3 labels.\n" in printed
     assert f"calls wrong: it contradicts 1 of 2, 50.0 % ({low} to {high}).\n" in printed
     assert "All others: it contradicts 2 of 48, 4.2 % (" in printed
+
+
+def test_of_one_file_one_label_and_one_audited_image_there_is_no_plural(found, tmp_path, capsys):
+    audit = tmp_path / "one.txt"
+    audit.write_text((tmp_path / "audit.txt").read_text().split("#")[0] + "\n")
+    predictions = tmp_path / "predictions" / "fine-tune" / "other.npz"
+    found("--audit", audit, predictions=predictions)
+    printed = capsys.readouterr().out
+    assert "Predictions: 50 images in 1 file.\nAudit: 1 of the 1 image in" in printed
+    assert f"{audit} is among these." in printed
+    [sentence] = labels.count(1, [SimpleNamespace(is_audited=False)], [])
+    assert sentence == "Of 1 image, the network contradicts 1 label."
 
 
 def test_all_of_it_is_written(found, tmp_path):

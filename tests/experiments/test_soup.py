@@ -201,6 +201,30 @@ def test_checkpoints_that_do_not_belong_together_are_refused(
     assert "of the classes a, b, c, d, e." in refusal()
 
 
+def test_a_soup_is_not_written_into_the_folder_of_a_member(members, drawn, tmp_path, capsys):
+    paths, _ = members
+    linked = tmp_path / "linked"
+    linked.symlink_to(paths[1].parent)
+    for out, member in ((paths[0].parent, paths[0]), (linked, paths[1])):
+        before = {path: path.stat().st_mtime_ns for path in out.rglob("*")}
+        code, _ = make(paths, out, drawn)
+        assert code == 1
+        assert f"Received: {out}, which holds {member.name}." in capsys.readouterr().err
+        assert {path: path.stat().st_mtime_ns for path in out.rglob("*")} == before
+
+
+def test_another_soup_of_the_same_name_moves_aside(members, drawn, tmp_path):
+    paths, _ = members
+    _, [path] = make(paths, tmp_path / "soup", drawn)
+    model, metadata = load_checkpoint(path)
+    model.set_weights(near(model.get_weights(), 0.05, 9))
+    save_checkpoint(model, path, metadata)
+    other = path.read_bytes()
+    _, [again] = make(paths, tmp_path / "soup", drawn)
+    assert again == path
+    assert (tmp_path / "soup" / "earlier" / path.name).read_bytes() == other
+
+
 @pytest.mark.parametrize("words", [["a.h5"], ["a.h5", "./a.h5"]])
 def test_one_checkpoint_is_no_soup(words, capsys):
     with pytest.raises(SystemExit) as caught:

@@ -130,6 +130,7 @@ def test_the_grid_tries_the_originals_pairs_and_prints_the_command_of_the_best(
 ):
     assert tune.main([*flags, "--out", str(tmp_path)]) == 0
     printed = capsys.readouterr().out
+    assert "the best candidate and the original's, from 1 seed each.\n" in printed
     pairs = re.findall(r"^\| ([\d.]+) \| ([\d.]+) \| 512 128 32 \| 0\.0 \|", printed, re.M)
     assert {tuple(map(float, pair)) for pair in pairs} == set(search.PAIRS)
     assert len(pairs) == 3

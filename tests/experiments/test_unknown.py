@@ -1,6 +1,7 @@
 """experiments.unknown: which images a file does not know, as the command prints it."""
 
 import re
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -77,6 +78,41 @@ def test_another_file_is_compared_on_the_same_images(run, telling, folders):
     assert 0 < float(rows["test images"][2]) < 0.5
     _, rows, _ = run("--compare", telling.tflite)
     assert rows["test images"] == ["83", "0.000", "0.000", "0.000", "0"]
+
+
+def test_models_of_different_input_sizes_see_each_image_at_their_own(folders):
+    def model(height, width):
+        def predict(inputs):
+            assert inputs.shape == (1, height, width, 3)
+            return np.array([0.4, 0.6]), np.full((2, 2, 5), float(height))
+
+        classifier = SimpleNamespace(input_size=(height, width), predict=predict)
+        return unknown.Model(classifier, SimpleNamespace(distance=lambda features: features[0]))
+
+    paths = [str(folders / "others" / "deep" / f"{number}.png") for number in range(2)]
+    told = unknown.tell([model(32, 48), model(71, 71), model(32, 48)], paths)
+    assert list(told) == paths
+    assert told[paths[1]].tolist() == [[32, 0.6], [71, 0.6], [32, 0.6]]
+
+
+def test_a_missing_record_of_the_split_is_asked_for(run, telling, folders):
+    code, _, printed = run("--split", folders / "none.json")
+    assert code == 1
+    assert (
+        f"Expected the record of the split that {telling.tflite.name} was trained on. Received: "
+        f"{folders / 'none.json'}, which does not exist. Name it with --split."
+    ) in printed
+
+
+def test_a_folder_named_as_a_set_is_a_set_of_its_own(run, folders, monkeypatch):
+    monkeypatch.chdir(folders)
+    for name in ("excluded", "test images"):
+        (folders / "others").rename(folders / name)
+        listed = folders / "wrong.txt"
+        listed.write_text("\n".join(Split.read(folders / "telling.split.json").test[:5]))
+        _, rows, _ = run("--exclude", listed, "--others", name)
+        assert (rows["excluded"][0], rows[f"{name}/"][0], rows["5 %"][-1]) == ("5", "6", "78")
+        (folders / name).rename(folders / "others")
 
 
 def test_a_limit_takes_images_evenly(run, folders):

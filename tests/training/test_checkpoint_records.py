@@ -25,6 +25,7 @@ from training.checkpoint import (
     read_split,
     remove_checkpoint,
     save_checkpoint,
+    set_aside,
     split_record,
     write_metadata,
 )
@@ -343,7 +344,7 @@ def test_what_beats_an_accuracy_of_a_half_at_a_loss_of_one(
 
 @pytest.mark.parametrize(("accuracy", "temperature"), [(0.5003, 1.0), (0.5001, 0.8), (None, 1.0)])
 def test_another_runs_checkpoint_of_this_name_moves_aside(
-    tmp_path, monkeypatch, accuracy, temperature
+    tmp_path, monkeypatch, capsys, accuracy, temperature
 ):
     saved = Saved(monkeypatch)
     path, earlier = tmp_path / "p_01_0.500.h5", tmp_path / EARLIER
@@ -353,15 +354,40 @@ def test_another_runs_checkpoint_of_this_name_moves_aside(
     else:
         path.write_text("no checkpoint at all")
     content = path.read_bytes()
-    for folder in (tmp_path / "p_01_0.500", earlier / "p_01_0.500"):
-        folder.mkdir(parents=True)
-        (folder / "README.md").write_text(f"in {folder.parent.name}")
+    (tmp_path / "p_01_0.500").mkdir()
+    (tmp_path / "p_01_0.500" / "README.md").write_text("a report")
     best = best_of(tmp_path)
     end(best, 0, 0.5001, 1.0)
     assert len(saved.saved) == 1
     assert (best.best, best.path) == ((0.5001, 1.0), path)
     assert (earlier / path.name).read_bytes() == content
-    assert (earlier / "p_01_0.500" / "README.md").read_text() == f"in {tmp_path.name}"
+    assert (earlier / "p_01_0.500" / "README.md").read_text() == "a report"
+    moved = f"{path}, another model, moves with its report to {earlier / path.name}.\n"
+    assert capsys.readouterr().out == moved
+
+
+def test_what_moved_aside_before_stays_as_it_is(tmp_path, capsys):
+    earlier = tmp_path / EARLIER
+    for number, ends in enumerate(((".h5", ".tflite", ""), (".h5",), (".h5", ".split.json")), 1):
+        for end_of_name in ends:
+            path = tmp_path / f"p_01_0.500{end_of_name}"
+            path = path if end_of_name else path / "README.md"
+            path.parent.mkdir(exist_ok=True)
+            path.write_text(f"of run {number}")
+        set_aside(tmp_path / "p_01_0.500.h5")
+    found = {str(path.relative_to(earlier)): path for path in earlier.rglob("*") if path.is_file()}
+    assert {name: path.read_text() for name, path in found.items()} == {
+        "p_01_0.500.h5": "of run 1",
+        "p_01_0.500.tflite": "of run 1",
+        "p_01_0.500/README.md": "of run 1",
+        "p_01_0.500_2.h5": "of run 2",
+        "p_01_0.500_3.h5": "of run 3",
+        "p_01_0.500_3.split.json": "of run 3",
+    }
+    assert capsys.readouterr().out.count("moves with its report") == 1
+    (tmp_path / "picked.h5").write_text("of run 4")
+    set_aside(tmp_path / "picked.h5", "p_01_0.500.h5")
+    assert (earlier / "p_01_0.500_4.h5").read_text() == "of run 4"
 
 
 def test_an_epoch_that_is_repeated_replaces_its_checkpoint(tmp_path, monkeypatch):

@@ -113,9 +113,10 @@ class CheckCache:
         if self._database:
             self._database.close()
         if self._new:
+            images = streams.counted(len(self._new), "image")
             streams.print_error(
-                f"Note: the results for {len(self._new)} images cannot be kept in {self.path} "
-                f"({self._problem}). The next start checks these images again."
+                f"Note: the results for {images} cannot be kept in {self.path} "
+                f"({self._problem}). The next start checks what is not kept again."
             )
 
     def find(self, name: str, status: os.stat_result) -> Usable | None:

@@ -45,7 +45,8 @@ def load_dataset(folder: Path, exclude: Path | None = None, audit: Path | None =
     print(f"  {len(dataset.images)} images: {counts}; {counted(skipped, 'file')} skipped.")
     if audit:
         wrong = dataset.wrong_labels.intersection(dataset.images)
-        print(f"  Audit: {len(wrong)} of these labels are wrong. The images stay in the data.")
+        are = "is" if len(wrong) == 1 else "are"
+        print(f"  Audit: {len(wrong)} of these labels {are} wrong. The images stay in the data.")
     return dataset
 
 

@@ -56,7 +56,7 @@ from training.evaluation.metrics import (
 from training.evaluation.model_card import CURVES, METRICS
 from training.evaluation.report import write_report
 from training.evaluation.run import EvaluationRun, RunInfo
-from training.evaluation.unknowns import LEVELS, measure
+from training.evaluation.unknowns import LEVELS, describe_unmeasured, measure
 from training.features import infer_once
 from training.files import claim_folder, write_atomically
 from training.images import ImageSource, Source
@@ -207,7 +207,10 @@ def _with_details(
     elif features is not None:
         learned = features[image_indices(dataset, train)]
     else:
-        print(f"Features: running the network once on {len(train)} training images.", flush=True)
+        print(
+            f"Features: running the network once on {counted(len(train), 'training image')}.",
+            flush=True,
+        )
         network = keras.Model(result.model.input, pooling.output)
         learned = infer_once(network, ImageSource(dataset, network.input_shape[1:3]), train)
     sets = zip((train, split.validation, split.evaluated), (learned, *found), strict=True)
@@ -224,15 +227,17 @@ def _with_details(
     return replace(result, metadata=metadata, features=None if pooling is None else labelled)
 
 
-def save(result: CalibratedModel, models: Path, split: Split, evaluated: Path) -> Path:
+def save(result: CalibratedModel, models: Path, split: Split, evaluated: Path | None) -> Path:
     """Write the checkpoint, named by its accuracy, and its split into `models`; return its path.
 
-    Another model of that name moves aside, unless it is `evaluated`, which this one was made from.
+    Another model of that name moves aside, unless it is `evaluated`, the checkpoint that this one
+    replaces; None for a network that was not in a file.
     """
     path = models / CHECKPOINT.format(
         epoch=result.metadata.epoch, val_accuracy=result.metadata.val_accuracy
     )
-    if path.exists() and not path.samefile(evaluated) and not _holds(path, result.model):
+    replaced = evaluated is not None and path.exists() and path.samefile(evaluated)
+    if path.exists() and not replaced and not _holds(path, result.model):
         set_aside(path)
     save_checkpoint(result.model, path, result.metadata)
     write_atomically(split_record(path), split.write)
@@ -371,13 +376,14 @@ def print_summary(result: CalibratedModel, metrics: dict, dataset: Dataset, spli
         print(_describe_unknowns(unknowns, split.evaluated_name))
     accuracy = result.metadata.val_accuracy
     name = split.evaluated_name.capitalize()
-    print(f"{name} accuracy: {accuracy:.3f} on {len(split.evaluated)} images.")
+    print(f"{name} accuracy: {accuracy:.3f} on {counted(len(split.evaluated), 'image')}.")
     if found := metrics.get("audited"):
         print(f"Audited {split.evaluated_name} accuracy: {describe_audited(found)}.")
     if known := metrics.get("run", {}).get("as_labelled"):
+        excluded = counted(known["excluded"], "excluded one")
         print(
-            f"As labelled: {with_interval(known['accuracy'], known['interval'])} on {known['n']} "
-            f"images, with the {known['excluded']} excluded ones."
+            f"As labelled: {with_interval(known['accuracy'], known['interval'])} on "
+            f"{counted(known['n'], 'image')}, with the {excluded}."
         )
     if accuracy < POOR_ACCURACY:
         print(f"{_worst_mistake(metrics)} What to try: {POOR_RESULT}.")
@@ -388,19 +394,24 @@ def describe_accuracy(result: CalibratedModel, dataset: Dataset, split: Split) -
     labels = dataset.labels(split.validation)
     validation = evaluate(result.val_probabilities, labels, dataset.class_names)
     return (
-        f"{validation['accuracy']:.3f} on {validation['n']} images, "
+        f"{validation['accuracy']:.3f} on {counted(validation['n'], 'image')}, "
         f"loss {validation['log_loss']:.3f}"
     )
 
 
 def _describe_unknowns(unknowns: dict, set_name: str) -> str:
     drawn, level = unknowns["far"]["all"], LEVELS[-1]
-    [alarms] = [row for row in unknowns["false_alarms"] if row["promised"] == level]
-    return (
+    found = (
         f"Called unknown: {percent(drawn['called_unknown'][str(level)])} of {drawn['n']} drawn "
-        f"images of other things, {percent(alarms['found'], 1)} of {alarms['n']} {set_name} images "
-        f"(promised: at most {percent(level)})."
+        "images of other things"
     )
+    for row in unknowns["false_alarms"]:
+        if row["promised"] == level:
+            return (
+                f"{found}, {percent(row['found'], 1)} of {counted(row['n'], f'{set_name} image')} "
+                f"(promised: at most {percent(level)})."
+            )
+    return f"{found}. {describe_unmeasured(level, unknowns['validation_images'])}"
 
 
 def _worst_mistake(metrics: dict) -> str:

@@ -26,6 +26,7 @@ MAX_BYTES = 300_000  # of a PNG, so that a page of figures loads quickly
 DPI = 110
 COLOURS = 256  # of a palette, where full colour takes too many bytes
 MAX_ROWS = 100  # classes of a figure; of several thousand, Matplotlib draws none
+SIDE = 224  # pixels of a gallery's image, height and width
 ENOUGH = 10  # images in a bin of the reliability diagram; bars of fewer are pale
 
 INK, GREY, PALE = "#222222", "#8a8a8a", "#e6e6e6"
@@ -357,7 +358,7 @@ def per_class(metrics: dict) -> Figure:
     panels[0].set_yticks(
         range(len(rows)), [f"{shown(name)} ({row['support']})" for name, row in rows]
     )
-    others = f"; {left_out} classes of a higher F1 are not shown" * bool(left_out)
+    others = f"; classes of a higher F1 that are not shown: {left_out}" * bool(left_out)
     legend = f"dot: value; band: Wilson's 95 % interval; in brackets: images{others}"
     figure.supxlabel(legend, fontsize=9)
     return figure
@@ -385,12 +386,17 @@ def gallery(title: str, tiles: Sequence[Tile], columns: int = 4) -> Figure:
     return figure
 
 
-def _draw_tile(axes: Axes, tile: Tile, side: int = 224) -> None:
+def crop(image: Image.Image) -> Image.Image:
+    """Return what a gallery shows of `image`; of many large ones, the wholes fill the memory."""
+    return ImageOps.fit(image, (SIDE, SIDE))
+
+
+def _draw_tile(axes: Axes, tile: Tile) -> None:
     if tile.heat is None:
-        pixels = np.asarray(ImageOps.fit(tile.image, (side, side)))
+        pixels = np.asarray(crop(tile.image))
     else:
         # Squeezed like the network's input, not cropped, so that the heat is in place.
-        squeezed = np.asarray(tile.image.resize((side, side)))
+        squeezed = np.asarray(tile.image.resize((SIDE, SIDE)))
         pixels = np.concatenate([squeezed, overlay(squeezed, tile.heat)], axis=1)
     axes.imshow(pixels)
     for number, (line, colour) in enumerate(tile.lines):

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from training.evaluation.calibration import error_by_chance, expected_calibration_error
-from training.streams import printable
+from training.streams import counted, printable
 
 CONFIDENCE = 0.95
 RESAMPLES = 2000
@@ -97,8 +97,9 @@ def describe_audited(found: dict) -> str:
     """Return what `audited` found, for a person."""
     accuracy = with_interval(found["accuracy"], found["accuracy_interval"])
     return (
-        f"{accuracy} on {found['n']} images, without {found['wrong_labels']} whose labels are "
-        f"wrong; loss {found['log_loss']:.3f}, ECE {found['expected_calibration_error']:.3f}"
+        f"{accuracy} on {counted(found['n'], 'image')}, without {found['wrong_labels']} whose "
+        f"labels are wrong; loss {found['log_loss']:.3f}, "
+        f"ECE {found['expected_calibration_error']:.3f}"
     )
 
 
@@ -199,7 +200,7 @@ def table(metrics: dict) -> str:
         lines.append(f"  {shown(name):<{width}}{cells}  {row['support']:>6}")
     accuracy = with_interval(metrics["accuracy"], metrics["accuracy_interval"])
     lines.append(
-        f"  accuracy {accuracy} on {metrics['n']} images, "
+        f"  accuracy {accuracy} on {counted(metrics['n'], 'image')}, "
         f"ECE {metrics['expected_calibration_error']:.3f} (by chance up to "
         f"{metrics['expected_calibration_error_by_chance']:.3f}); Wilson's 95 % intervals in "
         "brackets"

@@ -6,10 +6,12 @@ from collections import Counter
 from collections.abc import Sequence
 
 from training.backend import keras
+from training.dataset.names import composed
 from training.dataset.scan import Dataset, class_of
 from training.evaluation.familiarity import describe_shortage
 from training.evaluation.metrics import percent
 from training.evaluation.run import EvaluationRun
+from training.evaluation.unknowns import describe_unmeasured
 from training.markdown import markdown_table
 from training.streams import counted, printable
 
@@ -82,8 +84,8 @@ def _summary(run: EvaluationRun, metrics: dict) -> list[str]:
         f"# {_plain(run.checkpoint.stem)}",
         "",
         f"Xception, fine-tuned to classify images as {', '.join(names[:-1])} or {names[-1]}.",
-        f"Its {run.set_name} accuracy is **{accuracy}** on {metrics['n']} images, with an expected "
-        f"calibration error of {metrics['expected_calibration_error']:.3f}.",
+        f"Its {run.set_name} accuracy is **{accuracy}** on {counted(metrics['n'], 'image')}, with "
+        f"an expected calibration error of {metrics['expected_calibration_error']:.3f}.",
         *_audited(metrics),
         *_as_labelled(run),
         "",
@@ -99,7 +101,7 @@ def _audited(metrics: dict) -> list[str]:
     accuracy = _percent(found["accuracy"], found["accuracy_interval"])
     return [
         f"Without {found['wrong_labels']} of these whose labels an audit found wrong, it is "
-        f"**{accuracy}** on {found['n']} images, with a calibration error of "
+        f"**{accuracy}** on {counted(found['n'], 'image')}, with a calibration error of "
         f"{found['expected_calibration_error']:.3f}."
     ]
 
@@ -109,9 +111,10 @@ def _as_labelled(run: EvaluationRun) -> list[str]:
     if not known:
         return []
     accuracy = _percent(known["accuracy"], known["interval"])
+    they_are = "it is" if known["excluded"] == 1 else "they are"
     return [
-        f"With the {known['excluded']} excluded images, as they are labelled, it is "
-        f"**{accuracy}** on {known['n']} images."
+        f"With the {counted(known['excluded'], 'excluded image')}, as {they_are} labelled, it is "
+        f"**{accuracy}** on {counted(known['n'], 'image')}."
     ]
 
 
@@ -147,8 +150,8 @@ def _calibration(run: EvaluationRun, metrics: dict) -> str:
         f"expected calibration error {error:.3f} (15 bins), {verdict}; "
         f"{metrics['before_temperature']['expected_calibration_error']:.3f} before "
         f"calibration by the temperature T = {run.temperature:.3f}, which is part of the last "
-        f"layer's weights. With {metrics['n']} images, a perfectly calibrated model stays below "
-        f"{by_chance:.3f} in 19 of 20 cases"
+        f"layer's weights. With {counted(metrics['n'], 'image')}, a perfectly calibrated model "
+        f"stays below {by_chance:.3f} in 19 of 20 cases"
     )
 
 
@@ -164,12 +167,19 @@ def _unknowns(run: EvaluationRun) -> list[list[str]]:
         f"{_percent(row['found'], row['interval'])}, of at most {percent(row['promised'])} promised"
         for row in found["false_alarms"]
     ]
+    measured = {row["promised"] for row in found["false_alarms"]}
+    levels = [float(level) for level in found["far"]["all"]["called_unknown"]]
+    alarms += [
+        f"- {describe_unmeasured(level, found['validation_images'])}"
+        for level in levels
+        if level not in measured
+    ]
     far = [_unknowns_row(f"drawn: {kind}", row) for kind, row in found["far"].items()]
     left_out = [
         _unknowns_row(f"{_plain(name)}, left out", row) for name, row in found["left_out"].items()
     ]
-    levels = [f"called unknown at {percent(row['promised'])}" for row in found["false_alarms"]]
-    head = ["images", "n", "AUROC", *levels, "AUROC of the largest score"]
+    called = [f"called unknown at {percent(level)}" for level in levels]
+    head = ["images", "n", "AUROC", *called, "AUROC of the largest score"]
     lines = [
         "## Images that are none of these",
         "",
@@ -203,7 +213,7 @@ def _unknowns_row(name: str, row: dict) -> list[str]:
         name,
         str(row["n"]),
         f"{row['auroc']:.3f}",
-        *(percent(share) for share in row["called_unknown"].values()),
+        *("" if share is None else percent(share) for share in row["called_unknown"].values()),
         "" if baseline is None else f"{baseline:.3f}",
     ]
 
@@ -234,9 +244,9 @@ def _mistakes_table(run: EvaluationRun) -> str:
 
 
 def _data(run: EvaluationRun) -> list[str]:
-    evaluated = Counter(class_of(image) for image in run.images)
+    evaluated = Counter(composed(class_of(image)) for image in run.images)
     rows = [
-        [_plain(name), str(count), str(evaluated[name])]
+        [_plain(name), str(count), str(evaluated[composed(name)])]
         for name, count in run.dataset.counts.items()
     ]
     rows.append(["all", str(len(run.dataset.images)), str(len(run.images))])
@@ -298,7 +308,7 @@ def _limits(run: EvaluationRun, metrics: dict) -> list[str]:
         *_labels(run),
         "The intervals cover the choice of images only: not another seed, another split, or the "
         "choice of the model.",
-        f"Least is known about {_plain(widest)}: {row['support']} images, recall "
+        f"Least is known about {_plain(widest)}: {counted(row['support'], 'image')}, recall "
         f"{row['recall_interval'][0]:.2f} to {row['recall_interval'][1]:.2f}.",
         "Grad-CAM shows coarsely which regions speak for a class; it does not prove why.",
     ]

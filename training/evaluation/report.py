@@ -135,7 +135,7 @@ def _mistakes(run: EvaluationRun) -> "Figure":
         return figures.note("The most confident mistakes", text)
     chosen = run.mistakes[:GALLERY]
     count = f"{len(chosen)} of {len(run.mistakes)}" if len(chosen) < len(run.mistakes) else "all"
-    tiles = [figures.Tile(_open(run, run.images[i]), _caption(run, i)) for i in chosen]
+    tiles = [figures.Tile(_cropped(run, run.images[i]), _caption(run, i)) for i in chosen]
     return figures.gallery(f"The most confident mistakes ({count})", tiles, columns=6)
 
 
@@ -197,7 +197,7 @@ def _label_issues(run: EvaluationRun) -> "Figure":
         suggested = f"{shown(issue.suggested, 16)} {percent(issue.confidence)}?"
         label = f"label: {shown(issue.label, 16)}"
         caption = ((suggested, figures.ORANGE), (label, figures.INK))
-        tiles.append(figures.Tile(_open(run, issue.image), caption))
+        tiles.append(figures.Tile(_cropped(run, issue.image), caption))
     title = f"Labels that are probably wrong ({len(chosen)} of {len(run.label_issues)})"
     return figures.gallery(title, tiles, columns=6)
 
@@ -217,3 +217,9 @@ def _caption(run: EvaluationRun, position: int) -> tuple[tuple[str, str], ...]:
 
 def _open(run: EvaluationRun, image: str) -> Image.Image:
     return open_image(run.dataset.folder / image)
+
+
+def _cropped(run: EvaluationRun, image: str) -> Image.Image:
+    from training.evaluation import figures
+
+    return figures.crop(_open(run, image))

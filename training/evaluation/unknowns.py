@@ -19,7 +19,7 @@ from training.evaluation.familiarity import (
     distances,
     fit,
 )
-from training.evaluation.metrics import wilson
+from training.evaluation.metrics import percent, wilson
 from training.outputs import with_features
 from training.sample.others import draw_others
 
@@ -43,10 +43,10 @@ def measure(
     with the other.
 
     Keys: `validation_images`, `training_images`; `false_alarms`, a list of `promised` share of
-    images that are called unknown, share `found`, its `interval` and `n`; `far` {kind of drawn
-    images: row} and `left_out` {class: row}, see `tell_apart`; `prediction_sets`, `promised` and
-    `found` share of sets with the true class, its `interval`, `n` and their `mean_size`. Without
-    enough images it is empty.
+    images that are called unknown, share `found`, its `interval` and `n`, without a level that
+    the images compared with cannot reach; `far` {kind of drawn images: row} and `left_out`
+    {class: row}, see `tell_apart`; `prediction_sets`, `promised` and `found` share of sets with
+    the true class, its `interval`, `n` and their `mean_size`. Without enough images it is empty.
     """
     familiarity, nonconformity = details.familiarity, details.nonconformity
     if familiarity is None or nonconformity is None or len(nonconformity) < MIN_VALIDATION:
@@ -57,12 +57,12 @@ def measure(
     far = {}
     for kind, (strange, strange_confidence) in _run_drawn(model, familiarity).items():
         far[kind] = tell_apart(familiarity, (known, strange), (confidence, strange_confidence))
+    compared = len(familiarity.distances) if has_test else len(known) // 2
+    alarms = false_alarms(_held_out(known, familiarity.distances, None if has_test else known))
     return {
         "training_images": len(features.train.classes),
         "validation_images": len(familiarity.distances),
-        "false_alarms": false_alarms(
-            _held_out(known, familiarity.distances, None if has_test else known)
-        ),
+        "false_alarms": [row for row in alarms if is_reachable(row["promised"], compared)],
         "far": far,
         "left_out": _leave_classes_out(features, class_names),
         "prediction_sets": _prediction_sets(
@@ -95,7 +95,7 @@ def tell_apart(
 
     `measured` are distances of known and of strange images, `confidence` their largest
     probabilities. Keys: `n` strange images, `auroc`, `auroc_of_confidence` (None without it) and
-    `called_unknown`, {level: share}.
+    `called_unknown`, {level: share, or None if `familiarity` calls no image unknown there}.
     """
     known, strange = measured
     p = p_value(strange, familiarity.distances)
@@ -103,8 +103,27 @@ def tell_apart(
         "n": len(strange),
         "auroc": _auroc(known, strange),
         "auroc_of_confidence": None if confidence is None else 1 - _auroc(*confidence),
-        "called_unknown": {str(level): float((p < level).mean()) for level in LEVELS},
+        "called_unknown": {
+            str(level): float((p < level).mean())
+            if is_reachable(level, len(familiarity.distances))
+            else None
+            for level in LEVELS
+        },
     }
+
+
+def is_reachable(level: float, compared: int) -> bool:
+    """Return whether an image compared with `compared` others can have a p-value below `level`."""
+    return 1 / (compared + 1) < level
+
+
+def describe_unmeasured(level: float, validation_images: int) -> str:
+    """Return why false alarms at `level` are not measured on so few validation images."""
+    return (
+        f"How many of the {validation_images} validation images are called unknown at "
+        f"{percent(level)} is not measured: each half of them is compared with the other half, and "
+        f"that takes {2 * int(1 / level)} or more."
+    )
 
 
 def _auroc(known: np.ndarray, strange: np.ndarray) -> float:

@@ -12,6 +12,7 @@ from pathlib import Path
 
 from training.cli import at_least, make_parser, run_command
 from training.sample import LABELS, PER_CLASS, SEED, write_sample
+from training.streams import counted
 
 OUT = Path("flowers")
 
@@ -32,7 +33,8 @@ def draw_sample(out: Path, per_class: int, seed: int) -> None:
     """Draw into `out`, and print what was drawn and what to do next."""
     write_sample(out, per_class, seed)
     names, data = ", ".join(LABELS), "" if out == OUT else f" --data {shlex.quote(str(out))}"
-    print(f"Drawn: {per_class} images each of {names}, in {out}. Next: python train.py{data}")
+    images = counted(per_class, "image")
+    print(f"Drawn: {images} each of {names}, in {out}. Next: python train.py{data}")
 
 
 def parse_arguments(arguments: list[str] | None) -> argparse.Namespace:

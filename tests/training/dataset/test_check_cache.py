@@ -368,7 +368,7 @@ def test_where_nothing_can_be_kept_a_note_says_so(folder, monkeypatch, capsys):
     assert scan(folder) == first
     assert capsys.readouterr().err.splitlines() == 2 * [
         f"Note: the results for 16 images cannot be kept in {check_cache.CHECKS} (unable to open "
-        "database file). The next start checks these images again."
+        "database file). The next start checks what is not kept again."
     ]
 
 
@@ -386,7 +386,7 @@ def test_what_can_only_be_read_is_used(folder, settled, work, monkeypatch, capsy
     assert capsys.readouterr().err == ""
     shutil.copy(folder / "rose" / "1.png", folder / "rose" / "copy.png")
     assert len(scan(folder).images) == 17
-    assert "1 images cannot be kept" in capsys.readouterr().err
+    assert "1 image cannot be kept" in capsys.readouterr().err
 
 
 def test_files_that_no_check_met_for_a_month_are_forgotten(folder, settled, monkeypatch):

@@ -5,7 +5,7 @@ from dataclasses import asdict
 
 import pytest
 
-from training.dataset.checks import DatasetChecks, check_dataset, format_checks
+from training.dataset.checks import DatasetChecks, check_dataset, format_checks, load_dataset
 from training.dataset.scan import Dataset
 
 CLEAN = DatasetChecks((), (), (), (), ())
@@ -96,3 +96,14 @@ def test_all_of_it_is_json(dataset):
     record = json.loads(json.dumps(asdict(check_dataset(dataset))))
     assert record["near"] == [["rose/a", "rose/b", "tulip/a"]]
     assert record["skipped"] == [["rose/x", "empty"]]
+
+
+def test_one_wrong_label_is_wrong_and_two_are(drawn, tmp_path, capsys):
+    images = load_dataset(drawn).images
+    for count, sentence in (
+        (1, "1 of these labels is wrong."),
+        (2, "2 of these labels are wrong."),
+    ):
+        (tmp_path / "audit.txt").write_text("\n".join(images[:count]))
+        load_dataset(drawn, audit=tmp_path / "audit.txt")
+        assert f"  Audit: {sentence} The images stay in the data." in capsys.readouterr().out

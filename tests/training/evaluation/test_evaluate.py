@@ -190,7 +190,7 @@ def test_what_an_earlier_report_excluded_still_counts_as_labelled(made, drawn, t
     assert once["images"] == [whole.test[0]]
     assert (
         f"As labelled: {with_interval(once['accuracy'], once['interval'])} on 20 images, with the "
-        "1 excluded ones.\n"
+        "1 excluded one.\n"
     ) in capsys.readouterr().out
     _, [same] = run(path, tmp_path / "same", drawn, "--exclude", excluded)
     assert as_labelled(same) == once
@@ -321,6 +321,25 @@ def test_labels_that_are_as_probably_right_are_not_listed(monkeypatch, drawn):
     monkeypatch.setattr(evaluate, "list_label_issues", lambda *_: found)
     assert evaluate._probable_label_issues(np.ones((50, 2)), scan(drawn), 1) == found[:1]
     assert evaluate._probable_label_issues(None, scan(drawn), 1) == []
+
+
+def test_the_summary_gives_false_alarms_only_where_they_were_measured():
+    unknowns = {
+        "validation_images": 60,
+        "false_alarms": [
+            {"promised": 0.05, "found": 0.04, "n": 60},
+            {"promised": 0.02, "found": 0.01, "n": 60},
+        ],
+        "far": {"all": {"called_unknown": {"0.05": 1.0, "0.02": 0.98}, "n": 168}},
+    }
+    drawn = "Called unknown: 98 % of 168 drawn images of other things"
+    known = "1.0 % of 60 validation images (promised: at most 2 %)."
+    assert evaluate._describe_unknowns(unknowns, "validation") == f"{drawn}, {known}"
+    del unknowns["false_alarms"][1]
+    assert evaluate._describe_unknowns(unknowns, "validation") == (
+        f"{drawn}. How many of the 60 validation images are called unknown at 2 % is not "
+        "measured: each half of them is compared with the other half, and that takes 100 or more."
+    )
 
 
 def test_the_next_command_is_quoted_and_names_the_images(tmp_path):

@@ -229,6 +229,26 @@ def test_the_model_card_says_how_well_unknown_images_are_told(written):
 
 
 @pytest.mark.usefixtures("only_text")
+def test_the_model_card_gives_no_numbers_for_a_level_that_was_not_measured(run, tmp_path):
+    rose = UNKNOWNS["left_out"]["rose"] | {"called_unknown": {"0.05": 0.4, "0.02": None}}
+    unknowns = UNKNOWNS | {
+        "false_alarms": UNKNOWNS["false_alarms"][:1],
+        "left_out": {"rose": rose},
+    }
+    write_report(tmp_path / "report", EvaluationRun(**run | {"unknowns": unknowns}))
+    card = (tmp_path / "report" / CARD).read_text()
+    assert "| called unknown at 5 % | called unknown at 2 % | AUROC of the" in card
+    assert "| drawn: all | 24 | 0.996 | 100 % | 90 % | 0.500 |" in card
+    assert "| rose, left out | 24 | 0.710 | 40 % |  |  |" in card
+    assert "called unknown at 5 %: of 50 validation images" in card
+    assert "called unknown at 2 %: of" not in card
+    assert (
+        "- How many of the 50 validation images are called unknown at 2 % is not measured: each "
+        "half of them is compared with the other half, and that takes 100 or more.\n"
+    ) in card
+
+
+@pytest.mark.usefixtures("only_text")
 def test_where_unknown_images_cannot_be_told_the_model_card_says_why(run, tmp_path):
     details = run["details"]
     few = replace(details, familiarity=replace(details.familiarity, distances=np.zeros(9)))
@@ -338,6 +358,26 @@ def test_the_model_card_has_both_accuracies_and_names_a_stand_in(faultless, tmp_
     assert "Training started from the base of a_b.h5, not from ImageNet's weights." in card
     for text in ("as they are labelled", "not from ImageNet's"):
         assert text not in card_of(tmp_path, faultless)
+    info = replace(info, as_labelled=as_labelled | {"excluded": 1})
+    card = card_of(tmp_path, faultless, info=info)
+    assert "With the 1 excluded image, as it is labelled, it is **90.0 %" in card
+
+
+def test_images_are_counted_where_a_folder_spells_a_class_in_another_normal_form(
+    faultless, tmp_path, only_text
+):
+    dataset, images = faultless["dataset"], faultless["images"]
+    old, names = dataset.class_names[0], ("caf\u00e9", *dataset.class_names[1:])
+    renamed = {name: name.replace(f"{old}/", "cafe\u0301/") for name in dataset.images}
+    dataset = replace(
+        dataset,
+        class_names=names,
+        images=tuple(renamed.values()),
+        digests={renamed.get(name, name): digest for name, digest in dataset.digests.items()},
+    )
+    images = tuple(renamed[name] for name in images)
+    card = card_of(tmp_path, faultless, dataset=dataset, images=images)
+    assert "| caf\u00e9 | 10 | 10 |" in card
 
 
 def test_audited_and_raw_accuracy_stand_side_by_side(faultless, tmp_path, only_text):
@@ -385,7 +425,7 @@ def test_a_figure_of_thousands_of_classes_shows_the_worst(tmp_path):
     figure = per_class({"per_class": rows})
     assert len(figure.axes[0].get_yticks()) == 100
     assert figure.get_figheight() * 110 < 2**16  # what Matplotlib draws at most
-    assert "2400 classes of a higher F1 are not shown" in figure.get_supxlabel()
+    assert "classes of a higher F1 that are not shown: 2400" in figure.get_supxlabel()
 
 
 def test_the_model_card_counts_what_is_reported_on(run, tmp_path, only_text):
@@ -490,12 +530,10 @@ def given(run, monkeypatch, tmp_path):
 
 
 def position(run, image):
-    """Return which of the run's images a gallery shows as `image`."""
-    shown = preprocess(image, (SIDE, SIDE))
+    """Return which of the run's images a gallery shows as `image`, or as a part of it."""
     for index, name in enumerate(run["images"]):
-        if np.array_equal(
-            preprocess(open_image(run["dataset"].folder / name), (SIDE, SIDE)), shown
-        ):
+        whole = open_image(run["dataset"].folder / name)
+        if image in (whole, figures.crop(whole)):
             return index
     raise AssertionError("an image of another run")
 
@@ -548,6 +586,7 @@ def test_the_most_confident_mistakes_are_shown_with_answer_and_truth(run, given)
     assert title == f"The most confident mistakes (12 of {len(wrong)})"
     order = wrong[np.argsort(-run["probabilities"][wrong].max(axis=1), kind="stable")]
     assert [position(run, tile.image) for tile in tiles] == order[:12].tolist()
+    assert {tile.image.size for tile in tiles} == {(figures.SIDE, figures.SIDE)}, "small ones"
     assert [tile.lines for tile in tiles] == [verdict(run, index) for index in order[:12]]
 
 

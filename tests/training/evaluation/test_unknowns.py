@@ -78,6 +78,26 @@ def test_false_alarms_and_prediction_sets_are_as_promised(found, has_test):
     json.dumps(result)
 
 
+@pytest.mark.parametrize(
+    ("count", "levels"), [(50, [0.05]), (98, [0.05]), (99, [0.05]), (100, [0.05, 0.02])]
+)
+def test_a_level_that_half_the_validation_images_cannot_reach_has_no_false_alarms(
+    found, count, levels
+):
+    alarms = found(has_test=False, validation=count)["false_alarms"]
+    assert [row["promised"] for row in alarms] == levels
+    alarms = found(has_test=True, validation=count)["false_alarms"]
+    assert [row["promised"] for row in alarms] == [0.05, 0.02]
+
+
+def test_classes_that_leave_too_few_validation_images_are_not_measured_at_each_level(found):
+    rows = found(validation=72)["left_out"].values()
+    assert [row["called_unknown"]["0.02"] for row in rows] == [None, None, None]
+    assert all(row["called_unknown"]["0.05"] > 0 for row in rows)
+    rows = found(validation=75)["left_out"].values()
+    assert all(row["called_unknown"]["0.02"] > 0 for row in rows)
+
+
 def test_without_a_test_set_no_image_is_compared_with_itself():
     values = np.array([5.0, 1.0, 2.0, 4.0, 0.0, 3.0])
     by_hand = [1 / 4, 3 / 4, 3 / 4, 2 / 4, 4 / 4, 2 / 4]

@@ -286,6 +286,11 @@ def test_the_checkpoint_that_ships_names_them(drawn):
     )
 
 
+def test_a_single_image_of_each_class_is_in_the_singular(tmp_path, capsys):
+    assert main(["--out", str(tmp_path / "out"), "--per-class", "1"]) == 0
+    assert "\nDrawn: 1 image each of daisy, " in capsys.readouterr().out
+
+
 def test_each_class_is_announced_and_the_last_line_says_what_to_do_next(tmp_path, capsys):
     out = tmp_path / "my own"
     assert main(["--out", str(out), "--per-class", "2"]) == 0
