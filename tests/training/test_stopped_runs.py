@@ -133,7 +133,7 @@ def test_weights_that_are_no_numbers_are_refused_before_features_are_made(places
     model = keras.Model(inputs, keras.layers.Dense(2)(inputs))
     model.set_weights([np.full((4, 2), np.nan, "float32"), np.zeros(2)])
     monkeypatch.setattr(module, "load_pretrained", lambda *_: "the weights of a.h5")
-    run = SimpleNamespace(recipe=ORIGINAL, options=places, workers=Workers())
+    run = SimpleNamespace(recipe=ORIGINAL, options=places, workers=Workers(), state=None)
     with pytest.raises(ModelError, match="Received: the weights of a.h5, some of which are NaN"):
         prepare_model(run, model)
 
@@ -151,7 +151,7 @@ def test_a_stand_in_for_imagenet_is_said_to_be_one(
 ):
     monkeypatch.setattr(module, "load_pretrained", lambda *_: origin)
     options = replace(places, weights=weights, cache=None)
-    run = SimpleNamespace(recipe=ORIGINAL, options=options, workers=Workers())
+    run = SimpleNamespace(recipe=ORIGINAL, options=options, workers=Workers(), state=None)
     assert prepare_model(run, keras.Sequential()) == (origin, None)
     assert ("stands in for ImageNet" in capsys.readouterr().out) == said
 
