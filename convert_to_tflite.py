@@ -147,7 +147,10 @@ def print_notes(checkpoint: Path, metadata: Metadata, data: Path) -> None:
 
 def print_next_steps(path: Path, runtime: str | None) -> None:
     """Print the commands that use the .tflite file `path`."""
-    print(f"Use it: {shlex.join(['python', 'predict.py', '--model', str(path)])} IMAGE")
+    words = ["python", "predict.py", "--model", str(path)]
+    if runtime and runtime != find_runtime()[0]:
+        words += ["--runtime", runtime]
+    print(f"Use it: {shlex.join(words)} IMAGE")
     kind, default = kind_of(path), next(iter(RUNTIMES))
     runtime = runtime or FASTEST.get(kind) or find_runtime()[0]
     flags = [f"RUNTIME={runtime}"] if runtime != default else []

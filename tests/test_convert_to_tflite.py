@@ -3,6 +3,7 @@
 import json
 import os
 import re
+import shlex
 import shutil
 import zipfile
 from dataclasses import replace
@@ -14,6 +15,7 @@ import pytest
 from PIL import Image
 
 import convert_to_tflite
+import predict as script
 from serving.card import read_card
 from serving.details import read_details
 from serving.errors import ModelError
@@ -71,6 +73,21 @@ def test_a_kind_that_the_runtime_cannot_load_is_refused(trained_like, capsys):
 
     assert convert(trained_like, *flags, "--runtime", "ai-edge-litert") == 0
     assert trained_like.with_suffix(".dynamic.tflite").exists()
+
+
+def test_the_command_that_uses_a_file_names_the_runtime_that_can_load_it(trained_like, capfd):
+    Image.new("RGB", (9, 9), "red").save("red.png")
+    flags = ["--quantize", "dynamic", "--runtime", "ai-edge-litert"]
+    assert convert(trained_like, *flags) == 0
+    [line] = re.findall(r"Use it: python predict\.py (.+) IMAGE\n", capfd.readouterr().out)
+    assert script.main([*shlex.split(line), "red.png"]) == 0
+    assert ".dynamic.tflite (ai-edge-litert), 2 classes: a, b" in capfd.readouterr().err
+    assert script.main(["--model", str(trained_like.parent), "red.png"]) == 1
+    assert re.search(
+        r"Expected a model that tflite-runtime 2\.14\.0 can load\. .+ Use another runtime, "
+        r"ai-edge-litert or openvino \(predict\.py --runtime",
+        capfd.readouterr().err,
+    )
 
 
 @pytest.fixture
@@ -585,6 +602,7 @@ def next_steps(capsys):
     ("flags", "suffix", "runtime"),
     [
         ((), "", ""),
+        (("--runtime", "tflite-runtime"), "", ""),
         (("--quantize", "float16"), ".float16", ""),
         (("--runtime", "ai-edge-litert"), "", " RUNTIME=ai-edge-litert"),
         (("--quantize", "int8"), ".int8", " RUNTIME=openvino"),
@@ -595,8 +613,10 @@ def test_the_next_commands_are_for_this_model_and_the_runtime_that_suits_it(
     project, capsys, flags, suffix, runtime
 ):
     assert convert(project, *flags) == 0
+    path = f"'models/my own/{project.stem}{suffix}.tflite'"
+    other = " --runtime ai-edge-litert" if "ai-edge-litert" in flags else ""
     assert next_steps(capsys) == [
-        f"Use it: python predict.py --model 'models/my own/{project.stem}{suffix}.tflite' IMAGE",
+        f"Use it: python predict.py --model {path}{other} IMAGE",
         f"Build the container image: make build 'MODELS=models/my own'{runtime}",
     ]
 

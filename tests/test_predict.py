@@ -20,7 +20,7 @@ import predict as script
 from serving.classifier import Classifier
 from serving.details import Details
 from serving.events import Request, Source
-from serving.runtimes import Prediction, find_runtime
+from serving.runtimes import RUNTIMES, Prediction, find_runtime
 from serving.service import Service
 
 
@@ -313,6 +313,19 @@ def test_a_heat_map_that_cannot_be_written_ends_it_with_a_sentence(telling, usua
         "predict.py: Expected a model that tells where it looks, for --heatmap"
     )
     assert not (usual.parent / "maps").exists()
+
+
+@pytest.mark.parametrize("runtime", RUNTIMES)
+def test_the_runtime_can_be_named(small_tflite, red, capfd, runtime):
+    assert script.main([str(red), "--model", str(small_tflite), "--runtime", runtime]) == 0
+    assert f"{small_tflite} ({runtime}), 3 classes" in capfd.readouterr().err
+
+
+def test_a_checkpoint_has_no_runtime_to_name(small_checkpoint, red, capsys):
+    words = ["--model", str(small_checkpoint), "--runtime", "openvino"]
+    assert script.main([str(red), *words]) == 1
+    expected = "predict.py: Expected a .tflite model for --runtime. Received: "
+    assert capsys.readouterr().err.startswith(expected)
 
 
 class Stub:

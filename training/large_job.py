@@ -18,7 +18,6 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from serving.classifier import file_digest
 from serving.fetch import prepare
-from serving.runtimes import RUNTIMES
 from serving.shards import MANIFEST, RESULTS, Manifest, is_job_file, list_name, result_name
 from serving.stores import Bucket, Store, is_bucket, open_store
 from training import cli
@@ -94,11 +93,6 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
         metavar="IMAGES",
         help=f"images in a file of results [{SHARD_SIZE}]",
     )
-    add(
-        "--runtime",
-        choices=RUNTIMES,
-        help="package that runs the model [the first that is installed]",
-    )
     add("--processes", type=cli.at_least(1), help="that run the model [one a processor]")
     add("--engine", choices=ENGINES, default=ENGINES[0], help="what runs them [processes]")
 
@@ -113,7 +107,6 @@ def check_flags(parser: argparse.ArgumentParser, flags: argparse.Namespace) -> N
             "--list-only": flags.list_only,
             "--shard": flags.shard,
             "--shard-size": flags.shard_size,
-            "--runtime": flags.runtime,
             "--engine ray": flags.engine != ENGINES[0],
             "--processes": flags.processes,
         }
