@@ -129,7 +129,9 @@ def predict(
         prepare()
     print_answer = make_printer(classifier)
     exit_code = 0
-    for image in expand(images):
+    # Not the heat maps of this run or an earlier one, if their folder is among the images.
+    found = expand(images, folder.is_output) if folder else expand(images)
+    for image in found:
         answer = classify(image, classifier, unknown_below, folder)
         exit_code = 1 if isinstance(answer, ServingError) else exit_code
         print_answer(image, answer)
