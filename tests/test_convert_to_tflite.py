@@ -466,6 +466,38 @@ def test_what_is_no_longer_there_is_left_out(checkpoint, drawn, tmp_path):
     assert [len(readers) for readers in chosen] == [39, 9]
 
 
+@pytest.fixture
+def other_flowers(checkpoint, drawn, tmp_path):
+    """The checkpoint of a run on images that are not in flowers/, which is full."""
+    shutil.copytree(drawn, tmp_path / "flowers")
+    split_dataset(SMALL, 0, validation_fraction=0.2).write(split_record(checkpoint))
+    return checkpoint
+
+
+def test_int8_is_not_calibrated_on_images_of_another_run_unless_they_are_named(
+    other_flowers, capsys
+):
+    assert convert(other_flowers, "--quantize", "int8") == 1
+    assert (
+        "Expected training images in flowers to calibrate int8 on. Received: none. Name the "
+        in (capsys.readouterr().err)
+    )
+    said = "  None of this run's training and validation images are in flowers: {} on others. Name"
+    calibrating, compared = module.choose_images(other_flowers, None, (8, 8))
+    assert (len(calibrating), len(compared)) == (0, 50)
+    assert said.format("comparing") in capsys.readouterr().out
+    calibrating, compared = module.choose_images(other_flowers, Path("flowers"), (8, 8))
+    assert (len(calibrating), len(compared)) == (50, 50)
+    assert said.format("calibrating and comparing") in capsys.readouterr().out
+
+
+def test_without_a_split_any_images_calibrate(checkpoint, other_flowers, capsys):
+    split_record(checkpoint).unlink()
+    calibrating, compared = module.choose_images(checkpoint, None, (8, 8))
+    assert (len(calibrating), len(compared)) == (50, 50)
+    assert capsys.readouterr().out == ""
+
+
 @pytest.mark.parametrize(("images", "count"), [(50, 10), (53, 10), (10, 10), (3, 10)])
 def test_images_are_chosen_evenly_over_the_classes(images, count):
     chosen = module.take_evenly(list(range(images)), count)
@@ -651,6 +683,12 @@ def test_what_a_stopped_run_lacks_is_told(checkpoint, capsys):
     assert lacks in out
     folder = checkpoint.parent
     assert (f"  python -m training.evaluation {checkpoint} {folder} --data 'my images'\n") in out
+    for data in ("FOLDER", "flowers"):
+        assert convert(checkpoint) == 0
+        assert f"{checkpoint} {folder} --data {data}\n" in capsys.readouterr().out
+        for image in SMALL.images[:10]:
+            Path("flowers", image).parent.mkdir(parents=True, exist_ok=True)
+            Path("flowers", image).touch()
     checkpoint.with_suffix("").mkdir()
     assert convert(checkpoint) == 0
     assert lacks not in capsys.readouterr().out

@@ -55,7 +55,9 @@ def choose_images(
     """Return (images to calibrate on, images to compare on), evenly over the classes.
 
     Training images calibrate, evaluated images are compared. They are those in `data`; for None in
-    `FLOWERS` or, where that is empty, drawn ones to compare on and none to calibrate on.
+    `FLOWERS` or, where that is empty, drawn ones to compare on and none to calibrate on. Of a
+    checkpoint with a split, other images take the place of those that are not in the folder, but
+    for None none calibrate.
 
     Raises:
         DataError: the folder holds no data set.
@@ -69,8 +71,18 @@ def choose_images(
     if split_record(checkpoint).exists():
         split = Split.read(split_record(checkpoint)).spelled_as(images)
         present = set(images)
-        train = [image for image in split.train if image in present] or images
-        evaluated = [image for image in split.evaluated if image in present] or images
+        train = [image for image in split.train if image in present]
+        evaluated = [image for image in split.evaluated if image in present]
+        sets = {"training": train, split.evaluated_name: evaluated}
+        if missing := [name for name, found in sets.items() if not found]:
+            use = "comparing" if data is None else "calibrating and comparing"
+            print(
+                f"  None of this run's {' and '.join(missing)} images are in {folder}: {use} on "
+                "others. Name the folder that it was trained on with --data.",
+                flush=True,
+            )
+        train = train or ([] if data is None else images)
+        evaluated = evaluated or images
 
     def loaders(chosen: Sequence[str], count: int) -> list[ImageLoader]:
         chosen = take_evenly(chosen, count)
