@@ -140,6 +140,18 @@ def test_evaluation_is_on_all_images_and_on_those_that_validate(
     assert rows[1][4] == "1.000"
 
 
+@pytest.mark.filterwarnings("error:Mean of empty slice")
+def test_evaluation_on_new_images_has_no_row_for_a_set_without_any(
+    checkpoint, small_tflite, colored, capsys
+):
+    shutil.copy(small_tflite, checkpoint.parent)
+    split_dataset(SMALL, 0, validation_fraction=0.2).write(split_record(checkpoint))
+    assert convert(checkpoint, "--evaluate", "--data", colored) == 0
+    out = capsys.readouterr().out
+    assert re.findall(r"^  (\w+) +\d+  \d", out, re.M) == ["all"]
+    assert "nan" not in out
+
+
 def test_evaluation_fails_where_the_file_is_worse(checkpoint, colored, tmp_path, capsys):
     from training.checkpoint import Metadata, load_checkpoint, save_checkpoint
 

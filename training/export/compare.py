@@ -246,12 +246,14 @@ def evaluate(
 
 
 def _sets(checkpoint: Path, dataset: Dataset) -> dict[str, np.ndarray]:
-    """Return which images belong to each set that is reported, bool (images,)."""
+    """Return which images belong to each set that is reported, bool (images,); none is empty."""
     sets = {"all": np.ones(len(dataset.images), bool)}
     if split_record(checkpoint).exists():
         split = Split.read(split_record(checkpoint)).spelled_as(dataset.images)
         evaluated = set(split.evaluated)
-        sets[split.evaluated_name] = np.array([image in evaluated for image in dataset.images])
+        rows = np.array([image in evaluated for image in dataset.images])
+        if rows.any():
+            sets[split.evaluated_name] = rows
     return sets
 
 
