@@ -349,6 +349,11 @@ def test_scores_that_are_no_numbers_are_refused(monkeypatch):
         compare(monkeypatch, received)
 
 
+def test_a_single_image_is_told_in_the_singular(monkeypatch, capsys):
+    compare(monkeypatch, SCORES[:1], expected=SCORES[:1])
+    assert capsys.readouterr().out.startswith("Compare: with Keras, on 1 image.\n")
+
+
 def test_another_first_answer_is_refused_however_near_its_scores_are(monkeypatch):
     close = np.tile(np.float32([0.5001, 0.4999]), (20, 1))
     received = close.copy()

@@ -362,7 +362,7 @@ def plan_cache(run: Run, model: keras.Model, cache: Path) -> None:
     if count:
         print(
             f"Cache: removed {counted(count, 'set')} of features, {size / 1e9:.1f} GB, that no run "
-            f"used for {options.cache_days} days.",
+            f"used for {counted(options.cache_days, 'day')}.",
             flush=True,
         )
     announce(jobs)

@@ -114,8 +114,8 @@ class CheckCache:
             self._database.close()
         if self._new:
             streams.print_error(
-                f"Note: the results for {len(self._new)} images cannot be kept in {self.path} "
-                f"({self._problem}). The next start checks these images again."
+                f"Note: the results for {streams.counted(len(self._new), 'image')} cannot be kept "
+                f"in {self.path} ({self._problem}). The next start checks these images again."
             )
 
     def find(self, name: str, status: os.stat_result) -> Usable | None:

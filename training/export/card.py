@@ -7,6 +7,7 @@ from pathlib import Path
 from serving.card import Card
 from training.evaluation.metrics import percent
 from training.evaluation.model_card import METRICS
+from training.streams import counted
 
 DECIMALS = 4
 # What the images of the report's set are, by its name.
@@ -48,4 +49,4 @@ def _as_labelled(known: dict | None) -> str:
     if not known:
         return ""
     accuracy = percent(known["accuracy"], 1)
-    return f" With the {known['excluded']} images that were excluded, it is {accuracy}."
+    return f" With the {counted(known['excluded'], 'excluded image')}, it is {accuracy}."

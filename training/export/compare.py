@@ -30,6 +30,7 @@ from training.model_facts import ModelFacts
 from training.outputs import read_head, with_activations, with_features
 from training.prefetch import prefetch, progress
 from training.sample import LABELS, draw
+from training.streams import counted
 
 FLOWERS = Path("flowers")
 COMPARISON_IMAGES = 50
@@ -124,7 +125,7 @@ def compare(
         ModelError: further than `TOLERANCES`, `MIN_AGREEMENT` and `DETAIL_TOLERANCES` allow, or the
             runtime cannot load it.
     """
-    print(f"Compare: with Keras, on {len(images)} images.", flush=True)
+    print(f"Compare: with Keras, on {counted(len(images), 'image')}.", flush=True)
     inputs = np.stack([scale(load()) for load in images])
     received = tell_of(path, inputs, quantize, runtime)
     expected = _tell_keras(model, inputs, details or Details())

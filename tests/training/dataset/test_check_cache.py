@@ -386,7 +386,7 @@ def test_what_can_only_be_read_is_used(folder, settled, work, monkeypatch, capsy
     assert capsys.readouterr().err == ""
     shutil.copy(folder / "rose" / "1.png", folder / "rose" / "copy.png")
     assert len(scan(folder).images) == 17
-    assert "1 images cannot be kept" in capsys.readouterr().err
+    assert "for 1 image cannot be kept" in capsys.readouterr().err
 
 
 def test_files_that_no_check_met_for_a_month_are_forgotten(folder, settled, monkeypatch):
