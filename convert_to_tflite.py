@@ -23,6 +23,7 @@ from serving.model_files import best_model, kind_of, tflite_path
 from serving.runtimes import RUNTIMES, find_runtime
 from training.checkpoint import Metadata, load_checkpoint, split_record
 from training.cli import make_parser, run_command
+from training.dataset.split import Split
 from training.errors import DataError
 from training.export.card import make_card
 from training.export.compare import (
@@ -105,16 +106,17 @@ def convert(
     Raises:
         ModelError: the checkpoint cannot be read, the runtime cannot load the file, or it differs
             from Keras by more than `TOLERANCES` allows.
-        DataError: `data` holds no data set, or int8 has no images to calibrate on.
+        DataError: `data` holds no data set, or int8 has no images to calibrate on, as where `data`
+            is None and flowers/ has none of those that trained the checkpoint.
     """
     print(f"Read: {checkpoint}", flush=True)
     model, metadata = load_checkpoint(checkpoint, facts)
-    print_notes(checkpoint, metadata, data or FLOWERS)
+    print_notes(checkpoint, metadata, data)
     calibration, comparison = choose_images(checkpoint, data, model.input_shape[1:3])
     if quantize == "int8" and not calibration:
         raise DataError(
             f"Expected training images in {data or FLOWERS} to calibrate int8 on. Received: none. "
-            "Run `make data`, or name a folder with --data."
+            "Name the folder that it was trained on with --data, or run `make data`."
         )
 
     print(f"Convert: --quantize {quantize}; this takes a minute.", flush=True)
@@ -131,8 +133,11 @@ def convert(
     print_next_steps(path, runtime)
 
 
-def print_notes(checkpoint: Path, metadata: Metadata, data: Path) -> None:
-    """Print what a checkpoint lacks that a finished training would have given it."""
+def print_notes(checkpoint: Path, metadata: Metadata, data: Path | None) -> None:
+    """Print what a checkpoint lacks that a finished training would have given it.
+
+    `data` is the folder of its images, if that is known.
+    """
     if not metadata.epoch:
         names = ", ".join(metadata.class_names)
         print(f"  Another program made it: {names}; its scores are not calibrated.", flush=True)
@@ -140,14 +145,23 @@ def print_notes(checkpoint: Path, metadata: Metadata, data: Path) -> None:
         print("  It is not calibrated and has no report: its training was stopped.")
         if split_record(checkpoint).exists():
             again = ["training.evaluation", str(checkpoint), str(checkpoint.parent)]
-            command = shlex.join(["python", "-m", *again, "--data", str(data)])
+            folder = data or (FLOWERS if is_trained_on(checkpoint, FLOWERS) else "FOLDER")
+            command = shlex.join(["python", "-m", *again, "--data", str(folder)])
             print("  Finish it with train.py's --resume and the run's flags, or without training:")
             print(f"  {command}", flush=True)
 
 
+def is_trained_on(checkpoint: Path, folder: Path) -> bool:
+    """Return whether any training image of the checkpoint's split is in `folder`."""
+    return any((folder / image).exists() for image in Split.read(split_record(checkpoint)).train)
+
+
 def print_next_steps(path: Path, runtime: str | None) -> None:
     """Print the commands that use the .tflite file `path`."""
-    print(f"Use it: {shlex.join(['python', 'predict.py', '--model', str(path)])} IMAGE")
+    words = ["python", "predict.py", "--model", str(path)]
+    if runtime and runtime != find_runtime()[0]:
+        words += ["--runtime", runtime]
+    print(f"Use it: {shlex.join(words)} IMAGE")
     kind, default = kind_of(path), next(iter(RUNTIMES))
     runtime = runtime or FASTEST.get(kind) or find_runtime()[0]
     flags = [f"RUNTIME={runtime}"] if runtime != default else []

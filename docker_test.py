@@ -110,7 +110,7 @@ def invoke(endpoint: str, event: dict, wait: float) -> bytes:
             ) from None
         if time.monotonic() >= deadline:
             raise CheckError(
-                f"Expected a service at {endpoint} within {wait:g} seconds. "
+                f"Expected a service at {endpoint} within {wait:g} second{'s' * (wait != 1)}. "
                 f"Received: {sentence_part(reason)}. {DROPPED if dropped else NOT_STARTED}"
             )
         if tries == 0:

@@ -44,7 +44,7 @@ from serving.fetch import prepare
 from serving.model_files import best_model
 from serving.preprocess import preprocess
 from serving.resources import thread_count
-from serving.runtimes import Prediction, find_runtime
+from serving.runtimes import RUNTIMES, Prediction, find_runtime
 from training.image_files import expand, is_url, read_images
 from training.model_facts import ModelFacts, add_model_flags
 from training.streams import print_error, printable, without_info_lines
@@ -90,7 +90,9 @@ def main(arguments: list[str] | None = None) -> int:
     make_printer = partial(printer, details=flags.details)
     facts = ModelFacts.read(flags)
     return cli.run_command(
-        lambda: predict(flags.images, flags.model, facts, make_printer, flags.heatmap),
+        lambda: predict(
+            flags.images, flags.model, facts, make_printer, flags.heatmap, flags.runtime
+        ),
         "predict.py",
         paths="read the model and print the scores",
         advice="Check the paths, their permissions and the free disk space.",
@@ -103,11 +105,13 @@ def predict(
     facts: ModelFacts,
     make_printer: Callable[[AnyClassifier], PrintAnswer],
     heatmaps: Path | None = None,
+    runtime: str | None = None,
 ) -> int:
     """Print the scores of each image and return the exit code.
 
     It is 1 if an image could not be read. `facts` are what is known of a checkpoint of another
-    program. Heat maps are written into the folder `heatmaps`, if it is not None.
+    program. Heat maps are written into the folder `heatmaps`, if it is not None. `runtime` runs a
+    `.tflite` file, see `load_classifier`.
 
     Raises:
         ModelError: there is no model, it cannot be loaded, or has no heat maps to write.
@@ -117,15 +121,17 @@ def predict(
     """
     unknown_below = read_unknown_below()
     path = find_model(model)
-    classifier = load_classifier(path, facts)
-    runtime = getattr(classifier, "runtime", "Keras")
-    print_error(describe_model(path, classifier.labels, runtime))
+    classifier = load_classifier(path, facts, runtime)
+    used = getattr(classifier, "runtime", "Keras")
+    print_error(describe_model(path, classifier.labels, used))
     folder = make_folder(heatmaps, path, classifier) if heatmaps else None
     if any(map(is_url, images)):
         prepare()
     print_answer = make_printer(classifier)
     exit_code = 0
-    for image in expand(images):
+    # Not the heat maps of this run or an earlier one, if their folder is among the images.
+    found = expand(images, folder.is_output) if folder else expand(images)
+    for image in found:
         answer = classify(image, classifier, unknown_below, folder)
         exit_code = 1 if isinstance(answer, ServingError) else exit_code
         print_answer(image, answer)
@@ -139,11 +145,7 @@ def label(flags: argparse.Namespace) -> int:
         UserError: as `training.large_job.run`, and where there is no .tflite model.
     """
     model = find_model(flags.model)
-    if model.suffix in CHECKPOINTS:
-        raise ModelError(
-            f"Expected a .tflite model for --out. Received: {model}. Convert it with python "
-            "convert_to_tflite.py, or name another with --model."
-        )
+    require_tflite(model, "--out")
     unknown_below = read_unknown_below()
     if flags.list_only and flags.runtime:  # it may be installed only where images are labelled
         runtime, labels = flags.runtime, read_labels(model)
@@ -204,8 +206,11 @@ def load_classifier(
     A `.tflite` file is run by the package `runtime`, by default the first that is installed.
 
     Raises:
-        ModelError: the file is missing, damaged, or no image classifier that can be read.
+        ModelError: the file is missing, damaged, or no image classifier that can be read, or
+            `runtime` is given for a checkpoint.
     """
+    if runtime:
+        require_tflite(path, "--runtime")
     try:
         if path.suffix in CHECKPOINTS:
             # Imported only here, because TensorFlow takes seconds.
@@ -223,6 +228,15 @@ def load_classifier(
             f"Expected a model that can be loaded. Received: {path} ({cli.first_line(error)}). "
             "Name another with --model."
         ) from error
+
+
+def require_tflite(model: Path, flag: str) -> None:
+    """Raise ModelError where `model` is a checkpoint, which does not go with `flag`."""
+    if model.suffix in CHECKPOINTS:
+        raise ModelError(
+            f"Expected a .tflite model for {flag}. Received: {model}. Convert it with python "
+            "convert_to_tflite.py, or name another with --model."
+        )
 
 
 def describe_model(path: Path, names: tuple[str, ...], runtime: str) -> str:
@@ -329,6 +343,7 @@ def parse_arguments(arguments: list[str] | None) -> argparse.Namespace:
     add = parser.add_argument
     add("images", nargs="*", metavar="IMAGE_OR_URL", help="file, folder, URL or s3://… with --out")
     add("--model", type=cli.path, help="model file, or a folder [the best in models/]")
+    add("--runtime", choices=RUNTIMES, help="package that runs a .tflite [the first installed]")
     add_model_flags(parser)
     output = parser.add_mutually_exclusive_group()
     for flag, printer, text in (

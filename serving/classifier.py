@@ -87,7 +87,8 @@ class Classifier:
         return (
             f"Expected a model that {self.runtime} {version(self.runtime)} can load. "
             f"Received: {path.name} ({reason}). "
-            f"Use {' or '.join(others)}, or convert it with another --quantize."
+            f"Use another runtime, {' or '.join(others)} (predict.py --runtime, make build "
+            "RUNTIME=), or convert it with another --quantize."
         )
 
     def predict(self, inputs: np.ndarray) -> Prediction:

@@ -72,7 +72,7 @@ def export(models: str) -> None:
     if exports[0] != exports[1]:
         exports += [_export_for(processor, model) for processor in BETWEEN]
     written = write_export(model, exports)
-    print(f"Export: {written.path.name}, for {len(written.heads)} kinds of processors")
+    print(f"Export: {written.path.name}; kinds of processors: {len(written.heads)}")
 
 
 def _export_for(processor: str, model: Path) -> bytes:

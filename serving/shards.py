@@ -297,7 +297,8 @@ def read_shard(store: Store, manifest: Manifest, number: int) -> Shard:
         images = []
     if len(images) != manifest.size_of(number) or not all(isinstance(i, str) for i in images):
         raise StoreError(
-            f"Expected {name} to list {manifest.size_of(number)} images, by {MANIFEST}. "
+            f"Expected {name} to list as many images as {MANIFEST} says: "
+            f"{manifest.size_of(number)}. "
             f"Received: {'a damaged list' if content else 'no such list'}. "
             "Name another place for the results, to list them again."
         )

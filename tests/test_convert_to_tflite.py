@@ -3,6 +3,7 @@
 import json
 import os
 import re
+import shlex
 import shutil
 import zipfile
 from dataclasses import replace
@@ -14,6 +15,7 @@ import pytest
 from PIL import Image
 
 import convert_to_tflite
+import predict as script
 from serving.card import read_card
 from serving.details import read_details
 from serving.errors import ModelError
@@ -73,6 +75,21 @@ def test_a_kind_that_the_runtime_cannot_load_is_refused(trained_like, capsys):
     assert trained_like.with_suffix(".dynamic.tflite").exists()
 
 
+def test_the_command_that_uses_a_file_names_the_runtime_that_can_load_it(trained_like, capfd):
+    Image.new("RGB", (9, 9), "red").save("red.png")
+    flags = ["--quantize", "dynamic", "--runtime", "ai-edge-litert"]
+    assert convert(trained_like, *flags) == 0
+    [line] = re.findall(r"Use it: python predict\.py (.+) IMAGE\n", capfd.readouterr().out)
+    assert script.main([*shlex.split(line), "red.png"]) == 0
+    assert ".dynamic.tflite (ai-edge-litert), 2 classes: a, b" in capfd.readouterr().err
+    assert script.main(["--model", str(trained_like.parent), "red.png"]) == 1
+    assert re.search(
+        r"Expected a model that tflite-runtime 2\.14\.0 can load\. .+ Use another runtime, "
+        r"ai-edge-litert or openvino \(predict\.py --runtime",
+        capfd.readouterr().err,
+    )
+
+
 @pytest.fixture
 def trained_like(tmp_path):
     """A checkpoint with a layer large enough that the converter quantizes it."""
@@ -121,6 +138,18 @@ def test_evaluation_is_on_all_images_and_on_those_that_validate(
     assert rows[0] == ("all", "39", "0.974", "0.974", "1.000")
     assert rows[1][:2] == ("validation", str(len(split.evaluated)))
     assert rows[1][4] == "1.000"
+
+
+@pytest.mark.filterwarnings("error:Mean of empty slice")
+def test_evaluation_on_new_images_has_no_row_for_a_set_without_any(
+    checkpoint, small_tflite, colored, capsys
+):
+    shutil.copy(small_tflite, checkpoint.parent)
+    split_dataset(SMALL, 0, validation_fraction=0.2).write(split_record(checkpoint))
+    assert convert(checkpoint, "--evaluate", "--data", colored) == 0
+    out = capsys.readouterr().out
+    assert re.findall(r"^  (\w+) +\d+  \d", out, re.M) == ["all"]
+    assert "nan" not in out
 
 
 def test_evaluation_fails_where_the_file_is_worse(checkpoint, colored, tmp_path, capsys):
@@ -320,6 +349,11 @@ def test_scores_that_are_no_numbers_are_refused(monkeypatch):
         compare(monkeypatch, received)
 
 
+def test_a_single_image_is_told_in_the_singular(monkeypatch, capsys):
+    compare(monkeypatch, SCORES[:1], expected=SCORES[:1])
+    assert capsys.readouterr().out.startswith("Compare: with Keras, on 1 image.\n")
+
+
 def test_another_first_answer_is_refused_however_near_its_scores_are(monkeypatch):
     close = np.tile(np.float32([0.5001, 0.4999]), (20, 1))
     received = close.copy()
@@ -447,6 +481,38 @@ def test_what_is_no_longer_there_is_left_out(checkpoint, drawn, tmp_path):
         (folder / part[0]).unlink()
     chosen = module.choose_images(checkpoint, folder, (32, 48))
     assert [len(readers) for readers in chosen] == [39, 9]
+
+
+@pytest.fixture
+def other_flowers(checkpoint, drawn, tmp_path):
+    """The checkpoint of a run on images that are not in flowers/, which is full."""
+    shutil.copytree(drawn, tmp_path / "flowers")
+    split_dataset(SMALL, 0, validation_fraction=0.2).write(split_record(checkpoint))
+    return checkpoint
+
+
+def test_int8_is_not_calibrated_on_images_of_another_run_unless_they_are_named(
+    other_flowers, capsys
+):
+    assert convert(other_flowers, "--quantize", "int8") == 1
+    assert (
+        "Expected training images in flowers to calibrate int8 on. Received: none. Name the "
+        in (capsys.readouterr().err)
+    )
+    said = "  None of this run's training and validation images are in flowers: {} on others. Name"
+    calibrating, compared = module.choose_images(other_flowers, None, (8, 8))
+    assert (len(calibrating), len(compared)) == (0, 50)
+    assert said.format("comparing") in capsys.readouterr().out
+    calibrating, compared = module.choose_images(other_flowers, Path("flowers"), (8, 8))
+    assert (len(calibrating), len(compared)) == (50, 50)
+    assert said.format("calibrating and comparing") in capsys.readouterr().out
+
+
+def test_without_a_split_any_images_calibrate(checkpoint, other_flowers, capsys):
+    split_record(checkpoint).unlink()
+    calibrating, compared = module.choose_images(checkpoint, None, (8, 8))
+    assert (len(calibrating), len(compared)) == (50, 50)
+    assert capsys.readouterr().out == ""
 
 
 @pytest.mark.parametrize(("images", "count"), [(50, 10), (53, 10), (10, 10), (3, 10)])
@@ -585,6 +651,7 @@ def next_steps(capsys):
     ("flags", "suffix", "runtime"),
     [
         ((), "", ""),
+        (("--runtime", "tflite-runtime"), "", ""),
         (("--quantize", "float16"), ".float16", ""),
         (("--runtime", "ai-edge-litert"), "", " RUNTIME=ai-edge-litert"),
         (("--quantize", "int8"), ".int8", " RUNTIME=openvino"),
@@ -595,8 +662,10 @@ def test_the_next_commands_are_for_this_model_and_the_runtime_that_suits_it(
     project, capsys, flags, suffix, runtime
 ):
     assert convert(project, *flags) == 0
+    path = f"'models/my own/{project.stem}{suffix}.tflite'"
+    other = " --runtime ai-edge-litert" if "ai-edge-litert" in flags else ""
     assert next_steps(capsys) == [
-        f"Use it: python predict.py --model 'models/my own/{project.stem}{suffix}.tflite' IMAGE",
+        f"Use it: python predict.py --model {path}{other} IMAGE",
         f"Build the container image: make build 'MODELS=models/my own'{runtime}",
     ]
 
@@ -631,6 +700,12 @@ def test_what_a_stopped_run_lacks_is_told(checkpoint, capsys):
     assert lacks in out
     folder = checkpoint.parent
     assert (f"  python -m training.evaluation {checkpoint} {folder} --data 'my images'\n") in out
+    for data in ("FOLDER", "flowers"):
+        assert convert(checkpoint) == 0
+        assert f"{checkpoint} {folder} --data {data}\n" in capsys.readouterr().out
+        for image in SMALL.images[:10]:
+            Path("flowers", image).parent.mkdir(parents=True, exist_ok=True)
+            Path("flowers", image).touch()
     checkpoint.with_suffix("").mkdir()
     assert convert(checkpoint) == 0
     assert lacks not in capsys.readouterr().out

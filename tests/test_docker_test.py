@@ -293,6 +293,13 @@ def test_a_service_that_never_answers_is_given_up():
     assert f"Expected an answer from {service.endpoint}. Received: none within 0.3 seconds." in line
 
 
+def test_a_second_is_told_in_the_singular():
+    service = Service(SCORES)
+    service.server.server_close()
+    process = run("--endpoint", service.endpoint, "--wait", 1)
+    assert f"Expected a service at {service.endpoint} within 1 second. " in process.stderr
+
+
 def test_nobody_there():
     service = Service(SCORES)
     start, endpoint = time.monotonic(), service.endpoint

@@ -5,6 +5,7 @@ import io
 import json
 import math
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -20,7 +21,7 @@ import predict as script
 from serving.classifier import Classifier
 from serving.details import Details
 from serving.events import Request, Source
-from serving.runtimes import Prediction, find_runtime
+from serving.runtimes import RUNTIMES, Prediction, find_runtime
 from serving.service import Service
 
 
@@ -303,6 +304,36 @@ def test_heat_maps_are_written_for_images_that_can_be_read(telling, usual, tmp_p
     assert answer.stdout == predict("--json", *images, *model).stdout
 
 
+@pytest.mark.parametrize("maps", ["maps", ".", "link"])
+def test_heat_maps_are_not_classified_with_the_folder_that_holds_them(
+    telling, usual, tmp_path, monkeypatch, capsys, maps
+):
+    monkeypatch.chdir(tmp_path)
+    Path("maps").mkdir()
+    Path("link").symlink_to("maps")
+    shutil.copy(usual, "z.heatmap.png")  # a photo, unless this is the folder of heat maps
+    shutil.copy(usual, "maps/photo.png")
+    expected = ["maps/photo.png", "usual.png", *(["z.heatmap.png"] if maps != "." else [])]
+
+    def classified(image):
+        words = ["--json", "--heatmap", maps, "--model", str(telling.tflite), image]
+        assert script.main(words) == 0
+        return [json.loads(line)["image"] for line in capsys.readouterr().out.splitlines()]
+
+    for _ in range(2):
+        found = [os.path.normpath(image) for image in classified(".")]
+        assert [image.replace("link", "maps") for image in found] == expected
+    named = f"{maps}/usual.heatmap.png"
+    assert classified(named) == [named]
+
+
+def test_a_folder_of_nothing_but_heat_maps_has_no_images(telling, usual, tmp_path, capsys):
+    words = ["--heatmap", str(tmp_path / "maps"), "--model", str(telling.tflite)]
+    assert script.main([str(usual), *words]) == 0
+    assert script.main([str(tmp_path / "maps"), *words]) == 1
+    assert "maps, which holds no files to classify." in capsys.readouterr().err
+
+
 def test_a_heat_map_that_cannot_be_written_ends_it_with_a_sentence(telling, usual, small_tflite):
     answer = predict(usual, "--heatmap", usual, "--model", telling.tflite)
     assert (answer.returncode, answer.stdout) == (1, "")
@@ -313,6 +344,19 @@ def test_a_heat_map_that_cannot_be_written_ends_it_with_a_sentence(telling, usua
         "predict.py: Expected a model that tells where it looks, for --heatmap"
     )
     assert not (usual.parent / "maps").exists()
+
+
+@pytest.mark.parametrize("runtime", RUNTIMES)
+def test_the_runtime_can_be_named(small_tflite, red, capfd, runtime):
+    assert script.main([str(red), "--model", str(small_tflite), "--runtime", runtime]) == 0
+    assert f"{small_tflite} ({runtime}), 3 classes" in capfd.readouterr().err
+
+
+def test_a_checkpoint_has_no_runtime_to_name(small_checkpoint, red, capsys):
+    words = ["--model", str(small_checkpoint), "--runtime", "openvino"]
+    assert script.main([str(red), *words]) == 1
+    expected = "predict.py: Expected a .tflite model for --runtime. Received: "
+    assert capsys.readouterr().err.startswith(expected)
 
 
 class Stub:

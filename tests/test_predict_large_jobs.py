@@ -57,8 +57,8 @@ def label(small_tflite, images, tmp_path):
 def test_a_folder_is_labelled_shard_by_shard(label, images, tmp_path):
     done = label(images, "--shard-size", "3")
     assert (done.returncode, done.stdout) == (0, "")
-    assert "Label: 7 of 7 images are left, in 3 shards.\n" in done.stderr
-    assert done.stderr.endswith(f"Wrote: 7 rows, 1 of them with an error, in {tmp_path}/out.\n")
+    assert "Label: 7 of 7 images left, in 3 shards.\n" in done.stderr
+    assert done.stderr.endswith(f"Wrote: 7 rows, 1 with an error, in {tmp_path}/out.\n")
     rows = rows_of(tmp_path / "out")
     assert [row["image"] for row in rows] == paths(images)
     assert all(row["image"].endswith(f"-{row['label']}.png") for row in rows[:6])
@@ -84,7 +84,7 @@ def test_what_has_results_is_left_alone_and_later_images_are_not_in_it(label, im
     kept = version_of(tmp_path / "out/results/00000.jsonl")
     Image.new("RGB", (9, 9)).save(images / "0-later.png")
     done = label()
-    assert "Label: 3 of 7 images are left, in 1 shards.\n" in done.stderr
+    assert "Label: 3 of 7 images left, in 1 shard.\n" in done.stderr
     assert version_of(tmp_path / "out/results/00000.jsonl") == kept
     assert [row["image"] for row in rows_of(tmp_path / "out")] == [
         path for path in paths(images) if "later" not in path
@@ -109,7 +109,7 @@ def test_parts_for_several_machines(label, images, tmp_path):
 def test_images_are_only_listed(label, images, tmp_path):
     done = label(images, "--shard-size", "3", "--list-only")
     assert (done.returncode, done.stdout) == (0, "")
-    assert f"List: 7 images, in 3 shards, are listed in {tmp_path}/out." in done.stderr
+    assert f"List: {tmp_path}/out lists 7 images, in 3 shards." in done.stderr
     assert "run the same command without --list-only, or on several machines with" in done.stderr
     assert sorted(path.name for path in (tmp_path / "out").iterdir()) == ["lists", "manifest.json"]
     kept = version_of(tmp_path / "out/manifest.json")
@@ -119,6 +119,17 @@ def test_images_are_only_listed(label, images, tmp_path):
     assert label(images, "--shard-size", "3").returncode == 0
     assert version_of(tmp_path / "out/manifest.json") == kept
     assert len(rows_of(tmp_path / "out")) == 7
+
+
+def test_one_image_in_one_shard_is_told_in_the_singular(label, images, monkeypatch, capsys):
+    one = [str(images / "1-green.png")]
+    listed, labelled, again = label(*one, "--list-only"), label(*one), label(*one)
+    assert "out lists 1 image, in 1 shard. To label" in listed.stderr
+    assert "Label: 1 of 1 image left, in 1 shard.\n" in labelled.stderr
+    assert "Wrote: 1 row, 0 with an error, in" in labelled.stderr
+    assert again.stderr.endswith("Label: nothing is left, since the only shard has results.\n")
+    assert large_job._report(Summary(1), 1, "out") == 1
+    assert "Expected results of 1 shard. Received: 1 without." in capsys.readouterr().err
 
 
 def test_images_are_listed_for_a_runtime_that_is_not_installed_here(
@@ -299,7 +310,7 @@ def test_ctrl_c_says_what_is_written(slow_job):
     assert process.returncode == 130
     assert "Traceback" not in error
     written = len(results_in(out))
-    assert f"predict.py: Stopped. {written} of 24 shards have results; run the same" in error
+    assert f"predict.py: Stopped, with results of {written} of 24 shards. Run the" in error
     wait_until(lambda: not any(map(is_running, below)))
     with start(command) as process:
         process.communicate(timeout=60)

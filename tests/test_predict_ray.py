@@ -138,7 +138,7 @@ def test_all_engines_write_the_same_rows(images, small_tflite, decoder, quick, m
 
         label("processes", "--processes", "2")
         said = label("ray", *RAY, "--processes", "2")
-        assert said.endswith("7 rows, 1 of them with an error, in s3://all-engines/jobs/ray.\n")
+        assert said.endswith("7 rows, 1 with an error, in s3://all-engines/jobs/ray.\n")
         assert not re.search(r"ray (?!.)|WARN|ERROR|\] ", said.partition("left, in")[2])
         label("map", "--list-only")
         for name, value in (settings | {"LABEL_BUCKET": "all-engines"}).items():
@@ -184,7 +184,7 @@ def test_killed_or_stopped_each_image_is_labelled_once(slow_job, quick, tmp_path
     assert process.returncode == 130
     assert "Traceback" not in error
     written = len(results_in(out))
-    assert f"predict.py: Stopped. {written} of 24 shards have results; run the same" in error
+    assert f"predict.py: Stopped, with results of {written} of 24 shards. Run the" in error
     wait_until(lambda: not any(map(is_running, below)))
     [own] = set(re.findall(rf"{FOLDER}/{PREFIX}\w+", " ".join(below.values())))
     assert not Path(left).exists()
@@ -210,7 +210,7 @@ def test_a_killed_actor_of_a_cluster_is_replaced(slow_job, cluster):
         _, error = process.communicate(timeout=120)
     assert process.returncode == 0, error
     # One fewer if it was killed between writing its results and saying so.
-    assert re.search("Wrote: 2[34] rows, 0 of them with an error", error)
+    assert re.search("Wrote: 2[34] rows, 0 with an error", error)
     assert [row["image"] for row in rows_of(out)] == urls
     assert {row["label"] for row in rows_of(out)} == {"red"}
 

@@ -23,6 +23,7 @@ from typing import Any, NamedTuple, TypeVar
 from serving.errors import UserError
 from tools.container import docker
 from tools.environments import find_program
+from training.streams import counted
 
 TEMPLATE = Path(__file__).resolve().parent.parent / "deploy" / "template.yaml"
 STACK = "flowers"
@@ -384,7 +385,9 @@ def wait_until(find: Callable[[], Found | None], what: str, seconds: float = PAT
         if found := find():
             return found
         time.sleep(0.3)
-    raise MiniStackError(f"Expected {what} within {seconds:.0f} seconds. Received: nothing yet.")
+    raise MiniStackError(
+        f"Expected {what} within {counted(round(seconds), 'second')}. Received: nothing yet."
+    )
 
 
 def _answers(url: str) -> bool:

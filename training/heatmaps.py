@@ -33,6 +33,11 @@ class HeatmapFolder:
             path.mkdir(parents=True, exist_ok=True)
         except OSError as error:
             raise _unwritable(path, error) from error
+        self._resolved = path.resolve()
+
+    def is_output(self, path: str) -> bool:
+        """Return whether the file at `path` is one of the heat maps in this folder."""
+        return path.endswith(SUFFIX) and Path(path).parent.resolve() == self._resolved
 
     def write(self, name: str, image: Image.Image, heatmap: dict) -> Path:
         """Write `image`, a path or URL called `name`, with its `heatmap`, and return the new file.

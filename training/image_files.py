@@ -4,7 +4,7 @@ import os
 import re
 import shlex
 import stat
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from urllib.parse import unquote
 
@@ -35,15 +35,20 @@ KINDS = {
 }
 
 
-def expand(images: Iterable[str]) -> Iterator[str]:
-    """Yield `images`, with each folder replaced by its visible files."""
+def expand(
+    images: Iterable[str], is_output: Callable[[str], bool] = lambda _: False
+) -> Iterator[str]:
+    """Yield `images`, with each folder replaced by its visible files.
+
+    Files in a folder that the caller has written itself, `is_output`, are not among them.
+    """
     for image in images:
         if is_url(image) or not image:
             yield image
             continue
         path = image if os.path.lexists(image) else os.path.expanduser(image)
         if os.path.isdir(path):
-            yield from visible_files(path)
+            yield from visible_files(path, is_output)
         else:
             yield path
 
@@ -53,8 +58,8 @@ def is_url(image: str) -> bool:
     return "://" in image
 
 
-def visible_files(folder: str) -> Iterator[str]:
-    """Yield the files in `folder` and below it in order, but none that is hidden.
+def visible_files(folder: str, is_output: Callable[[str], bool] = lambda _: False) -> Iterator[str]:
+    """Yield the files in `folder` and below it in order, but none that is hidden or `is_output`.
 
     Links to folders are followed, each folder once. A folder that cannot be listed is yielded
     itself, and so is `folder` if there are no files: `read_images` says why it is no image.
@@ -69,6 +74,8 @@ def visible_files(folder: str) -> Iterator[str]:
                 continue
         except OSError:
             pass
+        if is_output(path):
+            continue
         empty = False
         yield path
     if empty:
@@ -112,7 +119,8 @@ def _regular_file(image: str) -> Path:
     if stat.S_ISDIR(mode):
         os.listdir(image)  # raises the reason if it cannot be listed
         raise ImageError(
-            f"Expected a folder of images. Received: {image}, which holds no files. Name another."
+            f"Expected a folder of images. Received: {image}, which holds no files to classify. "
+            "Name another."
         )
     if not stat.S_ISREG(mode):
         kind = KINDS.get(stat.S_IFMT(mode), "no regular file")

@@ -18,13 +18,12 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from serving.classifier import file_digest
 from serving.fetch import prepare
-from serving.runtimes import RUNTIMES
 from serving.shards import MANIFEST, RESULTS, Manifest, is_job_file, list_name, result_name
 from serving.stores import Bucket, Store, is_bucket, open_store
 from training import cli
 from training.errors import DataError
 from training.image_files import is_url, visible_files
-from training.streams import print_error, printable
+from training.streams import counted, print_error, printable
 
 if TYPE_CHECKING:
     from training.shard_workers import Summary
@@ -94,11 +93,6 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
         metavar="IMAGES",
         help=f"images in a file of results [{SHARD_SIZE}]",
     )
-    add(
-        "--runtime",
-        choices=RUNTIMES,
-        help="package that runs the model [the first that is installed]",
-    )
     add("--processes", type=cli.at_least(1), help="that run the model [one a processor]")
     add("--engine", choices=ENGINES, default=ENGINES[0], help="what runs them [processes]")
 
@@ -113,7 +107,6 @@ def check_flags(parser: argparse.ArgumentParser, flags: argparse.Namespace) -> N
             "--list-only": flags.list_only,
             "--shard": flags.shard,
             "--shard-size": flags.shard_size,
-            "--runtime": flags.runtime,
             "--engine ray": flags.engine != ENGINES[0],
             "--processes": flags.processes,
         }
@@ -157,10 +150,13 @@ def run(job: Job, part: Part | None, processes: int | None, engine: str = ENGINE
     numbers = range(index, manifest.shards, count)
     waiting = _without_results(store, numbers)
     if not waiting:
-        print_error(f"Label: nothing is left, since all {len(numbers)} shards have results.")
+        have = "the only shard has" if len(numbers) == 1 else f"all {len(numbers):,} shards have"
+        print_error(f"Label: nothing is left, since {have} results.")
         return 0
     total, left = (sum(map(manifest.size_of, each)) for each in (numbers, waiting))
-    print_error(f"Label: {left:,} of {total:,} images are left, in {len(waiting):,} shards.")
+    print_error(
+        f"Label: {left:,} of {counted(total, 'image')} left, in {counted(len(waiting), 'shard')}."
+    )
     # Imported only here: they take a tenth of a second, and few images are labelled without.
     from training.prefetch import progress
     from training.shard_workers import Setup
@@ -172,8 +168,8 @@ def run(job: Job, part: Part | None, processes: int | None, engine: str = ENGINE
     except KeyboardInterrupt:
         done = len(numbers) - len(_without_results(store, numbers))
         raise KeyboardInterrupt(
-            f"Stopped. {done:,} of {len(numbers):,} shards have results; run the same command "
-            "again for the others."
+            f"Stopped, with results of {done:,} of {counted(len(numbers), 'shard')}. Run the same "
+            "command again for the others."
         ) from None
     return _report(summary, len(waiting), job.out)
 
@@ -202,9 +198,9 @@ def list_only(job: Job) -> int:
     """
     _, manifest = _open(job)
     print_error(
-        f"List: {manifest.images:,} images, in {manifest.shards:,} shards, are listed in "
-        f"{printable(job.out)}. To label them, run the same command without --list-only, or on "
-        "several machines with --shard."
+        f"List: {printable(job.out)} lists {counted(manifest.images, 'image')}, in "
+        f"{counted(manifest.shards, 'shard')}. To label them, run the same command without "
+        "--list-only, or on several machines with --shard."
     )
     if found := AWS_JOB.fullmatch(job.out):
         name = json.dumps({"job": found[1]})
@@ -241,15 +237,15 @@ def _shuffle(numbers: list[int]) -> list[int]:
 def _report(summary: "Summary", shards: int, out: str) -> int:
     """Say what came of this run's `shards`, and return its exit code."""
     print_error(
-        f"Wrote: {summary.images:,} rows, {summary.errors:,} of them with an error, in "
+        f"Wrote: {counted(summary.images, 'row')}, {summary.errors:,} with an error, in "
         f"{printable(out)}."
     )
     for sentence in summary.failures:
         print_error(f"predict.py: {sentence}")
     if summary.missing:
         print_error(
-            f"predict.py: Expected results of {shards:,} shards. Received: {summary.missing:,} "
-            "without. Run the same command again; it labels only these."
+            f"predict.py: Expected results of {counted(shards, 'shard')}. Received: "
+            f"{summary.missing:,} without. Run the same command again; it labels only these."
         )
     return 1 if summary.missing else 0
 

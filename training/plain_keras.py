@@ -19,6 +19,7 @@ from serving.errors import ModelError
 from serving.model_files import HDF5, ZIP, describe_file
 from training.backend import keras
 from training.model import BASE_LAYER, build_model
+from training.streams import counted
 
 DEFAULT_SIZE = 299  # pixels; Xception's own
 FLEXIBLE_MINIMUM = 71  # pixels; the smallest that Xception takes
@@ -269,7 +270,9 @@ def _split(
     if FIRST not in names or LAST not in names:
         own = [each for each in layers if each.kind in VARIABLES]
         first = f", the first one {own[0].name} ({own[0].kind})" if own else ""
-        raise UnfitError(path, f"another network of {len(own)} layers with weights{first}")
+        raise UnfitError(
+            path, f"another network of {counted(len(own), 'layer')} with weights{first}"
+        )
     first, last = names.index(FIRST), names.index(LAST)
     _refuse_others(path, layers[:first])
     return layers[first : last + 1], layers[last + 1 :]

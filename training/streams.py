@@ -113,5 +113,5 @@ def _print_exception(
 
 
 def counted(count: int, noun: str) -> str:
-    """Return how many there are of a `noun`, such as "1 epoch" or "2 epochs"."""
-    return f"{count} {noun}{'s' * (count != 1)}"
+    """Return how many there are of a `noun`, such as "1 epoch" or "2,000 epochs"."""
+    return f"{count:,} {noun}{'s' * (count != 1)}"

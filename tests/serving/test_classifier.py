@@ -184,7 +184,10 @@ def test_a_file_that_is_no_model_is_refused_with_the_runtimes_that_might_load_it
         assert ".cpp" not in sentence
         start = f"Expected a model that {runtime} {version(runtime)} can load. Received: a.tflite "
         assert re.match(rf"{re.escape(start)}\(\w+ .+\)", sentence)
-        assert sentence.endswith(f"). Use {others}, or convert it with another --quantize.")
+        assert sentence.endswith(
+            f"). Use another runtime, {others} (predict.py --runtime, make build RUNTIME=), or "
+            "convert it with another --quantize."
+        )
 
 
 @pytest.mark.filterwarnings("ignore:Duplicate name")

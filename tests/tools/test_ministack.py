@@ -170,7 +170,7 @@ def test_ctrl_c_does_not_disturb_what_has_to_be_done():
 
 def test_waiting_ends():
     started = time.monotonic()
-    with pytest.raises(MiniStackError, match="Expected a dog within 1 seconds. Received: nothing"):
+    with pytest.raises(MiniStackError, match="Expected a dog within 1 second. Received: nothing"):
         ministack.wait_until(lambda: None, "a dog", 1)
     assert time.monotonic() - started < 5
     assert ministack.wait_until(lambda: 3, "a dog", 1) == 3

@@ -6,6 +6,7 @@ import subprocess
 import sys
 import threading
 import time
+from dataclasses import replace
 from types import SimpleNamespace
 
 import numpy as np
@@ -293,8 +294,6 @@ def run_of(dataset, recipe, tmp_path):
 def test_a_run_announces_what_it_will_compute(
     dataset, tmp_path, capsys, monkeypatch, recipe, changes, views, plain
 ):
-    from dataclasses import replace
-
     from conftest import build_tiny
 
     monkeypatch.setattr(features, "MANY", 1)
@@ -306,16 +305,22 @@ def test_a_run_announces_what_it_will_compute(
     assert int(found[2]) == views
 
 
-def test_a_run_removes_what_none_used_for_its_days(dataset, tmp_path, capsys):
+@pytest.mark.parametrize(
+    ("limit", "said"),
+    [
+        (7, "removed 2 sets of features, 0.0 GB, that no run used for 7 days."),
+        (1, "removed 3 sets of features, 0.0 GB, that no run used for 1 day."),
+    ],
+)
+def test_a_run_removes_what_none_used_for_its_days(dataset, tmp_path, capsys, limit, said):
     from conftest import build_tiny
 
     run = run_of(dataset, ORIGINAL, tmp_path)
+    run = replace(run, options=replace(run.options, cache_days=limit))
     for name, days in (("a", 8), ("b", 8), ("c", 6)):
         used_days_ago(store(run.options.cache, name).folder, days)
     fit.plan_cache(run, build_tiny(SIZE, (), 5), run.options.cache)
-    assert capsys.readouterr().out.splitlines()[0] == (
-        "Cache: removed 2 sets of features, 0.0 GB, that no run used for 7 days."
-    )
+    assert capsys.readouterr().out.splitlines()[0] == f"Cache: {said}"
     assert not store(run.options.cache, "a").index.read()
 
 

@@ -103,7 +103,8 @@ def test_a_folder_without_files_is_told(tmp_path):
     (tmp_path / ".hidden.png").touch()
     [image] = expand([str(tmp_path)])
     assert reason(image) == (
-        f"Expected a folder of images. Received: {tmp_path}, which holds no files. Name another."
+        f"Expected a folder of images. Received: {tmp_path}, which holds no files to "
+        "classify. Name another."
     )
 
 

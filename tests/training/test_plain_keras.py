@@ -237,7 +237,7 @@ def other(tmp_path):
 @pytest.mark.parametrize(
     ("what", "said"),
     [
-        ("another network", "another network of 1 layers with weights, the first one dense"),
+        ("another network", "another network of 1 layer with weights, the first one dense"),
         ("weights", "weights only, without the network. Save both where it was made: model.save("),
         ("half a file", "which is damaged or no file of Keras ("),
         ("half a .keras", "which is damaged or no file of Keras ("),

@@ -5,6 +5,7 @@ python -m training.dataset.download --out flowers/
 """
 
 import argparse
+import errno
 import logging
 import shlex
 import shutil
@@ -39,6 +40,8 @@ CLASSES = {
 }
 TIMEOUT = 30  # seconds without a byte
 CHUNK = 1 << 20  # bytes
+FULL_DISK = (errno.ENOSPC, errno.EDQUOT)
+UNWRITABLE = (*FULL_DISK, errno.EROFS, errno.EACCES)
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -107,6 +110,7 @@ def fetch_from_kaggle(fetched: Path) -> Path:
 
     Raises:
         DownloadError: it could not.
+        OSError: the disk is full, as it would be for another source.
     """
     print(f"Kaggle: fetching {KAGGLE} ...", flush=True)
     # Anything may come out of somebody else's package, its import included; whatever it is, there
@@ -117,6 +121,8 @@ def fetch_from_kaggle(fetched: Path) -> Path:
         logging.getLogger("kagglehub").setLevel(logging.WARNING)  # it names temporary files
         return Path(kagglehub.dataset_download(KAGGLE, output_dir=str(fetched)))
     except Exception as error:
+        if is_of_disk(error, FULL_DISK):  # not UNWRITABLE: kagglehub has files of its own at home
+            raise
         raise DownloadError(reason(error)) from error
 
 
@@ -125,6 +131,7 @@ def fetch_flower_photos(fetched: Path, url: str) -> Path:
 
     Raises:
         DownloadError: it cannot be had, breaks off or would write elsewhere.
+        OSError: `fetched` cannot be written.
     """
     if not hasattr(tarfile, "data_filter"):
         raise DownloadError("unpacking it safely takes Python 3.11.4 or newer")
@@ -138,6 +145,8 @@ def fetch_flower_photos(fetched: Path, url: str) -> Path:
     except (EOFError, zlib.error, tarfile.TarError) as error:
         raise DownloadError(f"a damaged archive ({reason(error)})") from error
     except OSError as error:  # requests' errors and gzip's are OSErrors too
+        if is_of_disk(error, UNWRITABLE):
+            raise
         raise DownloadError(reason(error)) from error
     return fetched / "unpacked"
 
@@ -217,6 +226,12 @@ def images_in(folder: Path) -> list[Path]:
         and not path.is_symlink()
         and not path.name.startswith(".")
     )
+
+
+def is_of_disk(error: Exception, codes: tuple[int, ...]) -> bool:
+    """Return whether `error` has one of `codes` and came of a file, not of a connection."""
+    is_request = isinstance(error, requests.RequestException)
+    return isinstance(error, OSError) and error.errno in codes and not is_request
 
 
 def reason(error: Exception) -> str:

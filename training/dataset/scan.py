@@ -35,7 +35,7 @@ from training.dataset.names import (
 from training.dataset.perceptual_hash import perceptual_hash, thumbnail
 from training.errors import DataError
 from training.prefetch import prefetch, progress
-from training.streams import printable
+from training.streams import counted, printable
 
 MIN_IMAGES = 5  # in each class, so that a fifth of it is at least one
 HOW_TO_GET_DATA = (
@@ -203,7 +203,7 @@ def require(dataset: Dataset, images: Sequence[str]) -> None:
     missing = set(images) - set(dataset.images)
     if missing:
         raise DataError(
-            f"Expected {dataset.folder} to hold the {len(images)} images of the split. "
+            f"Expected {dataset.folder} to hold the {counted(len(images), 'image')} of the split. "
             f"Received: a folder without {len(missing)} of them. Name the right one with --data."
         )
 

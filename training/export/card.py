@@ -49,7 +49,4 @@ def _as_labelled(known: dict | None) -> str:
     if not known:
         return ""
     accuracy = percent(known["accuracy"], 1)
-    were = "was" if known["excluded"] == 1 else "were"
-    return (
-        f" With the {counted(known['excluded'], 'image')} that {were} excluded, it is {accuracy}."
-    )
+    return f" With the {counted(known['excluded'], 'excluded image')}, it is {accuracy}."

@@ -30,6 +30,7 @@ from training.model_facts import ModelFacts
 from training.outputs import read_head, with_activations, with_features
 from training.prefetch import prefetch, progress
 from training.sample import LABELS, draw
+from training.streams import counted
 
 FLOWERS = Path("flowers")
 COMPARISON_IMAGES = 50
@@ -55,7 +56,9 @@ def choose_images(
     """Return (images to calibrate on, images to compare on), evenly over the classes.
 
     Training images calibrate, evaluated images are compared. They are those in `data`; for None in
-    `FLOWERS` or, where that is empty, drawn ones to compare on and none to calibrate on.
+    `FLOWERS` or, where that is empty, drawn ones to compare on and none to calibrate on. Of a
+    checkpoint with a split, other images take the place of those that are not in the folder, but
+    for None none calibrate.
 
     Raises:
         DataError: the folder holds no data set.
@@ -69,8 +72,18 @@ def choose_images(
     if split_record(checkpoint).exists():
         split = Split.read(split_record(checkpoint)).spelled_as(images)
         present = set(images)
-        train = [image for image in split.train if image in present] or images
-        evaluated = [image for image in split.evaluated if image in present] or images
+        train = [image for image in split.train if image in present]
+        evaluated = [image for image in split.evaluated if image in present]
+        sets = {"training": train, split.evaluated_name: evaluated}
+        if missing := [name for name, found in sets.items() if not found]:
+            use = "comparing" if data is None else "calibrating and comparing"
+            print(
+                f"  None of this run's {' and '.join(missing)} images are in {folder}: {use} on "
+                "others. Name the folder that it was trained on with --data.",
+                flush=True,
+            )
+        train = train or ([] if data is None else images)
+        evaluated = evaluated or images
 
     def loaders(chosen: Sequence[str], count: int) -> list[ImageLoader]:
         chosen = take_evenly(chosen, count)
@@ -112,7 +125,7 @@ def compare(
         ModelError: further than `TOLERANCES`, `MIN_AGREEMENT` and `DETAIL_TOLERANCES` allow, or the
             runtime cannot load it.
     """
-    print(f"Compare: with Keras, on {len(images)} images.", flush=True)
+    print(f"Compare: with Keras, on {counted(len(images), 'image')}.", flush=True)
     inputs = np.stack([scale(load()) for load in images])
     received = tell_of(path, inputs, quantize, runtime)
     expected = _tell_keras(model, inputs, details or Details())
@@ -234,12 +247,14 @@ def evaluate(
 
 
 def _sets(checkpoint: Path, dataset: Dataset) -> dict[str, np.ndarray]:
-    """Return which images belong to each set that is reported, bool (images,)."""
+    """Return which images belong to each set that is reported, bool (images,); none is empty."""
     sets = {"all": np.ones(len(dataset.images), bool)}
     if split_record(checkpoint).exists():
         split = Split.read(split_record(checkpoint)).spelled_as(dataset.images)
         evaluated = set(split.evaluated)
-        sets[split.evaluated_name] = np.array([image in evaluated for image in dataset.images])
+        rows = np.array([image in evaluated for image in dataset.images])
+        if rows.any():
+            sets[split.evaluated_name] = rows
     return sets
 
 

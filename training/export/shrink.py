@@ -25,6 +25,7 @@ from training.dataset.scan import require, scan
 from training.evaluation.model_card import CARD
 from training.files import write_atomically
 from training.images import ImageSource
+from training.streams import counted
 
 # Of float32's 23 bits of mantissa. With float16's 10, two of 691 images changed their label.
 KEPT_BITS = 13
@@ -69,8 +70,8 @@ def shrink(checkpoint: Path, folder: Path, data: Path) -> None:
         changed = int((before != after).sum())
         true_classes = dataset.labels(split.evaluated)
         print(
-            f"Predicted class changed: {changed} of {len(true_classes)} images; accuracy "
-            f"{(before == true_classes).mean():.4f} before, "
+            f"Predicted class changed: {changed} of {counted(len(true_classes), 'image')}; "
+            f"accuracy {(before == true_classes).mean():.4f} before, "
             f"{(after == true_classes).mean():.4f} after."
         )
         if changed:

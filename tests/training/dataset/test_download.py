@@ -1,5 +1,6 @@
 """training.dataset.download: from Kaggle or else from TensorFlow, whole or not at all."""
 
+import errno
 import io
 import os
 import signal
@@ -267,6 +268,59 @@ def test_a_full_disk_is_one_sentence(flowers, monkeypatch, capsys):
         "Free disk space, fix the permissions, or name another folder with --out.\n"
     )
     assert os.listdir(flowers) == ["README.md"]
+
+
+@pytest.mark.parametrize("code", download.UNWRITABLE)
+@pytest.mark.parametrize("step", ["save", "unpack"])
+def test_a_disk_that_takes_no_archive_is_no_matter_of_the_connection(
+    flowers, monkeypatch, capsys, no_kaggle, http_server, step, code
+):
+    def full(*_, **__):
+        raise OSError(code, os.strerror(code))
+
+    tensorflow_at(monkeypatch, http_server({"/x.tgz": (200, {}, archive())}) + "/x.tgz")
+    holder, name = (download, "save") if step == "save" else (tarfile.TarFile, "extractall")
+    monkeypatch.setattr(holder, name, full)
+    assert main(["--out", str(flowers)]) == 1
+    said = [line for line in capsys.readouterr().err.splitlines() if "MB" not in line]
+    assert said == [
+        f"download: Expected to write to {flowers}. Received: {os.strerror(code)}. "
+        "Free disk space, fix the permissions, or name another folder with --out."
+    ]
+    assert os.listdir(flowers) == ["README.md"]
+
+
+def test_a_disk_that_kaggle_fills_is_not_filled_again(flowers, monkeypatch, capsys):
+    def dataset_download(handle, output_dir):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    kaggle_with(monkeypatch, dataset_download)
+    monkeypatch.setattr(download, "save", lambda *_: pytest.fail("it was asked"))
+    assert main(["--out", str(flowers)]) == 1
+    assert "Received: No space left on device. Free disk space" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("error", [PermissionError, requests.ConnectionError])
+def test_what_kaggle_alone_may_not_do_leaves_the_other_source(
+    flowers, monkeypatch, capsys, http_server, error
+):
+    def dataset_download(handle, output_dir):
+        raise error(errno.EACCES, "Permission denied")
+
+    kaggle_with(monkeypatch, dataset_download)
+    tensorflow_at(monkeypatch, http_server({"/x.tgz": (200, {}, archive())}) + "/x.tgz")
+    assert main(["--out", str(flowers)]) == 0
+
+
+def test_a_connection_that_is_not_permitted_is_no_matter_of_the_disk(
+    flowers, monkeypatch, no_kaggle
+):
+    def save(url, path):
+        raise requests.ConnectionError(errno.EACCES, "Permission denied")
+
+    monkeypatch.setattr(download, "save", save)
+    with pytest.raises(DownloadError, match="from TensorFlow, no connection"):
+        download.download(flowers)
 
 
 def test_a_folder_with_images_is_refused_before_anything_is_fetched(flowers, monkeypatch, capsys):

@@ -54,10 +54,10 @@ def test_validation_images_are_not_called_new(tmp_path):
 def test_what_was_excluded_is_said(tmp_path):
     known = {"accuracy": 0.95369, "interval": [0.93, 0.97], "n": 691, "excluded": 22}
     card = make_card(report(tmp_path / "a.h5", run={"as_labelled": known}), 0.96562)
-    assert card.text.endswith(" use. With the 22 images that were excluded, it is 95.4 %.")
+    assert card.text.endswith(" use. With the 22 excluded images, it is 95.4 %.")
     run = {"as_labelled": known | {"excluded": 1}}
     card = make_card(report(tmp_path / "b.h5", run=run), 0.96562)
-    assert card.text.endswith(" use. With the 1 image that was excluded, it is 95.4 %.")
+    assert card.text.endswith(" use. With the 1 excluded image, it is 95.4 %.")
 
 
 @pytest.mark.parametrize(

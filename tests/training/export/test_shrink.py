@@ -102,7 +102,7 @@ def test_other_images_are_refused(checkpoint, tmp_path, drawn, capsys):
         split_record(checkpoint)
     )
     assert shrink.main([str(checkpoint), str(tmp_path / "small"), "--data", str(drawn)]) == 1
-    assert "to hold the 1 images of the split" in capsys.readouterr().err
+    assert "to hold the 1 image of the split" in capsys.readouterr().err
 
 
 def test_rounding_keeps_thirteen_bits_of_kernels_and_all_of_vectors():
