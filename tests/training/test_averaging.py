@@ -65,6 +65,7 @@ def test_the_average_is_validated_and_kept_and_the_weights_train_on(
         replaced=(),
         settings={},
         state=None,
+        seconds=lambda: 0.0,
     )
     seen = []
     best = keras.callbacks.LambdaCallback(
@@ -132,6 +133,7 @@ def test_without_a_momentum_nothing_is_averaged(tmp_path):
         replaced=(),
         settings={},
         state=None,
+        seconds=lambda: 0.0,
     )
     kinds = {type(each) for each in make_callbacks(run, keras.callbacks.Callback())}
     assert kinds.isdisjoint({InsertAverages, RemoveAverages})
