@@ -18,7 +18,6 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from serving.details import Details
 from training import distribute
 
 if __name__ == "__main__":
@@ -48,7 +47,7 @@ from training.fit import (
     with_weights_of,
 )
 from training.images import ImageSource, Source
-from training.model import build_model, unfreeze, with_input_size
+from training.model import build_model, unfreeze
 from training.recipes import (
     CACHE,
     CACHE_DAYS,
@@ -204,9 +203,9 @@ def calibrate(trained: Trained, by: "CalibratedModel | None" = None) -> "Calibra
 
     run = trained.run
     model, metadata = load_checkpoint(require_best(trained.checkpoint, run.options.models))
+    # Its size may be that of an earlier report.
     size = (run.recipe.final_size, run.recipe.final_size)
-    if model.input_shape[1:3] != size:  # it has that of an earlier report
-        model, metadata = with_input_size(model, size), replace(metadata, details=Details())
+    model, metadata = evaluate.at_size(model, metadata, size)
     # A frozen base is the final network's, too, so its features need not be computed again.
     is_frozen = run.recipe.fine_tune_at is None and run.recipe.final_size == run.recipe.input_size
     known = trained.features if is_frozen else None

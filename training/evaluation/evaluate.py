@@ -13,7 +13,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from serving.details import Familiarity
+from serving.details import Details, Familiarity
 from serving.errors import ModelError, ServingError
 from serving.model_files import best_model
 from training.backend import keras
@@ -114,6 +114,18 @@ def calibrate(
     earlier = metadata.details.familiarity if same_size else None
     result, found = calibrate_scores(model, metadata, dataset, split, source)
     return _with_details(result, dataset, split, found, features, earlier)
+
+
+def at_size(
+    model: keras.Model, metadata: Metadata, size: tuple[int, int]
+) -> tuple[keras.Model, Metadata]:
+    """Return `model` with inputs of (height, width) `size`, and its metadata.
+
+    If it had others, the details are left out, which belong to these.
+    """
+    if model.input_shape[1:3] == size:
+        return model, metadata
+    return with_input_size(model, size), replace(metadata, details=Details())
 
 
 def calibrate_scores(
