@@ -455,7 +455,7 @@ def describe_allowed(found: dict) -> str:
     if "AllowedValues" in found:
         return f"one of {', '.join(map(str, found['AllowedValues']))}"
     if "AllowedPattern" in found:
-        return f"as in its description: {found['Description']}"
+        return f"as in its description: {found['Description'].rstrip('.')}"
     return f"a number from {found['MinValue']} to {found['MaxValue']}"
 
 

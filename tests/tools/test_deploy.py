@@ -281,7 +281,7 @@ def test_a_broken_program_is_no_missing_repository(cloud, calls, capsys):
         (["--set", "MemorySize=\u0661\u0660\u0660\u0660"], "a number from 512 to 10240"),
         (["--set", "Timeout=31"], "Timeout to be one of 15, 20, 30, 60. Received: 31"),
         (["--set", "StartFrom=cold"], "StartFrom to be one of nothing, snapshot, provisioned"),
-        (["--set", "AlarmEmail=me"], "AlarmEmail to be as in its description: Mail address"),
+        (["--set", "AlarmEmail=me"], "that alarms are sent to; empty for none. Received: me"),
         (["--set", 'AlarmEmail=a"b@x.com'], "AlarmEmail to be as in its description: Mail"),
         (["--set", "AlarmEmail=a\\b@x.com"], "AlarmEmail to be as in its description: Mail"),
         (["--stack", "My Stack"], "lower-case letters"),
