@@ -1,9 +1,10 @@
-"""Xception in JAX, for `experiments.device_runs`: blocks 1 to 4 frozen, the others learning.
+"""Xception in JAX, for `experiments.device_runs`: `lower`, blocks 1 to 4, and `upper`, the others.
 
 It has Keras' weights and, in float32, its outputs and gradients. Batch normalization is frozen, so
 each is a scale and a shift. Equal blocks are one loop, which is compiled once.
 """
 
+import functools
 from collections.abc import Mapping
 from typing import Any
 
@@ -15,14 +16,16 @@ from jax import lax
 from training.backend import keras
 
 EPSILON = 1e-3  # of Xception's batch normalization
-FIRST_LEARNING, MIDDLE = 5, range(5, 13)  # blocks; those in the middle are equal
-CHANNELS = 728  # of the inputs of `FIRST_LEARNING`
+MIDDLE = range(5, 13)  # blocks that are equal
+FIRST_UPPER = MIDDLE[0]
+CHANNELS = 728  # of the inputs of `upper`
+TAPS = [(i, j) for i in range(3) for j in range(3)]  # rows and columns of a kernel
 
 Tree = Any  # of arrays, as JAX has them
 
 
 def read_weights(base_model: keras.Model) -> tuple[Tree, Tree, Tree]:
-    """Return what Keras' Xception holds: (blocks 1 to 4, what learns, what is frozen beside it)."""
+    """Return what Keras' Xception holds: (blocks 1 to 4, kernels of the others, their scales)."""
     found = {layer.name: layer.get_weights() for layer in base_model.layers}
     # Only the residual connections have names that Keras counts: blocks 2, 3, 4 and 13.
     others = [layer for layer in base_model.layers if not layer.name.startswith("block")]
@@ -46,11 +49,18 @@ def read_weights(base_model: keras.Model) -> tuple[Tree, Tree, Tree]:
             low[f"{block}_{i}"], low[f"{block}_{i}_bn"] = separable(name), scaling(name)
     middle = [[f"block{block}_sepconv{i}" for i in (1, 2, 3)] for block in MIDDLE]
     ends = {f"{block}_{i}": f"block{block}_sepconv{i}" for block in (13, 14) for i in (1, 2)}
-    learning = {"middle": _stack([[separable(name) for name in row] for row in middle])}
-    learning |= {"residual": residual[3][0, 0]} | {n: separable(name) for n, name in ends.items()}
-    frozen = {"middle": _stack([[scaling(name) for name in row] for row in middle])}
-    frozen |= {"residual": _affine(*shortcuts[3])} | {n: scaling(nm) for n, nm in ends.items()}
-    return low, learning, frozen
+    kernels = {"middle": _stack([[separable(name) for name in row] for row in middle])}
+    kernels |= {"residual": residual[3][0, 0]} | {n: separable(name) for n, name in ends.items()}
+    scales = {"middle": _stack([[scaling(name) for name in row] for row in middle])}
+    scales |= {"residual": _affine(*shortcuts[3])} | {n: scaling(nm) for n, nm in ends.items()}
+    return low, kernels, scales
+
+
+def whole(low: Tree, kernels: Tree, scales: Tree) -> tuple[Tree, Tree]:
+    """Return (kernels, scales) with those of `low`, for an `upper` that takes images."""
+    is_scale = {name: name.endswith("_bn") for name in low}
+    parts = [{n: low[n] for n in low if is_scale[n] == wanted} for wanted in (False, True)]
+    return {**kernels, "low": parts[0]}, {**scales, "low": parts[1]}
 
 
 def _affine(
@@ -83,7 +93,12 @@ def lower(low: Mapping[str, Tree], x: jax.Array) -> jax.Array:
 
 
 def upper(learning: Tree, frozen: Tree, x: jax.Array) -> jax.Array:
-    """Return what Xception pools, float32 (n, 2048), from the outputs of `lower`."""
+    """Return what Xception pools, float32 (n, 2048), from the outputs of `lower`.
+
+    Where `learning` has kernels for it, `lower` is a part of this, and `x` are its inputs.
+    """
+    if "low" in learning:
+        x = lower({**learning["low"], **frozen["low"]}, x)
 
     def block(x: jax.Array, weights: Tree) -> tuple[jax.Array, None]:
         kernels, scales = weights
@@ -109,16 +124,38 @@ def logits(learning: Tree, frozen: Tree, x: jax.Array) -> jax.Array:
 
 
 def _separable(x: jax.Array, kernels: Tree, scale: Tree) -> jax.Array:
-    """Return a separable convolution of 3×3, scaled; the depthwise part as nine products."""
+    """Return a separable convolution of 3×3, scaled."""
     depthwise, pointwise = (kernel.astype(x.dtype) for kernel in kernels)
+    return _scale(_depthwise(x, depthwise) @ pointwise, scale)
+
+
+@jax.custom_vjp
+def _depthwise(x: jax.Array, kernel: jax.Array) -> jax.Array:
+    """Return a depthwise convolution of `x` by `kernel`, (3, 3, channels), as nine products."""
+    products = [tap * kernel[i, j] for tap, (i, j) in zip(_taps(x), TAPS, strict=True)]
+    return functools.reduce(jnp.add, products)
+
+
+def _depthwise_forward(x: jax.Array, kernel: jax.Array) -> tuple:
+    return _depthwise(x, kernel), (x, kernel)
+
+
+def _depthwise_backward(inputs: tuple, change: jax.Array) -> tuple:
+    """Return the gradients; XLA sums those of the kernel faster in two steps than in one."""
+    x, kernel = inputs
+    sums = [(tap * change).astype(jnp.float32).sum((1, 2)).sum(0) for tap in _taps(x)]
+    change_of_kernel = jnp.stack(sums).reshape(kernel.shape).astype(kernel.dtype)
+    return _depthwise(change, kernel[::-1, ::-1]), change_of_kernel
+
+
+_depthwise.defvjp(_depthwise_forward, _depthwise_backward)
+
+
+def _taps(x: jax.Array) -> list[jax.Array]:
+    """Return what each tap of a kernel of three by three sees of `x`, padded by zeros."""
     height, width = x.shape[1:3]
     padded = jnp.pad(x, ((0, 0), (1, 1), (1, 1), (0, 0)))
-    y = sum(
-        padded[:, i : i + height, j : j + width] * depthwise[i, j]
-        for i in range(3)
-        for j in range(3)
-    )
-    return _scale(y @ pointwise, scale)
+    return [padded[:, i : i + height, j : j + width] for i, j in TAPS]
 
 
 def _at(tree: Tree, index: int) -> Tree:
@@ -134,4 +171,11 @@ def _scale(x: jax.Array, scale: Tree) -> jax.Array:
 
 
 def _pool(x: jax.Array) -> jax.Array:
-    return lax.reduce_window(x, -jnp.inf, lax.max, (1, 3, 3, 1), (1, 2, 2, 1), "SAME")
+    """Return the largest of 3×3 at every second place; XLA's own gradient of it is slow."""
+    sides = [(side + 1) // 2 for side in x.shape[1:3]]
+    padding = [2 * (out - 1) + 3 - side for out, side in zip(sides, x.shape[1:3], strict=True)]
+    pads = [(each // 2, each - each // 2) for each in padding]
+    padded = jnp.pad(x, ((0, 0), *pads, (0, 0)), constant_values=-jnp.inf)
+    height, width = (2 * out - 1 for out in sides)
+    taps = [padded[:, i : i + height : 2, j : j + width : 2] for i, j in TAPS]
+    return functools.reduce(jnp.maximum, taps)

@@ -1,15 +1,16 @@
 """Fine-tuning on one accelerator with JAX, for `experiments.device_runs`.
 
-What the frozen blocks make of the images stays in the accelerator's memory, and an epoch is one
-compiled loop.
+What the frozen blocks make of the images, or the images themselves where no block is frozen, stays
+in the accelerator's memory, and an epoch is one compiled loop.
 """
 
 import functools
 import json
 import multiprocessing
-from collections.abc import Callable, Generator, Iterable, Sequence
+from collections.abc import Callable, Collection, Generator, Iterable, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from contextlib import contextmanager
+from dataclasses import dataclass, replace
 
 import jax
 import jax.numpy as jnp
@@ -32,49 +33,94 @@ BATCH_SIZE = 128  # of the forward pass
 Reader = Callable[[Iterable[Sample]], Iterable[np.ndarray]]
 
 
+@dataclass(frozen=True)
+class View:
+    """A view of all images that is in the accelerator's memory.
+
+    Attributes:
+        size: (height, width) in pixels.
+        settings: how it was augmented (JSON); empty for plain images.
+        number: of the view, from 1; 0 for plain images.
+        is_pixels: whether it is kept as pixels, uint8 (images, height, width, 3), or as what blocks
+            1 to 4 make of them, (images, h, w, 728).
+    """
+
+    size: tuple[int, int]
+    settings: str
+    number: int
+    is_pixels: bool
+
+
 class Device:
-    """Pretrained weights, and the outputs of the frozen blocks for views of all images.
+    """Pretrained weights, and the inputs of what learns for views of all images.
 
     Attributes:
         dataset: whose images they are.
-        dtype: bfloat16, on CPUs float32.
-        learning: what learns, as it starts, but for its head.
-        frozen: scales of batch normalization beside it.
+        kept: the views in memory.
+        heads: softmax layers that were trained alone, by all that they depend on.
     """
 
-    def __init__(self, dataset: Dataset, weights: str, processes: int):
-        """Load `weights`, as train.py's --weights; read images in so many `processes`."""
-        self.dataset, self.processes = dataset, processes
-        self.dtype = jnp.float32 if jax.default_backend() == "cpu" else jnp.bfloat16
+    def __init__(
+        self, dataset: Dataset, weights: str, processes: int, *, keeps_pixels: bool = False
+    ):
+        """Load `weights`, as train.py's --weights; read images in so many `processes`.
+
+        With `keeps_pixels`, every view is kept in both ways, but read once.
+        """
+        self.dataset, self.processes, self._keeps_pixels = dataset, processes, keeps_pixels
         keras.utils.set_random_seed(0)  # without weights, each process has the same base
         model = build_model((299, 299), (), len(dataset.class_names))
         print(f"Model: {load_pretrained(model, weights, SHIPPED)}, on {jax.devices()[0]}.")
         arrays = net.read_weights(model.get_layer(BASE_LAYER))
-        self._low, self.learning, self.frozen = jax.device_put(arrays)
-        self._views: dict[tuple, jax.Array] = {}
+        self._low, *self._upper = jax.device_put(arrays)
+        self.kept: dict[View, jax.Array] = {}
+        self.heads: dict[tuple, tuple[np.ndarray, ...]] = {}
 
-    def views(self, source: ImageSource, numbers: Sequence[int]) -> list[jax.Array]:
-        """Return the features of the views `numbers` of all images, (images, h, w, 728) each."""
-        settings = json.dumps(source.settings, sort_keys=True)
-        keys = [(source.size, settings if number else "", number) for number in numbers]
-        missing = [key for key in dict.fromkeys(keys) if key not in self._views]
+    def network(self, fine_tune_at: int | None) -> tuple[net.Tree, net.Tree]:
+        """Return (what learns, as it starts, but for its head; the scales beside it).
+
+        Blocks below `fine_tune_at` are among what learns if they are in the middle.
+        """
+        return net.whole(self._low, *self._upper) if fine_tune_at == 1 else tuple(self._upper)
+
+    def views(
+        self, source: ImageSource, numbers: Sequence[int], *, as_pixels: bool = False
+    ) -> list[jax.Array]:
+        """Return the views `numbers` of all images, as described at `View`."""
+        wanted = [view_of(source, number, is_pixels=as_pixels) for number in numbers]
         with pixels_of(source, self.processes) as read:
-            for key in missing:
-                self._views[key] = self._features(read, key[-1])
-        return [self._views[key] for key in keys]
+            for view in wanted:
+                if view not in self.kept:
+                    self._compute(read, view)
+        return [self.kept[view] for view in wanted]
 
-    def _features(self, read: Reader, view: int) -> jax.Array:
-        count, rows, batch = len(self.dataset.images), [], []
-        with progress(count, f"  view {view}") as bar:
-            for pixels in read([(index, view) for index in range(count)]):
+    def keep_only(self, views: Collection[View]) -> None:
+        """Free the memory of all views but these."""
+        self.kept = {view: rows for view, rows in self.kept.items() if view in views}
+
+    def _compute(self, read: Reader, view: View) -> None:
+        kinds = (False, True) if self._keeps_pixels else (view.is_pixels,)
+        rows: dict[bool, list[jax.Array]] = {kind: [] for kind in kinds}
+        count, batch = len(self.dataset.images), []
+        with progress(count, f"  view {view.number}") as bar:
+            for pixels in read([(index, view.number) for index in range(count)]):
                 batch.append(pixels)
                 bar.update()
                 if len(batch) == BATCH_SIZE or bar.n == count:
                     padding = [batch[0]] * (BATCH_SIZE - len(batch))
-                    found = _lower(self._low, np.stack(batch + padding), self.dtype)
-                    rows.append(found[: len(batch)])
+                    found = jax.device_put(np.stack(batch + padding))
+                    for kind in kinds:
+                        inputs = found if kind else _lower(self._low, found)
+                        rows[kind].append(inputs[: len(batch)])
                     batch = []
-        return jnp.concatenate(rows)
+        for kind in kinds:
+            self.kept[replace(view, is_pixels=kind)] = jnp.concatenate(rows.pop(kind))
+
+
+def view_of(source: ImageSource, number: int, *, is_pixels: bool) -> View:
+    """Return what the view `number` of `source` is kept as."""
+    settings = json.dumps(source.settings, sort_keys=True) if number else ""
+    return View(source.size, settings, number, is_pixels)
 
 
 @contextmanager
@@ -95,34 +141,46 @@ def _pixels(source: ImageSource, sample: Sample) -> np.ndarray:
 _pool = jax.jit(net.upper)
 
 
-@functools.partial(jax.jit, static_argnames="dtype")
-def _lower(low: net.Tree, pixels: jax.Array, dtype: jnp.dtype) -> jax.Array:
-    return net.lower(low, (pixels.astype(jnp.float32) / 127.5 - 1).astype(dtype))
+@jax.jit
+def _lower(low: net.Tree, pixels: jax.Array) -> jax.Array:
+    return net.lower(low, _inputs(pixels))
+
+
+def _inputs(rows: jax.Array) -> jax.Array:
+    """Return rows of a view as inputs of a network: bfloat16, on CPUs float32."""
+    if rows.dtype != jnp.uint8:
+        return rows
+    dtype = jnp.float32 if jax.default_backend() == "cpu" else jnp.bfloat16
+    return (rows.astype(jnp.float32) / 127.5 - 1).astype(dtype)
 
 
 @jax.jit
-def predict(
-    learned: net.Tree, frozen: net.Tree, features: jax.Array, index: jax.Array
-) -> jax.Array:
-    """Return the logits, float32 (n, classes), of the rows `index` (n,) of `features`."""
-    rows = index.reshape(-1, min(BATCH_SIZE, len(index)))
-    return jnp.concatenate(lax.map(lambda row: net.logits(learned, frozen, features[row]), rows))
+def predict(learned: net.Tree, frozen: net.Tree, view: jax.Array, index: jax.Array) -> jax.Array:
+    """Return the logits, float32 (n, classes), of the rows `index` (n,) of a view."""
+    batches = index.reshape(-1, min(BATCH_SIZE, len(index)))
+    found = lax.map(lambda batch: net.logits(learned, frozen, _inputs(view[batch])), batches)
+    return jnp.concatenate(found)
 
 
 def probabilities_of(
-    device: Device, learned: net.Tree, view: jax.Array, index: Sequence[int]
+    network: tuple[net.Tree, net.Tree], view: jax.Array, index: Sequence[int]
 ) -> np.ndarray:
-    """Return the probabilities, float64 (n, classes), of the images `index` in a view."""
+    """Return the probabilities, float64 (n, classes), of the images `index` in a view.
+
+    `network` is what was learned, and the scales beside it.
+    """
     padded = np.pad(index, (0, -len(index) % BATCH_SIZE), mode="edge").astype(np.int32)
-    scores = predict(learned, device.frozen, view, padded)[: len(index)]
+    scores = predict(*network, view, padded)[: len(index)]
     return np.asarray(jax.nn.softmax(scores), np.float64)
 
 
-def soft_labels(device: Device, networks: list, views: list[jax.Array], run_: Run) -> np.ndarray:
+def soft_labels(
+    networks: Sequence[tuple[net.Tree, net.Tree]], views: Sequence[jax.Array], run_: Run
+) -> np.ndarray:
     """Return the mean probabilities of `networks`, float32 (views, training images, classes)."""
-    index = image_indices(device.dataset, run_.split.train)
+    index = image_indices(run_.images.dataset, run_.split.train)
     means = [
-        np.mean([probabilities_of(device, each, view, index) for each in networks], axis=0)
+        np.mean([probabilities_of(each, view, index) for each in networks], axis=0)
         for view in views
     ]
     return np.array(means, np.float32)
@@ -132,8 +190,8 @@ def fit(device: Device, run_: Run, views: Sequence[jax.Array], soft: np.ndarray 
     """Return what `run_` learns from `views`, averaged if its recipe says so."""
     recipe, train = run_.recipe, run_.split.train
     keras.utils.set_random_seed(recipe.seed)
-    head = first_head(device, run_)
-    learned = jax.tree.map(jnp.array, {**device.learning, "head": head})
+    learning, frozen = device.network(recipe.fine_tune_at)
+    learned = jax.tree.map(jnp.array, {**learning, "head": first_head(device, run_)})
     state = (learned, jax.tree.map(jnp.zeros_like, learned), jax.tree.map(jnp.array, learned))
     steps = recipe.steps(len(train))
     batches = TrainingBatches(
@@ -148,30 +206,32 @@ def fit(device: Device, run_: Run, views: Sequence[jax.Array], soft: np.ndarray 
     )
     smoothing = 0.0 if soft is not None else recipe.label_smoothing
     rates = learning_rates(recipe, steps)
-    settings = (recipe.momentum, float(recipe.nesterov), recipe.ema_momentum)
+    is_learning = np.array([block >= (recipe.fine_tune_at or 1) for block in net.MIDDLE])
+    settings = (recipe.momentum, float(recipe.nesterov), recipe.ema_momentum, is_learning)
     for epoch in range(recipe.epochs):
         batches.begin_epoch(epoch)
         pair, plan = plan_epoch(batches, smoothing)
         plan["rate"] = rates[epoch * steps : (epoch + 1) * steps]
         plan["first"] = np.arange(steps) + epoch == 0
-        state = train_epoch(
-            state, device.frozen, [views[each - 1] for each in pair], plan, settings
-        )
+        state = train_epoch(state, frozen, [views[each - 1] for each in pair], plan, settings)
     return state[2] if recipe.ema_momentum else state[0]
 
 
 def first_head(device: Device, run_: Run) -> tuple[np.ndarray, ...]:
     """Return the softmax layer that train.py starts with: trained alone if the recipe says so."""
     recipe, dataset = run_.recipe, device.dataset
-    model = build_model(recipe.image_size, recipe.head, len(dataset.class_names))
-    if recipe.head_epochs:
-        [plain] = device.views(ImageSource(dataset, recipe.image_size), [0])
-        features = [
-            _pool(device.learning, device.frozen, plain[i : i + BATCH_SIZE])
-            for i in range(0, len(plain), BATCH_SIZE)
-        ]
-        fit_head(run_, model, np.concatenate(features), recipe.head_epochs)
-    return tuple(model.layers[-1].get_weights())
+    settings = (recipe.input_size, recipe.seed, recipe.head_epochs)
+    key = (run_.split.train, *settings, recipe.label_smoothing, recipe.batch_size)
+    if key not in device.heads:
+        model = build_model(recipe.image_size, recipe.head, len(dataset.class_names))
+        if recipe.head_epochs:
+            [plain] = device.views(ImageSource(dataset, recipe.image_size), [0])
+            network = device.network(None)
+            rows = range(0, len(plain), BATCH_SIZE)
+            features = [_pool(*network, plain[i : i + BATCH_SIZE]) for i in rows]
+            fit_head(run_, model, np.concatenate(features), recipe.head_epochs)
+        device.heads[key] = tuple(model.layers[-1].get_weights())
+    return device.heads[key]
 
 
 def learning_rates(recipe: Recipe, steps: int) -> np.ndarray:
@@ -214,10 +274,10 @@ def train_epoch(
 ) -> tuple:
     """Return `state`, (learned, velocity, average), after an epoch of batches as in `plan`.
 
-    `pair` is the features of its two views; `settings` are momentum, whether it is Nesterov's (0 or
-    1), and the momentum of the average.
+    `pair` is its two views; `settings` are momentum, whether it is Nesterov's (0 or 1), the
+    momentum of the average, and which blocks in the middle learn, bool (8,).
     """
-    momentum, nesterov, averaging = settings
+    momentum, nesterov, averaging, is_learning = settings
 
     def mix(rows: jax.Array, batch: dict) -> jax.Array:
         share = batch["share"].astype(rows.dtype).reshape(-1, *[1] * (rows.ndim - 1))
@@ -227,13 +287,17 @@ def train_epoch(
         learned, velocity, average = state
         second = batch["is_second"][:, None, None, None]
         rows = jnp.where(second, pair[1][batch["index"]], pair[0][batch["index"]])
-        inputs, targets = mix(rows, batch), mix(batch["targets"], batch)
+        inputs, targets = mix(_inputs(rows), batch), mix(batch["targets"], batch)
 
         def loss(learned: net.Tree) -> jax.Array:
             log = jax.nn.log_softmax(net.logits(learned, frozen, inputs))
             return -(targets * log).sum(axis=-1).mean()
 
         steps = jax.tree.map(lambda each: batch["rate"] * each, jax.grad(loss)(learned))
+        steps["middle"] = tuple(
+            jnp.where(is_learning.reshape(-1, *[1] * (each.ndim - 1)), each, 0)
+            for each in steps["middle"]
+        )
         velocity = jax.tree.map(lambda v, s: momentum * v - s, velocity, steps)
         learned = jax.tree.map(
             lambda w, v, s: w + nesterov * (momentum * v - s) + (1 - nesterov) * v,

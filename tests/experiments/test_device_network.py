@@ -17,7 +17,7 @@ def network():
     """Xception, untrained, with statistics of batch normalization that are not the first ones."""
     keras.utils.set_random_seed(0)
     model = build_model((SIDE, SIDE), (), 5)
-    unfreeze(model, device_network.FIRST_LEARNING)
+    unfreeze(model, device_network.FIRST_UPPER)
     rng = np.random.default_rng(0)
     for layer in model.get_layer(BASE_LAYER).layers:
         if isinstance(layer, keras.layers.BatchNormalization):
@@ -43,7 +43,7 @@ def images():
 def test_its_outputs_are_keras(network, weights, images):
     low, learning, frozen = weights
     features = jax.jit(device_network.lower)(low, images)
-    expected = split_at_block(network, device_network.FIRST_LEARNING)[0](images)
+    expected = split_at_block(network, device_network.FIRST_UPPER)[0](images)
     assert features.shape[-1] == device_network.CHANNELS
     assert np.allclose(features, expected, rtol=1e-3, atol=1e-3 * np.abs(expected).max())
     scores = jax.nn.softmax(device_network.logits(learning, frozen, features))
@@ -52,7 +52,7 @@ def test_its_outputs_are_keras(network, weights, images):
 
 def test_its_gradients_are_keras(network, weights, images):
     _, learning, frozen = weights
-    frozen_part, part = split_at_block(network, device_network.FIRST_LEARNING)
+    frozen_part, part = split_at_block(network, device_network.FIRST_UPPER)
     features = frozen_part(images).numpy()
     targets = np.eye(5, dtype=np.float32)[[0, 3, 4]]
     with tf.GradientTape() as tape:
@@ -89,3 +89,53 @@ def test_its_gradients_are_keras(network, weights, images):
     check(ours["head"][0], "dense", "/kernel")
     check(ours["head"][1], "dense", "/bias")
     assert not expected
+
+
+def test_the_gradients_of_all_blocks_are_keras(network, weights, images):
+    low, learning, frozen = weights
+    learning, frozen = device_network.whole(low, learning, frozen)
+    base = network.get_layer(BASE_LAYER)
+    base.trainable = True
+    kernels = {}
+    for layer in base.layers:
+        if not isinstance(layer, keras.layers.BatchNormalization):
+            kernels |= {variable.path: variable.value for variable in layer.weights}
+    targets = np.eye(5, dtype=np.float32)[[0, 3, 4]]
+    with tf.GradientTape() as tape:
+        tape.watch(list(kernels.values()))
+        loss = keras.losses.categorical_crossentropy(targets, network(images, training=False))
+        loss = tf.reduce_mean(loss)
+    expected = dict(zip(kernels, tape.gradient(loss, list(kernels.values())), strict=True))
+
+    @jax.jit
+    @jax.grad
+    def gradient(learning):
+        log = jax.nn.log_softmax(device_network.logits(learning, frozen, jnp.asarray(images)))
+        return -(targets * log).sum(axis=-1).mean()
+
+    found = gradient(learning)["low"]
+    assert len(found) == 11
+    for block, i in ((2, 1), (2, 2), (3, 1), (3, 2), (4, 1), (4, 2)):
+        for values, kernel in zip(found[f"{block}_{i}"], ("depthwise", "pointwise"), strict=True):
+            [name] = [n for n in expected if f"block{block}_sepconv{i}/" in n and kernel in n]
+            check_alike(values, expected[name])
+    for i in (1, 2):
+        [name] = [n for n in expected if f"block1_conv{i}/" in n]
+        check_alike(found[f"conv{i}"], expected[name])
+    residual = [n for n in expected if "sepconv" not in n and "block1" not in n]
+    for block, name in zip((2, 3, 4), residual, strict=False):
+        check_alike(found[f"residual{block}"], expected[name])
+
+
+def check_alike(values, reference):
+    reference = reference.numpy().reshape(values.shape)
+    assert np.abs(reference).max() > 0
+    assert np.allclose(values, reference, atol=2e-3 * np.abs(reference).max())
+
+
+def test_the_largest_of_three_by_three_is_keras():
+    rng = np.random.default_rng(0)
+    for height, width in ((7, 8), (1, 2), (10, 5)):
+        x = rng.normal(size=(2, height, width, 3)).astype(np.float32)
+        expected = keras.ops.max_pool(x, (3, 3), strides=(2, 2), padding="same")
+        assert np.array_equal(device_network._pool(jnp.asarray(x)), expected)

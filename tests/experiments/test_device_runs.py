@@ -76,7 +76,8 @@ def device(drawn):
 @pytest.fixture(scope="module")
 def run_(device):
     split = split_dataset(device.dataset, 1, validation_fraction=0.2, test_fraction=0.5)
-    return device_runs.start(device, SMALL, split)
+    images = ImageSource(device.dataset, SMALL.image_size, SMALL.augmentation)
+    return device_runs.start_run(SMALL, split, images)
 
 
 class OnDevice:
@@ -101,8 +102,8 @@ def test_it_learns_what_train_py_learns(device, run_):
     images = run_.images.inputs([(index, 0) for index in range(len(device.dataset.images))])
     fit_head(run_, model, frozen.predict(images, verbose=0), SMALL.head_epochs)
     head = model.layers[-1].get_weights()
-    unfreeze(model, device_network.FIRST_LEARNING)
-    _, part = split_at_block(model, device_network.FIRST_LEARNING)
+    unfreeze(model, device_network.FIRST_UPPER)
+    _, part = split_at_block(model, device_network.FIRST_UPPER)
     batches = training_batches(run_, Inputs(part, OnDevice(device.dataset, views), run_.images))
     rate = learning_rate(SMALL, batches.steps)
     compile_model(part, rate, SMALL.momentum, SMALL.nesterov, SMALL.label_smoothing, 0.6)
@@ -116,7 +117,7 @@ def test_it_learns_what_train_py_learns(device, run_):
     assert np.abs(theirs).max() > 1e-4
     assert np.allclose(ours, theirs, atol=0.01 * np.abs(theirs).max())
     name = next(each for each in expected if "block9_sepconv2" in each and "pointwise" in each)
-    before = device.learning["middle"][1][4, 1]
+    before = device.network(5)[0]["middle"][1][4, 1]
     ours, theirs = learned["middle"][1][4, 1] - before, expected[name][0, 0] - before
     assert np.abs(theirs).max() > 1e-6
     assert np.allclose(ours, theirs, atol=0.02 * np.abs(theirs).max())
@@ -200,18 +201,108 @@ def test_another_job_of_the_same_name_is_refused(trained, capsys, changed, told)
     assert f"Received: {told}. Give another --out." in capsys.readouterr().err
 
 
+def test_blocks_below_the_first_that_learns_stay(device, run_):
+    views = device.views(run_.images, [1, 2])
+    recipe = replace(SMALL, fine_tune_at=9, ema_momentum=0.0)
+    learned = device_training.fit(device, replace(run_, recipe=recipe), views, None)
+    before = device.network(9)[0]
+    for values, start in zip(learned["middle"], before["middle"], strict=True):
+        changed = [not np.array_equal(*pair) for pair in zip(values, start, strict=True)]
+        assert changed == [False] * 4 + [True] * 4  # of blocks 5 to 12
+    assert not np.array_equal(learned["residual"], before["residual"])
+
+
+def test_all_blocks_learn_from_pixels(device, run_):
+    recipe = replace(SMALL, fine_tune_at=1, epochs=1, ema_momentum=0.0)
+    views = device.views(run_.images, [1, 2], as_pixels=True)
+    assert {(view.shape[1:], view.dtype) for view in views} == {
+        ((SIDE, SIDE, 3), np.dtype("uint8"))
+    }
+    assert np.array_equal(views[1][3], device_training._pixels(run_.images, (3, 2)))
+    learned = device_training.fit(device, replace(run_, recipe=recipe), views, None)
+    before = device.network(1)[0]["low"]
+    moved = {
+        name: jax.tree.map(np.array_equal, learned["low"][name], before[name]) for name in before
+    }
+    assert not any(jax.tree.leaves(moved))
+    # They see pixels as the frozen blocks do.
+    head = {"head": (np.ones((2048, 5), "f"), np.arange(5, dtype="f"))}
+    found = [
+        device_training.probabilities_of(({**kernels, **head}, scales), rows, range(5))
+        for (kernels, scales), rows in (
+            (device.network(1), views[0]),
+            (device.network(5), device.views(run_.images, [1])[0]),
+        )
+    ]
+    assert np.allclose(*found, atol=1e-5)
+
+
+def test_views_that_no_later_job_takes_leave_the_memory(device, run_):
+    wanted = device_training.view_of(run_.images, 2, is_pixels=False)
+    kept = dict(device.kept)
+    device.views(run_.images, [1, 2])
+    device.keep_only({wanted})
+    assert set(device.kept) == {wanted}
+    device.kept |= kept
+
+
+def test_pixels_are_kept_beside_features_without_reading_twice(drawn, monkeypatch):
+    monkeypatch.setattr(device_training, "load_pretrained", load_base)
+    device = device_training.Device(scan(drawn), "none", processes=1, keeps_pixels=True)
+    images = ImageSource(device.dataset, (SIDE, SIDE), FINE_TUNE.augmentation)
+    [features] = device.views(images, [1])
+    monkeypatch.setattr(device_training, "_pixels", None)  # nothing is read from here on
+    [pixels] = device.views(images, [1], as_pixels=True)
+    assert (features.shape[1:], pixels.shape[1:]) == ((5, 5, 728), (SIDE, SIDE, 3))
+
+
+def test_wrong_labels_are_tested_but_not_learned(drawn, tmp_path, monkeypatch, capsys):
+    images = scan(drawn).images
+    wrong = images[::7]
+    (tmp_path / "wrong.txt").write_text("\n".join(wrong))
+    job = {"name": "A", "recipe": "fine-tune", "without_wrong_labels": True}
+    (tmp_path / "jobs.json").write_text(json.dumps([job]))
+    words = ["--jobs", tmp_path / "jobs.json", "--data", drawn, "--weights", "none"]
+    words += ["--folds", 2, "--processes", 1, "--out", tmp_path / "out"]
+    assert device_runs.main(list(map(str, words))) == 1
+    assert "Received: none. Name it with --audit." in capsys.readouterr().err
+
+    splits = []
+
+    def fit(device, run_, views, soft):
+        splits.append(run_.split)
+        return {**device.network(5)[0], "head": (np.zeros((2048, 5), "f"), np.zeros(5, "f"))}
+
+    monkeypatch.setattr(device_runs, "fit", fit)
+    monkeypatch.setattr(device_training, "load_pretrained", load_base)
+    monkeypatch.setitem(RECIPES, "fine-tune", SMALL)
+    words += ["--audit", tmp_path / "wrong.txt"]
+    assert device_runs.main(list(map(str, words))) == 0
+    for split in splits:
+        assert not set(wrong).intersection(split.train + split.validation)
+        assert set(split.train + split.validation + split.test) == set(images) - (
+            set(wrong) - set(split.test)
+        )
+    assert sorted(splits[0].test + splits[1].test) == sorted(images)
+    (tmp_path / "wrong.txt").write_text("\n".join(wrong[1:]))
+    assert device_runs.main(list(map(str, words))) == 1
+    assert "Give another --out." in capsys.readouterr().err
+
+
 def test_soft_labels_are_the_mean_of_the_teachers(device, run_):
     views = device.views(run_.images, [1, 2])
     rng = np.random.default_rng(0)
+    learning, scales = device.network(5)
     networks = [
-        {**device.learning, "head": (rng.normal(0, 1, (2048, 5)).astype("float32"), np.zeros(5))}
+        {**learning, "head": (rng.normal(0, 1, (2048, 5)).astype("float32"), np.zeros(5))}
         for _ in range(2)
     ]
-    labels = device_training.soft_labels(device, networks, views, run_)
+    pairs = [(each, scales) for each in networks]
+    labels = device_training.soft_labels(pairs, views, run_)
     assert labels.shape == (2, len(run_.split.train), 5)
     index = device.dataset.images.index(run_.split.train[3])
     scores = [
-        jax.nn.softmax(device_network.logits(each, device.frozen, views[1][index : index + 1]))
+        jax.nn.softmax(device_network.logits(each, scales, views[1][index : index + 1]))
         for each in networks
     ]
     assert np.allclose(labels[1, 3], np.mean(scores, axis=0)[0], atol=1e-5)
@@ -224,7 +315,12 @@ def test_soft_labels_are_the_mean_of_the_teachers(device, run_):
         ("{", "Expected a list of jobs in JSON"),
         ('[{"name": "A"}]', "with 'recipe'"),
         ('[{"name": "A", "recipe": "fine-tune --epochs 0"}]', "0"),
-        ('[{"name": "A", "recipe": "original"}]', "with A with fine_tune_at other than"),
+        ('[{"name": "A", "recipe": "original"}]', "with A with fine_tune_at other than 1 or 5 to"),
+        (
+            '[{"name": "A", "recipe": "fine-tune"}, '
+            '{"name": "B", "recipe": "fine-tune --fine-tune-at 1", "teachers": ["A"]}]',
+            "with B with teachers that learn from block 1 on where it does not",
+        ),
         ('[{"name": "A", "recipe": "fine-tune", "teachers": ["A"]}]', "not earlier jobs"),
         ('[{"name": "A", "recipe": "fine-tune", "teachers": ["B"]}]', "not earlier jobs"),
         (
