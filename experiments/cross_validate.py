@@ -29,7 +29,13 @@ from typing import NoReturn
 import numpy as np
 
 from experiments.command import OUT, add_base_flags, run
-from experiments.cross_validate_report import NamedRecipe, fold_file, print_report, read_recipes
+from experiments.cross_validate_report import (
+    NamedRecipe,
+    fold_file,
+    print_report,
+    read_recipes,
+    slug_of,
+)
 from experiments.predictions import Predictions
 from experiments.records import Records
 from training import cli
@@ -75,7 +81,7 @@ def cross_validate(options: argparse.Namespace) -> None:
     if not options.report:
         with claim_folder(options.out):
             train_missing(options)
-    found = read_recipes(options.out, options.recipes)
+    found = read_recipes(options.out, options.names)
     summary = print_report(found, options.audit)
     text = json.dumps(summary, indent=1)
     write_atomically(options.out / SUMMARY, lambda new: new.write_text(text + "\n"))
@@ -285,9 +291,9 @@ def parse_arguments(arguments: list[str] | None) -> argparse.Namespace:
     add(
         "--recipes",
         nargs="+",
-        type=parse_recipe,
         metavar="RECIPE",
-        help="names and flags, each in quotes [fine-tune; with --report all in --out]",
+        help="names and flags, each in quotes; with --report those of folders of predictions "
+        "[fine-tune; with --report all in --out]",
     )
     add("--folds", type=within(*FOLDS), default=5, help="[%(default)s]")
     add("--split-seed", type=within(0, MAX_SEED), default=ORIGINAL.seed, help="[%(default)s]")
@@ -297,9 +303,14 @@ def parse_arguments(arguments: list[str] | None) -> argparse.Namespace:
     arguments = sys.argv[1:] if arguments is None else arguments
     options = parser.parse_args(arguments)
     options.command = shlex.join(["python", "-m", "experiments.cross_validate", *arguments])
-    if options.recipes is None and not options.report:
-        options.recipes = [parse_recipe("fine-tune")]
-    slugs = [named.slug for named in options.recipes or ()]
+    options.names, options.recipes = options.recipes, []
+    if not options.report:
+        try:
+            options.recipes = [parse_recipe(text) for text in options.names or ["fine-tune"]]
+        except argparse.ArgumentTypeError as error:
+            parser.error(f"argument --recipes: {error}")
+        options.names = [named.name for named in options.recipes]
+    slugs = [slug_of(name) for name in options.names or ()]
     if len(set(slugs)) < len(slugs):
         parser.error("expected recipes that differ. Received: two of the same name")
     return options

@@ -34,8 +34,16 @@ class NamedRecipe:
 
     @property
     def slug(self) -> str:
-        """Name of its folder: other characters than letters, digits, dots and _ become dashes."""
-        return re.sub(r"[^\w.]+", "-", self.name).strip("-")
+        """Name of its folder."""
+        return slug_of(self.name)
+
+
+def slug_of(name: str) -> str:
+    """Return the name of a recipe's folder.
+
+    Other characters than letters, digits, dots and _ become dashes.
+    """
+    return re.sub(r"[^\w.]+", "-", name).strip("-")
 
 
 @dataclass(frozen=True)
@@ -58,18 +66,16 @@ def fold_file(out: Path, slug: str, number: int) -> Path:
     return out / PREDICTIONS / slug / f"fold_{number}.npz"
 
 
-def read_recipes(out: Path, recipes: Sequence[NamedRecipe] | None) -> list[Folds]:
-    """Return the predictions of `recipes` in `out`; for None of all that are there.
+def read_recipes(out: Path, names: Sequence[str] | None) -> list[Folds]:
+    """Return the predictions of the recipes `names` in `out`; for None of all that are there.
 
     Raises:
         DataError: there are none, or a file holds something else.
     """
     folder = out / PREDICTIONS
-    if recipes is None:
-        found = sorted(path.name for path in folder.glob("*") if path.is_dir())
-        wanted = {slug: slug for slug in found}
-    else:
-        wanted = {named.slug: named.name for named in recipes}
+    if names is None:
+        names = sorted(path.name for path in folder.glob("*") if path.is_dir())
+    wanted = {slug_of(name): name for name in names}
     files = {slug: _numbered(folder / slug) for slug in wanted}
     missing = [slug for slug, numbered in files.items() if not numbered]
     if missing or not files:
@@ -113,7 +119,8 @@ def print_report(recipes: Sequence[Folds], audit: Path | None) -> dict:
             print(f"Audited, {summary['recipe']}: {describe_audited(found)}.")
     first, *others = whole.items()
     pairs = [compare(first, other, wrong) for other in others]
-    return {"recipes": summaries, "paired": pairs}
+    shared = count_shared_mistakes(list(whole.values()), wrong) if others else {}
+    return {"recipes": summaries, "paired": pairs, "mistakes_of_all": shared}
 
 
 def read_audit(path: Path, names: set[str]) -> set[str]:
@@ -195,4 +202,27 @@ def compare(
             pair = compare_hits(*(np.array([each[name] for name in names]) for each in hits))
             print(f"  {title}: {pair.describe()}.")
             found[title.replace(" ", "_")] = asdict(pair) | {"n": pair.n}
+    return found
+
+
+def count_shared_mistakes(whole: Sequence[Predictions], wrong: set[str] | None) -> dict:
+    """Print and return (JSON) what all recipes get wrong, of the images that all have predicted.
+
+    Nothing that chooses among their predictions can do better than without these mistakes.
+    """
+    hits = [dict(zip(each.names, each.hits, strict=True)) for each in whole]
+    common = [name for name in hits[0] if all(name in each for each in hits)]
+    sets = {"as labelled": common}
+    if wrong is not None:
+        sets["audited"] = [name for name in common if name not in wrong]
+    found = {}
+    for title, names in sets.items():
+        if names:
+            count = sum(not any(each[name] for each in hits) for name in names)
+            print(
+                f"Wrong by all of the {counted(len(hits), 'recipe')}, {title}: {count} of "
+                f"{counted(len(names), 'image')}, so the best choice among them for each image "
+                f"would reach {1 - count / len(names):.4f}."
+            )
+            found[title.replace(" ", "_")] = {"n": len(names), "mistakes": count}
     return found

@@ -296,6 +296,18 @@ def test_predictions_from_elsewhere_are_reported_on(tmp_path, capsys):
     assert "Audited" not in printed
     assert "b-0.5 (second) less a (first):\n" in printed
     assert f"  as labelled: {compare_hits(*right.values()).describe()}.\n" in printed
+    write_fold(tmp_path, "c", 1, order[:20], np.zeros(20, bool))
+    assert report(tmp_path, "--recipes", "a", "b 0.5") == 0  # whatever they are called
+    printed = capsys.readouterr().out
+    assert "b 0.5 (second) less a (first):\n" in printed
+    assert "| c |" not in printed
+    both = ~(right["a"] | right["b-0.5"])
+    assert f"Wrong by all of the 2 recipes, as labelled: {both.sum()} of 60 images" in printed
+    assert report(tmp_path) == 0
+    printed = capsys.readouterr().out
+    choice = f"would reach {1 - both[:20].mean():.4f}."
+    assert f"the 3 recipes, as labelled: {both[:20].sum()} of 20 images, so the best" in printed
+    assert choice in printed
     assert report(tmp_path, "--recipes", "original") == 1
     assert "Received: none of original. Run it without --report" in capsys.readouterr().err
 
@@ -343,7 +355,7 @@ def test_a_recipe_is_a_name_and_flags_of_train_py():
     assert named.name == "fine-tune --epochs 9 --zoom-range 0.5,1"
     assert named.slug == "fine-tune-epochs-9-zoom-range-0.5-1"
     assert cross_validate.parse_arguments([]).recipes == [parse_recipe("fine-tune")]
-    assert cross_validate.parse_arguments(["--report"]).recipes is None
+    assert cross_validate.parse_arguments(["--report"]).names is None
 
 
 @pytest.mark.parametrize(
