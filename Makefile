@@ -32,7 +32,7 @@ help: ## list all commands
 	@echo "           make train ARGS=\"--epochs 5\", make train ARGS=--help; the shell reads it,"
 	@echo "           so quote what is in it; the variables below are taken as they are"
 	@echo "  IMAGE    file, folder or URL to classify: make predict IMAGE=rose.jpg"
-	@echo "  MODELS   folder of the model for the container image, and for make sbom:"
+	@echo "  MODELS   folder of models, for train, convert, predict, build, cloud, deploy and sbom:"
 	@echo "           make build MODELS=models/mine"
 	@echo "  PORT     where the container, or make cloud, listens on this machine:"
 	@echo "           make run PORT=8081"
@@ -55,13 +55,13 @@ test: setup ## check format, style, types, imports and dead code, then run all t
 	$(PYTHON) -m pytest -n 2 --dist loadfile $(ARGS)
 
 train: setup ## train on flowers/; the best epoch is kept in models/
-	$(PYTHON) train.py $(ARGS)
+	$(PYTHON) train.py $(if $(MODELS),--models="$$MODELS") $(ARGS)
 
 convert: setup ## convert the best checkpoint in models/ to TFLite
-	$(PYTHON) convert_to_tflite.py $(ARGS)
+	$(PYTHON) convert_to_tflite.py $(if $(MODELS),--models="$$MODELS") $(ARGS)
 
 predict: setup ## classify IMAGE
-	@$(PYTHON) predict.py $(ARGS) $(if $(IMAGE),-- "$$IMAGE")
+	@$(PYTHON) predict.py $(if $(MODELS),--model="$$MODELS") $(ARGS) $(if $(IMAGE),-- "$$IMAGE")
 
 build: setup ## build the container image with the best model of MODELS; convert it first if needed
 	@$(PYTHON) -m tools.container build $(if $(MODELS),--models="$$MODELS") \
@@ -82,7 +82,7 @@ deploy: setup ## put the service on AWS: build, push, deploy (ARGS=--dry-run: on
 undeploy: setup ## take it down again; the bucket of images stays
 	@$(PYTHON) -m tools.deploy down $(ARGS)
 
-http: setup ## serve HTTP on port 9000 in front of `make run`, like a Function URL
+http: setup ## turn HTTP on port 9000 into events for `make run`, like a Function URL
 	$(PYTHON) -m tools.function_url $(ARGS)
 
 data: setup ## download the data set into flowers/

@@ -4,7 +4,7 @@ r"""Convert a checkpoint to TFLite, and compare the two.
     python convert_to_tflite.py models/xception_fin_05_0.893.h5 --quantize float16
     python convert_to_tflite.py --quantize int8 --data flowers/   # calibrated on images
     python convert_to_tflite.py --evaluate --data flowers/        # an existing file, on all images
-    python convert_to_tflite.py xception_fin_23_0_880.h5 --input-scaling 1/255 \
+    python convert_to_tflite.py xception_fin_23_0.880.h5 --input-scaling 1/255 \
         --classes daisy,dandelion,rose,sunflower,tulip            # a plain Keras file of Xception
 
 Writes <stem>.tflite, or for example <stem>.int8.tflite, beside the checkpoint, with the class names

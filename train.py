@@ -263,7 +263,7 @@ def parse_arguments(arguments: list[str] | None) -> argparse.Namespace:
         type=cli.at_least(1),
         default=CACHE_DAYS,
         metavar="DAYS",
-        help="remove from the cache what no run used for so long [%(default)s]",
+        help="remove cached features that no run has used for so many days [%(default)s]",
     )
     add("--resume", action="store_true", help="continue after the last finished epoch")
     add("--tensorboard", action="store_true", help=f"logs for TensorBoard in models/{TENSORBOARD}/")

@@ -186,7 +186,8 @@ def print_times(options: argparse.Namespace) -> None:
             when = "not reached" if reached is None else f"{reached:.0f} s"
             rows.append((name, f"{total:.0f} s", when, f"{best:.3f}"))
     reach = f"to validation accuracy {options.reach}"
-    print(f"\n{markdown_table(('python train.py', 'whole run', reach, 'best epoch'), rows)}")
+    head = ("python train.py", "whole run", reach, "accuracy of the best epoch")
+    print(f"\n{markdown_table(head, rows)}")
 
 
 def run_recipe(options: argparse.Namespace, folder: Path) -> tuple[float, float | None, float]:

@@ -219,7 +219,7 @@ def parse_arguments(arguments: list[str] | None) -> argparse.Namespace:
     parser = cli.make_parser(__doc__, "python -m experiments.labels")
     add = parser.add_argument
     add("predictions", type=cli.path, nargs="+", help=".npz files, or folders of them")
-    cli.add_audit_flag(parser)
+    add("--audit", type=cli.path, metavar="FILE", help="images whose labels are known to be wrong")
     add("--data", type=cli.path, default=Path("flowers"), help="where the images are [flowers/]")
     limit = cli.positive(int)
     add("--limit", type=limit, default=LIMIT, help="images of each kind on the page [%(default)s]")

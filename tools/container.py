@@ -251,12 +251,14 @@ def parse_arguments(arguments: list[str] | None) -> argparse.Namespace:
     builder = commands.add_parser("build", help="build the image")
     builder.set_defaults(command=build)
     builder.add_argument("--models", default="models", help="folder of the model [%(default)s/]")
-    builder.add_argument("--runtime", default="", help=f"{', '.join(RUNTIMES)} [the first]")
+    builder.add_argument(
+        "--runtime", default="", help=f"{', '.join(RUNTIMES)} [{next(iter(RUNTIMES))}]"
+    )
     runner = commands.add_parser("run", help="serve it on this machine")
     runner.set_defaults(command=run)
     runner.add_argument("--port", type=port_number, default=PORT, help="[%(default)s]")
     for each in (builder, runner):
-        each.add_argument("--tag", default=TAG, help="name of the image [%(default)s]")
+        each.add_argument("--tag", default=TAG, help="name of the container image [%(default)s]")
         each.add_argument("docker", nargs="*", metavar="-- OPTION", help="for Docker itself")
     return parser.parse_args(arguments)
 

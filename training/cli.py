@@ -113,7 +113,7 @@ def add_audit_flag(parser: argparse.ArgumentParser) -> None:
         type=path,
         metavar="FILE",
         help="images whose labels are wrong, one class/file a line; they stay, and the accuracy is "
-        "also told without them",
+        "also reported without them",
     )
 
 

@@ -152,6 +152,8 @@ def test_any_name_of_an_image_is_only_a_name(project: Path, name: str) -> None:
 @pytest.mark.parametrize(
     ("target", "variables"),
     [
+        ("train", ["models"]),
+        ("convert", ["models"]),
         ("build", ["models", "runtime", "tag"]),
         ("run", ["port", "tag"]),
         ("cloud", ["models", "runtime", "port"]),
@@ -178,6 +180,11 @@ def test_a_variable_that_a_target_does_not_use_does_nothing(project: Path, varia
 def test_more_arguments_are_words_for_the_shell_and_not_for_make(project: Path) -> None:
     called = calls(project, "train", "ARGS=--data 'my own' $(printf '%s' a-b) ${UNSET-c}")
     assert called == ["train.py", "--data", "my own", "a-b", "c"]
+
+
+def test_a_folder_of_models_classifies(project: Path) -> None:
+    called = calls(project, "predict", "MODELS=models/my own", "IMAGE=a.jpg")
+    assert called == ["predict.py", "--model=models/my own", "--", "a.jpg"]
 
 
 def test_without_variables_the_tools_take_their_defaults(project: Path) -> None:
