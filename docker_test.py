@@ -12,6 +12,7 @@ says why.
 import argparse
 import base64
 import http.client
+import io
 import json
 import math
 import sys
@@ -47,6 +48,9 @@ class CheckError(Exception):
 def main(arguments: list[str] | None = None) -> int:
     """Send the image, print its scores and return the exit code."""
     options = parse_arguments(arguments)
+    for stream in (sys.stdout, sys.stderr):  # a name or label may not be in the terminal's encoding
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
     image = str(options.file or options.url or IMAGE)
     expected = options.expect or (IMAGE_LABEL if image == IMAGE else None)
     try:
@@ -159,7 +163,7 @@ def parse_answer(body: bytes, url: str | None = None) -> object:
         )
     try:
         answer = json.loads(text)
-    except ValueError:
+    except (ValueError, RecursionError):
         answer = None
     if isinstance(answer, dict):
         # Errors of our handler, then of Lambda: a crash, no memory left, a timeout.
@@ -217,7 +221,7 @@ def parse_details(answer: Any) -> tuple[dict[str, float], list[str]]:
             f"  heat map: {tell(None if heatmap is None else f'from {HEAT[0]} to {HEAT[-1]}')}",
             *(f"    {row}" for row in heat_rows(heatmap)),
         ]
-    except (LookupError, TypeError, ValueError):
+    except (LookupError, TypeError, ValueError, OverflowError):
         raise unexpected("details ({label, scores, known, ...})", json.dumps(answer)) from None
     return parse_scores(scores), lines
 
@@ -303,6 +307,14 @@ def http_address(text: str) -> str:
     return text
 
 
+def seconds(text: str) -> float:
+    """Return the number in `text`, from 0 on and finite; for argparse."""
+    number = float(text)
+    if not (math.isfinite(number) and number >= 0):
+        raise argparse.ArgumentTypeError(f"expected seconds from 0, received: {text}")
+    return number
+
+
 def parse_arguments(arguments: list[str] | None) -> argparse.Namespace:
     """Return the command line's options."""
     parser = argparse.ArgumentParser(
@@ -324,7 +336,7 @@ def parse_arguments(arguments: list[str] | None) -> argparse.Namespace:
     )
     parser.add_argument(
         "--wait",
-        type=float,
+        type=seconds,
         default=WAIT,
         metavar="SECONDS",
         help="how long to wait for the container [%(default)g]",

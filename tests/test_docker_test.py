@@ -11,6 +11,7 @@ import sys
 import threading
 import time
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
 
 import pytest
 from conftest import ROOT
@@ -176,6 +177,7 @@ def test_a_service_without_details_is_told_from_others():
         {"heatmap": [1]},
         {"heatmap": {"rows": 1, "columns": 1, "values": [7]}},
         {"heatmap": {"rows": 1, "columns": 1, "values": ["hot"]}},
+        {"heatmap": {"rows": 1, "columns": 1, "values": [float("inf")]}},
         {"heatmap": {"rows": "1", "columns": 1, "values": []}},
     ],
     ids=lambda changed: re.sub(r"[^\w]+", " ", str(changed)).strip(),
@@ -298,6 +300,34 @@ def test_a_second_is_told_in_the_singular():
     service.server.server_close()
     process = run("--endpoint", service.endpoint, "--wait", 1)
     assert f"Expected a service at {service.endpoint} within 1 second. " in process.stderr
+
+
+@pytest.mark.parametrize("wait", ["nan", "inf", "-1", "soon"])
+def test_a_time_that_is_none_is_refused(wait):
+    process = run("--wait", wait)
+    assert process.returncode == 2
+    assert "argument --wait: " in process.stderr
+    assert wait in process.stderr.splitlines()[-1]
+
+
+def test_names_that_the_terminal_cannot_show_are_escaped(tmp_path):
+    path = os.fsencode(tmp_path) + b"/caf\xe9.jpg"
+    Path(os.fsdecode(path)).write_bytes(b"image")
+    with Service({"ros\u00e9": 0.75, "tulip": 0.25}) as service:
+        command = [sys.executable, ROOT / "docker_test.py", "--endpoint", service.endpoint]
+        process = subprocess.run(
+            [*command, "--file", path, "--expect", "tulip"],
+            env=os.environ | {"PYTHONIOENCODING": "ascii:strict"},
+            capture_output=True,
+            text=True,
+        )
+    assert process.stdout.splitlines()[0].endswith("caf\\udce9.jpg: ros\\xe9")
+    assert process.stderr == ("docker_test.py: Expected the label tulip. Received: ros\\xe9.\n")
+
+
+def test_an_answer_nested_deeply_is_no_score():
+    process, _ = ask(b'{"a":' * 100_000)
+    assert "Received: " in sentence(process)
 
 
 def test_nobody_there():

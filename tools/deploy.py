@@ -446,8 +446,9 @@ def is_allowed(value: str, found: dict) -> bool:
         return value in map(str, found["AllowedValues"])
     if "AllowedPattern" in found:
         return re.fullmatch(found["AllowedPattern"], value) is not None
-    number = value.isascii() and value.isdecimal()
-    return number and found["MinValue"] <= int(value) <= found["MaxValue"]
+    # As JSON and conditions of the template read it: without zeros in front.
+    is_number = re.fullmatch("0|[1-9][0-9]{0,9}", value) is not None
+    return is_number and found["MinValue"] <= int(value) <= found["MaxValue"]
 
 
 def describe_allowed(found: dict) -> str:

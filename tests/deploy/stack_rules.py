@@ -450,6 +450,7 @@ def routes(template: dict) -> Iterator[str]:
     of_keys = {route["RouteKey"]: target(route["AuthorizationType"]) for route in found}
     if of_keys != {
         "OPTIONS /": "NONE",
+        "OPTIONS /{proxy+}": "NONE",
         "ANY /": "ApiAuthorization",
         "ANY /{proxy+}": "ApiAuthorization",
     }:
