@@ -49,7 +49,7 @@ def main(arguments: list[str] | None = None) -> int:
 
     def command() -> None:
         checkpoint = find_checkpoint(options.checkpoint, options.models)
-        facts = ModelFacts.read(options, options.data or FLOWERS)
+        facts = ModelFacts.read(options, options.data)
         if options.evaluate:
             path = find_tflite(checkpoint, options.quantize)
             evaluate(checkpoint, path, options.data or FLOWERS, options.runtime, facts)

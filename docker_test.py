@@ -15,6 +15,7 @@ import http.client
 import io
 import json
 import math
+import os
 import sys
 import time
 import urllib.error
@@ -307,6 +308,11 @@ def http_address(text: str) -> str:
     return text
 
 
+def home_path(text: str) -> Path:
+    """Return `text` as a path, in which a ~ at its beginning is one's home; for argparse."""
+    return Path(os.path.expanduser(text))
+
+
 def seconds(text: str) -> float:
     """Return the number in `text`, from 0 on and finite; for argparse."""
     number = float(text)
@@ -325,7 +331,7 @@ def parse_arguments(arguments: list[str] | None) -> argparse.Namespace:
     image.add_argument(
         "--url", type=http_address, metavar="IMAGE_URL", help="image to fetch [Wikimedia's rose]"
     )
-    image.add_argument("--file", type=Path, metavar="PATH", help="image file to send instead")
+    image.add_argument("--file", type=home_path, metavar="PATH", help="image file to send instead")
     parser.add_argument(
         "--expect",
         metavar="LABEL",

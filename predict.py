@@ -342,7 +342,7 @@ def parse_arguments(arguments: list[str] | None) -> argparse.Namespace:
     parser = cli.make_parser(__doc__)
     add = parser.add_argument
     add("images", nargs="*", metavar="IMAGE_OR_URL", help="file, folder, URL or s3://… with --out")
-    add("--model", type=cli.path, help="model file, or a folder [the best in models/]")
+    add("--model", type=Path, help="model file, or a folder [the best in models/]")
     add("--runtime", choices=RUNTIMES, help="package that runs a .tflite [the first installed]")
     add_model_flags(parser)
     output = parser.add_mutually_exclusive_group()
@@ -352,7 +352,7 @@ def parse_arguments(arguments: list[str] | None) -> argparse.Namespace:
     ):
         output.add_argument(flag, dest="printer", action="store_const", const=printer, help=text)
     add("--details", action="store_true", help="print all that the model tells [as --json]")
-    add("--heatmap", type=cli.path, metavar="DIR", help="write where the model looked, as PNG")
+    add("--heatmap", type=Path, metavar="DIR", help="write where the model looked, as PNG")
     large_job.add_flags(parser)
     flags = parser.parse_args(arguments)
     large_job.check_flags(parser, flags)

@@ -249,8 +249,8 @@ def parse_arguments(arguments: list[str] | None) -> argparse.Namespace:
         default="imagenet",
         help="what the base starts from: imagenet, none, or a file [imagenet]",
     )
-    add("--models", type=cli.path, default=Path("models"), help="where to write to [models/]")
-    add("--cache", type=cli.path, default=CACHE, help="where features are kept [%(default)s/]")
+    add("--models", type=Path, default=Path("models"), help="where to write to [models/]")
+    add("--cache", type=Path, default=CACHE, help="where features are kept [%(default)s/]")
     add(
         "--no-cache",
         dest="cache",

@@ -303,7 +303,7 @@ def parse_arguments(arguments: list[str] | None) -> argparse.Namespace:
     """Return the command line's options."""
     parser = cli.make_parser(__doc__, "python -m benchmarks.answers")
     add = parser.add_argument
-    add("models", type=cli.path, nargs="+", help=".tflite files")
+    add("models", type=Path, nargs="+", help=".tflite files")
     add("--data", type=Path, default=Path("flowers"), help="small images [flowers/]")
     add("--pairs", type=int, default=200, help="of a bare run and an answer [%(default)s]")
     add("--rounds", type=int, default=5, help=f"of {COUNT} events and one [%(default)s]")

@@ -134,7 +134,7 @@ def parse_arguments(arguments: list[str] | None) -> argparse.Namespace:
     """Return the command line's options."""
     parser = cli.make_parser(__doc__, "python -m benchmarks.details")
     add = parser.add_argument
-    add("models", type=cli.path, nargs="+", help=".tflite files that tell details")
+    add("models", type=Path, nargs="+", help=".tflite files that tell details")
     add("--rounds", type=cli.positive(int), default=100, help="of each [%(default)s]")
     add("--runtimes", nargs="+", choices=RUNTIMES, help="[those that are installed]")
     return parser.parse_args(arguments)

@@ -425,14 +425,14 @@ def parse_arguments(arguments: list[str] | None) -> argparse.Namespace:
     add = parser.add_argument
     installed = [name for name, module in RUNTIMES.items() if find_spec(module.split(".")[0])]
     sides, default = within(*INPUT_SIZES), " ".join(map(str, SIZES))
-    add("--data", type=cli.path, default=Path("flowers"), help="[flowers/]")
+    add("--data", type=Path, default=Path("flowers"), help="[flowers/]")
     cli.add_audit_flag(parser)
-    add("--checkpoint", type=cli.path, help="a .h5 file with its split [the best of models/]")
+    add("--checkpoint", type=Path, help="a .h5 file with its split [the best of models/]")
     add("--sizes", type=sides, nargs="+", default=SIZES, metavar="PIXELS", help=f"[{default}]")
     add("--runtimes", nargs="+", choices=KINDS, default=installed, help="[those installed]")
     add("--rounds", type=cli.at_least(0), default=5, help="timed ones in all [%(default)s]")
-    add("--chart", type=cli.path, metavar="PNG", help="where to draw the table")
-    add("--out", type=cli.path, default=OUT, help="what is kept [%(default)s/]")
+    add("--chart", type=Path, metavar="PNG", help="where to draw the table")
+    add("--out", type=Path, default=OUT, help="what is kept [%(default)s/]")
     return parser.parse_args(arguments)
 
 

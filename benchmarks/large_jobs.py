@@ -223,10 +223,10 @@ def parse_arguments(arguments: list[str] | None) -> argparse.Namespace:
     """Return the command line's flags."""
     parser = cli.make_parser(__doc__, "python -m benchmarks.large_jobs")
     add = parser.add_argument
-    add("--data", type=cli.path, default=Path("flowers"), help="folder of images [flowers/]")
+    add("--data", type=Path, default=Path("flowers"), help="folder of images [flowers/]")
     add("--images", type=cli.at_least(FEW), default=320, help="that are labelled [320]")
     add("--rounds", type=cli.at_least(1), default=3, help="of which the median counts [3]")
-    add("--model", type=cli.path, help="a .tflite file [the best in models/]")
+    add("--model", type=Path, help="a .tflite file [the best in models/]")
     add("--runtime", choices=RUNTIMES, help="package that runs it [the first that is installed]")
     return parser.parse_args(arguments)
 

@@ -24,7 +24,7 @@ def make_parser(description: str | None, name: str, epochs: int) -> argparse.Arg
     seed = within(0, MAX_SEED)
     add("--split-seed", type=seed, default=ORIGINAL.split_seed, help="of the split [%(default)s]")
     add("--seed", type=seed, default=ORIGINAL.seed, help="of order and weights [%(default)s]")
-    add("--out", type=cli.path, default=OUT / name, help="where to write to [%(default)s/]")
+    add("--out", type=Path, default=OUT / name, help="where to write to [%(default)s/]")
     return parser
 
 
@@ -32,7 +32,7 @@ def add_base_flags(parser: argparse.ArgumentParser) -> None:
     """Add --weights and --cache, for commands that use a pretrained base."""
     add = parser.add_argument
     add("--weights", default="imagenet", help="imagenet, none, or a file of Xception's [imagenet]")
-    add("--cache", type=cli.path, default=CACHE, help="where features are kept [%(default)s/]")
+    add("--cache", type=Path, default=CACHE, help="where features are kept [%(default)s/]")
 
 
 def run(

@@ -299,7 +299,7 @@ def parse_arguments(arguments: list[str] | None) -> argparse.Namespace:
     add("--split-seed", type=within(0, MAX_SEED), default=ORIGINAL.seed, help="[%(default)s]")
     add("--report", action="store_true", help="report on finished predictions, train nothing")
     out = OUT / "cross_validate"
-    add("--out", type=cli.path, default=out, help="where to write to [%(default)s/]")
+    add("--out", type=Path, default=out, help="where to write to [%(default)s/]")
     arguments = sys.argv[1:] if arguments is None else arguments
     options = parser.parse_args(arguments)
     options.command = shlex.join(["python", "-m", "experiments.cross_validate", *arguments])

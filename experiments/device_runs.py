@@ -306,11 +306,11 @@ def parse_arguments(arguments: list[str] | None) -> argparse.Namespace:
     add_base_flags(parser)
     add = parser.add_argument
     wrong = "images whose labels are wrong, one class/file a line, for jobs that learn without them"
-    add("--audit", type=cli.path, metavar="FILE", help=wrong)
-    add("--jobs", type=cli.path, required=True, metavar="FILE", help="what to train (JSON)")
+    add("--audit", type=Path, metavar="FILE", help=wrong)
+    add("--jobs", type=Path, required=True, metavar="FILE", help="what to train (JSON)")
     add("--folds", type=within(*FOLDS), default=5, help="[%(default)s]")
     add("--split-seed", type=within(0, MAX_SEED), default=ORIGINAL.seed, help="[%(default)s]")
-    add("--out", type=cli.path, required=True, metavar="FOLDER", help="where to write to")
+    add("--out", type=Path, required=True, metavar="FOLDER", help="where to write to")
     processes = cli.positive(int)
     add(
         "--processes", type=processes, default=os.cpu_count(), help="that read images [%(default)s]"

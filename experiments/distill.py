@@ -23,6 +23,7 @@ import sys
 import time
 from collections.abc import Sequence
 from dataclasses import asdict, replace
+from pathlib import Path
 
 from experiments.command import add_base_flags
 from experiments.members import Member, read_members
@@ -173,14 +174,14 @@ def parse_arguments(arguments: list[str] | None) -> argparse.Namespace:
     """Return the command line's options; what is not given the recipe says."""
     parser = cli.make_parser(__doc__, "python -m experiments.distill")
     add = parser.add_argument
-    add("teachers", type=cli.path, nargs="+", metavar="TEACHER", help=".h5 files of train.py")
+    add("teachers", type=Path, nargs="+", metavar="TEACHER", help=".h5 files of train.py")
     cli.add_data_flags(parser)
     cli.add_audit_flag(parser)
     add_base_flags(parser)
     add(
         "--out",
         dest="models",
-        type=cli.path,
+        type=Path,
         required=True,
         metavar="FOLDER",
         help="where to write labels, checkpoint and report to",

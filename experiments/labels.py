@@ -218,12 +218,12 @@ def parse_arguments(arguments: list[str] | None) -> argparse.Namespace:
     """Return the command line's options."""
     parser = cli.make_parser(__doc__, "python -m experiments.labels")
     add = parser.add_argument
-    add("predictions", type=cli.path, nargs="+", help=".npz files, or folders of them")
-    add("--audit", type=cli.path, metavar="FILE", help="images whose labels are known to be wrong")
-    add("--data", type=cli.path, default=Path("flowers"), help="where the images are [flowers/]")
+    add("predictions", type=Path, nargs="+", help=".npz files, or folders of them")
+    add("--audit", type=Path, metavar="FILE", help="images whose labels are known to be wrong")
+    add("--data", type=Path, default=Path("flowers"), help="where the images are [flowers/]")
     limit = cli.positive(int)
     add("--limit", type=limit, default=LIMIT, help="images of each kind on the page [%(default)s]")
-    add("--out", type=cli.path, default=OUT / "labels", help="where to write to [%(default)s/]")
+    add("--out", type=Path, default=OUT / "labels", help="where to write to [%(default)s/]")
     return parser.parse_args(arguments)
 
 

@@ -202,8 +202,8 @@ def parse_arguments(arguments: list[str] | None) -> argparse.Namespace:
     cli.add_data_flags(parser)
     cli.add_audit_flag(parser)
     add = parser.add_argument
-    add("checkpoints", type=cli.path, nargs="+", metavar="CHECKPOINT", help=".h5 files of train.py")
-    add("--out", type=cli.path, required=True, metavar="FOLDER", help="where to write to")
+    add("checkpoints", type=Path, nargs="+", metavar="CHECKPOINT", help=".h5 files of train.py")
+    add("--out", type=Path, required=True, metavar="FOLDER", help="where to write to")
     add(
         "--inference-size",
         type=within(*INPUT_SIZES),

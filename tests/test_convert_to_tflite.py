@@ -748,8 +748,12 @@ def test_a_plain_file_of_keras_is_converted_with_what_the_flags_say(
     monkeypatch.setattr(checkpoints, "fold_input_scaling", lambda model, *s: folded.append(s))
     path = tmp_path / "xception_fin_23_0.880.h5"
     keras.Model(inputs, inputs).save(path)
-    assert convert(path, "--data", "none") == 1
-    assert "Received: none. Give them with --classes" in capsys.readouterr().err
+    for name in ("daisy", "rose"):  # of another data set than the file's
+        (tmp_path / "flowers" / name).mkdir(parents=True)
+    monkeypatch.chdir(tmp_path)
+    for flags in ((), ("--data", "none")):
+        assert convert(path, *flags) == 1
+        assert "Received: none. Give them with --classes" in capsys.readouterr().err
     assert convert(path, "--classes", "rose, tulip", "--input-scaling", "1./255") == 0
     assert folded == [(0.5, 0.5)]
     assert quick[0][1:] == (("rose", "tulip"), "none")

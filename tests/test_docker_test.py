@@ -310,6 +310,19 @@ def test_a_time_that_is_none_is_refused(wait):
     assert wait in process.stderr.splitlines()[-1]
 
 
+def test_a_tilde_is_ones_home(tmp_path):
+    (tmp_path / "rose.jpg").write_bytes(b"image")
+    with Service(SCORES) as service:
+        command = [sys.executable, ROOT / "docker_test.py", "--endpoint", service.endpoint]
+        process = subprocess.run(
+            [*command, "--file=~/rose.jpg"],
+            env=os.environ | {"HOME": str(tmp_path)},
+            capture_output=True,
+            text=True,
+        )
+    assert process.returncode == 0, process.stderr
+
+
 def test_names_that_the_terminal_cannot_show_are_escaped(tmp_path):
     path = os.fsencode(tmp_path) + b"/caf\xe9.jpg"
     Path(os.fsdecode(path)).write_bytes(b"image")

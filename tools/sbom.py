@@ -24,7 +24,7 @@ from packaging.markers import Marker
 
 from serving.model_files import best_model
 from serving.runtimes import RUNTIMES
-from training.cli import make_parser, path, run_command
+from training.cli import make_parser, run_command
 from training.files import write_atomically
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -143,7 +143,7 @@ def parse_arguments(arguments: list[str] | None) -> argparse.Namespace:
         ("--models", "models", "folder of the model in the container images"),
         ("--out", "sbom", "folder to write to"),
     ):
-        parser.add_argument(flag, type=path, default=Path(default), help=f"{text} [{default}/]")
+        parser.add_argument(flag, type=Path, default=Path(default), help=f"{text} [{default}/]")
     return parser.parse_args(arguments)
 
 

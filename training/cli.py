@@ -83,26 +83,31 @@ def is_out_of_memory(error: BaseException) -> bool:
 
 
 def make_parser(description: str | None, prog: str | None = None) -> argparse.ArgumentParser:
-    """Return a parser that prints `description` (a module's docstring) as it is written."""
-    return argparse.ArgumentParser(
+    """Return a parser that prints `description` (a module's docstring) as it is written.
+
+    Arguments of `type=Path` may begin with ~: shells leave that in --data=~/images to us.
+    """
+    parser = argparse.ArgumentParser(
         prog=prog,
         description=description,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
+    parser.register("type", Path, path)
+    return parser
 
 
 def path(text: str) -> Path:
-    """Return `text` as a path; shells leave the ~ in --data=~/images to us."""
+    """Return `text` as a path, in which a ~ at its beginning is one's home."""
     return Path(os.path.expanduser(text))
 
 
 def add_data_flags(parser: argparse.ArgumentParser) -> None:
     """Add --data and --exclude to `parser`."""
     parser.add_argument(
-        "--data", type=path, default=Path("flowers"), help="one folder a class [flowers/]"
+        "--data", type=Path, default=Path("flowers"), help="one folder a class [flowers/]"
     )
     parser.add_argument(
-        "--exclude", type=path, metavar="FILE", help="images to leave out, one class/file a line"
+        "--exclude", type=Path, metavar="FILE", help="images to leave out, one class/file a line"
     )
 
 
@@ -110,7 +115,7 @@ def add_audit_flag(parser: argparse.ArgumentParser) -> None:
     """Add --audit to `parser`."""
     parser.add_argument(
         "--audit",
-        type=path,
+        type=Path,
         metavar="FILE",
         help="images whose labels are wrong, one class/file a line; they stay, and the accuracy is "
         "also reported without them",

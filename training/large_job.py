@@ -81,7 +81,7 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
         dest="lists",
         action="append",
         default=[],
-        type=cli.path,
+        type=Path,
         metavar="FILE",
         help="also the files, folders, URLs and addresses in FILE, one a line",
     )

@@ -153,8 +153,10 @@ def test_paths_may_begin_with_a_tilde(monkeypatch):
     assert cli.path("~nobody-at-all/a") == Path("~nobody-at-all/a")
     parser = cli.make_parser("x")
     cli.add_data_flags(parser)
-    flags = parser.parse_args(["--data=~/d", "--exclude=~/e"])
-    assert (flags.data, flags.exclude) == (Path("/home/x/d"), Path("/home/x/e"))
+    parser.add_argument("--own", type=Path)
+    flags = parser.parse_args(["--data=~/d", "--exclude=~/e", "--own=~/o"])
+    found = (flags.data, flags.exclude, flags.own)
+    assert found == (Path("/home/x/d"), Path("/home/x/e"), Path("/home/x/o"))
 
 
 def test_a_port_is_a_number_below_65536(capsys):
