@@ -17,7 +17,6 @@ from training.backend import keras
 
 EPSILON = 1e-3  # of Xception's batch normalization
 MIDDLE = range(5, 13)  # blocks that are equal
-FIRST_UPPER = MIDDLE[0]
 CHANNELS = 728  # of the inputs of `upper`
 TAPS = [(i, j) for i in range(3) for j in range(3)]  # rows and columns of a kernel
 

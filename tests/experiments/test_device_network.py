@@ -17,7 +17,7 @@ def network():
     """Xception, untrained, with statistics of batch normalization that are not the first ones."""
     keras.utils.set_random_seed(0)
     model = build_model((SIDE, SIDE), (), 5)
-    unfreeze(model, device_network.FIRST_UPPER)
+    unfreeze(model, device_network.MIDDLE[0])
     rng = np.random.default_rng(0)
     for layer in model.get_layer(BASE_LAYER).layers:
         if isinstance(layer, keras.layers.BatchNormalization):
@@ -43,7 +43,7 @@ def images():
 def test_its_outputs_are_keras(network, weights, images):
     low, learning, frozen = weights
     features = jax.jit(device_network.lower)(low, images)
-    expected = split_at_block(network, device_network.FIRST_UPPER)[0](images)
+    expected = split_at_block(network, device_network.MIDDLE[0])[0](images)
     assert features.shape[-1] == device_network.CHANNELS
     assert np.allclose(features, expected, rtol=1e-3, atol=1e-3 * np.abs(expected).max())
     scores = jax.nn.softmax(device_network.logits(learning, frozen, features))
@@ -52,7 +52,7 @@ def test_its_outputs_are_keras(network, weights, images):
 
 def test_its_gradients_are_keras(network, weights, images):
     _, learning, frozen = weights
-    frozen_part, part = split_at_block(network, device_network.FIRST_UPPER)
+    frozen_part, part = split_at_block(network, device_network.MIDDLE[0])
     features = frozen_part(images).numpy()
     targets = np.eye(5, dtype=np.float32)[[0, 3, 4]]
     with tf.GradientTape() as tape:
