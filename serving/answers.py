@@ -6,7 +6,7 @@ import numpy as np
 
 from serving.classifier import named_scores
 from serving.details import Details
-from serving.errors import SettingError
+from serving.errors import InternalError, SettingError
 from serving.runtimes import Prediction
 
 UNKNOWN_BELOW = 0.02  # p-value; the environment variable of this name sets another
@@ -31,6 +31,12 @@ def read_unknown_below() -> float:
             f"of training that may be called unknown. Received: {text!r}. Correct or unset it."
         )
     return value
+
+
+def require_finite(prediction: Prediction) -> None:
+    """Raise InternalError if a probability is NaN or infinite: JSON has no such numbers."""
+    if not np.isfinite(prediction.probabilities).all():
+        raise InternalError("The model's scores are no numbers (NaN). Train it again.")
 
 
 def top_k(labels: tuple[str, ...], probabilities: np.ndarray, top: int | None) -> dict[str, float]:

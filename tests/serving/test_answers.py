@@ -5,9 +5,16 @@ import json
 import numpy as np
 import pytest
 
-from serving.answers import describe, is_unknown, known, read_unknown_below, top_k
+from serving.answers import (
+    describe,
+    is_unknown,
+    known,
+    read_unknown_below,
+    require_finite,
+    top_k,
+)
 from serving.details import Details, Familiarity
-from serving.errors import SettingError
+from serving.errors import InternalError, SettingError
 from serving.runtimes import Prediction
 
 LABELS = ("red", "green", "blue")
@@ -86,6 +93,13 @@ def test_a_network_that_fails_tells_numbers_all_the_same():
     told = describe(LABELS, DETAILS, broken, 0.02)
     assert told["unknown"] is True
     assert told["heatmap"]["values"] == [0, 0, 0]
+
+
+@pytest.mark.parametrize("number", [np.nan, np.inf, -np.inf])
+def test_probabilities_that_are_no_numbers_are_an_error(number):
+    require_finite(Prediction(SCORES))
+    with pytest.raises(InternalError, match="^The model's scores are no numbers"):
+        require_finite(Prediction(np.float32([0.5, number, 0.5])))
 
 
 @pytest.mark.parametrize(
