@@ -285,8 +285,9 @@ def text_printer(*_: object, **__: object) -> PrintAnswer:
         width = max(map(len, scores))
         said = f"unknown (looks like {label})" if answer["unknown"] else label
         print(printable(f"{image}: {said}"))
-        for label, score in sorted(scores.items(), key=lambda item: -item[1]):
-            print(f"  {printable(label):{width}} {score:.5f}", flush=True)
+        # The label comes first, also where rounding makes another score equal to its own.
+        for name, score in sorted(scores.items(), key=lambda s: (s[0] != label, -s[1])):
+            print(f"  {printable(name):{width}} {score:.5f}", flush=True)
 
     return print_text
 

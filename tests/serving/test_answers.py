@@ -88,6 +88,14 @@ def test_of_equal_scores_the_first_class_is_the_label():
     assert told["label"] == "green"
 
 
+def test_the_label_is_the_best_score_also_where_rounding_makes_two_alike():
+    close = np.float32([0.499998, 0.500002, 0])
+    told = describe(LABELS, Details(), Prediction(close), 0.02, top=1)
+    assert (told["label"], told["scores"]) == ("green", {"green": 0.5})
+    assert list(top_k(LABELS, close, 10**30)) == ["green", "red", "blue"]
+    assert list(top_k(LABELS, np.float32([0.2, 0.4, 0.4]), 2)) == ["green", "blue"]
+
+
 def test_a_network_that_fails_tells_numbers_all_the_same():
     broken = Prediction(SCORES, ACTIVATIONS * np.nan)
     told = describe(LABELS, DETAILS, broken, 0.02)
