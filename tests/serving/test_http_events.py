@@ -621,7 +621,7 @@ def test_more_headers_may_be_named_and_none_be_sent_at_all(monkeypatch):
     assert cors() == {}
 
 
-@pytest.mark.parametrize("path", ["/", "/health", "/other"])
+@pytest.mark.parametrize("path", ["/", "/other"])
 def test_a_url_in_the_query_is_told_where_to_go(path):
     request = request_of(method="GET", url="https://a.b/c.jpg")
     with pytest.raises(MethodError, match="Received: GET with url in the query"):
@@ -660,6 +660,61 @@ def test_one_origin_may_be_named_and_none_means_all(monkeypatch):
     assert cors() == CORS
     monkeypatch.setenv("CORS_ORIGIN", "https://a.b")
     assert cors() == CORS | {"Access-Control-Allow-Origin": "https://a.b", "Vary": "Origin"}
+
+
+@pytest.mark.parametrize(
+    ("text", "origin"),
+    [
+        ("*", "*"),
+        (" https://a.example ", "https://a.example"),
+        ("http://localhost:3000", "http://localhost:3000"),
+        ("HTTPS://Rosen.Example", "https://rosen.example"),
+        ("https://xn--rschen-wxa.example:8443", "https://xn--rschen-wxa.example:8443"),
+        ("http://127.0.0.1:8080", "http://127.0.0.1:8080"),
+        ("http://[::1]:3000", "http://[::1]:3000"),
+        ("http://a.example:443", "http://a.example:443"),
+    ],
+)
+def test_an_origin_is_as_browsers_send_it(monkeypatch, text, origin):
+    monkeypatch.setenv("CORS_ORIGIN", text)
+    assert cors()["Access-Control-Allow-Origin"] == origin
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "https://a.example/",
+        "https://a.example/, https://b.example",
+        "https://a.example,https://b.example",
+        "https://a.example https://b.example",
+        "https://a.example/page",
+        "https://a.example?b",
+        "https://röschen.example",
+        "https://a.example:443",
+        "http://a.example:80",
+        "https://a.example:",
+        "https://a.example:٣",
+        "https://user@a.example",
+        "https://*.example",
+        "https://",
+        "https://a..example",
+        "http://::1",
+        "a.example",
+        "ftp://a.example",
+        "null",
+        "a\r\nX-B: c",
+    ],
+)
+def test_another_origin_is_refused(monkeypatch, text):
+    monkeypatch.setenv("CORS_ORIGIN", text)
+    with pytest.raises(SettingError) as caught:
+        cors()
+    assert str(caught.value) == (
+        "Expected CORS_ORIGIN to be one origin as browsers send it, such as https://example.com or "
+        "http://localhost:3000: without a path, a slash at its end or the default port, and with a "
+        f"host in ASCII (xn--...); or * or off. Received: {text!r}. Correct it, or unset "
+        "CORS_ORIGIN."
+    )
 
 
 TIMINGS = {"decode": 1.5, "total": 12.0}
