@@ -199,15 +199,15 @@ def _form_request(fields: Sequence[tuple[str, str | bytes]]) -> Request:
     return Request(
         events.parse_sources(images),
         is_batch=bool(lists) or len(images) > 1,
-        top=events.parse_top(events.decimal(_option(fields, "top"))),
-        details=events.parse_details(events.yes_or_no(_option(fields, "details"))),
+        top=events.read_top(_option(fields, "top")),
+        details=bool(events.read_details(_option(fields, "details"))),
     )
 
 
-def _option(fields: Sequence[tuple[str, str | bytes]], name: str) -> str | None:
-    """Return the first text in a form's fields called `name`; None if there is none, or empty."""
+def _option(fields: Sequence[tuple[str, str | bytes]], name: str) -> str:
+    """Return the first text in a form's fields called `name`; "" if there is none."""
     texts = (value for key, value in fields if key == name and isinstance(value, str))
-    return next(texts, None) or None
+    return next(texts, "")
 
 
 def _images_in(name: str, value: str | bytes) -> list[tuple[str, object]]:

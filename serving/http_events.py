@@ -241,8 +241,8 @@ def parse_body(request: HttpRequest) -> Request:
         TooLargeError: it unpacks to more than Lambda takes.
     """
     query = request.query
-    top = events.parse_top(events.decimal(query.get("top")))
-    details = events.parse_details(events.yes_or_no(query.get("details")))
+    top = events.read_top(query.get("top", ""))
+    details = events.read_details(query.get("details", ""))
     data = bodies.unpack(_bytes(request), request.headers.get("content-encoding", ""))
     if not data and "url" in query:
         raise events.refusal("nothing as the body, but url in the query. Send it in the body")
@@ -250,8 +250,8 @@ def parse_body(request: HttpRequest) -> Request:
     parsed = bodies.parse(Body(data, kind, is_text=not request.is_base64))
     return replace(
         parsed,
-        top=top if "top" in query else parsed.top,
-        details=details if "details" in query else parsed.details,
+        top=parsed.top if top is None else top,
+        details=parsed.details if details is None else details,
     )
 
 

@@ -178,7 +178,8 @@ def test_a_form_may_have_urls_or_an_image_as_text():
 
 def test_what_a_browser_sends_of_empty_inputs_counts_as_absent():
     assert parse(form(file("file", b"", ""), url=URL)) == OF_URL
-    assert parse(form(file(), url=" ", top="", details="")) == OF_IMAGE
+    for empty in ("", " \r\n"):
+        assert parse(form(file(), url=" ", top=empty, details=empty)) == OF_IMAGE
     assert parse(form(file(data=b""))) == Request((Source(image=b""),))
 
 
@@ -270,6 +271,7 @@ def test_the_parser_of_forms_is_imported_when_a_form_arrives():
         (urlencode({"url": URL, "top": 2}), Request(OF_URL.sources, top=2)),
         (urlencode({"url": URL, "details": "on"}), Request(OF_URL.sources, details=True)),
         (f"url={URL}&details=0&details=1", OF_URL),
+        (f"url={URL}&top=1000000000", Request(OF_URL.sources, top=10**9)),
         (f"url={URL}", OF_URL),
         (f"url={URL}&url=https://b", Request((*OF_URL.sources, Source(url="https://b")), True)),
         (f"urls={URL}", Request(OF_URL.sources, True)),
@@ -290,8 +292,8 @@ def test_an_urlencoded_form_is_read_as_well(data, request_):
     [
         ("name=rose", "Received: a form without these."),
         ("https://a.b/c?d=e", 'Received: an address alone. Send it as {"url": "https://..."}.'),
-        ("url=a&top=two", "whole number from 1. Received: a string."),
-        ("url=a&details=all", "true or false. Received: a string."),
+        ("url=a&top=two", "whole number from 1. Received: two."),
+        ("url=a&details=all", "true or false. Received: all."),
         ("&".join(["a=b"] * 65), "at most 64 fields. Received: a longer one."),
     ],
 )
