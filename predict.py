@@ -26,7 +26,6 @@ import argparse
 import codecs
 import csv
 import json
-import math
 import re
 import sys
 from collections.abc import Callable
@@ -36,7 +35,7 @@ from typing import TYPE_CHECKING, Protocol
 
 import training.cli as cli  # first: it says in one line that Ctrl-C ended the other imports
 import training.large_job as large_job
-from serving.answers import describe, read_unknown_below
+from serving.answers import describe, read_unknown_below, require_finite
 from serving.classifier import Classifier, read_labels
 from serving.details import Details
 from serving.errors import InternalError, ModelError, ServingError, UserError, error_body
@@ -259,9 +258,8 @@ def classify(
         sizes = [classifier.input_size] if folder is None else [classifier.input_size, None]
         small, *whole = read_images(image, sizes)
         prediction = classifier.predict(preprocess(small, classifier.input_size))
+        require_finite(prediction)
         answer = describe(classifier.labels, classifier.details, prediction, unknown_below)
-        if not all(map(math.isfinite, answer["scores"].values())):
-            return InternalError("The model's scores are no numbers (NaN). Train it again.")
         if folder:
             written = folder.write(image, whole[0], answer["heatmap"])
             print_error(printable(f"Wrote: {written}, where the model looked in {image}"))
@@ -287,8 +285,9 @@ def text_printer(*_: object, **__: object) -> PrintAnswer:
         width = max(map(len, scores))
         said = f"unknown (looks like {label})" if answer["unknown"] else label
         print(printable(f"{image}: {said}"))
-        for label, score in sorted(scores.items(), key=lambda item: -item[1]):
-            print(f"  {printable(label):{width}} {score:.5f}", flush=True)
+        # The label comes first, also where rounding makes another score equal to its own.
+        for name, score in sorted(scores.items(), key=lambda s: (s[0] != label, -s[1])):
+            print(f"  {printable(name):{width}} {score:.5f}", flush=True)
 
     return print_text
 

@@ -6,7 +6,7 @@ import numpy as np
 
 from serving.classifier import named_scores
 from serving.details import Details
-from serving.errors import SettingError
+from serving.errors import InternalError, SettingError
 from serving.runtimes import Prediction
 
 UNKNOWN_BELOW = 0.02  # p-value; the environment variable of this name sets another
@@ -33,12 +33,23 @@ def read_unknown_below() -> float:
     return value
 
 
+def require_finite(prediction: Prediction) -> None:
+    """Raise InternalError if a probability is NaN or infinite: JSON has no such numbers."""
+    if not np.isfinite(prediction.probabilities).all():
+        raise InternalError("The model's scores are no numbers (NaN). Train it again.")
+
+
 def top_k(labels: tuple[str, ...], probabilities: np.ndarray, top: int | None) -> dict[str, float]:
     """Return {label: score}, all in order or the `top` best first."""
     scores = named_scores(labels, probabilities)
     if top is None:
         return scores
-    return dict(sorted(scores.items(), key=lambda item: -item[1])[:top])
+    return {labels[i]: scores[labels[i]] for i in _best_first(probabilities)[:top]}
+
+
+def _best_first(probabilities: np.ndarray) -> list[int]:
+    """Return the indices of the classes, best first: rounded scores may be equal."""
+    return np.argsort(-probabilities, kind="stable").tolist()
 
 
 def known(details: Details, prediction: Prediction) -> float | None:
@@ -66,7 +77,7 @@ def describe(
     whether that is below `unknown_below`; `prediction_set`, labels, best first; and `heatmap`,
     `rows`, `columns` and their `values` row by row, 0 to 1, for `label`.
     """
-    order = np.argsort(-prediction.probabilities, kind="stable")
+    order = _best_first(prediction.probabilities)
     p = known(details, prediction)
     chosen = details.prediction_set(prediction.probabilities)
     return {
@@ -75,7 +86,7 @@ def describe(
         "known": p,
         "unknown": is_unknown(p, unknown_below),
         "prediction_set": None if chosen is None else [labels[i] for i in order if chosen[i]],
-        "heatmap": _heatmap(details, prediction, int(order[0])),
+        "heatmap": _heatmap(details, prediction, order[0]),
     }
 
 

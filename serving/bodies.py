@@ -140,9 +140,13 @@ def is_binary(data: bytes) -> bool:
 
 
 def _is_form(data: bytes) -> bool:
-    """Return whether `data` is a form; `curl -d` calls JSON one, too."""
+    """Return whether `data` is a form; `curl -d` calls JSON and base64 one, too."""
     start = data[:HEAD].strip(b"\xef\xbb\xbf \t\r\n").lower()
-    return b"=" in data and not start.startswith((b"{", b"[", b'"', *ADDRESSES))
+    if start.startswith((b"{", b"[", b'"', *ADDRESSES)):
+        return False
+    # The padding of base64 stands at its end, as the sign of a form's only, empty field does.
+    in_between = b"=" in data.rstrip(b"= \t\r\n")
+    return in_between or (b"=" in data and file_types.describe(data)[0] != "base64")
 
 
 def _image(body: Body) -> bytes:
@@ -165,12 +169,19 @@ def _json(data: bytes) -> object:
         # UTF-8, UTF-16 or UTF-32, with a byte order mark or without.
         text = data.decode(json.detect_encoding(data), "surrogatepass")
         return json.loads(text.strip("\ufeff\u200b\u2060\xa0 \t\r\n"))
-    except (ValueError, RecursionError):
-        raise events.refusal(_no_json(data)) from None
+    except json.JSONDecodeError:
+        received = _no_json(data, "text that is not JSON. Check its quotes")
+    except UnicodeDecodeError:
+        received = _no_json(data, "text that is not UTF-8. Encode it as UTF-8")
+    except ValueError:
+        received = "JSON with a number of too many digits. Write fewer"
+    except RecursionError:
+        received = "JSON that is nested too deeply. Leave out what is not asked for"
+    raise events.refusal(received)
 
 
-def _no_json(data: bytes) -> str:
-    """Return what `data` is if it is not JSON, and what to do."""
+def _no_json(data: bytes, otherwise: str) -> str:
+    """Return what `data` is if it is not JSON, and what to do; `otherwise` if it is plain text."""
     if not data.strip():
         return "nothing"
     if is_binary(data):
@@ -182,32 +193,34 @@ def _no_json(data: bytes) -> str:
         return 'base64 alone. Send it as {"image": "<base64>"}'
     if start.startswith((b"url=", b"urls=", b"image=", b"images=")):
         return f"a form. Send it as {URLENCODED}"
-    return "text that is not JSON. Check its quotes"
+    return otherwise
 
 
 def _form_request(fields: Sequence[tuple[str, str | bytes]]) -> Request:
     """Return the request in a form's (name, value) pairs; bytes are files."""
     images: list[tuple[str, object]] = []
+    is_list = False
     for name, value in fields:
-        images.extend(_images_in(name, value))
+        if found := _images_in(name, value):
+            images.extend(found)
+            is_list |= name in SEVERAL or bool(_INDEX.search(name))
     keys = {key for key, _ in images}
     if len(keys) != 1:
         raise events.refusal(" and ".join(sorted(keys, reverse=True)) or "a form without these")
     if len(images) > events.MAX_IMAGES:
         raise events.too_many(len(images))
-    lists = [name for name, _ in fields if name in SEVERAL or _INDEX.search(name)]
     return Request(
         events.parse_sources(images),
-        is_batch=bool(lists) or len(images) > 1,
-        top=events.parse_top(events.decimal(_option(fields, "top"))),
-        details=events.parse_details(events.yes_or_no(_option(fields, "details"))),
+        is_batch=is_list or len(images) > 1,
+        top=events.read_top(_option(fields, "top")),
+        details=bool(events.read_details(_option(fields, "details"))),
     )
 
 
-def _option(fields: Sequence[tuple[str, str | bytes]], name: str) -> str | None:
-    """Return the first text in a form's fields called `name`; None if there is none, or empty."""
+def _option(fields: Sequence[tuple[str, str | bytes]], name: str) -> str:
+    """Return the first text in a form's fields called `name`; "" if there is none."""
     texts = (value for key, value in fields if key == name and isinstance(value, str))
-    return next(texts, None) or None
+    return next(texts, "")
 
 
 def _images_in(name: str, value: str | bytes) -> list[tuple[str, object]]:
@@ -238,7 +251,7 @@ def _urlencoded_fields(data: bytes) -> list[tuple[str, str | bytes]]:
             f"Send images as {MULTIPART}."
         ) from None
     # Base64 whose plus signs were not encoded arrives with spaces in their place.
-    return [(name, v.replace(" ", "+") if "image" in name else v) for name, v in pairs]
+    return [(n, v.replace(" ", "+") if "image" in n and v.strip() else v) for n, v in pairs]
 
 
 def _multipart_fields(body: Body) -> list[tuple[str, str | bytes]]:

@@ -119,12 +119,25 @@ def parse_top(value: object) -> int | None:
     if value is None:
         return None
     if type(value) is not int or value < 1:
-        received = shown(str(value)) if type(value) in (int, float) else kind_of(value)
-        raise InvalidRequestError(
-            f"Expected top to be a whole number from 1. Received: {received}. "
-            "Leave it out for all classes."
-        )
+        raise _wrong_top(str(value) if type(value) in (int, float) else kind_of(value))
     return value
+
+
+def read_top(text: str) -> int | None:
+    """Return how many classes `text`, of a query or form, asks for; None for all, if it is empty.
+
+    Raises:
+        InvalidRequestError: it is not a whole number from 1.
+    """
+    text = text.strip()
+    if not text:
+        return None
+    try:
+        if not (text.isascii() and text.isdecimal()):
+            raise ValueError
+        return parse_top(int(text))
+    except ValueError:  # also of more digits than Python reads
+        raise _wrong_top(text) from None
 
 
 def parse_details(value: object) -> bool:
@@ -136,12 +149,20 @@ def parse_details(value: object) -> bool:
     if value is None:
         return False
     if not isinstance(value, bool):
-        received = shown(str(value)) if isinstance(value, int | float) else kind_of(value)
-        raise InvalidRequestError(
-            f"Expected details to be true or false. Received: {received}. "
-            "Leave it out for scores only."
-        )
+        raise _wrong_details(str(value) if isinstance(value, int | float) else kind_of(value))
     return value
+
+
+def read_details(text: str) -> bool | None:
+    """Return whether `text`, of a query or form, asks for more than scores; None if it is empty.
+
+    Raises:
+        InvalidRequestError: it is none of `YES` and `NO`.
+    """
+    word = text.strip().lower()
+    if word and word not in (*YES, *NO):
+        raise _wrong_details(text.strip())
+    return word in YES if word else None
 
 
 def parse_source(key: str, value: object) -> Source:
@@ -256,16 +277,18 @@ def shown(text: str) -> str:
     return "".join(c if c.isprintable() else ascii(c)[1:-1] for c in text[:SHOWN])
 
 
-def decimal(text: str | None) -> int | str | None:
-    """Return `text` as an int if it is decimal, else unchanged."""
-    digits = text and len(text) < 10 and text.isascii() and text.isdecimal()
-    return int(text) if digits else text
+def _wrong_top(received: str) -> InvalidRequestError:
+    return InvalidRequestError(
+        f"Expected top to be a whole number from 1. Received: {shown(received)}. "
+        "Leave it out for all classes."
+    )
 
 
-def yes_or_no(text: str | None) -> bool | str | None:
-    """Return `text` as a bool if it is one of `YES` or `NO`, else unchanged."""
-    word = text and text.strip().lower()
-    return (word in YES) if word in (*YES, *NO) else text
+def _wrong_details(received: str) -> InvalidRequestError:
+    return InvalidRequestError(
+        f"Expected details to be true or false. Received: {shown(received)}. "
+        "Leave it out for scores only."
+    )
 
 
 def _sources(key: str, values: object) -> tuple[Source | InvalidRequestError, ...]:

@@ -15,7 +15,7 @@ class Handler:
         """Let `service` classify the images.
 
         Raises:
-            SettingError: CORS_HEADERS, PAGE or LABEL_BUCKET is malformed.
+            SettingError: CORS_ORIGIN, CORS_HEADERS, PAGE or LABEL_BUCKET is malformed.
         """
         http_events.cors()
         http_events.shows_page()

@@ -41,6 +41,11 @@ CORS_HEADERS = (
     "X-Amz-Security-Token",
     "X-Amz-Content-Sha256",
 )
+# An origin as browsers send it, in lower case and without its default port: RFC 6454, section 6.2.
+_ORIGIN = re.compile(
+    r"(?!http:.*:80$|https:.*:443$)"
+    r"https?://([a-z0-9_-]+(\.[a-z0-9_-]+)*|\[[0-9a-f:.]+\])(:[1-9][0-9]{0,4})?"
+)
 _HEADER_NAME = re.compile(r"[\w!#$%&'*+.^`|~-]+", re.ASCII)  # a token: RFC 9110, section 5.6.2
 
 
@@ -172,7 +177,7 @@ def find_page(request: HttpRequest, service: Service) -> Result | None:
     method = "GET" if request.method == "HEAD" else request.method
     if method == "OPTIONS":
         return Result({})
-    if method == "GET" and "url" in request.query:
+    if method == "GET" and "url" in request.query and "POST" in request.allowed_methods:
         raise MethodError(
             'Expected POST with {"url": "https://..."} as the body. '
             "Received: GET with url in the query. See /openapi.json."
@@ -236,8 +241,8 @@ def parse_body(request: HttpRequest) -> Request:
         TooLargeError: it unpacks to more than Lambda takes.
     """
     query = request.query
-    top = events.parse_top(events.decimal(query.get("top")))
-    details = events.parse_details(events.yes_or_no(query.get("details")))
+    top = events.read_top(query.get("top", ""))
+    details = events.read_details(query.get("details", ""))
     data = bodies.unpack(_bytes(request), request.headers.get("content-encoding", ""))
     if not data and "url" in query:
         raise events.refusal("nothing as the body, but url in the query. Send it in the body")
@@ -245,8 +250,8 @@ def parse_body(request: HttpRequest) -> Request:
     parsed = bodies.parse(Body(data, kind, is_text=not request.is_base64))
     return replace(
         parsed,
-        top=top if "top" in query else parsed.top,
-        details=details if "details" in query else parsed.details,
+        top=parsed.top if top is None else top,
+        details=parsed.details if details is None else details,
     )
 
 
@@ -312,10 +317,10 @@ def cors() -> dict[str, str]:
     CORS_HEADERS names request headers that pages may send besides `CORS_HEADERS`.
 
     Raises:
-        SettingError: CORS_HEADERS is malformed.
+        SettingError: CORS_ORIGIN or CORS_HEADERS is malformed.
     """
-    origin = os.environ.get("CORS_ORIGIN", "").strip() or "*"
-    if origin.lower() == "off":
+    origin = _cors_origin()
+    if origin == "off":
         return {}
     headers = {
         "Access-Control-Allow-Origin": origin,
@@ -324,6 +329,20 @@ def cors() -> dict[str, str]:
         "Access-Control-Max-Age": "86400",  # seconds: browsers repeat the preflight once a day
     }
     return headers if origin == "*" else headers | {"Vary": "Origin"}
+
+
+def _cors_origin() -> str:
+    """Return the origin in CORS_ORIGIN: "*", the default, "off", or one as browsers send it."""
+    text = os.environ.get("CORS_ORIGIN", "").strip()
+    origin = text.lower() or "*"
+    if origin not in ("*", "off") and not _ORIGIN.fullmatch(origin):
+        raise SettingError(
+            "Expected CORS_ORIGIN to be one origin as browsers send it, such as "
+            "https://example.com or http://localhost:3000: without a path, a slash at its end or "
+            "the default port, and with a host in ASCII (xn--...); or * or off. "
+            f"Received: {text!r}. Correct it, or unset CORS_ORIGIN."
+        )
+    return origin
 
 
 def _more_headers() -> list[str]:

@@ -11,7 +11,14 @@ from typing import NamedTuple, TypeVar
 import numpy as np
 
 from serving import log, resources
-from serving.answers import describe, is_unknown, known, read_unknown_below, top_k
+from serving.answers import (
+    describe,
+    is_unknown,
+    known,
+    read_unknown_below,
+    require_finite,
+    top_k,
+)
 from serving.classifier import Classifier
 from serving.decoder import MAX_CPU_S, CpuLimitError, Decoder, out_of_time, too_slow
 from serving.errors import DeadlineError, InternalError, ServingError, error_body
@@ -181,11 +188,16 @@ class Service:
         return True
 
     def _run(self, image: ImageResult, inputs: np.ndarray, request: Request) -> None:
-        """Give `image` the answer of the model to `inputs`."""
+        """Give `image` the answer of the model to `inputs`.
+
+        Raises:
+            InternalError: the model's scores are no numbers.
+        """
         started = time.monotonic()
         prediction = self.classifier.predict(inputs)
         self._longest_run = max(self._longest_run, time.monotonic() - started)
         image.log.infer_ms = log.milliseconds(started)
+        require_finite(prediction)
         image.log.known = known(self.classifier.details, prediction)
         image.log.unknown = is_unknown(image.log.known, self._unknown_below)
         image.answer = self._answer(prediction, request)
@@ -233,6 +245,8 @@ def _attempt(image: ImageResult, request_id: str | None, step: Callable[[], T]) 
     try:
         return step()
     except ServingError as error:
+        if isinstance(error, InternalError):  # of a message, nobody reads the answer
+            log.log_exception(request_id, error)
         image.fail(error)
     except Exception as defect:
         log.log_exception(request_id, defect)

@@ -25,7 +25,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from serving.answers import describe
+from serving.answers import describe, require_finite
 from serving.classifier import Classifier
 from serving.decoder import CpuLimitError, Decoder, too_slow
 from serving.errors import (
@@ -203,10 +203,9 @@ class Labeler:
             InternalError: its scores are no numbers.
         """
         prediction = self.classifier.predict(inputs)
+        require_finite(prediction)
         labels, details = self.classifier.labels, self.classifier.details
         answer = describe(labels, details, prediction, self.unknown_below)
-        if not all(map(math.isfinite, answer["scores"].values())):
-            raise InternalError("The model's scores are no numbers (NaN). Train it again.")
         return {name: answer[name] for name in ANSWERED}
 
 

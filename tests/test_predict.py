@@ -408,6 +408,12 @@ def test_whatever_an_image_raises_the_others_are_answered(answers, capsys):
     ]
 
 
+def test_the_label_is_the_first_score_also_where_rounding_makes_two_alike(answers, capsys):
+    assert script.main(answers({"close.png": 0.250001})) == 0
+    lines = ["close.png: error", "  error 0.25000", "  a, b  0.25000"]
+    assert capsys.readouterr().out.splitlines() == lines
+
+
 def test_csv_has_a_row_for_each_image_also_for_errors(answers, capsys):
     images = {'"x",y\n.png': 0.75, "bad.png": OSError('no, "never"'), "z.png": 0.125}
     assert script.main(["--csv", *answers(images)]) == 1

@@ -5,9 +5,16 @@ import json
 import numpy as np
 import pytest
 
-from serving.answers import describe, is_unknown, known, read_unknown_below, top_k
+from serving.answers import (
+    describe,
+    is_unknown,
+    known,
+    read_unknown_below,
+    require_finite,
+    top_k,
+)
 from serving.details import Details, Familiarity
-from serving.errors import SettingError
+from serving.errors import InternalError, SettingError
 from serving.runtimes import Prediction
 
 LABELS = ("red", "green", "blue")
@@ -81,11 +88,26 @@ def test_of_equal_scores_the_first_class_is_the_label():
     assert told["label"] == "green"
 
 
+def test_the_label_is_the_best_score_also_where_rounding_makes_two_alike():
+    close = np.float32([0.499998, 0.500002, 0])
+    told = describe(LABELS, Details(), Prediction(close), 0.02, top=1)
+    assert (told["label"], told["scores"]) == ("green", {"green": 0.5})
+    assert list(top_k(LABELS, close, 10**30)) == ["green", "red", "blue"]
+    assert list(top_k(LABELS, np.float32([0.2, 0.4, 0.4]), 2)) == ["green", "blue"]
+
+
 def test_a_network_that_fails_tells_numbers_all_the_same():
     broken = Prediction(SCORES, ACTIVATIONS * np.nan)
     told = describe(LABELS, DETAILS, broken, 0.02)
     assert told["unknown"] is True
     assert told["heatmap"]["values"] == [0, 0, 0]
+
+
+@pytest.mark.parametrize("number", [np.nan, np.inf, -np.inf])
+def test_probabilities_that_are_no_numbers_are_an_error(number):
+    require_finite(Prediction(SCORES))
+    with pytest.raises(InternalError, match="^The model's scores are no numbers"):
+        require_finite(Prediction(np.float32([0.5, number, 0.5])))
 
 
 @pytest.mark.parametrize(

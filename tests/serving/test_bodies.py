@@ -37,6 +37,7 @@ FIRST_BYTES = {
     "HEIC": b"\0\0\0\x18ftypheic",
     "PDF": b"%PDF-1.7\n%\xe2\xe3\xcf\xd3\n",
 }
+NOT_UTF_8 = "text that is not UTF-8. Encode it as UTF-8"
 TEXTS = {
     "JSON": JSON.encode(),
     "a byte order mark": b"\xef\xbb\xbf{}",
@@ -105,6 +106,17 @@ def test_json_may_be_sent_as_a_file_of_any_kind(start):
         (base64.b64encode(IMAGE), 'base64 alone. Send it as {"image": "<base64>"}'),
         (b"url=" + URL.encode(), f"a form. Send it as {URLENCODED}"),
         (b"{'url': 'a'}", "text that is not JSON. Check its quotes"),
+        ('{"url": "https://a.b/é.jpg"}'.encode("latin-1"), NOT_UTF_8),
+        (b' {"url": "' + b"a" * 99 + b'\xe9"}', NOT_UTF_8),
+        ('{"url": "\ufeff"}'.encode("utf-16")[:-1], NOT_UTF_8),
+        (
+            b'{"url": "a", "b": ' + b"[" * 100_000 + b"]" * 100_000 + b"}",
+            "JSON that is nested too deeply. Leave out what is not asked for",
+        ),
+        (
+            b'{"url": "a", "top": ' + b"1" * 5000 + b"}",
+            "JSON with a number of too many digits. Write fewer",
+        ),
         (json.dumps(URL).encode(), "a string"),
         (json.dumps([URL]).encode(), "a list"),
         (b'{"image_url": "a"}', "none of these, but image_url"),
@@ -147,6 +159,17 @@ def test_names_of_lists_are_answered_by_lists(name):
     assert parse(form(file(name))) == Request(OF_IMAGE.sources, is_batch=True)
 
 
+@pytest.mark.parametrize(
+    "other",
+    [("tags[]", "garden"), ("meta[0]", "x"), ("urls", ""), ("images", " "), ("image[]", "\r\n")],
+)
+def test_fields_without_images_make_no_list(other):
+    name, text = other
+    assert parse(form(file(), (name, (None, text)))) == OF_IMAGE
+    fields = urlencode([("url", URL), (name, text)])
+    assert parse(Body(fields.encode(), URLENCODED)) == OF_URL
+
+
 def test_several_files_are_several_images():
     other = b"GIF89a\x01\0\x01\0\x80\0\0"
     body = form(file("a"), file("b", other), file("a"))
@@ -178,7 +201,8 @@ def test_a_form_may_have_urls_or_an_image_as_text():
 
 def test_what_a_browser_sends_of_empty_inputs_counts_as_absent():
     assert parse(form(file("file", b"", ""), url=URL)) == OF_URL
-    assert parse(form(file(), url=" ", top="", details="")) == OF_IMAGE
+    for empty in ("", " \r\n"):
+        assert parse(form(file(), url=" ", top=empty, details=empty)) == OF_IMAGE
     assert parse(form(file(data=b""))) == Request((Source(image=b""),))
 
 
@@ -270,6 +294,7 @@ def test_the_parser_of_forms_is_imported_when_a_form_arrives():
         (urlencode({"url": URL, "top": 2}), Request(OF_URL.sources, top=2)),
         (urlencode({"url": URL, "details": "on"}), Request(OF_URL.sources, details=True)),
         (f"url={URL}&details=0&details=1", OF_URL),
+        (f"url={URL}&top=1000000000", Request(OF_URL.sources, top=10**9)),
         (f"url={URL}", OF_URL),
         (f"url={URL}&url=https://b", Request((*OF_URL.sources, Source(url="https://b")), True)),
         (f"urls={URL}", Request(OF_URL.sources, True)),
@@ -290,13 +315,25 @@ def test_an_urlencoded_form_is_read_as_well(data, request_):
     [
         ("name=rose", "Received: a form without these."),
         ("https://a.b/c?d=e", 'Received: an address alone. Send it as {"url": "https://..."}.'),
-        ("url=a&top=two", "whole number from 1. Received: a string."),
-        ("url=a&details=all", "true or false. Received: a string."),
+        ("url=a&top=two", "whole number from 1. Received: two."),
+        ("url=a&details=all", "true or false. Received: all."),
         ("&".join(["a=b"] * 65), "at most 64 fields. Received: a longer one."),
     ],
 )
 def test_an_urlencoded_form_without_an_image_is_refused(data, received):
     assert received in refused(Body(data.encode(), URLENCODED))
+
+
+@pytest.mark.parametrize("ending", [b"\xff", b"\xff\xff", b"\xff\xff\xff"])
+@pytest.mark.parametrize("encode", [base64.b64encode, base64.encodebytes])
+def test_base64_alone_is_no_form_whatever_its_padding(encode, ending):
+    sentence = 'Received: base64 alone. Send it as {"image": "<base64>"}.'
+    assert refused(Body(encode(IMAGE + ending), URLENCODED)).endswith(sentence)
+
+
+@pytest.mark.parametrize("data", [b"url=", b"image=\n", b"url=&image=", b"a="])
+def test_a_form_of_empty_fields_is_a_form(data):
+    assert refused(Body(data, URLENCODED)).endswith("Received: a form without these.")
 
 
 def test_another_type_is_named_as_far_as_it_prints():

@@ -8,6 +8,7 @@ import sys
 from io import BytesIO
 from types import SimpleNamespace
 
+import numpy as np
 import pytest
 from conftest import ROOT
 from PIL import Image
@@ -17,6 +18,7 @@ from serving.bucket_events import find_sender, read_bucket
 from serving.classifier import Classifier
 from serving.errors import EventSourceError, SettingError, StoreError
 from serving.handler import Handler
+from serving.runtimes import Prediction
 from serving.service import Service
 from serving.shards import Manifest
 
@@ -115,6 +117,20 @@ def test_a_new_image_gets_json_beside_it_and_tags(handler, store, tags, log):
     [image] = line["images"]
     assert (image["source"], image["url"], image["format"]) == ("s3", row["image"], "PNG")
     assert image["infer_ms"] >= 0  # the small model may take less than 0.05 ms
+
+
+@pytest.mark.parametrize("number", [float("nan"), float("inf")])
+def test_a_model_whose_scores_are_no_numbers_labels_nothing(
+    handler, store, tags, log, monkeypatch, number
+):
+    store.put("a.png", png())
+    broken = Prediction(np.full(3, number, np.float32))
+    monkeypatch.setattr(handler.service.classifier, "predict", lambda _: broken)
+    assert failed(handler.handle(batch(created("a.png")))) == [0]
+    assert (rows(store), tags) == ({}, {})
+    defect, line = log()
+    assert "The model's scores are no numbers (NaN)" in defect["exception"]
+    assert [image["error"] for image in line["images"]] == ["InternalError"]
 
 
 def test_what_is_written_is_json_for_browsers(handler, store):

@@ -9,7 +9,15 @@ import tracemalloc
 import pytest
 
 from serving.errors import InvalidRequestError
-from serving.events import MAX_IMAGES, Request, Source, parse, parse_details, parse_top, yes_or_no
+from serving.events import (
+    MAX_IMAGES,
+    Request,
+    Source,
+    parse,
+    parse_details,
+    parse_top,
+    read_details,
+)
 
 EXPECTED = (
     'Expected {"url": "https://..."}, {"image": "<base64 of an image file>"}, {"urls": [...]} '
@@ -382,8 +390,19 @@ def test_details_name_no_image():
     [
         *((text, True) for text in ("true", "1", "yes", "on", "TRUE", " On ")),
         *((text, False) for text in ("false", "0", "no", "off", "False")),
-        *((text, text) for text in ("", "2", "y", "none", None)),
+        *((text, None) for text in ("", " \n")),
     ],
 )
-def test_text_is_yes_or_no_or_left_alone(text, value):
-    assert yes_or_no(text) is value
+def test_text_is_yes_or_no_or_empty(text, value):
+    assert read_details(text) is value
+
+
+@pytest.mark.parametrize(
+    ("text", "received"), [("2", "2"), (" y ", "y"), ("None", "None"), ("a\0", r"a\x00")]
+)
+def test_other_text_is_shown(text, received):
+    with pytest.raises(InvalidRequestError) as caught:
+        read_details(text)
+    assert str(caught.value) == (
+        f"Expected details to be true or false. Received: {received}. Leave it out for scores only."
+    )

@@ -462,7 +462,25 @@ def test_the_status_is_that_of_the_only_image_and_200_for_a_list(handler, log):
     assert [(line["status"], line["errors"]) for line in log()] == [(415, 1), (200, 1)]
 
 
+def test_a_url_in_the_query_changes_nothing_where_no_image_goes(handler):
+    for path in ("/health", "/openapi.json"):
+        for method, status in (("GET", 200), ("HEAD", 200), ("POST", 405)):
+            event = http(method, path)
+            plain = handler.handle(event)
+            event["queryStringParameters"] = {"url": "https://a.b/c.jpg"}
+            assert handler.handle(event)["statusCode"] == status
+            assert handler.handle(event)["body"] == plain["body"]
+    event = http("GET", "/other") | {"queryStringParameters": {"url": "https://a.b/c.jpg"}}
+    response = handler.handle(event)
+    assert (response["statusCode"], response["headers"]["Allow"]) == (405, "POST, OPTIONS")
+    assert "Expected POST with" in response["body"]
+
+
 def test_a_wrong_setting_shows_at_the_start(handler, monkeypatch):
+    monkeypatch.setenv("CORS_ORIGIN", "https://a.example/")
+    with pytest.raises(SettingError, match="CORS_ORIGIN to be one origin"):
+        Handler(handler.service)
+    monkeypatch.delenv("CORS_ORIGIN")
     monkeypatch.setenv("CORS_HEADERS", "X Y")
     with pytest.raises(SettingError, match="Received: 'X Y'. Correct it, or unset CORS_HEADERS"):
         Handler(handler.service)

@@ -101,6 +101,20 @@ def test_a_batch_has_no_error_of_its_own(service):
     assert errors == [type(None), UnsupportedTypeError, InvalidRequestError]
 
 
+@pytest.mark.parametrize("details", [False, True])
+def test_a_model_whose_scores_are_no_numbers_is_an_error(service, details):
+    nan, red = Prediction(np.float32([np.nan] * 3)), Source(image=encoded("red"))
+    service.classifier.predict = lambda inputs: nan if inputs.max() > 0.9 else mean_color(inputs)
+    result = service.classify(Request((red,), details=details), FOREVER)
+    assert type(result.error) is InternalError
+    message = "The model's scores are no numbers (NaN). Train it again."
+    assert result.body == {"error": {"type": "InternalError", "message": message}}
+    black = Source(image=encoded((9, 9, 9)))
+    batch = service.classify(Request((red, black), is_batch=True), FOREVER)
+    assert batch.error is None
+    assert [list(answer) for answer in batch.body] == [["error"], list(LABELS)]
+
+
 def undecoded(*_, **__):
     pytest.fail("decoded")
 
