@@ -220,9 +220,9 @@ def count_shared_mistakes(whole: Sequence[Predictions], wrong: set[str] | None) 
         if names:
             count = sum(not any(each[name] for each in hits) for name in names)
             print(
-                f"Wrong by all of the {counted(len(hits), 'recipe')}, {title}: {count} of "
-                f"{counted(len(names), 'image')}, so the best choice among them for each image "
-                f"would reach {1 - count / len(names):.4f}."
+                f"All {len(hits)} recipes are wrong on {count} of {counted(len(names), 'image')}, "
+                f"{title}: the best choice among them for each image would reach "
+                f"{1 - count / len(names):.4f}."
             )
             found[title.replace(" ", "_")] = {"n": len(names), "mistakes": count}
     return found

@@ -302,11 +302,11 @@ def test_predictions_from_elsewhere_are_reported_on(tmp_path, capsys):
     assert "b 0.5 (second) less a (first):\n" in printed
     assert "| c |" not in printed
     both = ~(right["a"] | right["b-0.5"])
-    assert f"Wrong by all of the 2 recipes, as labelled: {both.sum()} of 60 images" in printed
+    assert f"All 2 recipes are wrong on {both.sum()} of 60 images, as labelled: " in printed
     assert report(tmp_path) == 0
     printed = capsys.readouterr().out
     choice = f"would reach {1 - both[:20].mean():.4f}."
-    assert f"the 3 recipes, as labelled: {both[:20].sum()} of 20 images, so the best" in printed
+    assert f"All 3 recipes are wrong on {both[:20].sum()} of 20 images, as labelled" in printed
     assert choice in printed
     assert report(tmp_path, "--recipes", "original") == 1
     assert "Received: none of original. Run it without --report" in capsys.readouterr().err
