@@ -144,13 +144,10 @@ def is_finished(
         DataError: the recipe of this name had other settings then.
     """
     rows = [row for row in records.rows if row["recipe"] == named.slug]
-    for row in rows:
-        require_same_settings(
-            row["settings"],
-            settings,
-            f"{named.name} in {out}",
-            "Give another --out.",
-        )
+    for row in rows:  # either way: experiments.device_runs has settings of its own
+        what, advice = f"{named.name} in {out}", "Give another --out."
+        others = dict.fromkeys(row["settings"])
+        require_same_settings(row["settings"], {**others, **settings}, what, advice)
     return (
         any(row["fold"] == number for row in rows) and fold_file(out, named.slug, number).exists()
     )
@@ -307,7 +304,7 @@ def parse_arguments(arguments: list[str] | None) -> argparse.Namespace:
     if not options.report:
         try:
             options.recipes = [parse_recipe(text) for text in options.names or ["fine-tune"]]
-        except argparse.ArgumentTypeError as error:
+        except (argparse.ArgumentTypeError, ValueError) as error:  # or no closing quotation
             parser.error(f"argument --recipes: {error}")
         options.names = [named.name for named in options.recipes]
     slugs = [slug_of(name) for name in options.names or ()]

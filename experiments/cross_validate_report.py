@@ -74,8 +74,10 @@ def read_recipes(out: Path, names: Sequence[str] | None) -> list[Folds]:
     """
     folder = out / PREDICTIONS
     if names is None:
-        names = sorted(path.name for path in folder.glob("*") if path.is_dir())
-    wanted = {slug_of(name): name for name in names}
+        found = (path.name for path in sorted(folder.glob("*")))
+        wanted = {name: name for name in found if _numbered(folder / name)}
+    else:
+        wanted = {slug_of(name): name for name in names}
     files = {slug: _numbered(folder / slug) for slug in wanted}
     missing = [slug for slug, numbered in files.items() if not numbered]
     if missing or not files:

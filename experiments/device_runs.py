@@ -47,7 +47,7 @@ from experiments.cross_validate import (
     recipe_settings,
     settings_of,
 )
-from experiments.cross_validate_report import NamedRecipe, fold_file
+from experiments.cross_validate_report import NamedRecipe, fold_file, slug_of
 from experiments.device_training import (
     Device,
     View,
@@ -130,8 +130,7 @@ def train_all(options: argparse.Namespace) -> None:
         )
     with claim_folder(options.out):
         dataset = load_dataset(options.data, options.exclude, options.audit)
-        learns_pixels = any(job.learns_pixels for job in jobs)
-        device = Device(dataset, options.weights, options.processes, keeps_pixels=learns_pixels)
+        device = Device(dataset, options.weights, options.processes)
         for place, job in enumerate(jobs):
             device.keep_only({view for each in jobs[place:] for view in views_of(each, dataset)})
             train_folds(device, job, jobs[:place], options)
@@ -183,6 +182,8 @@ def read_jobs(path: Path) -> list[Job]:
     try:
         for entry in json.loads(text):
             name, teachers = entry["name"], entry.get("teachers", ())
+            if not isinstance(name, str) or slug_of(name) in map(slug_of, ("", *jobs)):
+                raise ValueError(f"the name {name!r}, which is none or another job's")
             is_cleaned = entry.get("without_wrong_labels", False)
             job = Job(name, parse_recipe(entry["recipe"]).recipe, tuple(teachers), is_cleaned)
             jobs[name] = job
@@ -193,8 +194,8 @@ def read_jobs(path: Path) -> list[Job]:
             'Expected a list of jobs in JSON, [{"name": "A", "recipe": "fine-tune"}, ...]. '
             f"Received: {path} with {str(error) or 'something else'}."
         ) from None
-    if not jobs or len({job.slug for job in jobs.values()}) < len(jobs):
-        raise DataError(f"Expected jobs with names that differ. Received: {len(jobs)} in {path}.")
+    if not jobs:
+        raise DataError(f"Expected jobs. Received: none in {path}.")
     return list(jobs.values())
 
 
@@ -223,8 +224,9 @@ def train_job(
     recipe, dataset = job.recipe, device.dataset
     split = cleaned(split, dataset.wrong_labels) if job.is_cleaned else split
     augmented, final = sources(job, dataset)
-    numbers = range(1, recipe.shown_views(len(split.train)) + 1)
-    views = device.views(augmented, numbers, as_pixels=job.learns_pixels)
+    counts = [len(split.train), len(split.train + split.validation)]  # the second for a refit
+    shown = max(map(recipe.shown_views, counts[: 1 + recipe.refit]))
+    views = device.views(augmented, range(1, shown + 1), as_pixels=job.learns_pixels)
     [plain] = device.views(final, [0], as_pixels=job.learns_pixels)
     start, scales = device.network(recipe.fine_tune_at)
     networks = [(read_weights_file(path, start), scales) for path in teachers]

@@ -60,20 +60,16 @@ class Device:
         heads: softmax layers that were trained alone, by all that they depend on.
     """
 
-    def __init__(
-        self, dataset: Dataset, weights: str, processes: int, *, keeps_pixels: bool = False
-    ):
-        """Load `weights`, as train.py's --weights; read images in so many `processes`.
-
-        With `keeps_pixels`, every view is kept in both ways, but read once.
-        """
-        self.dataset, self.processes, self._keeps_pixels = dataset, processes, keeps_pixels
+    def __init__(self, dataset: Dataset, weights: str, processes: int):
+        """Load `weights`, as train.py's --weights; read images in so many `processes`."""
+        self.dataset, self.processes = dataset, processes
         keras.utils.set_random_seed(0)  # without weights, each process has the same base
         model = build_model((299, 299), (), len(dataset.class_names))
         print(f"Model: {load_pretrained(model, weights, SHIPPED)}, on {jax.devices()[0]}.")
         arrays = net.read_weights(model.get_layer(BASE_LAYER))
         self._low, *self._upper = jax.device_put(arrays)
         self.kept: dict[View, jax.Array] = {}
+        self._wanted: Collection[View] = ()
         self.heads: dict[tuple, tuple[np.ndarray, ...]] = {}
 
     def network(self, fine_tune_at: int | None) -> tuple[net.Tree, net.Tree]:
@@ -95,11 +91,13 @@ class Device:
         return [self.kept[view] for view in wanted]
 
     def keep_only(self, views: Collection[View]) -> None:
-        """Free the memory of all views but these."""
+        """Free the memory of all views but these, of which each image is to be read once."""
+        self._wanted = views
         self.kept = {view: rows for view, rows in self.kept.items() if view in views}
 
     def _compute(self, read: Reader, view: View) -> None:
-        kinds = (False, True) if self._keeps_pixels else (view.is_pixels,)
+        both = [replace(view, is_pixels=kind) for kind in (False, True)]
+        kinds = [each.is_pixels for each in both if each == view or each in self._wanted]
         rows: dict[bool, list[jax.Array]] = {kind: [] for kind in kinds}
         count, batch = len(self.dataset.images), []
         with progress(count, f"  view {view.number}") as bar:

@@ -344,6 +344,9 @@ def test_from_a_bucket_to_a_bucket(images, small_tflite):
             storage[f"b/in/{ODD.get(Path(path).name, Path(path).name)}"] = Path(path).read_bytes()
         storage["b/in/.hidden.png"] = storage["b/in/folder/"] = b""
         storage["b/inside.png"] = b"not below in/"
+        storage["b/in/0-red.png.json"] = b"{}"  # the stack's labels, and what another job wrote
+        storage["b/in/jobs/a/manifest.json"] = storage["b/in/jobs/a/lists/0a/00000.jsonl"] = b"{}"
+        storage["b/in/jobs/a/results/00000.jsonl"] = b"{}"
         storage.denied = {"b/in/3-red.png"}
         words = ("s3://b/in", "--out", "s3://b/out", "--model", small_tflite, "--shard-size", "4")
         settings = object_storage.environment(storage)
@@ -365,7 +368,9 @@ def test_from_a_bucket_to_a_bucket(images, small_tflite):
 
 def test_a_list_of_objects_takes_no_request_for_each(images, tmp_path, small_tflite):
     listed = [f"s3://b/in/{Path(path).name}" for path in paths(images)[:6]]
-    (tmp_path / "list.txt").write_text("\n".join([*listed, "s3://b/in/gone.JPG", "s3://b/more"]))
+    twice = listed[0].replace("s3:", "S3:")
+    lines = [*listed, "s3://b/in/gone.JPG", "s3://b/more", twice]
+    (tmp_path / "list.txt").write_text("\r\n".join(lines), encoding="utf-16")
     with object_storage.serve_storage() as storage:
         for address, path in zip(listed, paths(images), strict=False):
             storage[address.removeprefix("s3://")] = Path(path).read_bytes()

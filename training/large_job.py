@@ -16,11 +16,21 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
+from serving.bucket_events import LABELS
 from serving.classifier import file_digest
 from serving.fetch import prepare
-from serving.shards import MANIFEST, RESULTS, Manifest, is_job_file, list_name, result_name
+from serving.shards import (
+    JOB_FILE,
+    MANIFEST,
+    RESULTS,
+    Manifest,
+    is_job_file,
+    list_name,
+    result_name,
+)
 from serving.stores import Bucket, Store, is_bucket, open_store
 from training import cli
+from training.dataset.names import read_lines
 from training.errors import DataError
 from training.image_files import is_url, visible_files
 from training.streams import counted, print_error, printable
@@ -33,6 +43,7 @@ WRITERS = 16  # lists that are written at the same time
 ENGINES = ("processes", "ray")
 NAMED_INPUTS = 10  # in the manifest
 # Objects that are not looked for in their bucket, which would take a request or two for each.
+JOB_FILES = re.compile(rf"/({JOB_FILE.pattern})\Z")  # of any job
 IMAGE_KEY = re.compile(r".*\.(jpe?g|png|webp|gif|bmp|tiff?|avif)", re.IGNORECASE | re.DOTALL)
 AWS_JOB = re.compile(r"s3://[^/]+/jobs/([^/]+)/?")  # a job of the stack in deploy/, by its name
 
@@ -126,8 +137,7 @@ def read_lists(paths: Iterable[Path]) -> list[str]:
     """
     lines: list[str] = []
     for path in paths:
-        with open(path, encoding="utf-8-sig", errors="surrogateescape") as file:
-            lines += [line.strip() for line in file if line.strip()]
+        lines += [line.strip() for line in read_lines(path) if line.strip()]
     return lines
 
 
@@ -310,7 +320,8 @@ def _expand(inputs: Iterable[str]) -> Iterator[str]:
         found: Iterable[str] = [place]
         if is_bucket(place):
             bucket = Bucket(place)
-            found = [place] if IMAGE_KEY.fullmatch(place) else list(bucket.addresses())
+            named = [f"{bucket.root}/{bucket.key}"]
+            found = named if IMAGE_KEY.fullmatch(place) else list(_images_in(bucket))
         elif not is_url(place) and os.path.isdir(place):
             found = [path for path in visible_files(place) if path != place]
         if not found:
@@ -319,6 +330,19 @@ def _expand(inputs: Iterable[str]) -> Iterator[str]:
                 "the prefix: s3://bucket/prefix is all below prefix/."
             )
         yield from found
+
+
+def _images_in(bucket: Bucket) -> Iterator[str]:
+    """Yield the address of each image in `bucket`: not what jobs and the AWS stack write there.
+
+    The stack writes `rose.jpg.json` beside `rose.jpg`.
+    """
+    found = list(bucket.addresses())
+    every = set(found)
+    for address in found:
+        is_label = address.endswith(LABELS) and address.removesuffix(LABELS) in every
+        if not is_label and not JOB_FILES.search(address):
+            yield address
 
 
 def _require_same(manifest: Manifest, job: Job, inputs: Sequence[str]) -> None:

@@ -325,6 +325,15 @@ def test_only_images_that_both_recipes_have_are_compared(tmp_path, capsys):
     assert "Received: none in common of a and b." in capsys.readouterr().err
 
 
+def test_folders_without_predictions_are_not_reported_on(tmp_path, capsys):
+    for slug in ("a", "my run"):
+        write_fold(tmp_path, slug, 1, NAMES, np.ones(60, bool))
+    for name in ("empty", ".ipynb_checkpoints"):
+        (tmp_path / "predictions" / name).mkdir()
+    assert report(tmp_path) == 0
+    assert "my run (second) less a (first):" in capsys.readouterr().out
+
+
 def test_what_cannot_be_reported_on_ends_with_a_sentence(tmp_path, capsys):
     assert report(tmp_path) == 1
     assert "Received: none of any recipe." in capsys.readouterr().err
@@ -367,6 +376,7 @@ def test_a_recipe_is_a_name_and_flags_of_train_py():
         (["fine-tune --no-such 1"], "unrecognized arguments: --no-such 1"),
         (["fine-tune --split-seed 1"], "give --split-seed to the command itself"),
         (["original", "original"], "Received: two of the same name"),
+        (["fine-tune --epochs '9"], "argument --recipes: No closing quotation"),
     ],
 )
 def test_recipes_that_are_none_are_refused(recipes, sentence, capsys):

@@ -248,8 +248,11 @@ def test_views_that_no_later_job_takes_leave_the_memory(device, run_):
 
 def test_pixels_are_kept_beside_features_without_reading_twice(drawn, monkeypatch):
     monkeypatch.setattr(device_training, "load_pretrained", load_base)
-    device = device_training.Device(scan(drawn), "none", processes=1, keeps_pixels=True)
+    device = device_training.Device(scan(drawn), "none", processes=1)
     images = ImageSource(device.dataset, (SIDE, SIDE), FINE_TUNE.augmentation)
+    device.keep_only({device_training.view_of(images, 1, is_pixels=True)})
+    device.views(images, [2], as_pixels=True)
+    assert len(device.kept) == 1  # and no features, which nothing wants
     [features] = device.views(images, [1])
     monkeypatch.setattr(device_training, "_pixels", None)  # nothing is read from here on
     [pixels] = device.views(images, [1], as_pixels=True)
@@ -289,6 +292,32 @@ def test_wrong_labels_are_tested_but_not_learned(drawn, tmp_path, monkeypatch, c
     assert "Give another --out." in capsys.readouterr().err
 
 
+def test_a_second_training_has_all_the_views_that_it_shows(device, monkeypatch):
+    """With more images, its last epoch may reach one more view."""
+    recipe = replace(SMALL, batch_size=9, epochs=4, views=9, refit=True, head_epochs=0)
+    split = split_dataset(device.dataset, 1, validation_fraction=0.4, test_fraction=0.2)
+    counts = (len(split.train), len(split.train + split.validation))
+    assert recipe.shown_views(counts[0]) < recipe.shown_views(counts[1])
+    taken = []
+    monkeypatch.setattr(
+        device_training,
+        "train_epoch",
+        lambda state, frozen, pair, *_: taken.append(pair) or state,
+    )
+    device_runs.train_job(device, device_runs.Job("A", recipe), split, [])
+    assert len(taken) == 8
+
+
+def test_its_results_are_not_those_of_cross_validation(trained, drawn, capsys):
+    out, _ = trained
+    words = ["--recipes", "A", "--data", drawn, "--weights", "none", "--folds", 2]
+    words += ["--split-seed", 3, "--out", out]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(cross_validate, "parse_recipe", lambda _: device_runs.Job("A", SMALL).named)
+        assert cross_validate.main(list(map(str, words))) == 1
+    assert "Give another --out." in capsys.readouterr().err
+
+
 def test_soft_labels_are_the_mean_of_the_teachers(device, run_):
     views = device.views(run_.images, [1, 2])
     rng = np.random.default_rng(0)
@@ -311,7 +340,9 @@ def test_soft_labels_are_the_mean_of_the_teachers(device, run_):
 @pytest.mark.parametrize(
     ("text", "received"),
     [
-        ("[]", "Received: 0 in"),
+        ("[]", "Received: none in"),
+        ('[{"name": 5, "recipe": "fine-tune"}]', "with the name 5, which is none"),
+        ('[{"name": "--", "recipe": "fine-tune"}]', "with the name '--', which is none"),
         ("{", "Expected a list of jobs in JSON"),
         ('[{"name": "A"}]', "with 'recipe'"),
         ('[{"name": "A", "recipe": "fine-tune --epochs 0"}]', "0"),
@@ -325,7 +356,11 @@ def test_soft_labels_are_the_mean_of_the_teachers(device, run_):
         ('[{"name": "A", "recipe": "fine-tune", "teachers": ["B"]}]', "not earlier jobs"),
         (
             '[{"name": "A b", "recipe": "fine-tune"}, {"name": "A-b", "recipe": "fine-tune"}]',
-            "Expected jobs with names that differ.",
+            "with the name 'A-b', which is none or another job's",
+        ),
+        (
+            '[{"name": "A", "recipe": "fine-tune"}, {"name": "A", "recipe": "fine-tune --seed 2"}]',
+            "with the name 'A', which is none or another job's",
         ),
     ],
 )
