@@ -28,10 +28,16 @@ def make_parser(description: str | None, name: str, epochs: int) -> argparse.Arg
     return parser
 
 
+def add_weights_flag(parser: argparse.ArgumentParser) -> None:
+    """Add --weights, for commands that use a pretrained base."""
+    weights = "imagenet, none, or a file of Xception's [imagenet]"
+    parser.add_argument("--weights", default="imagenet", help=weights)
+
+
 def add_base_flags(parser: argparse.ArgumentParser) -> None:
-    """Add --weights and --cache, for commands that use a pretrained base."""
+    """Add --weights and --cache, for commands that use a pretrained base and keep its features."""
+    add_weights_flag(parser)
     add = parser.add_argument
-    add("--weights", default="imagenet", help="imagenet, none, or a file of Xception's [imagenet]")
     add("--cache", type=Path, default=CACHE, help="where features are kept [%(default)s/]")
 
 

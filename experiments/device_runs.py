@@ -38,7 +38,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from experiments import device_network as net
-from experiments.command import add_base_flags, run
+from experiments.command import add_weights_flag, run
 from experiments.cross_validate import (
     FOLDS,
     ROWS,
@@ -305,7 +305,7 @@ def parse_arguments(arguments: list[str] | None) -> argparse.Namespace:
     """Return the command line's options."""
     parser = cli.make_parser(__doc__, "python -m experiments.device_runs")
     cli.add_data_flags(parser)
-    add_base_flags(parser)
+    add_weights_flag(parser)
     add = parser.add_argument
     wrong = "images whose labels are wrong, one class/file a line, for jobs that learn without them"
     add("--audit", type=Path, metavar="FILE", help=wrong)

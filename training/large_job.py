@@ -161,7 +161,8 @@ def run(job: Job, part: Part | None, processes: int | None, engine: str = ENGINE
     waiting = _without_results(store, numbers)
     if not waiting:
         have = "the only shard has" if len(numbers) == 1 else f"all {len(numbers):,} shards have"
-        print_error(f"Label: nothing is left, since {have} results.")
+        reason = f"{have} results" if numbers else "no shard is in this part"
+        print_error(f"Label: nothing is left, since {reason}.")
         return 0
     total, left = (sum(map(manifest.size_of, each)) for each in (numbers, waiting))
     print_error(
