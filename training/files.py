@@ -58,6 +58,11 @@ class LineLog:
         self._size = content.rfind(b"\n") + 1
         return content[: self._size].decode().split("\n")[:-1]
 
+    def cut(self, count: int) -> None:
+        """Keep the first `count` lines of the file: the next `append` overwrites the others."""
+        with open(self.path, "rb") as file:
+            self._size = sum(len(file.readline()) for _ in range(count))
+
     def append(self, lines: Iterable[str]) -> None:
         """Add `lines` behind those that `read` returned, and wait until they are on the disk."""
         self.path.touch()
