@@ -18,6 +18,7 @@ from training.batches import (
     Batches,
     PaddedBatches,
     TrainingBatches,
+    errors_as_raised,
     image_indices,
     shown_samples,
 )
@@ -667,15 +668,16 @@ def fit_epochs(
     callbacks: Sequence[keras.callbacks.Callback] = (),
 ) -> keras.callbacks.History:
     """Fit the compiled `model` from the first of `epochs` (from 0) up to the last (exclusive)."""
-    return model.fit(
-        training,
-        validation_data=validation,
-        epochs=epochs[1],
-        initial_epoch=epochs[0],
-        shuffle=False,  # the batches are shuffled already; Keras would reorder them
-        verbose=verbose,
-        callbacks=[
-            keras.callbacks.LambdaCallback(on_epoch_begin=training.begin_epoch),
-            *callbacks,
-        ],
-    )
+    with errors_as_raised(training, validation):
+        return model.fit(
+            training,
+            validation_data=validation,
+            epochs=epochs[1],
+            initial_epoch=epochs[0],
+            shuffle=False,  # the batches are shuffled already; Keras would reorder them
+            verbose=verbose,
+            callbacks=[
+                keras.callbacks.LambdaCallback(on_epoch_begin=training.begin_epoch),
+                *callbacks,
+            ],
+        )

@@ -17,7 +17,7 @@ from serving.details import Details, Familiarity
 from serving.errors import ModelError, ServingError
 from serving.model_files import best_model
 from training.backend import keras
-from training.batches import Batches, image_indices
+from training.batches import Batches, image_indices, predict
 from training.checkpoint import (
     CHECKPOINT,
     Metadata,
@@ -191,10 +191,10 @@ def predict_images(
     batches = Batches(source, names, BATCH_SIZE)
     if isinstance(source, ImageSource):
         classes = model.output_shape[1]
-        found = with_features(model).predict(batches, verbose=0)
+        found = predict(with_features(model), batches)
         probabilities, features = found[:, :classes], found[:, classes:]
     else:
-        probabilities = split_at_block(model, None)[1].predict(batches, verbose=0)
+        probabilities = predict(split_at_block(model, None)[1], batches)
         features = source.inputs([(index, 0) for index in batches.image_indices])
     return Outputs(apply_temperature(probabilities, 1 / temperature), features)
 
@@ -568,7 +568,7 @@ def accuracy_as_labelled(
     others = replace(dataset, images=tuple(excluded))
     source = ImageSource(others, result.model.input_shape[1:3])
     try:
-        predicted = result.model.predict(Batches(source, excluded, BATCH_SIZE), verbose=0)
+        predicted = predict(result.model, Batches(source, excluded, BATCH_SIZE))
     except (ServingError, OSError):
         return {}
     hits = (predicted.argmax(axis=1) == others.labels(excluded)).sum()

@@ -18,7 +18,7 @@ import numpy as np
 
 from serving.errors import ModelError
 from training.backend import keras
-from training.batches import Batches
+from training.batches import Batches, predict
 from training.checkpoint import load_checkpoint, read_split, split_record
 from training.cli import make_parser, run_command
 from training.dataset.scan import require, scan
@@ -61,12 +61,12 @@ def shrink(checkpoint: Path, folder: Path, data: Path) -> None:
     require(dataset, split.evaluated)
     size = model.input_shape[1:3]
     batches = Batches(ImageSource(dataset, size), split.evaluated, BATCH_SIZE)
-    before = model.predict(batches, verbose=0).argmax(axis=1)
+    before = predict(model, batches).argmax(axis=1)
 
     def write_checked(temporary: Path) -> None:
         copy_rounded(checkpoint, temporary)
         small = keras.models.load_model(temporary, compile=False)
-        after = small.predict(batches, verbose=0).argmax(axis=1)
+        after = predict(small, batches).argmax(axis=1)
         changed = int((before != after).sum())
         true_classes = dataset.labels(split.evaluated)
         print(

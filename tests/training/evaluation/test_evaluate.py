@@ -12,6 +12,7 @@ from conftest import build_tiny
 from knowing_network import build_knowing
 
 from training import model
+from training.backend import keras
 from training.batches import Batches
 from training.checkpoint import (
     Metadata,
@@ -200,6 +201,19 @@ def test_what_an_earlier_report_excluded_still_counts_as_labelled(made, drawn, t
     _, [more] = run(path, tmp_path / "more", drawn, "--exclude", excluded)
     assert set(as_labelled(more)["images"]) == set(whole.test[:2])
     assert (as_labelled(more)["n"], as_labelled(more)["excluded"]) == (20, 2)
+
+
+def test_excluded_images_of_which_a_late_one_is_gone_give_no_accuracy_as_labelled(drawn):
+    dataset, inputs = scan(drawn), keras.Input((71, 71, 3))
+    pooled = keras.layers.GlobalAveragePooling2D()(inputs)
+    model = keras.Model(inputs, keras.layers.Dense(len(dataset.class_names))(pooled))
+    result = SimpleNamespace(model=model, probabilities=np.eye(5)[:1])
+    split = Split(1, (), dataset.images[:1])
+    excluded = [*dataset.images[1:]] * 5
+    found = evaluate.accuracy_as_labelled(result, dataset, split, excluded)
+    assert found["n"] == len(excluded) + 1
+    gone = [*excluded, f"{dataset.class_names[0]}/gone.jpg"]
+    assert evaluate.accuracy_as_labelled(result, dataset, split, gone) == {}
 
 
 @pytest.fixture
