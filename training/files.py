@@ -112,6 +112,22 @@ def _copy_others(folder: Path, new: Path, own_names: Collection[str]) -> None:
             shutil.copy2(path, new / path.name)
 
 
+def require_outside(folder: Path, data: Path, flag: str | None = None) -> None:
+    """Raise `DataError` if `folder` would be taken for a class of the images in `data`.
+
+    `flag` names it on the command line; None where it stands there without one.
+    """
+    inner, outer = folder.resolve(), data.resolve()
+    if inner != outer and outer not in inner.parents:
+        return
+    if inner != outer and inner.relative_to(outer).parts[0].startswith("."):
+        return
+    raise DataError(
+        f"Expected {flag or 'a folder to write to'} outside of {data}, where each folder is a "
+        f"class. Received: {folder}. Name another folder{f' with {flag}' if flag else ''}."
+    )
+
+
 @contextmanager
 def claim_folder(folder: Path) -> Generator[None]:
     """Make `folder`, and keep it for this process while the block runs.

@@ -58,7 +58,7 @@ from training.evaluation.report import write_report
 from training.evaluation.run import EvaluationRun, RunInfo
 from training.evaluation.unknowns import LEVELS, describe_unmeasured, measure
 from training.features import infer_once
-from training.files import claim_folder, write_atomically
+from training.files import claim_folder, require_outside, write_atomically
 from training.images import ImageSource, Source
 from training.model import split_at_block, weights_digest, with_input_size
 from training.outputs import find_pooling, with_features
@@ -468,8 +468,10 @@ def reevaluate(checkpoint: Path, folder: Path, options: Reevaluation) -> None:
 
     Raises:
         ModelError: it is not a checkpoint, or has no split beside it.
-        DataError: the classes, or images of the split, are missing in the data.
+        DataError: the classes, or images of the split, are missing in the data, or `folder` is
+            among them.
     """
+    require_outside(folder, options.data)
     model, metadata = load_checkpoint(checkpoint)
     whole_split = read_split(checkpoint)
     input_size = options.input_size

@@ -23,7 +23,7 @@ from training.checkpoint import load_checkpoint, read_split, split_record
 from training.cli import make_parser, run_command
 from training.dataset.scan import require, scan
 from training.evaluation.model_card import CARD
-from training.files import write_atomically
+from training.files import require_outside, write_atomically
 from training.images import ImageSource
 from training.streams import counted
 
@@ -53,8 +53,9 @@ def shrink(checkpoint: Path, folder: Path, data: Path) -> None:
     Raises:
         ModelError: `checkpoint` is something else, has no split beside it, or a predicted class
             changes.
-        DataError: `data` does not hold its evaluated images.
+        DataError: `data` does not hold its evaluated images, or holds `folder`.
     """
+    require_outside(folder, data)
     model, _ = load_checkpoint(checkpoint)
     split = read_split(checkpoint)
     dataset = scan(data)

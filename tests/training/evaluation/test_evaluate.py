@@ -89,6 +89,17 @@ def test_only_another_model_of_the_same_name_moves_aside(made, drawn, tmp_path):
     assert len(list((tmp_path / "earlier").glob("*.h5"))) == 1
 
 
+@pytest.mark.parametrize("inside", ["", "again"])
+def test_a_report_is_not_written_among_the_images(made, drawn, inside, capsys):
+    before = sorted(drawn.rglob("*"))
+    assert run(made, drawn / inside, drawn) == (1, [])
+    assert capsys.readouterr().err == (
+        f"evaluation: Expected a folder to write to outside of {drawn}, where each folder is a "
+        f"class. Received: {drawn / inside}. Name another folder.\n"
+    )
+    assert sorted(drawn.rglob("*")) == before
+
+
 def test_what_is_excluded_is_neither_reported_on_nor_fitted_to(made, drawn, tmp_path, capsys):
     whole = Split.read(split_record(made))
     out = {whole.evaluated[0], whole.validation[0], whole.train[0]}

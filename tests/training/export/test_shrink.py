@@ -105,6 +105,12 @@ def test_other_images_are_refused(checkpoint, tmp_path, drawn, capsys):
     assert "to hold the 1 image of the split" in capsys.readouterr().err
 
 
+def test_nothing_is_written_among_the_images(checkpoint, drawn, capsys):
+    assert shrink.main([str(checkpoint), str(drawn / "small"), "--data", str(drawn)]) == 1
+    assert f"Expected a folder to write to outside of {drawn}" in capsys.readouterr().err
+    assert not (drawn / "small").exists()
+
+
 def test_rounding_keeps_thirteen_bits_of_kernels_and_all_of_vectors():
     values = np.random.default_rng(0).normal(size=(100, 100)).astype(np.float32)
     lost = np.abs(shrink.rounded(values) / values - 1)
