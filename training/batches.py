@@ -168,8 +168,9 @@ def errors_as_raised(*batches: Batches | None) -> Generator[None]:
         yield
     except Exception as error:
         for each in batches:
-            if each is not None and each.error not in {None, error}:
-                raise each.error from error
+            first = getattr(each, "error", None)  # data sets other than `Batches` keep none
+            if first not in {None, error}:
+                raise first from error
         raise
 
 
