@@ -24,7 +24,7 @@ from serving.preprocess import INPUT_SCALING
 from serving.runtimes import Prediction
 from training.backend import keras
 from training.dataset.split import Split
-from training.files import write_atomically
+from training.files import require_disk_space, write_atomically
 from training.model_facts import INPUT_SCALINGS, ModelFacts
 from training.outputs import find_pooling, read_head, with_activations
 from training.plain_keras import fold_input_scaling, is_keras_file, read_network
@@ -32,6 +32,8 @@ from training.plain_keras import fold_input_scaling, is_keras_file, read_network
 CHECKPOINT = "xception_fin_{epoch:02d}_{val_accuracy:.3f}.h5"
 UNNAMED_BEST = "xception_fin.picked.h5"  # the best epoch, until its test accuracy is known
 DETAILS = "details"  # group of the HDF5 file
+VARIABLE_BYTES = 4  # of float32
+HDF5_FACTOR, HDF5_BYTES = 1.1, 1e6  # a file is at most so much larger than its variables
 EARLIER = "earlier"  # folder for checkpoints of a run that another one has replaced
 
 
@@ -56,14 +58,27 @@ class Metadata:
 
 
 def save_checkpoint(model: keras.Model, path: Path, metadata: Metadata) -> None:
-    """Write `model` and `metadata` to `path` (.h5) atomically."""
+    """Write `model` and `metadata` to `path` (.h5) atomically.
+
+    Raises:
+        OSError: it cannot be written, or the disk has no room for it.
+    """
 
     def write(temporary: Path) -> None:
         model.save(temporary)
         with h5py.File(temporary, "a") as file:
             write_metadata(file, metadata)
 
+    require_disk_space(path, file_size(model))
     write_atomically(path, write)
+
+
+def file_size(model: keras.Model) -> float:
+    """Return how many bytes a file of the variables of `model` and its optimizer takes at most."""
+    optimizer = getattr(model, "optimizer", None)
+    variables = [*model.variables, *(optimizer.variables if optimizer else ())]
+    size = VARIABLE_BYTES * sum(math.prod(variable.shape) for variable in variables)
+    return HDF5_FACTOR * size + HDF5_BYTES
 
 
 def write_metadata(file: h5py.File, metadata: Metadata) -> None:

@@ -1,5 +1,6 @@
 """Files and folders that are written as a whole or not at all, and append-only logs."""
 
+import errno
 import fcntl
 import os
 import shutil
@@ -32,6 +33,15 @@ def write_atomically(path: Path, write: Callable[[Path], object]) -> None:
         temporary.replace(path)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def require_disk_space(path: Path, size: float) -> None:
+    """Raise `OSError` where the disk has no room for `size` bytes in a new file `path`.
+
+    For HDF5 files: on a full disk their library prints tracebacks, and may crash.
+    """
+    if shutil.disk_usage(path.parent).free < size:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(path))
 
 
 def remove_unfinished(folder: Path) -> None:

@@ -23,7 +23,7 @@ from training.checkpoint import load_checkpoint, read_split, split_record
 from training.cli import make_parser, run_command
 from training.dataset.scan import require, scan
 from training.evaluation.model_card import CARD
-from training.files import require_outside, write_atomically
+from training.files import require_disk_space, require_outside, write_atomically
 from training.images import ImageSource
 from training.streams import counted
 
@@ -82,6 +82,7 @@ def shrink(checkpoint: Path, folder: Path, data: Path) -> None:
 
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / checkpoint.name
+    require_disk_space(path, checkpoint.stat().st_size)
     write_atomically(path, write_checked)
     write_atomically(split_record(path), split.write)
     report = checkpoint.with_suffix("")
