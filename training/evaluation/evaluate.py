@@ -273,12 +273,14 @@ class ReportSources:
         curves: learning curves of an earlier report, or None.
         features: of all images, float (images, d), by a network that has not learned from them;
             with them, labels that are probably wrong are searched. Or None.
+        kept_epoch: the best one in `history`, from 1, where the checkpoint is of another network.
     """
 
     info: RunInfo
     history: Path | None = None
     curves: Path | None = None
     features: np.ndarray | None = None
+    kept_epoch: int | None = None
 
 
 def report(
@@ -303,6 +305,7 @@ def report(
         uncalibrated=result.uncalibrated,
         temperature=result.metadata.temperature,
         history=sources.history,
+        kept_epoch=sources.kept_epoch,
         info=info,
         label_issues=issues,
         curves=sources.curves,

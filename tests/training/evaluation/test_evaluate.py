@@ -304,7 +304,7 @@ def test_the_report_is_given_what_was_found_and_probable_wrong_labels(
     info = RunInfo(seed=1, calibrated_on="none")
     better = tmp_path / "xception_fin_01_0.900.h5"
     better.touch()
-    evaluate.report(*arguments, evaluate.ReportSources(info, history, curves, features))
+    evaluate.report(*arguments, evaluate.ReportSources(info, history, curves, features, 3))
 
     [label_issue] = written.pop("label_issues")
     assert label_issue.image == dataset.images[12]
@@ -329,6 +329,7 @@ def test_the_report_is_given_what_was_found_and_probable_wrong_labels(
         "uncalibrated": uncalibrated,
         "temperature": 0.5,
         "history": history,
+        "kept_epoch": 3,
         "curves": curves,
         "set_name": "test",
         "details": metadata.details,
