@@ -14,7 +14,7 @@ from pathlib import Path
 import numpy as np
 
 from training.errors import CacheError
-from training.files import LineLog
+from training.files import DAY, LineLog
 
 FLUSHED_BYTES = 64e6  # after so many, rows are flushed to the disk and named
 SPARE_BYTES = 1e9  # of the disk, left free for checkpoints and other programs
@@ -22,7 +22,6 @@ KEY = "key.json"  # its time is the last use of a store, and those who use it lo
 REMOVED = ".removed_"  # begins the names of stores that are being removed
 HASH_DIGITS = 16  # hexadecimal, of the hash that names a store
 STORE = "[0-9a-f]" * HASH_DIGITS  # the pattern of such names
-DAY = 86_400  # seconds
 
 
 class FeatureStore:

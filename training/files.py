@@ -5,6 +5,7 @@ import fcntl
 import os
 import shutil
 import tempfile
+import time
 from collections.abc import Callable, Collection, Generator, Iterable
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -12,6 +13,8 @@ from pathlib import Path
 from training.errors import DataError
 
 UNFINISHED = ".unfinished_"  # begins the names of files that are being written
+UNCLAIMED = ".tflite"  # ends the names of those that are written into folders of another process
+DAY = 86_400  # seconds
 # Inside the folder it fills, so that renaming never crosses a file system; the dot keeps it from
 # being taken for a class.
 STAGING = ".partial"
@@ -45,9 +48,15 @@ def require_disk_space(path: Path, size: float) -> None:
 
 
 def remove_unfinished(folder: Path) -> None:
-    """Remove the temporary files that killed processes have left in `folder`."""
+    """Remove the temporary files that killed processes have left in `folder`, which is claimed.
+
+    convert_to_tflite.py claims no folder and may be writing there, on another machine as well: a
+    file of its kind is removed only when nothing has written to it for a day.
+    """
     for path in folder.glob(f"{UNFINISHED}*"):
-        path.unlink()
+        with suppress(FileNotFoundError):  # it is finished at this moment
+            if path.suffix != UNCLAIMED or path.stat().st_mtime < time.time() - DAY:
+                path.unlink()
 
 
 class LineLog:

@@ -3,6 +3,7 @@
 import json
 import math
 import os
+import time
 from pathlib import Path
 
 import h5py
@@ -252,6 +253,15 @@ def test_only_unfinished_files_are_removed(tmp_path):
         (tmp_path / name).touch()
     remove_unfinished(tmp_path)
     assert sorted(path.name for path in tmp_path.iterdir()) == [".other", "unfinished_c"]
+
+
+@pytest.mark.parametrize(("hours", "stays"), [(23, True), (25, False)])
+def test_what_convert_to_tflite_may_be_writing_is_not_removed(tmp_path, hours, stays):
+    path, then = tmp_path / ".unfinished_a.int8.tflite", time.time() - hours * 3600
+    path.touch()
+    os.utime(path, (then, then))
+    remove_unfinished(tmp_path)
+    assert path.exists() == stays
 
 
 @pytest.mark.parametrize(
