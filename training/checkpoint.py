@@ -8,6 +8,7 @@ Xception, which have none of it, are read with `ModelFacts`.
 
 import json
 import math
+import zipfile
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
@@ -120,22 +121,28 @@ def read_metadata(path: Path) -> Metadata:
         )
         scaling = attributes["input_scaling"]
     except OSError as error:
+        if zipfile.is_zipfile(path):  # a .keras file, which is none of ours
+            raise _without_metadata(path) from None
         raise ModelError(
             "Expected a checkpoint that train.py wrote. "
             f"Received: {path}, which is damaged ({str(error).splitlines()[0]}). Copy it again."
         ) from None
     except (KeyError, ValueError):
-        raise ModelError(
-            "Expected a checkpoint that train.py wrote, with its class names inside. "
-            f"Received: {path} without them. If another program made it, only "
-            "convert_to_tflite.py, predict.py and train.py --weights can use it."
-        ) from None
+        raise _without_metadata(path) from None
     if scaling != INPUT_SCALING:
         raise ModelError(
             f"Expected a checkpoint trained on {INPUT_SCALING} scaling. "
             f"Received: {path} with {scaling}. Train it again with python train.py."
         )
     return metadata
+
+
+def _without_metadata(path: Path) -> ModelError:
+    return ModelError(
+        "Expected a checkpoint that train.py wrote, with its class names inside. "
+        f"Received: {path} without them. If another program made it, only "
+        "convert_to_tflite.py, predict.py and train.py --weights can use it."
+    )
 
 
 def _read_details(path: Path, file: h5py.File) -> Details:

@@ -167,6 +167,11 @@ def test_what_is_no_checkpoint_is_told(attributes, tmp_path):
         f"Received: {path} without them. If another program made it, only convert_to_tflite.py, "
         "predict.py and train.py --weights can use it."
     )
+    keras_file = tmp_path / "b.keras"
+    pooling_model().save(keras_file)
+    assert refusal(read_metadata, keras_file) == ours.replace(str(path), str(keras_file))
+    keras_file.write_bytes(keras_file.read_bytes()[:-100])
+    assert f"Received: {keras_file}, which is damaged (" in refusal(read_metadata, keras_file)
     path.write_text("hello")
     assert refusal(read_metadata, path) == (
         "Expected a checkpoint that train.py wrote, or a plain Keras file. "
