@@ -186,7 +186,9 @@ def report(first: Trained, second: Trained | None) -> None:
     path = evaluate.save(result, models, split, checkpoint)
     if not second and not kept.run.recipe.final_head_epochs:
         rename_checkpoint(checkpoint, path)
-    sources = evaluate.ReportSources(info, models / HISTORY, None, first.features, picked)
+    sources = evaluate.ReportSources(
+        info, models / HISTORY, features=first.features, kept_epoch=picked
+    )
     evaluate.report(result, path, dataset, split, sources)
     TrainingState.update(
         kept.run.options.models / STATE,
