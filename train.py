@@ -174,17 +174,21 @@ def report(first: Trained, second: Trained | None) -> None:
         first = replace(first, checkpoint=keep_picked(require_best(first.checkpoint, models)))
     kept = second or first
     result, info = calibrate(first), describe_run(kept)
+    picked = None  # epoch of the first network, whose history is drawn
     if second:
         tf.get_logger().setLevel("ERROR")  # a note on each network that predicts
         accuracy = evaluate.describe_accuracy(result, dataset, first.run.split)
         print(f"First network: validation accuracy {accuracy}.", flush=True)
         earlier, result = result, calibrate(second, result)
+        picked = earlier.metadata.epoch
         info = replace(info, **evaluate.describe_refit(earlier, result, first.run.split))
     checkpoint, split = require_best(kept.checkpoint, models), kept.run.split
     path = evaluate.save(result, models, split, checkpoint)
     if not second and not kept.run.recipe.final_head_epochs:
         rename_checkpoint(checkpoint, path)
-    sources = evaluate.ReportSources(info, models / HISTORY, features=first.features)
+    sources = evaluate.ReportSources(
+        info, models / HISTORY, features=first.features, kept_epoch=picked
+    )
     evaluate.report(result, path, dataset, split, sources)
     TrainingState.update(
         kept.run.options.models / STATE,

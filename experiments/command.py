@@ -9,7 +9,7 @@ from training import cli
 from training.dataset.checks import load_dataset
 from training.dataset.scan import Dataset
 from training.dataset.split import Split, split_dataset
-from training.files import claim_folder
+from training.files import claim_folder, require_outside
 from training.recipes import CACHE, FINE_TUNE, MAX_SEED, ORIGINAL, within
 
 OUT = Path(".cache", "experiments")
@@ -50,10 +50,14 @@ def run(
 ) -> int:
     """Run `command`, which may write to `options.out`, and return the exit code.
 
-    With `claim`, no other process with `claim` may write there meanwhile.
+    With `claim`, no other process with `claim` may write there meanwhile. Neither that folder nor a
+    cache may be among the images.
     """
 
     def make_folder_and_run() -> None:
+        for name in ("out", "cache"):
+            if folder := getattr(options, name, None):
+                require_outside(folder, options.data, f"--{name}")
         options.out.mkdir(parents=True, exist_ok=True)
         with claim_folder(options.out) if claim else nullcontext():
             command(options)

@@ -35,7 +35,7 @@ from experiments.page import Section, write_page
 from experiments.records import Records
 from serving.errors import ModelError
 from training.backend import keras
-from training.batches import Batches, TrainingBatches
+from training.batches import Batches, TrainingBatches, predict
 from training.checkpoint import BestCheckpoint, load_checkpoint
 from training.cli import at_least
 from training.dataset.scan import Dataset
@@ -141,7 +141,7 @@ def train(
         raise ModelError(f"Expected an epoch with a finite loss. Received: none of {network.name}.")
     model, metadata = load_checkpoint(best.path)
     test = Batches(candidate.val_source, split.test, ORIGINAL.batch_size)
-    probabilities = model.predict(test, verbose=0)
+    probabilities = predict(model, test)
     hits = int((probabilities.argmax(axis=1) == dataset.labels(split.test)).sum())
     candidate.trainable_part.set_weights(model.get_weights())
     tflite = make_tflite(candidate.full_model, dataset.class_names)

@@ -42,7 +42,7 @@ from training.evaluation.evaluate import (
 )
 from training.evaluation.metrics import summarize, with_interval
 from training.evaluation.run import RunInfo
-from training.files import claim_folder
+from training.files import claim_folder, require_outside
 from training.images import ImageSource
 from training.markdown import markdown_table
 from training.model import with_input_size
@@ -75,6 +75,7 @@ def make_soup(options: argparse.Namespace) -> None:
         options.checkpoints, lambda *pair: mismatch(*pair, options.inference_size)
     )
     require_other_folder(options.checkpoints, options.out)
+    require_outside(options.out, options.data, "--out")
     first = members[0]
     dataset = scan_classes(options.data, first.metadata.class_names, options.exclude, options.audit)
     whole_split = first.split.spelled_as([*dataset.images, *dataset.excluded])

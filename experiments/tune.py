@@ -44,7 +44,7 @@ from experiments.search import (
 )
 from experiments.tune_report import report
 from training.backend import keras, tf
-from training.batches import Batches, TrainingBatches
+from training.batches import Batches, TrainingBatches, predict
 from training.cli import positive
 from training.dataset.split import Split
 from training.features import CachedFeatures
@@ -214,7 +214,7 @@ def repeat(candidate: Candidate, data: SearchData, options: argparse.Namespace) 
         seed = options.seed + trial.user_attrs["slot"]
         head, metrics = fit(candidate, options.epochs, seed, data, trial)
         batches = Batches(data.evaluation, test, RECIPE.batch_size)
-        probabilities = head.predict(batches, verbose=0)
+        probabilities = predict(head, batches)
         correct = int((probabilities.argmax(axis=1) == labels).sum())
         metrics |= {"seed": seed, "test_accuracy": correct / len(test)}
         trial.set_user_attr("metrics", metrics)

@@ -1,6 +1,7 @@
 """Batches of images, or of their cached features, for Keras: which image and view comes when."""
 
-from collections.abc import Sequence
+from collections.abc import Generator, Sequence
+from contextlib import contextmanager
 from functools import lru_cache
 
 import numpy as np
@@ -17,7 +18,12 @@ class Batches(keras.utils.PyDataset):
     """Plain images, each once and in order, with their classes one-hot.
 
     A batch is (float32 (n, ...), float32 (n, classes)); the last one may be smaller.
+
+    Attributes:
+        error: what kept a batch from being read, for `errors_as_raised`; None at first.
     """
+
+    error: Exception | None = None
 
     def __init__(
         self, source: Source, names: Sequence[str], batch_size: int, rows: slice = ALL_ROWS
@@ -35,8 +41,16 @@ class Batches(keras.utils.PyDataset):
     def __getitem__(self, index: int) -> tuple[np.ndarray, ...]:
         start, end = index * self.batch_size, (index + 1) * self.batch_size
         places = range(start, min(end, len(self.image_indices)))[self.rows]
-        inputs = self.source.inputs([(self.image_indices[place], 0) for place in places])
+        inputs = self._read([(self.image_indices[place], 0) for place in places])
         return inputs, self.targets[places]
+
+    def _read(self, samples: Sequence[Sample]) -> np.ndarray:
+        """Return the source's inputs of `samples`, and keep the error of one that is not read."""
+        try:
+            return self.source.inputs(samples)
+        except Exception as error:
+            self.error = error
+            raise
 
 
 class PaddedBatches(Batches):
@@ -52,7 +66,7 @@ class PaddedBatches(Batches):
         wanted = np.arange(start, start + self.batch_size)[self.rows]
         places = np.minimum(wanted, count - 1)
         weights = (wanted < count) * np.float32(len(self) * self.batch_size / count)
-        inputs = self.source.inputs([(self.image_indices[place], 0) for place in places])
+        inputs = self._read([(self.image_indices[place], 0) for place in places])
         return inputs, self.targets[places], weights
 
 
@@ -103,7 +117,7 @@ class TrainingBatches(Batches):
         drawn = self.drawn(index)
         if not self.mixup_alpha:  # else any row of the batch may be mixed with any other
             drawn = drawn[self.rows]
-        inputs = self.source.inputs([(self.image_indices[place], view) for place, view in drawn])
+        inputs = self._read([(self.image_indices[place], view) for place, view in drawn])
         targets = self._targets_of(drawn)
         return self._mixed(inputs, targets, index) if self.mixup_alpha else (inputs, targets)
 
@@ -142,6 +156,28 @@ class TrainingBatches(Batches):
             return share * rows + (1 - share) * rows[others]
 
         return mix(inputs)[self.rows], mix(targets)[self.rows]
+
+
+@contextmanager
+def errors_as_raised(*batches: Batches | None) -> Generator[None]:
+    """Raise what kept one of `batches` from being read, for a block in which Keras reads them.
+
+    Of all but the first ones TensorFlow raises an UnknownError of its own in its place.
+    """
+    try:
+        yield
+    except Exception as error:
+        for each in batches:
+            first = getattr(each, "error", None)  # data sets other than `Batches` keep none
+            if first not in {None, error}:
+                raise first from error
+        raise
+
+
+def predict(model: keras.Model, batches: Batches) -> np.ndarray:
+    """Return what `model` makes of all `batches`; raises what kept one from being read."""
+    with errors_as_raised(batches):
+        return model.predict(batches, verbose=0)
 
 
 def shown_samples(images: Sequence[int], views: int, count: int, seed: int) -> list[Sample]:

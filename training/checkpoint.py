@@ -8,6 +8,7 @@ Xception, which have none of it, are read with `ModelFacts`.
 
 import json
 import math
+import zipfile
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
@@ -24,7 +25,7 @@ from serving.preprocess import INPUT_SCALING
 from serving.runtimes import Prediction
 from training.backend import keras
 from training.dataset.split import Split
-from training.files import write_atomically
+from training.files import require_disk_space, write_atomically
 from training.model_facts import INPUT_SCALINGS, ModelFacts
 from training.outputs import find_pooling, read_head, with_activations
 from training.plain_keras import fold_input_scaling, is_keras_file, read_network
@@ -32,6 +33,8 @@ from training.plain_keras import fold_input_scaling, is_keras_file, read_network
 CHECKPOINT = "xception_fin_{epoch:02d}_{val_accuracy:.3f}.h5"
 UNNAMED_BEST = "xception_fin.picked.h5"  # the best epoch, until its test accuracy is known
 DETAILS = "details"  # group of the HDF5 file
+VARIABLE_BYTES = 4  # of float32
+HDF5_FACTOR, HDF5_BYTES = 1.1, 1e6  # a file is at most so much larger than its variables
 EARLIER = "earlier"  # folder for checkpoints of a run that another one has replaced
 
 
@@ -56,14 +59,27 @@ class Metadata:
 
 
 def save_checkpoint(model: keras.Model, path: Path, metadata: Metadata) -> None:
-    """Write `model` and `metadata` to `path` (.h5) atomically."""
+    """Write `model` and `metadata` to `path` (.h5) atomically.
+
+    Raises:
+        OSError: it cannot be written, or the disk has no room for it.
+    """
 
     def write(temporary: Path) -> None:
         model.save(temporary)
         with h5py.File(temporary, "a") as file:
             write_metadata(file, metadata)
 
+    require_disk_space(path, file_size(model))
     write_atomically(path, write)
+
+
+def file_size(model: keras.Model) -> float:
+    """Return how many bytes a file of the variables of `model` and its optimizer takes at most."""
+    optimizer = getattr(model, "optimizer", None)
+    variables = [*model.variables, *(optimizer.variables if optimizer else ())]
+    size = VARIABLE_BYTES * sum(math.prod(variable.shape) for variable in variables)
+    return HDF5_FACTOR * size + HDF5_BYTES
 
 
 def write_metadata(file: h5py.File, metadata: Metadata) -> None:
@@ -105,22 +121,28 @@ def read_metadata(path: Path) -> Metadata:
         )
         scaling = attributes["input_scaling"]
     except OSError as error:
+        if zipfile.is_zipfile(path):  # a .keras file, which is none of ours
+            raise _without_metadata(path) from None
         raise ModelError(
             "Expected a checkpoint that train.py wrote. "
             f"Received: {path}, which is damaged ({str(error).splitlines()[0]}). Copy it again."
         ) from None
     except (KeyError, ValueError):
-        raise ModelError(
-            "Expected a checkpoint that train.py wrote, with its class names inside. "
-            f"Received: {path} without them. If another program made it, only "
-            "convert_to_tflite.py, predict.py and train.py --weights can use it."
-        ) from None
+        raise _without_metadata(path) from None
     if scaling != INPUT_SCALING:
         raise ModelError(
             f"Expected a checkpoint trained on {INPUT_SCALING} scaling. "
             f"Received: {path} with {scaling}. Train it again with python train.py."
         )
     return metadata
+
+
+def _without_metadata(path: Path) -> ModelError:
+    return ModelError(
+        "Expected a checkpoint that train.py wrote, with its class names inside. "
+        f"Received: {path} without them. If another program made it, only "
+        "convert_to_tflite.py, predict.py and train.py --weights can use it."
+    )
 
 
 def _read_details(path: Path, file: h5py.File) -> Details:

@@ -14,13 +14,14 @@ from pathlib import Path
 import numpy as np
 
 from training.errors import CacheError
-from training.files import LineLog
+from training.files import DAY, LineLog
 
 FLUSHED_BYTES = 64e6  # after so many, rows are flushed to the disk and named
 SPARE_BYTES = 1e9  # of the disk, left free for checkpoints and other programs
 KEY = "key.json"  # its time is the last use of a store, and those who use it lock it
 REMOVED = ".removed_"  # begins the names of stores that are being removed
-DAY = 86_400  # seconds
+HASH_DIGITS = 16  # hexadecimal, of the hash that names a store
+STORE = "[0-9a-f]" * HASH_DIGITS  # the pattern of such names
 
 
 class FeatureStore:
@@ -99,7 +100,14 @@ class FeatureStore:
         require_room(self.folder.parent, count * self.row_bytes)
 
     def _read_index(self) -> None:
-        self._row_of = {name: row for row, name in enumerate(self.index.read())}
+        self._row_of = {}
+        for row, name in enumerate(self.index.read()):
+            if name in self._row_of:
+                # Earlier versions could write names twice, and from there on rows are not those
+                # of their names: what comes before is kept, and the rest written again.
+                self.index.cut(row)
+                break
+            self._row_of[name] = row
         self._rows = None
 
 
@@ -146,10 +154,11 @@ class FeatureWriter:
         """Write the rows to the disk, then their names."""
         self._rows.flush()
         os.fsync(self._rows.fileno())
-        self.store.index.append(self._pending)
+        # Taken first: after Ctrl-C in the middle, the next flush must not write them again.
+        names, self._pending = self._pending, []
+        self.store.index.append(names)
         known = self.store._row_of
-        known |= {name: len(known) + place for place, name in enumerate(self._pending)}
-        self._pending = []
+        known |= {name: len(known) + place for place, name in enumerate(names)}
 
 
 def _describe(key: dict, shape: tuple[int, ...], dtype: str) -> str:
@@ -157,7 +166,7 @@ def _describe(key: dict, shape: tuple[int, ...], dtype: str) -> str:
 
 
 def _folder_name(text: str) -> str:
-    return hashlib.sha256(text.encode()).hexdigest()[:16]
+    return hashlib.sha256(text.encode()).hexdigest()[:HASH_DIGITS]
 
 
 def require_room(folder: Path, size: int) -> int:
@@ -179,12 +188,15 @@ def require_room(folder: Path, size: int) -> int:
 def remove_unused(cache: Path, days: float) -> tuple[int, int]:
     """Remove the stores below `cache` that nothing used for `days`; return how many, and bytes.
 
-    A store that a process has opened stays, however long ago that was.
+    A store that a process has opened stays, however long ago that was, and so does every folder
+    that is no store.
     """
     before, count, size = time.time() - days * DAY, 0, 0
-    for folder in sorted(cache.glob("[!.]*")):
+    for folder in sorted(cache.glob(STORE)):
         count += not folder.is_symlink() and _set_aside(folder, before)
-    for removed in cache.glob(f"{REMOVED}*"):  # also where a process was killed while it did this
+    for removed in cache.glob(
+        f"{REMOVED}{STORE}"
+    ):  # also where a process was killed while it did this
         with suppress(OSError):
             size += sum(path.stat().st_size for path in removed.iterdir())
         shutil.rmtree(removed, ignore_errors=True)
@@ -209,6 +221,12 @@ def _use(folder: Path, key: bytes) -> int:
             os.close(file)
 
 
+def _is_store(folder: Path) -> bool:
+    """Return whether `folder` has the name of a store of its key, as a store alone does."""
+    key = (folder / KEY).read_text(encoding="utf-8", errors="replace")
+    return folder.name == _folder_name(key.removesuffix("\n"))
+
+
 def _set_aside(folder: Path, before: float) -> bool:
     """Rename the store `folder` for removal, unless it is in use or was since the time `before`."""
     try:
@@ -217,7 +235,7 @@ def _set_aside(folder: Path, before: float) -> bool:
         return False
     try:
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        if os.fstat(file).st_mtime >= before:
+        if os.fstat(file).st_mtime >= before or not _is_store(folder):
             return False
         folder.rename(folder.with_name(REMOVED + folder.name))
     except OSError:  # in use, or no longer there

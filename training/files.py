@@ -1,9 +1,11 @@
 """Files and folders that are written as a whole or not at all, and append-only logs."""
 
+import errno
 import fcntl
 import os
 import shutil
 import tempfile
+import time
 from collections.abc import Callable, Collection, Generator, Iterable
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -11,6 +13,8 @@ from pathlib import Path
 from training.errors import DataError
 
 UNFINISHED = ".unfinished_"  # begins the names of files that are being written
+UNCLAIMED = ".tflite"  # ends the names of those that are written into folders of another process
+DAY = 86_400  # seconds
 # Inside the folder it fills, so that renaming never crosses a file system; the dot keeps it from
 # being taken for a class.
 STAGING = ".partial"
@@ -34,10 +38,25 @@ def write_atomically(path: Path, write: Callable[[Path], object]) -> None:
         temporary.unlink(missing_ok=True)
 
 
+def require_disk_space(path: Path, size: float) -> None:
+    """Raise `OSError` where the disk has no room for `size` bytes in a new file `path`.
+
+    For HDF5 files: on a full disk their library prints tracebacks, and may crash.
+    """
+    if shutil.disk_usage(path.parent).free < size:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(path))
+
+
 def remove_unfinished(folder: Path) -> None:
-    """Remove the temporary files that killed processes have left in `folder`."""
+    """Remove the temporary files that killed processes have left in `folder`, which is claimed.
+
+    convert_to_tflite.py claims no folder and may be writing there, on another machine as well: a
+    file of its kind is removed only when nothing has written to it for a day.
+    """
     for path in folder.glob(f"{UNFINISHED}*"):
-        path.unlink()
+        with suppress(FileNotFoundError):  # it is finished at this moment
+            if path.suffix != UNCLAIMED or path.stat().st_mtime < time.time() - DAY:
+                path.unlink()
 
 
 class LineLog:
@@ -57,6 +76,11 @@ class LineLog:
         content = self.path.read_bytes() if self.path.exists() else b""
         self._size = content.rfind(b"\n") + 1
         return content[: self._size].decode().split("\n")[:-1]
+
+    def cut(self, count: int) -> None:
+        """Keep the first `count` lines of the file: the next `append` overwrites the others."""
+        with open(self.path, "rb") as file:
+            self._size = sum(len(file.readline()) for _ in range(count))
 
     def append(self, lines: Iterable[str]) -> None:
         """Add `lines` behind those that `read` returned, and wait until they are on the disk."""
@@ -105,6 +129,22 @@ def _copy_others(folder: Path, new: Path, own_names: Collection[str]) -> None:
             shutil.copytree(path, new / path.name)
         else:
             shutil.copy2(path, new / path.name)
+
+
+def require_outside(folder: Path, data: Path, flag: str | None = None) -> None:
+    """Raise `DataError` if `folder` would be taken for a class of the images in `data`.
+
+    `flag` names it on the command line; None where it stands there without one.
+    """
+    inner, outer = folder.resolve(), data.resolve()
+    if inner != outer and outer not in inner.parents:
+        return
+    if inner != outer and inner.relative_to(outer).parts[0].startswith("."):
+        return
+    raise DataError(
+        f"Expected {flag or 'a folder to write to'} outside of {data}, where each folder is a "
+        f"class. Received: {folder}. Name another folder{f' with {flag}' if flag else ''}."
+    )
 
 
 @contextmanager

@@ -18,6 +18,7 @@ from training.batches import (
     Batches,
     PaddedBatches,
     TrainingBatches,
+    errors_as_raised,
     image_indices,
     shown_samples,
 )
@@ -28,7 +29,7 @@ from training.distribute import Workers
 from training.errors import DataError
 from training.feature_store import remove_unused
 from training.features import CachedFeatures, Job, announce, infer_once
-from training.files import claim_folder, remove_unfinished
+from training.files import claim_folder, remove_unfinished, require_outside
 from training.images import ImageSource, Sample, Source
 from training.inference import dtype_policy
 from training.model import split_at_block, weights_digest, with_policy
@@ -140,7 +141,7 @@ def claim_models(options: RunOptions, workers: Workers) -> Generator[None]:
     find_classes(options.data)
     for flag, folder in (("--models", options.models), ("--cache", options.cache)):
         if folder:
-            _require_outside(flag, folder, options.data)
+            require_outside(folder, options.data, flag)
     if options.weights not in {"imagenet", "none"} and not Path(options.weights).exists():
         raise ModelError(
             "Expected a weights file of Xception without its top, or a checkpoint. Received: "
@@ -158,19 +159,6 @@ def claim_models(options: RunOptions, workers: Workers) -> Generator[None]:
                 "folder with --models."
             )
         yield
-
-
-def _require_outside(flag: str, folder: Path, data: Path) -> None:
-    """Raise `DataError` if `folder` would be taken for a class of `data` by the next run."""
-    inner, outer = folder.resolve(), data.resolve()
-    if inner != outer and outer not in inner.parents:
-        return
-    if inner != outer and inner.relative_to(outer).parts[0].startswith("."):
-        return
-    raise DataError(
-        f"Expected {flag} outside of {data}, where each folder is a class. "
-        f"Received: {folder}. Name another folder with {flag}."
-    )
 
 
 def require_state(state: TrainingState | None, models: Path) -> TrainingState:
@@ -667,15 +655,16 @@ def fit_epochs(
     callbacks: Sequence[keras.callbacks.Callback] = (),
 ) -> keras.callbacks.History:
     """Fit the compiled `model` from the first of `epochs` (from 0) up to the last (exclusive)."""
-    return model.fit(
-        training,
-        validation_data=validation,
-        epochs=epochs[1],
-        initial_epoch=epochs[0],
-        shuffle=False,  # the batches are shuffled already; Keras would reorder them
-        verbose=verbose,
-        callbacks=[
-            keras.callbacks.LambdaCallback(on_epoch_begin=training.begin_epoch),
-            *callbacks,
-        ],
-    )
+    with errors_as_raised(training, validation):
+        return model.fit(
+            training,
+            validation_data=validation,
+            epochs=epochs[1],
+            initial_epoch=epochs[0],
+            shuffle=False,  # the batches are shuffled already; Keras would reorder them
+            verbose=verbose,
+            callbacks=[
+                keras.callbacks.LambdaCallback(on_epoch_begin=training.begin_epoch),
+                *callbacks,
+            ],
+        )

@@ -2,6 +2,7 @@
 
 import re
 from collections import Counter
+from contextlib import suppress
 from pathlib import Path
 from urllib.parse import unquote, urlsplit
 
@@ -14,7 +15,9 @@ from training.evaluation.figures import overlay, read_heat
 from training.image_files import is_url
 
 MAX_SIDE = 1024  # pixels of an overlay
-MAX_NAME = 100  # characters of an image's name that its overlay takes over
+# Bytes of an image's name that its overlay takes over: file systems take 255 with the suffix and a
+# number, encrypted ones 143.
+MAX_NAME = 100
 SUFFIX = ".heatmap.png"
 
 
@@ -61,7 +64,8 @@ class HeatmapFolder:
             except FileExistsError:
                 continue
             except OSError as error:
-                path.unlink(missing_ok=True)
+                with suppress(OSError):
+                    path.unlink(missing_ok=True)
                 raise _unwritable(path, error) from error
 
 
@@ -69,8 +73,8 @@ def file_stem(name: str) -> str:
     """Return a file name without suffix for the image `name`, a path or URL."""
     if is_url(name):
         name = unquote(urlsplit(name).path)
-    stem = re.sub(r"[^\w.-]+", "_", Path(name).stem)[:MAX_NAME].lstrip(".")
-    return stem or "image"
+    stem = re.sub(r"[^\w.-]+", "_", Path(name).stem).encode()[:MAX_NAME]
+    return stem.decode(errors="ignore").lstrip(".") or "image"
 
 
 def _unwritable(path: Path, error: OSError) -> UserError:

@@ -107,7 +107,8 @@ def read_images(image: str, sizes: Sequence[tuple[int, int] | None]) -> list[Ima
         if is_url(image):
             source = fetch(clean_url(image))
         else:
-            source = _read_pipe(image) or _regular_file(image)
+            content = _read_pipe(image)
+            source = _regular_file(image) if content is None else content
         return [open_image(source, size) for size in sizes]
     except OSError as error:
         raise _unreadable(image, error.strerror or reason_of(error), advice_on(image)) from error
@@ -136,6 +137,11 @@ def _read_pipe(image: str) -> bytes | None:
         content = pipe.read(MAX_BYTES + 1)
     if len(content) > MAX_BYTES:
         raise too_large()
+    if not content:
+        raise ImageError(
+            f"Expected an image. Received: {image}, a pipe without content. Check the command that "
+            "writes to it."
+        )
     return content
 
 

@@ -15,15 +15,17 @@ from serving.errors import ModelError
 from training.backend import keras
 from training.checkpoint import (
     CHECKPOINT,
+    HDF5_BYTES,
     UNNAMED_BEST,
     BestCheckpoint,
+    file_size,
     read_metadata,
     remove_checkpoint,
     set_aside,
     split_record,
 )
 from training.errors import DataError, TrainingError
-from training.files import write_atomically
+from training.files import require_disk_space, write_atomically
 from training.recipes import ORIGINAL, Recipe, RunOptions
 
 STATE = "xception_fin.resume.weights.h5"
@@ -92,15 +94,21 @@ class TrainingState:
             shutil.copyfile(path, temporary)
             replace(state, **changes)._write_into(temporary)
 
+        require_disk_space(path, path.stat().st_size + HDF5_BYTES)
         write_atomically(path, write)
 
     def save(self, path: Path, model: keras.Model) -> None:
-        """Write this state and the weights and optimizer of `model` to `path`, or leave it."""
+        """Write this state and the weights and optimizer of `model` to `path`, or leave it.
+
+        Raises:
+            OSError: it cannot be written, or the disk has no room for it.
+        """
 
         def write(temporary: Path) -> None:
             model.save_weights(temporary)
             self._write_into(temporary)
 
+        require_disk_space(path, file_size(model))
         write_atomically(path, write)
 
     def _write_into(self, path: Path) -> None:

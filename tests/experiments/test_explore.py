@@ -226,6 +226,16 @@ def test_a_second_process_may_not_write_into_the_same_folder(
     assert f"Expected no other run to write to {out}." in capsys.readouterr().err
 
 
+@pytest.mark.parametrize("flag", ["--out", "--cache"])
+def test_nothing_is_written_among_the_images(drawn, tmp_path, monkeypatch, capsys, flag):
+    monkeypatch.setattr(compare, "compare", lambda _: pytest.fail("it runs"))
+    flags = {"--data": drawn, "--out": tmp_path / "out", flag: drawn / "mine"}
+    assert compare.main([str(word) for pair in flags.items() for word in pair]) == 1
+    assert f"Expected {flag} outside of {drawn}" in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
+    assert not (drawn / "mine").exists()
+
+
 def test_rows_of_other_settings_are_not_mixed(tmp_path):
     Records(tmp_path / "rows.jsonl", {"epochs": 3, "seed": 1}).append({"a": 1})
     assert Records(tmp_path / "rows.jsonl", {"epochs": 3, "seed": 1}).rows == [{"a": 1}]

@@ -201,6 +201,12 @@ def test_checkpoints_that_do_not_belong_together_are_refused(
     assert "of the classes a, b, c, d, e." in refusal()
 
 
+def test_a_soup_is_not_written_among_the_images(members, drawn, capsys):
+    assert make(members[0][:2], drawn / "soup", drawn) == (1, [])
+    assert f"Expected --out outside of {drawn}" in capsys.readouterr().err
+    assert not (drawn / "soup").exists()
+
+
 def test_a_soup_is_not_written_into_the_folder_of_a_member(members, drawn, tmp_path, capsys):
     paths, _ = members
     linked = tmp_path / "linked"

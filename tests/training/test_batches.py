@@ -14,10 +14,11 @@ from serving.image import open_image
 from serving.preprocess import preprocess, scale
 from training import feature_store
 from training.backend import keras
-from training.batches import Batches, TrainingBatches
+from training.batches import Batches, TrainingBatches, predict
 from training.dataset.scan import scan
 from training.errors import CacheError
 from training.features import CachedFeatures
+from training.fit import compile_model, fit_epochs
 from training.images import ImageSource, InMemoryImages, read_pixels
 from training.prefetch import prefetch
 
@@ -438,3 +439,42 @@ def test_soft_labels_are_those_of_the_view_and_are_mixed_as_classes_are(dataset)
     mixed = numbers(dataset, views=2, soft_labels=labels, mixup_alpha=1.0)
     inputs, targets = mixed[0]
     assert np.allclose(targets, inputs @ labels[0], atol=1e-6)
+
+
+class Gone(Numbers):
+    """Numbers whose last image cannot be read."""
+
+    def inputs(self, samples):
+        if len(self.dataset.images) - 1 in [index for index, _ in samples]:
+            raise FileNotFoundError(2, "No such file or directory", "gone.jpg")
+        return super().inputs(samples)
+
+
+@pytest.mark.parametrize("when", ["predict", "fit", "validate"])
+def test_what_keeps_a_late_batch_from_being_read_is_raised_as_it_was(dataset, when):
+    sound, broken = (Batches(source(dataset), dataset.images, 2) for source in (Numbers, Gone))
+    classes = len(dataset.class_names)
+    inputs = keras.Input((len(dataset.images),))
+    model = keras.Model(inputs, keras.layers.Dense(classes, activation="softmax")(inputs))
+    compile_model(model, 0.1, 0.9)
+    trained = TrainingBatches(broken.source, dataset.images, 2, steps=len(broken), seed=5)
+    run = {
+        "predict": lambda: predict(model, broken),
+        "fit": lambda: fit_epochs(model, trained, sound, epochs=(0, 1)),
+        "validate": lambda: fit_epochs(model, numbers(dataset), broken, epochs=(0, 1)),
+    }
+    with pytest.raises(FileNotFoundError) as caught:
+        run[when]()
+    assert caught.value.filename == "gone.jpg"
+
+
+def test_an_error_of_something_else_is_raised_as_it_is(dataset):
+    def stop(*_):
+        raise OSError("full")
+
+    inputs = keras.Input((len(dataset.images),))
+    model = keras.Model(inputs, keras.layers.Dense(len(dataset.class_names))(inputs))
+    compile_model(model, 0.1, 0.9)
+    stopping = [keras.callbacks.LambdaCallback(on_epoch_end=stop)]
+    with pytest.raises(OSError, match="full"):
+        fit_epochs(model, numbers(dataset), None, epochs=(0, 1), callbacks=stopping)

@@ -98,13 +98,20 @@ def test_what_is_no_store_stays(tmp_path):
     (tmp_path / "notes" / "text").write_text("mine")
     (tmp_path / ".hidden").mkdir()
     (tmp_path / ".hidden" / "key.json").write_text("{}")
+    mine = ["project", "0123456789abcdef", ".removed_mine"]
+    for name in mine:  # with a file of the same name as a store's
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "key.json").write_text("{}")
+        (tmp_path / name / "thesis.txt").write_text("mine")
     elsewhere = tmp_path.with_name(f"{tmp_path.name}_elsewhere")
     linked = store(elsewhere).folder
     (tmp_path / "link").symlink_to(linked)
-    for folder in (linked, tmp_path / ".hidden"):
+    for folder in (linked, *(tmp_path / name for name in (".hidden", *mine))):
         used_days_ago(folder, 100)
     assert remove_unused(tmp_path, 30) == (0, 0)
-    assert sorted(path.name for path in tmp_path.iterdir()) == [".hidden", "link", "notes"]
+    kept = sorted([".hidden", "link", "notes", *mine])
+    assert sorted(path.name for path in tmp_path.iterdir()) == kept
+    assert all((tmp_path / name / "thesis.txt").exists() for name in mine)
     assert (linked / "key.json").exists()
 
 

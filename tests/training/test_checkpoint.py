@@ -1,11 +1,13 @@
 """training.checkpoint: whole files that say what they are."""
 
+import errno
 import json
 import math
 import subprocess
 import sys
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import h5py
 import numpy as np
@@ -14,11 +16,12 @@ from conftest import ROOT
 
 from serving.errors import ModelError
 from serving.model_files import best_model
-from training import checkpoint
+from training import checkpoint, files
 from training.backend import keras
 from training.checkpoint import (
     BestCheckpoint,
     Metadata,
+    file_size,
     load_checkpoint,
     read_metadata,
     remove_checkpoint,
@@ -138,6 +141,40 @@ def test_a_checkpoint_that_cannot_be_finished_leaves_the_one_before(model, tmp_p
         save_checkpoint(model, path, Metadata(("a", "b"), 4, 0.6))
     assert path.read_bytes() == before
     assert list(tmp_path.iterdir()) == [path]
+
+
+@pytest.mark.parametrize("what", ["checkpoint", "state", "changed state"])
+def test_a_disk_without_room_is_told_before_hdf5_writes(model, tmp_path, monkeypatch, what):
+    train(model, 1)
+    path, state = tmp_path / "a.weights.h5", TrainingState({}, 1, (0.5, 1.0), None)
+    state.save(path, model)
+    before, needed = path.read_bytes(), path.stat().st_size
+    write = {
+        "checkpoint": lambda: save_checkpoint(model, path, Metadata(("a", "b"), 4, 0.6)),
+        "state": lambda: state.save(path, model),
+        "changed state": lambda: TrainingState.update(path, epochs=2),
+    }[what]
+    monkeypatch.setattr(files.shutil, "disk_usage", lambda _: SimpleNamespace(free=needed - 1))
+    with pytest.raises(OSError, match="No space left on device") as caught:
+        write()
+    assert (caught.value.errno, caught.value.filename) == (errno.ENOSPC, str(path))
+    assert path.read_bytes() == before
+    assert list(tmp_path.iterdir()) == [path]
+    monkeypatch.undo()
+    write()
+    assert path.read_bytes() != before or what == "state"
+
+
+def test_a_checkpoint_takes_no_more_than_is_asked_for(tmp_path):
+    inputs = keras.Input((500,))
+    large = keras.Model(inputs, keras.layers.Dense(900)(keras.layers.Dense(900)(inputs)))
+    large.compile(keras.optimizers.SGD(0.1, momentum=0.9), loss="mse")
+    large.optimizer.build(large.trainable_variables)
+    TrainingState({}, 1, (0.5, 1.0), None).save(tmp_path / "a.weights.h5", large)
+    save_checkpoint(large, tmp_path / "b.h5", Metadata(("a", "b"), 4, 0.6))
+    sizes = [path.stat().st_size for path in tmp_path.iterdir()]
+    variables = 2 * 4 * large.count_params()  # and as many of momentum
+    assert variables < min(sizes) <= max(sizes) < file_size(large) < 1.1 * variables + 2e6
 
 
 def test_what_a_killed_process_left_is_removed(tmp_path):

@@ -3,6 +3,7 @@
 import json
 import math
 import os
+import time
 from pathlib import Path
 
 import h5py
@@ -166,6 +167,11 @@ def test_what_is_no_checkpoint_is_told(attributes, tmp_path):
         f"Received: {path} without them. If another program made it, only convert_to_tflite.py, "
         "predict.py and train.py --weights can use it."
     )
+    keras_file = tmp_path / "b.keras"
+    pooling_model().save(keras_file)
+    assert refusal(read_metadata, keras_file) == ours.replace(str(path), str(keras_file))
+    keras_file.write_bytes(keras_file.read_bytes()[:-100])
+    assert f"Received: {keras_file}, which is damaged (" in refusal(read_metadata, keras_file)
     path.write_text("hello")
     assert refusal(read_metadata, path) == (
         "Expected a checkpoint that train.py wrote, or a plain Keras file. "
@@ -252,6 +258,15 @@ def test_only_unfinished_files_are_removed(tmp_path):
         (tmp_path / name).touch()
     remove_unfinished(tmp_path)
     assert sorted(path.name for path in tmp_path.iterdir()) == [".other", "unfinished_c"]
+
+
+@pytest.mark.parametrize(("hours", "stays"), [(23, True), (25, False)])
+def test_what_convert_to_tflite_may_be_writing_is_not_removed(tmp_path, hours, stays):
+    path, then = tmp_path / ".unfinished_a.int8.tflite", time.time() - hours * 3600
+    path.touch()
+    os.utime(path, (then, then))
+    remove_unfinished(tmp_path)
+    assert path.exists() == stays
 
 
 @pytest.mark.parametrize(

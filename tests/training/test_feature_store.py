@@ -102,6 +102,48 @@ def test_a_torn_index_names_whole_rows_only(tmp_path, kept):
     assert index.read_text().split() == [*known, "c"]
 
 
+@pytest.mark.parametrize("is_append_done", [False, True])
+def test_an_interrupt_while_names_are_written_repeats_none(tmp_path, monkeypatch, is_append_done):
+    interrupted = table(tmp_path)
+    append = feature_store.LineLog.append
+
+    def append_and_interrupt(log, names):
+        names = list(names)
+        if not names or is_append_done:
+            append(log, names)
+        if names:
+            monkeypatch.undo()
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(feature_store.LineLog, "append", append_and_interrupt)
+
+    def fill_until_interrupted():
+        with interrupted.writer() as writer:
+            writer.append(["a", "b"], rows(1, 2))
+            writer.flush()
+
+    with pytest.raises(KeyboardInterrupt):
+        fill_until_interrupted()
+    opened = table(tmp_path)
+    assert opened.missing(["a", "b"]) == ([] if is_append_done else ["a", "b"])
+    fill(opened, ["c"], [3])
+    if not is_append_done:
+        fill(opened, ["a", "b"], [1, 2])
+    assert np.array_equal(table(tmp_path).read(["c", "b", "a"]), rows(3, 2, 1))
+
+
+def test_names_that_were_written_twice_are_not_believed(tmp_path):
+    fill(table(tmp_path), ["a", "b"], [1, 2])
+    [index] = tmp_path.glob("*/index.txt")
+    index.write_text("a\nb\na\nb\nc\n")  # as earlier versions left it, interrupted
+    opened = table(tmp_path)
+    assert opened.missing(["a", "b", "c"]) == ["c"]
+    assert np.array_equal(opened.read(["a", "b"]), rows(1, 2))
+    fill(opened, ["c"], [3])
+    assert np.array_equal(table(tmp_path).read(["c", "b", "a"]), rows(3, 2, 1))
+    assert index.read_text() == "a\nb\nc\n"
+
+
 def test_rows_are_on_the_disk_before_their_names_are(tmp_path, monkeypatch):
     synced = []
 

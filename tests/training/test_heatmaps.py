@@ -1,6 +1,7 @@
 """training.heatmaps: images with their heat maps on top, as files."""
 
 import os
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -63,10 +64,18 @@ def test_files_are_not_overwritten_and_images_of_one_name_get_numbers(tmp_path):
         ("caf\udce9\n.png", "caf_"),
         ("", "image"),
         ("x" * 300 + ".jpg", "x" * 100),
+        ("花" * 80 + ".jpg", "花" * 33),
+        ("x" + "é" * 80 + ".jpg", "x" + "é" * 49),
     ],
 )
 def test_files_are_named_after_their_images(name, stem):
     assert file_stem(name) == stem
+
+
+def test_a_long_name_of_any_script_is_written(tmp_path):
+    folder = HeatmapFolder(tmp_path)
+    written = [folder.write("花" * 84 + ".jpg", grey(), LEFT) for _ in range(2)]
+    assert all(path.exists() for path in written)
 
 
 def refusal(function, *arguments):
@@ -91,3 +100,10 @@ def test_a_folder_that_cannot_be_written_is_one_sentence(tmp_path, monkeypatch):
     said = refusal(folder.write, "a.jpg", grey(), LEFT)
     assert f"{folder.path / 'a.heatmap.png'} (No space left on device)" in said
     assert list(folder.path.iterdir()) == []
+
+    def failing(*_, **__):
+        raise OSError(5, os.strerror(5))
+
+    monkeypatch.setattr(Path, "unlink", failing)
+    said = refusal(folder.write, "a.jpg", grey(), LEFT)
+    assert "(No space left on device)" in said

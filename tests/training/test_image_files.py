@@ -143,6 +143,8 @@ def test_a_pipe_of_the_shell_is_read_within_bounds(red, monkeypatch):
             os.close(reader)
 
     assert read(red.read_bytes()).size == (60, 40)
+    with pytest.raises(ImageError, match=r"Received: /dev/fd/\d+, a pipe without content\. Check"):
+        read(b"")
     monkeypatch.setattr(image_files, "MAX_BYTES", 10)
     with pytest.raises(TooLargeError):
         read(red.read_bytes())

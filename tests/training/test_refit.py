@@ -252,8 +252,10 @@ def test_a_finished_one_is_resumed_for_other_sizes_or_epochs_only(start, refitte
     assert "epochs 3. Give the finished network another --inference-size" in str(end.value)
     [(result, *_)] = start(models, replace(RECIPE, inference_size=56), resume=True)
     assert result.model.input_shape[1:3] == (56, 56)
-    (_, given), _ = start(models, replace(RECIPE, refit_epochs=2), resume=True)
+    (_, given), (*_, sources) = start(models, replace(RECIPE, refit_epochs=2), resume=True)
     assert (given["initial_epoch"], given["epochs"]) == (0, 2)
+    # The history is that of the first network.
+    assert sources.kept_epoch == read_metadata(models / UNNAMED_BEST).epoch
     assert TrainingState.load(models / REFIT / STATE).epochs == 2
     with pytest.raises(ModelError, match="after 3 finished epochs"):
         start(models, replace(RECIPE, refit_epochs=2), resume=True)

@@ -17,7 +17,7 @@ from serving.details import Details, Familiarity
 from serving.errors import ModelError, ServingError
 from serving.model_files import best_model
 from training.backend import keras
-from training.batches import Batches, image_indices
+from training.batches import Batches, image_indices, predict
 from training.checkpoint import (
     CHECKPOINT,
     Metadata,
@@ -58,7 +58,7 @@ from training.evaluation.report import write_report
 from training.evaluation.run import EvaluationRun, RunInfo
 from training.evaluation.unknowns import LEVELS, describe_unmeasured, measure
 from training.features import infer_once
-from training.files import claim_folder, write_atomically
+from training.files import claim_folder, require_outside, write_atomically
 from training.images import ImageSource, Source
 from training.model import split_at_block, weights_digest, with_input_size
 from training.outputs import find_pooling, with_features
@@ -191,10 +191,10 @@ def predict_images(
     batches = Batches(source, names, BATCH_SIZE)
     if isinstance(source, ImageSource):
         classes = model.output_shape[1]
-        found = with_features(model).predict(batches, verbose=0)
+        found = predict(with_features(model), batches)
         probabilities, features = found[:, :classes], found[:, classes:]
     else:
-        probabilities = split_at_block(model, None)[1].predict(batches, verbose=0)
+        probabilities = predict(split_at_block(model, None)[1], batches)
         features = source.inputs([(index, 0) for index in batches.image_indices])
     return Outputs(apply_temperature(probabilities, 1 / temperature), features)
 
@@ -273,12 +273,14 @@ class ReportSources:
         curves: learning curves of an earlier report, or None.
         features: of all images, float (images, d), by a network that has not learned from them;
             with them, labels that are probably wrong are searched. Or None.
+        kept_epoch: the best one in `history`, from 1, where the checkpoint is of another network.
     """
 
     info: RunInfo
     history: Path | None = None
     curves: Path | None = None
     features: np.ndarray | None = None
+    kept_epoch: int | None = None
 
 
 def report(
@@ -303,6 +305,7 @@ def report(
         uncalibrated=result.uncalibrated,
         temperature=result.metadata.temperature,
         history=sources.history,
+        kept_epoch=sources.kept_epoch,
         info=info,
         label_issues=issues,
         curves=sources.curves,
@@ -468,8 +471,10 @@ def reevaluate(checkpoint: Path, folder: Path, options: Reevaluation) -> None:
 
     Raises:
         ModelError: it is not a checkpoint, or has no split beside it.
-        DataError: the classes, or images of the split, are missing in the data.
+        DataError: the classes, or images of the split, are missing in the data, or `folder` is
+            among them.
     """
+    require_outside(folder, options.data)
     model, metadata = load_checkpoint(checkpoint)
     whole_split = read_split(checkpoint)
     input_size = options.input_size
@@ -568,7 +573,7 @@ def accuracy_as_labelled(
     others = replace(dataset, images=tuple(excluded))
     source = ImageSource(others, result.model.input_shape[1:3])
     try:
-        predicted = result.model.predict(Batches(source, excluded, BATCH_SIZE), verbose=0)
+        predicted = predict(result.model, Batches(source, excluded, BATCH_SIZE))
     except (ServingError, OSError):
         return {}
     hits = (predicted.argmax(axis=1) == others.labels(excluded)).sum()

@@ -114,7 +114,8 @@ def _draw(run: EvaluationRun, metrics: dict, folder: Path) -> list[str]:
         shutil.copyfile(run.curves, folder / CURVES)
     elif run.history:
         plots[CURVES] = figures.learning_curves(
-            figures.read_history(run.history), figures.kept_epoch(run.checkpoint)
+            figures.read_history(run.history),
+            run.kept_epoch or figures.kept_epoch(run.checkpoint),
         )
     if is_possible():
         plots["gradcam.png"] = _grad_cam(run)

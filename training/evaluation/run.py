@@ -89,6 +89,7 @@ class EvaluationRun:
         uncalibrated: predictions before calibration, of the same shape.
         temperature: what the logits were divided by.
         history: CSV, one row an epoch: accuracy, loss, val_accuracy, val_loss; may be missing.
+        kept_epoch: the epoch of `history` that was kept, from 1; None for that of the checkpoint.
         info: how the checkpoint was made.
         label_issues: labels that are probably wrong.
         curves: learning curves of an earlier report, to be used in place of `history`.
@@ -105,6 +106,7 @@ class EvaluationRun:
     uncalibrated: np.ndarray
     temperature: float
     history: Path | None = None
+    kept_epoch: int | None = None
     info: RunInfo = field(default_factory=RunInfo)
     label_issues: Sequence[LabelIssue] = ()
     curves: Path | None = None

@@ -18,12 +18,12 @@ import numpy as np
 
 from serving.errors import ModelError
 from training.backend import keras
-from training.batches import Batches
+from training.batches import Batches, predict
 from training.checkpoint import load_checkpoint, read_split, split_record
 from training.cli import make_parser, run_command
 from training.dataset.scan import require, scan
 from training.evaluation.model_card import CARD
-from training.files import write_atomically
+from training.files import claim_folder, require_disk_space, require_outside, write_atomically
 from training.images import ImageSource
 from training.streams import counted
 
@@ -53,20 +53,22 @@ def shrink(checkpoint: Path, folder: Path, data: Path) -> None:
     Raises:
         ModelError: `checkpoint` is something else, has no split beside it, or a predicted class
             changes.
-        DataError: `data` does not hold its evaluated images.
+        DataError: `data` does not hold its evaluated images, or holds `folder`, or a run writes
+            there.
     """
+    require_outside(folder, data)
     model, _ = load_checkpoint(checkpoint)
     split = read_split(checkpoint)
     dataset = scan(data)
     require(dataset, split.evaluated)
     size = model.input_shape[1:3]
     batches = Batches(ImageSource(dataset, size), split.evaluated, BATCH_SIZE)
-    before = model.predict(batches, verbose=0).argmax(axis=1)
+    before = predict(model, batches).argmax(axis=1)
 
     def write_checked(temporary: Path) -> None:
         copy_rounded(checkpoint, temporary)
         small = keras.models.load_model(temporary, compile=False)
-        after = small.predict(batches, verbose=0).argmax(axis=1)
+        after = predict(small, batches).argmax(axis=1)
         changed = int((before != after).sum())
         true_classes = dataset.labels(split.evaluated)
         print(
@@ -79,13 +81,14 @@ def shrink(checkpoint: Path, folder: Path, data: Path) -> None:
                 f"Expected no predicted class to change. Received: {changed}. Nothing was written."
             )
 
-    folder.mkdir(parents=True, exist_ok=True)
-    path = folder / checkpoint.name
-    write_atomically(path, write_checked)
-    write_atomically(split_record(path), split.write)
-    report = checkpoint.with_suffix("")
-    if report.is_dir() and report != path.with_suffix(""):
-        copy_report(report, path.with_suffix(""))
+    with claim_folder(folder):
+        path = folder / checkpoint.name
+        require_disk_space(path, checkpoint.stat().st_size)
+        write_atomically(path, write_checked)
+        write_atomically(split_record(path), split.write)
+        report = checkpoint.with_suffix("")
+        if report.is_dir() and report != path.with_suffix(""):
+            copy_report(report, path.with_suffix(""))
     sizes = [f"{file.stat().st_size / 1e6:.1f} MB" for file in (checkpoint, path)]
     print(f"Wrote: {path}, {sizes[1]} (was {sizes[0]}).")
 

@@ -12,6 +12,7 @@ from conftest import build_tiny
 from knowing_network import build_knowing
 
 from training import model
+from training.backend import keras
 from training.batches import Batches
 from training.checkpoint import (
     Metadata,
@@ -86,6 +87,17 @@ def test_only_another_model_of_the_same_name_moves_aside(made, drawn, tmp_path):
     assert (path.with_suffix("") / "README.md").exists()
     _, [again] = run(path, tmp_path, drawn)  # in place
     assert len(list((tmp_path / "earlier").glob("*.h5"))) == 1
+
+
+@pytest.mark.parametrize("inside", ["", "again"])
+def test_a_report_is_not_written_among_the_images(made, drawn, inside, capsys):
+    before = sorted(drawn.rglob("*"))
+    assert run(made, drawn / inside, drawn) == (1, [])
+    assert capsys.readouterr().err == (
+        f"evaluation: Expected a folder to write to outside of {drawn}, where each folder is a "
+        f"class. Received: {drawn / inside}. Name another folder.\n"
+    )
+    assert sorted(drawn.rglob("*")) == before
 
 
 def test_what_is_excluded_is_neither_reported_on_nor_fitted_to(made, drawn, tmp_path, capsys):
@@ -202,6 +214,19 @@ def test_what_an_earlier_report_excluded_still_counts_as_labelled(made, drawn, t
     assert (as_labelled(more)["n"], as_labelled(more)["excluded"]) == (20, 2)
 
 
+def test_excluded_images_of_which_a_late_one_is_gone_give_no_accuracy_as_labelled(drawn):
+    dataset, inputs = scan(drawn), keras.Input((71, 71, 3))
+    pooled = keras.layers.GlobalAveragePooling2D()(inputs)
+    model = keras.Model(inputs, keras.layers.Dense(len(dataset.class_names))(pooled))
+    result = SimpleNamespace(model=model, probabilities=np.eye(5)[:1])
+    split = Split(1, (), dataset.images[:1])
+    excluded = [*dataset.images[1:]] * 5
+    found = evaluate.accuracy_as_labelled(result, dataset, split, excluded)
+    assert found["n"] == len(excluded) + 1
+    gone = [*excluded, f"{dataset.class_names[0]}/gone.jpg"]
+    assert evaluate.accuracy_as_labelled(result, dataset, split, gone) == {}
+
+
 @pytest.fixture
 def only_text(monkeypatch):
     """Reports without figures, which take as long as all else."""
@@ -279,7 +304,7 @@ def test_the_report_is_given_what_was_found_and_probable_wrong_labels(
     info = RunInfo(seed=1, calibrated_on="none")
     better = tmp_path / "xception_fin_01_0.900.h5"
     better.touch()
-    evaluate.report(*arguments, evaluate.ReportSources(info, history, curves, features))
+    evaluate.report(*arguments, evaluate.ReportSources(info, history, curves, features, 3))
 
     [label_issue] = written.pop("label_issues")
     assert label_issue.image == dataset.images[12]
@@ -304,6 +329,7 @@ def test_the_report_is_given_what_was_found_and_probable_wrong_labels(
         "uncalibrated": uncalibrated,
         "temperature": 0.5,
         "history": history,
+        "kept_epoch": 3,
         "curves": curves,
         "set_name": "test",
         "details": metadata.details,

@@ -578,6 +578,14 @@ def test_each_figure_is_of_what_its_name_says(run, given):
     }
 
 
+def test_the_marked_epoch_is_that_of_the_history_where_it_is_of_another_network(
+    run, given, tmp_path
+):
+    assert given["learning_curves"][1] == 2  # in the name of the checkpoint
+    write_report(tmp_path / "first", EvaluationRun(**run | {"kept_epoch": 1}))
+    assert given["learning_curves"][1] == 1
+
+
 def test_the_most_confident_mistakes_are_shown_with_answer_and_truth(run, given):
     title, tiles = given["The most confident mistakes"]
     wrong = np.flatnonzero(

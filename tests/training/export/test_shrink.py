@@ -17,6 +17,7 @@ from training.dataset.scan import scan
 from training.dataset.split import Split, split_dataset
 from training.evaluation.report import CARD, FIGURES, METRICS
 from training.export import shrink
+from training.files import claim_folder
 
 # Figures of numbers and of drawn images. All others of a report show photographs, whose authors did
 # not agree to that.
@@ -94,7 +95,7 @@ def test_a_changed_label_is_refused(checkpoint, drawn, tmp_path, monkeypatch, ca
     monkeypatch.setattr(shrink, "rounded", lambda values: values * -1)
     assert shrink.main([str(checkpoint), str(tmp_path / "small"), "--data", str(drawn)]) == 1
     assert "Expected no predicted class to change" in capsys.readouterr().err
-    assert not list((tmp_path / "small").iterdir())
+    assert not (tmp_path / "small").exists()
 
 
 def test_other_images_are_refused(checkpoint, tmp_path, drawn, capsys):
@@ -103,6 +104,19 @@ def test_other_images_are_refused(checkpoint, tmp_path, drawn, capsys):
     )
     assert shrink.main([str(checkpoint), str(tmp_path / "small"), "--data", str(drawn)]) == 1
     assert "to hold the 1 image of the split" in capsys.readouterr().err
+
+
+def test_nothing_is_written_where_a_run_writes(checkpoint, drawn, tmp_path, capsys):
+    with claim_folder(tmp_path / "small"):
+        assert shrink.main([str(checkpoint), str(tmp_path / "small"), "--data", str(drawn)]) == 1
+    assert "Expected no other run to write to" in capsys.readouterr().err
+    assert not (tmp_path / "small").exists()
+
+
+def test_nothing_is_written_among_the_images(checkpoint, drawn, capsys):
+    assert shrink.main([str(checkpoint), str(drawn / "small"), "--data", str(drawn)]) == 1
+    assert f"Expected a folder to write to outside of {drawn}" in capsys.readouterr().err
+    assert not (drawn / "small").exists()
 
 
 def test_rounding_keeps_thirteen_bits_of_kernels_and_all_of_vectors():
