@@ -194,9 +194,8 @@ def remove_unused(cache: Path, days: float) -> tuple[int, int]:
     before, count, size = time.time() - days * DAY, 0, 0
     for folder in sorted(cache.glob(STORE)):
         count += not folder.is_symlink() and _set_aside(folder, before)
-    for removed in cache.glob(
-        f"{REMOVED}{STORE}"
-    ):  # also where a process was killed while it did this
+    # Also where a process was killed while it did this.
+    for removed in cache.glob(REMOVED + STORE):
         with suppress(OSError):
             size += sum(path.stat().st_size for path in removed.iterdir())
         shutil.rmtree(removed, ignore_errors=True)
