@@ -216,16 +216,8 @@ def add_recipe_flags(parser: argparse.ArgumentParser) -> None:
         help="train once more, on training and validation images together "
         f"[{' / '.join(str(recipe.refit) for recipe in RECIPES.values())}]",
     )
-    add(
-        "refit_epochs",
-        up_to(100_000),
-        "epochs of that second training; None: the number of the best one",
-    )
-    add(
-        "final_head_epochs",
-        within(0, 100_000),
-        "for which the head is trained again in the end, on plain images",
-    )
+    add("refit_epochs", up_to(100_000), "of that training; None: the number of the best epoch")
+    add("final_head_epochs", within(0, 100_000), "of the head again in the end, on plain images")
     add("views", up_to(1000), "augmented views of each image in the cache")
     add("zoom_range", factors, "0.3: from 0.7 to 1.3; 0.5,1: from and to; below 1 is closer")
     add("brightness_range", factors, "0.3: from 0.7 to 1.3; 0.5,1: from and to; below 1 is darker")
