@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # Make .venv with Python 3.11 and install the packages of Pipfile.lock, checked by hash.
-# Quick if that is done already. After an interruption it starts over. An active environment, or
+# Quick if that is done already. One setup at a time: a second one waits. After an interruption it starts over. An active environment, or
 # Pipenv's own, that has these packages already takes the place of .venv. Where there is no Python
 # 3.11, uv or pyenv gets it.
 set -euo pipefail
@@ -11,6 +11,7 @@ readonly PYTHON="$VENV/bin/python"
 readonly DONE="$VENV/.installed.lock"      # a copy of the lock that is installed
 readonly UNFINISHED="$VENV/.unfinished"    # there while something is being installed
 readonly LOG="$PWD/.cache/setup.log"
+readonly LOCK="$PWD/.cache/setup.lock"     # locked while .venv is changed, by the process in it
 readonly WANTED="3.11"
 readonly UV="$PWD/.cache/uv"               # uv from the package index
 
@@ -19,6 +20,42 @@ say() { printf 'Setup: %s\n' "$*" >&2; }
 fail() {
     say "$*"
     exit 1
+}
+
+# Print a Python of any version that runs, if there is one.
+any_python() {
+    local python
+    for python in python3 python "$PYTHON"; do
+        "$python" -c '' 2>/dev/null && echo "$python" && return
+    done
+    return 1
+}
+
+# Wait until no other setup changes .venv, and keep others waiting. It is the open file 9 that is
+# locked, so the lock ends with this script and all that it started, however they end. macOS has no
+# flock, so Python locks it; where there is none at all, there is no lock.
+lock_setup() {
+    local python
+    python="$(any_python)" || return 0
+    exec 9>>"$LOCK"
+    "$python" - "$LOCK" <<'PYTHON'
+import errno
+import fcntl
+import signal
+import sys
+
+signal.signal(signal.SIGINT, signal.SIG_DFL)
+try:
+    fcntl.flock(9, fcntl.LOCK_EX | fcntl.LOCK_NB)
+except IOError as error:
+    if error.errno != errno.EWOULDBLOCK:
+        sys.exit()  # no locks on this file system
+    with open(sys.argv[1]) as lock:
+        process = lock.read().strip()
+    sys.stderr.write("Setup: another setup (process %s) is running, so this one waits\n" % process)
+    fcntl.flock(9, fcntl.LOCK_EX)
+PYTHON
+    echo "$$" >"$LOCK"
 }
 
 # Print the interpreter behind command $1 (of a virtualenv: its base, since .venv itself may be
@@ -184,19 +221,28 @@ install_packages() {
     rm -f -- "$UNFINISHED"
 }
 
+is_wanted_version() {
+    "$PYTHON" -c "import sys; sys.exit('%d.%d' % sys.version_info[:2] != '$WANTED')" 2>/dev/null
+}
+
+up_to_date() {
+    [ ! -e "$UNFINISHED" ] && cmp -s -- Pipfile.lock "$DONE" && is_wanted_version
+}
+
 main() {
     [ -f Pipfile.lock ] || fail "expected Pipfile.lock in $PWD. Received: none. Check it out again."
     mkdir -p -- "$(dirname -- "$LOG")"
-    if [ ! -e "$VENV" ] && [ ! -L "$VENV" ] && adopt_environment; then
+    up_to_date || lock_setup
+    if up_to_date; then
+        say ".venv is up to date"
+        return
+    elif [ ! -e "$VENV" ] && [ ! -L "$VENV" ] && adopt_environment; then
         return
     elif [ -e "$UNFINISHED" ] || ! "$PYTHON" -c '' 2>/dev/null; then
         make_venv
-    elif ! "$PYTHON" -c "import sys; sys.exit('%d.%d' % sys.version_info[:2] != '$WANTED')"; then
+    elif ! is_wanted_version; then
         fail "expected .venv to be of Python $WANTED. Received: $("$PYTHON" --version)." \
             "Remove .venv, then run this again."
-    elif cmp -s -- Pipfile.lock "$DONE"; then
-        say ".venv is up to date"
-        return
     fi
     install_packages
     say "ready in $SECONDS s"

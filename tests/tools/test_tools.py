@@ -193,6 +193,67 @@ def test_setup_begins_anew_after_an_interruption_and_shows_why_it_failed(checkou
     assert not (venv / ".installed.lock").exists()
 
 
+def start_setup(checkout: Path) -> subprocess.Popen:
+    """Start a setup in a process group of its own."""
+    return subprocess.Popen(
+        [shutil.which("bash"), checkout / "tools" / "setup.sh"],
+        env=os.environ | {"VIRTUAL_ENV": ""},
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+    )
+
+
+@pytest.fixture
+def slow_install(checkout: Path) -> Path:
+    """A .venv whose pip says so in `pip-runs`, and installs until `go-on` is there."""
+    python = checkout / ".venv" / "bin" / "python"
+    write_program(
+        python,
+        f'case "$*" in\n'
+        f'    *" pip install"*)\n'
+        f"        cd '{checkout}' && touch pip-runs && echo pip >> calls\n"
+        f"        until [ -e go-on ]; do sleep 0.05; done;;\n"
+        f"    *pipenv*) ;;\n"
+        f'    *) exec {sys.executable} "$@";;\n'
+        f"esac",
+    )
+    return checkout
+
+
+def wait_until(condition: Callable[[], bool]) -> None:
+    end = time.monotonic() + 20
+    while not condition():
+        assert time.monotonic() < end
+        time.sleep(0.05)
+
+
+def test_a_second_setup_waits_for_the_first(slow_install: Path) -> None:
+    with start_setup(slow_install) as first:
+        wait_until((slow_install / "pip-runs").exists)
+        with start_setup(slow_install) as second:
+            waits = f"Setup: another setup (process {first.pid}) is running, so this one waits\n"
+            try:
+                assert second.stderr.readline() == waits
+            finally:
+                (slow_install / "go-on").touch()
+            assert second.stderr.read() == "Setup: .venv is up to date\n"
+    assert (first.returncode, second.returncode) == (0, 0)
+    assert (slow_install / "calls").read_text(encoding="utf-8") == "pip\n"
+
+
+def test_a_setup_that_was_killed_keeps_no_other_from_running(slow_install: Path) -> None:
+    with start_setup(slow_install) as first:
+        wait_until((slow_install / "pip-runs").exists)
+        os.killpg(first.pid, signal.SIGKILL)
+    (slow_install / ".venv" / ".unfinished").unlink()  # or it would make a real .venv
+    (slow_install / "go-on").touch()
+    done = set_up(slow_install)
+    assert done.returncode == 0
+    assert "another setup" not in done.stderr
+    assert "Setup: ready in " in done.stderr
+
+
 # tools/lock.py
 
 
