@@ -1,8 +1,8 @@
 #!/usr/bin/env bash
 # Make .venv with Python 3.11 and install the packages of Pipfile.lock, checked by hash.
-# Quick if that is done already. One setup at a time: a second one waits. After an interruption it starts over. An active environment, or
-# Pipenv's own, that has these packages already takes the place of .venv. Where there is no Python
-# 3.11, uv or pyenv gets it.
+# Quick if that is done already. One setup at a time: a second one waits. After an interruption it
+# starts over. An active environment, or Pipenv's own, that has these packages already takes the
+# place of .venv. Where there is no Python 3.11, uv or pyenv gets it.
 set -euo pipefail
 cd -- "$(dirname -- "${BASH_SOURCE[0]}")/.."
 
@@ -14,6 +14,8 @@ readonly LOG="$PWD/.cache/setup.log"
 readonly LOCK="$PWD/.cache/setup.lock"     # locked while .venv is changed, by the process in it
 readonly WANTED="3.11"
 readonly UV="$PWD/.cache/uv"               # uv from the package index
+
+keep_venv=""    # set where .venv was finished before, so that it stays if pip fails, as offline
 
 say() { printf 'Setup: %s\n' "$*" >&2; }
 
@@ -134,9 +136,29 @@ quietly() {
     "$@" >"$LOG" 2>&1 || status=$?
     if [ "$status" -ne 0 ]; then
         tail -n 40 -- "$LOG" >&2
+        [ -z "$keep_venv" ] || [ "$status" -gt 128 ] || rm -f -- "$UNFINISHED"
         fail "$what failed with exit code $status; all it said is in $LOG." \
             "Put right what it names, then run this again."
     fi
+}
+
+# Refuse a lock that cannot be read, before anything is changed.
+check_lock() {
+    local python defect
+    python="$(any_python)" || return 0
+    defect="$("$python" - 2>&1 <<'PYTHON'
+import json
+import sys
+
+try:
+    with open("Pipfile.lock") as lock:
+        content = json.load(lock)
+    content["default"], content["develop"]
+except (ValueError, KeyError, TypeError) as error:
+    sys.exit("%s: %s" % (type(error).__name__, error))
+PYTHON
+)" || fail "expected the JSON of pipenv in Pipfile.lock. Received: $defect. Restore the file, after a" \
+        "merge conflict with git checkout HEAD -- Pipfile.lock, then run this again."
 }
 
 # Print category $2 of the lock as pip's requirements, with the help of Python $1.
@@ -204,10 +226,11 @@ make_venv() {
 
 install_packages() {
     local requirements="$VENV/development.txt"
+    locked_requirements "$PYTHON" develop >"$requirements"
+    [ -e "$UNFINISHED" ] || keep_venv=yes
     touch -- "$UNFINISHED"
     rm -f -- "$DONE"
     say "installing pipenv"
-    locked_requirements "$PYTHON" develop >"$requirements"
     quietly "installing pipenv" "$PYTHON" -m pip install --disable-pip-version-check \
         --require-hashes --requirement "$requirements"
     rm -f -- "$requirements"
@@ -230,13 +253,17 @@ up_to_date() {
 }
 
 main() {
+    # pip ends with 1 after Ctrl-C, as if it had failed by itself, so this script ends for it.
+    trap 'exit 130' INT
     [ -f Pipfile.lock ] || fail "expected Pipfile.lock in $PWD. Received: none. Check it out again."
     mkdir -p -- "$(dirname -- "$LOG")"
     up_to_date || lock_setup
     if up_to_date; then
         say ".venv is up to date"
         return
-    elif [ ! -e "$VENV" ] && [ ! -L "$VENV" ] && adopt_environment; then
+    fi
+    check_lock
+    if [ ! -e "$VENV" ] && [ ! -L "$VENV" ] && adopt_environment; then
         return
     elif [ -e "$UNFINISHED" ] || ! "$PYTHON" -c '' 2>/dev/null; then
         make_venv

@@ -254,6 +254,59 @@ def test_a_setup_that_was_killed_keeps_no_other_from_running(slow_install: Path)
     assert "Setup: ready in " in done.stderr
 
 
+@pytest.mark.parametrize("text", ["<<<<<<< HEAD\n{}\n", '{"default": {}}', "[]", ""])
+def test_setup_refuses_a_lock_that_cannot_be_read_and_changes_nothing(
+    slow_install: Path, text: str
+) -> None:
+    (slow_install / "Pipfile.lock").write_text(text, encoding="utf-8")
+    installed = slow_install / ".venv" / ".installed.lock"
+    installed.touch() if text else installed.write_text("{}", encoding="utf-8")
+    done = set_up(slow_install)
+    assert done.returncode == 1
+    assert done.stderr.startswith("Setup: expected the JSON of pipenv in Pipfile.lock. Received: ")
+    assert "git checkout HEAD -- Pipfile.lock" in done.stderr
+    assert done.stderr.count("\n") == 1
+    assert installed.exists()
+    assert not (installed.parent / ".unfinished").exists()
+
+
+def test_a_venv_stays_where_pip_fails_by_itself(checkout: Path) -> None:
+    python = checkout / ".venv" / "bin" / "python"
+    write_program(python, f'case "$*" in *pip*) exit 2;; *) exec {sys.executable} "$@";; esac')
+    done = set_up(checkout)
+    assert (done.returncode, "installing pipenv failed with exit code 2" in done.stderr) == (
+        1,
+        True,
+    )
+    write_program(python, f'case "$*" in *pip*) ;; *) exec {sys.executable} "$@";; esac')
+    done = set_up(checkout)
+    assert (done.returncode, "making .venv" in done.stderr) == (0, False)
+    assert set_up(checkout).stderr == "Setup: .venv is up to date\n"
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGKILL])
+def test_a_setup_that_was_interrupted_begins_anew(checkout: Path, number: signal.Signals) -> None:
+    install = (  # as pip, which ends with 1 after Ctrl-C
+        f"import pathlib, time\n"
+        f"pathlib.Path({str(checkout / 'pip-runs')!r}).touch()\n"
+        f"try: time.sleep(60)\n"
+        f"except KeyboardInterrupt: exit(1)\n"
+    )
+    write_program(checkout / "install.py", install, sys.executable)
+    write_program(
+        checkout / ".venv" / "bin" / "python",
+        f'case "$*" in\n'
+        f"    *pip*) exec {sys.executable} '{checkout / 'install.py'}';;\n"
+        f'    *) exec {sys.executable} "$@";;\n'
+        f"esac",
+    )
+    with start_setup(checkout) as setup:
+        wait_until((checkout / "pip-runs").exists)
+        os.killpg(setup.pid, number)
+    assert setup.returncode != 0
+    assert (checkout / ".venv" / ".unfinished").exists()
+
+
 # tools/lock.py
 
 
