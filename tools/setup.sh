@@ -248,8 +248,19 @@ is_wanted_version() {
     "$PYTHON" -c "import sys; sys.exit('%d.%d' % sys.version_info[:2] != '$WANTED')" 2>/dev/null
 }
 
+# Programs in .venv/bin begin with the path of their Python, so a .venv that was moved or copied with
+# its folder would call the one at the old place. One without an activate of its own is not judged.
+is_in_place() {
+    [ -L "$VENV" ] || [ ! -e "$VENV/bin/activate" ] || (
+        unset VIRTUAL_ENV
+        set +eu
+        . "$VENV/bin/activate" >/dev/null 2>&1
+        [ "${VIRTUAL_ENV:-}" -ef "$VENV" ]
+    )
+}
+
 up_to_date() {
-    [ ! -e "$UNFINISHED" ] && cmp -s -- Pipfile.lock "$DONE" && is_wanted_version
+    [ ! -e "$UNFINISHED" ] && cmp -s -- Pipfile.lock "$DONE" && is_wanted_version && is_in_place
 }
 
 main() {
@@ -270,6 +281,9 @@ main() {
     elif ! is_wanted_version; then
         fail "expected .venv to be of Python $WANTED. Received: $("$PYTHON" --version)." \
             "Remove .venv, then run this again."
+    elif ! is_in_place; then
+        say ".venv was made for another folder, so it is made anew"
+        make_venv
     fi
     install_packages
     say "ready in $SECONDS s"

@@ -254,6 +254,37 @@ def test_a_setup_that_was_killed_keeps_no_other_from_running(slow_install: Path)
     assert "Setup: ready in " in done.stderr
 
 
+@pytest.mark.parametrize("keep", [True, False], ids=["copied", "moved"])
+def test_setup_makes_the_venv_of_a_moved_checkout_anew(checkout: Path, keep: bool) -> None:
+    venv = checkout / ".venv"
+    subprocess.run([sys.executable, "-m", "venv", "--without-pip", venv], check=True)
+    shutil.copy(checkout / "Pipfile.lock", venv / ".installed.lock")
+    there = checkout.parent / "it's there"
+    shutil.copytree(checkout, there, symlinks=True)
+    if not keep:
+        shutil.rmtree(checkout)
+    write_program(there / "bin" / "python3.11", '[ "$1" = - ] && echo "$0"')  # makes no .venv
+    done = set_up(there, f"{there / 'bin'}:{os.environ['PATH']}")
+    assert done.stderr.startswith(
+        "Setup: .venv was made for another folder, so it is made anew\n"
+        f"Setup: making .venv with {there / 'bin' / 'python3.11'}\n"
+    )
+    assert not (there / ".venv" / "bin").exists()
+
+
+def test_a_venv_is_up_to_date_by_any_path_to_it(checkout: Path) -> None:
+    venv = checkout / ".venv"
+    subprocess.run([sys.executable, "-m", "venv", "--without-pip", venv], check=True)
+    shutil.copy(checkout / "Pipfile.lock", venv / ".installed.lock")
+    link = checkout.parent / "link"
+    link.symlink_to(checkout)
+    assert set_up(link).stderr == "Setup: .venv is up to date\n"
+    worktree = checkout.parent / "worktree"
+    shutil.copytree(checkout, worktree, ignore=shutil.ignore_patterns(".venv"))
+    (worktree / ".venv").symlink_to(venv)
+    assert set_up(worktree).stderr == "Setup: .venv is up to date\n"
+
+
 @pytest.mark.parametrize("text", ["<<<<<<< HEAD\n{}\n", '{"default": {}}', "[]", ""])
 def test_setup_refuses_a_lock_that_cannot_be_read_and_changes_nothing(
     slow_install: Path, text: str
