@@ -338,6 +338,35 @@ def test_a_setup_that_was_interrupted_begins_anew(checkout: Path, number: signal
     assert (checkout / ".venv" / ".unfinished").exists()
 
 
+# .ci/run
+
+
+@pytest.mark.parametrize(
+    ("known", "python"),
+    [("python3.11", "python3.11 python3.11-venv"), ("python3", "python3 python3-venv")],
+)
+def test_ci_installs_a_python_that_apt_knows(tmp_path: Path, known: str, python: str) -> None:
+    script = tmp_path / "checkout" / ".ci" / "run"
+    script.parent.mkdir(parents=True)
+    shutil.copy(ROOT / ".ci" / "run", script)
+    write_program(tmp_path / "checkout" / "tests" / "container" / "daemon.sh", "exit 42")
+    programs = tmp_path / "programs"
+    for name in ("make", "debootstrap", "chromium-browser", "curl"):
+        write_program(programs / name, "")
+    write_program(programs / "apt-get", f'echo "$*" >> {tmp_path}/calls')
+    write_program(programs / "apt-cache", f'[ "$*" = "show {known}" ]')
+    for name in ("dirname", "grep"):
+        (programs / name).symlink_to(shutil.which(name))
+    done = subprocess.run(
+        [shutil.which("bash"), script], env={"PATH": str(programs)}, stdout=subprocess.PIPE
+    )
+    assert done.returncode == 42
+    assert (tmp_path / "calls").read_text(encoding="utf-8").splitlines() == [
+        "-qq update",
+        f"-qq install --yes --no-install-recommends {python}",
+    ]
+
+
 # tools/lock.py
 
 
