@@ -1,8 +1,8 @@
 #!/usr/bin/env bash
 # Make .venv with Python 3.11 and install the packages of Pipfile.lock, checked by hash.
-# Quick if that is done already. After an interruption it starts over. An active environment, or
-# Pipenv's own, that has these packages already takes the place of .venv. Where there is no Python
-# 3.11, uv or pyenv gets it.
+# Quick if that is done already. One setup at a time: a second one waits. After an interruption it
+# starts over. An active environment, or Pipenv's own, that has these packages already takes the
+# place of .venv. Where there is no Python 3.11, uv or pyenv gets it.
 set -euo pipefail
 cd -- "$(dirname -- "${BASH_SOURCE[0]}")/.."
 
@@ -11,14 +11,53 @@ readonly PYTHON="$VENV/bin/python"
 readonly DONE="$VENV/.installed.lock"      # a copy of the lock that is installed
 readonly UNFINISHED="$VENV/.unfinished"    # there while something is being installed
 readonly LOG="$PWD/.cache/setup.log"
+readonly LOCK="$PWD/.cache/setup.lock"     # locked while .venv is changed, by the process in it
 readonly WANTED="3.11"
 readonly UV="$PWD/.cache/uv"               # uv from the package index
+
+keep_venv=""    # set where .venv was finished before, so that it stays if pip fails, as offline
 
 say() { printf 'Setup: %s\n' "$*" >&2; }
 
 fail() {
     say "$*"
     exit 1
+}
+
+# Print a Python of any version that runs, if there is one.
+any_python() {
+    local python
+    for python in python3 python "$PYTHON"; do
+        "$python" -c '' 2>/dev/null && echo "$python" && return
+    done
+    return 1
+}
+
+# Wait until no other setup changes .venv, and keep others waiting. It is the open file 9 that is
+# locked, so the lock ends with this script and all that it started, however they end. macOS has no
+# flock, so Python locks it; where there is none at all, there is no lock.
+lock_setup() {
+    local python
+    python="$(any_python)" || return 0
+    exec 9>>"$LOCK"
+    "$python" - "$LOCK" <<'PYTHON'
+import errno
+import fcntl
+import signal
+import sys
+
+signal.signal(signal.SIGINT, signal.SIG_DFL)
+try:
+    fcntl.flock(9, fcntl.LOCK_EX | fcntl.LOCK_NB)
+except IOError as error:
+    if error.errno != errno.EWOULDBLOCK:
+        sys.exit()  # no locks on this file system
+    with open(sys.argv[1]) as lock:
+        process = lock.read().strip()
+    sys.stderr.write("Setup: another setup (process %s) is running, so this one waits\n" % process)
+    fcntl.flock(9, fcntl.LOCK_EX)
+PYTHON
+    echo "$$" >"$LOCK"
 }
 
 # Print the interpreter behind command $1 (of a virtualenv: its base, since .venv itself may be
@@ -97,9 +136,29 @@ quietly() {
     "$@" >"$LOG" 2>&1 || status=$?
     if [ "$status" -ne 0 ]; then
         tail -n 40 -- "$LOG" >&2
+        [ -z "$keep_venv" ] || [ "$status" -gt 128 ] || rm -f -- "$UNFINISHED"
         fail "$what failed with exit code $status; all it said is in $LOG." \
             "Put right what it names, then run this again."
     fi
+}
+
+# Refuse a lock that cannot be read, before anything is changed.
+check_lock() {
+    local python defect
+    python="$(any_python)" || return 0
+    defect="$("$python" - 2>&1 <<'PYTHON'
+import json
+import sys
+
+try:
+    with open("Pipfile.lock") as lock:
+        content = json.load(lock)
+    content["default"], content["develop"]
+except (ValueError, KeyError, TypeError) as error:
+    sys.exit("%s: %s" % (type(error).__name__, error))
+PYTHON
+)" || fail "expected the JSON of pipenv in Pipfile.lock. Received: $defect. Restore the file, after a" \
+        "merge conflict with git checkout HEAD -- Pipfile.lock, then run this again."
 }
 
 # Print category $2 of the lock as pip's requirements, with the help of Python $1.
@@ -167,10 +226,11 @@ make_venv() {
 
 install_packages() {
     local requirements="$VENV/development.txt"
+    locked_requirements "$PYTHON" develop >"$requirements"
+    [ -e "$UNFINISHED" ] || keep_venv=yes
     touch -- "$UNFINISHED"
     rm -f -- "$DONE"
     say "installing pipenv"
-    locked_requirements "$PYTHON" develop >"$requirements"
     quietly "installing pipenv" "$PYTHON" -m pip install --disable-pip-version-check \
         --require-hashes --requirement "$requirements"
     rm -f -- "$requirements"
@@ -184,19 +244,46 @@ install_packages() {
     rm -f -- "$UNFINISHED"
 }
 
+is_wanted_version() {
+    "$PYTHON" -c "import sys; sys.exit('%d.%d' % sys.version_info[:2] != '$WANTED')" 2>/dev/null
+}
+
+# Programs in .venv/bin begin with the path of their Python, so a .venv that was moved or copied with
+# its folder would call the one at the old place. One without an activate of its own is not judged.
+is_in_place() {
+    [ -L "$VENV" ] || [ ! -e "$VENV/bin/activate" ] || (
+        unset VIRTUAL_ENV
+        set +eu
+        . "$VENV/bin/activate" >/dev/null 2>&1
+        [ "${VIRTUAL_ENV:-}" -ef "$VENV" ]
+    )
+}
+
+up_to_date() {
+    [ ! -e "$UNFINISHED" ] && cmp -s -- Pipfile.lock "$DONE" && is_wanted_version && is_in_place
+}
+
 main() {
+    # pip ends with 1 after Ctrl-C, as if it had failed by itself, so this script ends for it.
+    trap 'exit 130' INT
     [ -f Pipfile.lock ] || fail "expected Pipfile.lock in $PWD. Received: none. Check it out again."
     mkdir -p -- "$(dirname -- "$LOG")"
+    up_to_date || lock_setup
+    if up_to_date; then
+        say ".venv is up to date"
+        return
+    fi
+    check_lock
     if [ ! -e "$VENV" ] && [ ! -L "$VENV" ] && adopt_environment; then
         return
     elif [ -e "$UNFINISHED" ] || ! "$PYTHON" -c '' 2>/dev/null; then
         make_venv
-    elif ! "$PYTHON" -c "import sys; sys.exit('%d.%d' % sys.version_info[:2] != '$WANTED')"; then
+    elif ! is_wanted_version; then
         fail "expected .venv to be of Python $WANTED. Received: $("$PYTHON" --version)." \
             "Remove .venv, then run this again."
-    elif cmp -s -- Pipfile.lock "$DONE"; then
-        say ".venv is up to date"
-        return
+    elif ! is_in_place; then
+        say ".venv was made for another folder, so it is made anew"
+        make_venv
     fi
     install_packages
     say "ready in $SECONDS s"

@@ -193,6 +193,180 @@ def test_setup_begins_anew_after_an_interruption_and_shows_why_it_failed(checkou
     assert not (venv / ".installed.lock").exists()
 
 
+def start_setup(checkout: Path) -> subprocess.Popen:
+    """Start a setup in a process group of its own."""
+    return subprocess.Popen(
+        [shutil.which("bash"), checkout / "tools" / "setup.sh"],
+        env=os.environ | {"VIRTUAL_ENV": ""},
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+    )
+
+
+@pytest.fixture
+def slow_install(checkout: Path) -> Path:
+    """A .venv whose pip says so in `pip-runs`, and installs until `go-on` is there."""
+    python = checkout / ".venv" / "bin" / "python"
+    write_program(
+        python,
+        f'case "$*" in\n'
+        f'    *" pip install"*)\n'
+        f"        cd '{checkout}' && touch pip-runs && echo pip >> calls\n"
+        f"        until [ -e go-on ]; do sleep 0.05; done;;\n"
+        f"    *pipenv*) ;;\n"
+        f'    *) exec {sys.executable} "$@";;\n'
+        f"esac",
+    )
+    return checkout
+
+
+def wait_until(condition: Callable[[], bool]) -> None:
+    end = time.monotonic() + 20
+    while not condition():
+        assert time.monotonic() < end
+        time.sleep(0.05)
+
+
+def test_a_second_setup_waits_for_the_first(slow_install: Path) -> None:
+    with start_setup(slow_install) as first:
+        wait_until((slow_install / "pip-runs").exists)
+        with start_setup(slow_install) as second:
+            waits = f"Setup: another setup (process {first.pid}) is running, so this one waits\n"
+            try:
+                assert second.stderr.readline() == waits
+            finally:
+                (slow_install / "go-on").touch()
+            assert second.stderr.read() == "Setup: .venv is up to date\n"
+    assert (first.returncode, second.returncode) == (0, 0)
+    assert (slow_install / "calls").read_text(encoding="utf-8") == "pip\n"
+
+
+def test_a_setup_that_was_killed_keeps_no_other_from_running(slow_install: Path) -> None:
+    with start_setup(slow_install) as first:
+        wait_until((slow_install / "pip-runs").exists)
+        os.killpg(first.pid, signal.SIGKILL)
+    (slow_install / ".venv" / ".unfinished").unlink()  # or it would make a real .venv
+    (slow_install / "go-on").touch()
+    done = set_up(slow_install)
+    assert done.returncode == 0
+    assert "another setup" not in done.stderr
+    assert "Setup: ready in " in done.stderr
+
+
+@pytest.mark.parametrize("keep", [True, False], ids=["copied", "moved"])
+def test_setup_makes_the_venv_of_a_moved_checkout_anew(checkout: Path, keep: bool) -> None:
+    venv = checkout / ".venv"
+    subprocess.run([sys.executable, "-m", "venv", "--without-pip", venv], check=True)
+    shutil.copy(checkout / "Pipfile.lock", venv / ".installed.lock")
+    there = checkout.parent / "it's there"
+    shutil.copytree(checkout, there, symlinks=True)
+    if not keep:
+        shutil.rmtree(checkout)
+    write_program(there / "bin" / "python3.11", '[ "$1" = - ] && echo "$0"')  # makes no .venv
+    done = set_up(there, f"{there / 'bin'}:{os.environ['PATH']}")
+    assert done.stderr.startswith(
+        "Setup: .venv was made for another folder, so it is made anew\n"
+        f"Setup: making .venv with {there / 'bin' / 'python3.11'}\n"
+    )
+    assert not (there / ".venv" / "bin").exists()
+
+
+def test_a_venv_is_up_to_date_by_any_path_to_it(checkout: Path) -> None:
+    venv = checkout / ".venv"
+    subprocess.run([sys.executable, "-m", "venv", "--without-pip", venv], check=True)
+    shutil.copy(checkout / "Pipfile.lock", venv / ".installed.lock")
+    link = checkout.parent / "link"
+    link.symlink_to(checkout)
+    assert set_up(link).stderr == "Setup: .venv is up to date\n"
+    worktree = checkout.parent / "worktree"
+    shutil.copytree(checkout, worktree, ignore=shutil.ignore_patterns(".venv"))
+    (worktree / ".venv").symlink_to(venv)
+    assert set_up(worktree).stderr == "Setup: .venv is up to date\n"
+
+
+@pytest.mark.parametrize("text", ["<<<<<<< HEAD\n{}\n", '{"default": {}}', "[]", ""])
+def test_setup_refuses_a_lock_that_cannot_be_read_and_changes_nothing(
+    slow_install: Path, text: str
+) -> None:
+    (slow_install / "Pipfile.lock").write_text(text, encoding="utf-8")
+    installed = slow_install / ".venv" / ".installed.lock"
+    installed.touch() if text else installed.write_text("{}", encoding="utf-8")
+    done = set_up(slow_install)
+    assert done.returncode == 1
+    assert done.stderr.startswith("Setup: expected the JSON of pipenv in Pipfile.lock. Received: ")
+    assert "git checkout HEAD -- Pipfile.lock" in done.stderr
+    assert done.stderr.count("\n") == 1
+    assert installed.exists()
+    assert not (installed.parent / ".unfinished").exists()
+
+
+def test_a_venv_stays_where_pip_fails_by_itself(checkout: Path) -> None:
+    python = checkout / ".venv" / "bin" / "python"
+    write_program(python, f'case "$*" in *pip*) exit 2;; *) exec {sys.executable} "$@";; esac')
+    done = set_up(checkout)
+    assert (done.returncode, "installing pipenv failed with exit code 2" in done.stderr) == (
+        1,
+        True,
+    )
+    write_program(python, f'case "$*" in *pip*) ;; *) exec {sys.executable} "$@";; esac')
+    done = set_up(checkout)
+    assert (done.returncode, "making .venv" in done.stderr) == (0, False)
+    assert set_up(checkout).stderr == "Setup: .venv is up to date\n"
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGKILL])
+def test_a_setup_that_was_interrupted_begins_anew(checkout: Path, number: signal.Signals) -> None:
+    install = (  # as pip, which ends with 1 after Ctrl-C
+        f"import pathlib, time\n"
+        f"pathlib.Path({str(checkout / 'pip-runs')!r}).touch()\n"
+        f"try: time.sleep(60)\n"
+        f"except KeyboardInterrupt: exit(1)\n"
+    )
+    write_program(checkout / "install.py", install, sys.executable)
+    write_program(
+        checkout / ".venv" / "bin" / "python",
+        f'case "$*" in\n'
+        f"    *pip*) exec {sys.executable} '{checkout / 'install.py'}';;\n"
+        f'    *) exec {sys.executable} "$@";;\n'
+        f"esac",
+    )
+    with start_setup(checkout) as setup:
+        wait_until((checkout / "pip-runs").exists)
+        os.killpg(setup.pid, number)
+    assert setup.returncode != 0
+    assert (checkout / ".venv" / ".unfinished").exists()
+
+
+# .ci/run
+
+
+@pytest.mark.parametrize(
+    ("known", "python"),
+    [("python3.11", "python3.11 python3.11-venv"), ("python3", "python3 python3-venv")],
+)
+def test_ci_installs_a_python_that_apt_knows(tmp_path: Path, known: str, python: str) -> None:
+    script = tmp_path / "checkout" / ".ci" / "run"
+    script.parent.mkdir(parents=True)
+    shutil.copy(ROOT / ".ci" / "run", script)
+    write_program(tmp_path / "checkout" / "tests" / "container" / "daemon.sh", "exit 42")
+    programs = tmp_path / "programs"
+    for name in ("make", "debootstrap", "chromium-browser", "curl"):
+        write_program(programs / name, "")
+    write_program(programs / "apt-get", f'echo "$*" >> {tmp_path}/calls')
+    write_program(programs / "apt-cache", f'[ "$*" = "show {known}" ]')
+    for name in ("dirname", "grep"):
+        (programs / name).symlink_to(shutil.which(name))
+    done = subprocess.run(
+        [shutil.which("bash"), script], env={"PATH": str(programs)}, stdout=subprocess.PIPE
+    )
+    assert done.returncode == 42
+    assert (tmp_path / "calls").read_text(encoding="utf-8").splitlines() == [
+        "-qq update",
+        f"-qq install --yes --no-install-recommends {python}",
+    ]
+
+
 # tools/lock.py
 
 
