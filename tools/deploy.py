@@ -75,9 +75,10 @@ class Target(NamedTuple):
 class Shell:
     """Runs commands, each printed before it runs."""
 
-    def __init__(self, dry: bool):
-        """Only print commands if `dry`."""
+    def __init__(self, dry: bool, left: str):
+        """Only print commands if `dry`; `left` says what is left where one fails."""
         self.dry = dry
+        self.left = left
 
     def run(self, *command: str, stdin: str | None = None, shown: str = "") -> None:
         """Run `command`, with `stdin` if given; `shown` stands for where that comes from.
@@ -91,8 +92,8 @@ class Shell:
         code = subprocess.run(command, cwd=ROOT, input=stdin, text=True).returncode
         if code:
             raise DeployError(
-                f"{' '.join(command[:3])} failed with exit code {code}; its reason is above. What "
-                "was done stays: run the same command again, or make undeploy."
+                f"{' '.join(command[:3])} failed with exit code {code}; its reason is above. "
+                f"{self.left}"
             )
 
     def read(self, *command: str, dry: str | None = None, shown: bool = True) -> str | None:
@@ -120,7 +121,7 @@ def main(arguments: list[str] | None = None) -> int:
     return run_command(
         lambda: options.command(options),
         "tools.deploy",
-        stopped="Stopped. What was done stays: run the same command again, or make undeploy.",
+        stopped=f"Stopped. {describe_left(options)}",
     )
 
 
@@ -131,7 +132,7 @@ def up(options: argparse.Namespace) -> None:
         DeployError: a program is missing or failed, settings do not go together, or there are
             changes that are not committed.
     """
-    shell = Shell(options.dry_run)
+    shell = Shell(options.dry_run, describe_left(options))
     models = model_folder(options.models)
     tag = image_tag(find_model(models, options), options)
     sam = "sam"
@@ -164,7 +165,7 @@ def down(options: argparse.Namespace) -> None:
     Raises:
         DeployError: a program is missing or failed.
     """
-    shell = Shell(options.dry_run)
+    shell = Shell(options.dry_run, describe_left(options))
     if not options.dry_run:
         require_aws()
     target = find_target(shell, options)
@@ -378,6 +379,14 @@ def undeploy_arguments(options: argparse.Namespace) -> str:
     flags = [f"--stack {options.stack}"] if options.stack != NAME else []
     flags += [f"--region {options.region}"] if options.region else []
     return f' ARGS="{" ".join(flags)}"' if flags else ""
+
+
+def describe_left(options: argparse.Namespace) -> str:
+    """Return what a command that fails or is stopped leaves, and what to run then."""
+    return (
+        "What was done stays: run the same command again, or make undeploy"
+        f"{undeploy_arguments(options)}."
+    )
 
 
 def parse_arguments(arguments: list[str] | None) -> argparse.Namespace:

@@ -170,6 +170,29 @@ def test_what_was_deployed_elsewhere_is_removed_there(cloud, capsys):
     assert last.endswith(' make undeploy ARGS="--stack mine --region eu-west-1"')
 
 
+@pytest.mark.parametrize(
+    ("command", "fails"), [("up", "docker push"), ("down", "delete-stack")], ids=("up", "down")
+)
+@pytest.mark.parametrize("elsewhere", [False, True])
+def test_where_it_fails_or_is_stopped_that_stack_is_named(
+    cloud, capsys, monkeypatch, command, fails, elsewhere
+):
+    """The plain command would remove another stack, which works."""
+    cloud({fails: [1, "denied"]})
+    flags = ["--stack", "staging", "--region", "eu-west-1"] if elsewhere else []
+    advice = f' ARGS="{" ".join(flags)}"' if flags else ""
+    advice = f"run the same command again, or make undeploy{advice}.\n"
+    assert deploy.main([command, *flags]) == 1
+    assert capsys.readouterr().err.endswith(advice)
+
+    def interrupted(*_, **__):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(deploy.Shell, "run", interrupted)
+    assert deploy.main([command, *flags]) == 130
+    assert capsys.readouterr().err.endswith(f"Stopped. What was done stays: {advice}")
+
+
 def test_an_image_that_is_there_is_not_built_again(cloud, calls, capsys):
     cloud({"describe-repositories": [0, "{}"], "describe-images": [0, "{}"]})
     assert deploy.main(["up", "--region", "us-west-2"]) == 0
