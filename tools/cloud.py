@@ -95,7 +95,7 @@ def try_all(options: argparse.Namespace) -> None:
         send_images(cloud, model, options.runtime)
         print(f"All of it works, in {time.monotonic() - started:.0f} s.", flush=True)
         if options.stay:
-            stay(server, cloud, options.runtime)
+            stay(server, cloud, model, options.runtime)
     if not options.stay:
         print("It is taken down. To keep it until Ctrl-C: make cloud ARGS=--stay")
 
@@ -243,11 +243,13 @@ def print_addresses(cloud: Cloud) -> None:
     print(f"      Bucket:       s3://{cloud.bucket}", flush=True)
 
 
-def print_commands(cloud: Cloud, runtime: str) -> None:
+def print_commands(cloud: Cloud, model: Path, runtime: str) -> None:
     """Print commands for another terminal."""
     exports = " ".join(f"{k}={v}" for k, v in ministack.variables(cloud.url).items())
     bucket, job = cloud.bucket, "mine"
-    listing = shlex.join([".venv/bin/python", *list_command(cloud, job, runtime)])
+    # The stack refuses the job of another model.
+    command = list_command(cloud, job, runtime, "--model", str(model))
+    listing = shlex.join([".venv/bin/python", *command])
     machine = cloud.outputs["StateMachine"]
     print(
         f"""
@@ -271,14 +273,14 @@ Press Ctrl-C to take it down.""",
     )
 
 
-def stay(server: MiniStack, cloud: Cloud, runtime: str) -> None:
+def stay(server: MiniStack, cloud: Cloud, model: Path, runtime: str) -> None:
     """Print what a person can type, and return upon Ctrl-C.
 
     Raises:
         MiniStackError: MiniStack ended.
     """
     with contextlib.suppress(KeyboardInterrupt):
-        print_commands(cloud, runtime)
+        print_commands(cloud, model, runtime)
         while True:
             server.require_running()
             time.sleep(1)

@@ -7,6 +7,7 @@ import signal
 import socket
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 from conftest import ROOT
@@ -141,8 +142,9 @@ def test_rows_are_counted_and_errors_shown(capsys):
 
 
 def test_what_can_be_typed_is_for_this_stack(capsys):
+    model = Path("models", "my own", "a_01_0.500.tflite")
     cloud.print_addresses(STACK)
-    cloud.print_commands(STACK, "openvino")
+    cloud.print_commands(STACK, model, "openvino")
     printed = capsys.readouterr().out
     assert "Page and API: http://127.0.0.1:1/_aws/execute-api/abc/$default/\n" in printed
     assert "Function URL: http://127.0.0.1:1/_aws/lambda-url/def/\n" in printed
@@ -152,6 +154,7 @@ def test_what_can_be_typed_is_for_this_stack(capsys):
     [curl] = [words for words in lines if words[0] == "curl"]
     assert curl[-1] == STACK.api
     [predict] = [words[1:] for words in lines if words[0].endswith("python")]
+    assert predict[predict.index("--model") + 1] == str(model)  # that of the stack
     done = subprocess.run(
         [sys.executable, *predict, "--shard", "0/2"], cwd=ROOT, capture_output=True, text=True
     )
