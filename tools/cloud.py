@@ -85,7 +85,7 @@ def try_all(options: argparse.Namespace) -> None:
     with contextlib.ExitStack() as services:
         image = f"flowers-cloud-{os.getpid()}"
         with step(1, f"Container image: {options.runtime} with {model}"):
-            services.enter_context(built(image, models, options.runtime, WORK / "build.log"))
+            services.enter_context(built(image, model, options.runtime, WORK / "build.log"))
         with step(2, "MiniStack, a local AWS"):
             log = WORK / "ministack.log"
             server = services.enter_context(ministack.running(log, options.port))
@@ -125,9 +125,9 @@ def step(number: int, title: str) -> contextlib.AbstractContextManager[None]:
 
 @contextlib.contextmanager
 def built(
-    image: str, models: Path, runtime: str, log: Path, options: Sequence[str] = ()
+    image: str, model: Path, runtime: str, log: Path, options: Sequence[str] = ()
 ) -> Generator[None]:
-    """Have the container image `image` of the best model of `models` while the context lasts.
+    """Have the container image `image` with `model` while the context lasts.
 
     What docker build, with `options`, prints is in the file `log`.
 
@@ -135,7 +135,7 @@ def built(
         CloudError: it cannot be built.
     """
     try:
-        command = build_command(image, models, runtime)
+        command = build_command(image, model, runtime)
         try:
             run([*command, "--force-rm", *options, "."], timeout=BUILD_SECONDS, log=log)
         except StageError as error:

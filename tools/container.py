@@ -64,7 +64,7 @@ def build(options: argparse.Namespace) -> int:
     require_docker()
     model = converted_model(models)
     print(f"Build: {options.tag} with {model}", flush=True)
-    command = build_command(options.tag, models, options.runtime)
+    command = build_command(options.tag, model, options.runtime)
     # Lambda refuses images with BuildKit's attestations.
     environment = os.environ | {"BUILDX_NO_DEFAULT_ATTESTATIONS": "1"}
     code = subprocess.run([*command, *options.docker, "."], cwd=ROOT, env=environment).returncode
@@ -78,27 +78,57 @@ def build(options: argparse.Namespace) -> int:
     return code
 
 
-def build_command(tag: str, models: Path, runtime: str = "") -> list[str]:
+def build_command(tag: str, model: Path, runtime: str = "") -> list[str]:
     """Return the command that builds `tag`, but for its last word, the folder to build from."""
-    command = ["docker", "build", "-t", tag, "--build-arg", f"MODELS={models.as_posix()}"]
+    command = ["docker", "build", "-t", tag, *model_arguments(model)]
     return [*command, "--build-arg", f"RUNTIME={runtime}"] if runtime else command
+
+
+def model_arguments(model: Path) -> list[str]:
+    """Return the options of docker build that put exactly the file `model` into the image."""
+    # By name: Docker's cache takes no notice of which file is the newest.
+    arguments = (f"MODELS={model.parent.as_posix()}", f"MODEL={model.name}")
+    return [word for argument in arguments for word in ("--build-arg", argument)]
 
 
 def converted_model(models: Path) -> Path:
     """Return the best model of the folder `models`, converted first if none is.
 
     Raises:
-        ContainerError: there is none, or its conversion failed.
+        ContainerError: its conversion failed, or it is a link to a file elsewhere.
+        ModelError: there is none.
     """
     if not list(models.glob("[!.]*.tflite")):
         convert(models)
-    return best_model(models, ".tflite")
+    return find_model(models)
+
+
+def find_model(models: Path) -> Path:
+    """Return the best model of the folder `models`.
+
+    Raises:
+        ContainerError: it is a link to a file elsewhere.
+        ModelError: there is none.
+    """
+    model = best_model(models, ".tflite")
+    if not model.resolve().is_relative_to(ROOT.resolve() / "models"):
+        raise ContainerError(
+            f"Expected a model in models/, since Docker is sent no other. Received: {model}, a "
+            f"link to {model.resolve()}. Copy the file itself there."
+        )
+    return model
 
 
 def refuse_build_arguments(words: list[str]) -> None:
     """Raise `ContainerError` if `words` for Docker contradict what is printed and converted."""
     for word in words:
         name, _, value = word.removeprefix("--build-arg=").partition("=")
+        if name == "MODEL":
+            raise ContainerError(
+                f"Expected the best model of a folder. Received: the build argument {name}="
+                f"{value}. Copy that file into a folder of its own, then run: make build "
+                "MODELS=models/NAME"
+            )
         if name in ("MODELS", "RUNTIME"):
             raise ContainerError(
                 f"Expected {name} as a variable of make. Received: a build argument. "

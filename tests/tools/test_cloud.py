@@ -98,7 +98,8 @@ def test_a_base_image_that_cannot_be_had_is_a_sentence(project, capfd):
     assert (project / ".cache/cloud/build.log").read_text().startswith("Step 1\n")
     *_, build, remove = (project / "calls.txt").read_text().splitlines()
     name = re.search(r"-t (flowers-cloud-\d+) ", build)[1]
-    assert "--build-arg MODELS=models --build-arg RUNTIME=openvino" in build
+    named = "--build-arg MODELS=models --build-arg MODEL=xception_fin_15_0.966.tflite"
+    assert f"{named} --build-arg RUNTIME=openvino" in build
     assert remove == f"image rm --force {name}"
 
 
