@@ -16,7 +16,6 @@ import json
 import os
 import shlex
 import shutil
-import signal
 import sys
 import time
 import urllib.error
@@ -40,6 +39,7 @@ from tools.demo import StageError, run, stage
 from tools.deploy import RUNTIME
 from tools.environments import find_program
 from tools.ministack import Cloud, MiniStack
+from tools.signals import exit_on_signals, undisturbed
 from training.cli import make_parser, run_command
 from training.sample import LABELS
 
@@ -63,8 +63,7 @@ class CloudError(UserError):
 def main(arguments: list[str] | None = None) -> int:
     """Run the stack and return the exit code."""
     options = parse_arguments(arguments)
-    for number in (signal.SIGTERM, signal.SIGHUP):
-        signal.signal(number, lambda received, _frame: sys.exit(128 + received))
+    exit_on_signals()
     return run_command(lambda: try_all(options), "tools.cloud", stopped=STOPPED)
 
 
@@ -146,7 +145,7 @@ def built(
             ) from None
         yield
     finally:
-        with ministack.undisturbed():
+        with undisturbed():
             docker("image", "rm", "--force", image)
 
 

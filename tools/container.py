@@ -22,6 +22,7 @@ from pathlib import Path
 from serving.errors import UserError
 from serving.model_files import best_model
 from serving.runtimes import RUNTIMES
+from tools.signals import exit_on_signals
 from training.cli import make_parser, run_command
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -44,6 +45,7 @@ class ContainerError(UserError):
 def main(arguments: list[str] | None = None) -> int:
     """Build or run as the command line says and return the exit code."""
     options = parse_arguments(arguments)
+    exit_on_signals()
     return run_command(
         lambda: options.command(options), "tools.container", stopped="The container is stopped."
     )
@@ -207,6 +209,10 @@ def run(options: argparse.Namespace) -> int:
         code = process.wait()
     except KeyboardInterrupt:
         process.wait()  # Docker's client got Ctrl-C as well, and stops the container
+        raise
+    except SystemExit:
+        process.terminate()  # which Docker's client passes on
+        process.wait()
         raise
     if code == DOCKER_FAILED:
         raise ContainerError(

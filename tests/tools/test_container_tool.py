@@ -1,6 +1,7 @@
 """tools.container: `make build` and `make run`, in front of a `docker` that only talks."""
 
 import os
+import signal
 import socket
 import subprocess
 import sys
@@ -22,7 +23,9 @@ case "$1 $2" in
     "version "*) [ ! -e no-daemon ] || { echo Cannot connect to the daemon. >&2; exit 1; };;
     "image inspect") [ "$3" = flowers ] || [ "$3" = mine ];;
     "build "*) printf ' <%s>' "$@"; echo; [ ! -e build-fails ];;
-    "run "*) printf ' <%s>' "$@"; echo; [ ! -e run-fails ] || exit 125;;
+    "run "*) printf ' <%s>' "$@"; echo; [ ! -e run-fails ] || exit 125
+        [ ! -e stays ] || { trap 'echo stopped; exit 143' TERM; kill -$(cat stays) $PPID
+            while :; do sleep 0.1; done; };;
 esac
 """
 
@@ -41,7 +44,10 @@ def project(tmp_path, monkeypatch):
     monkeypatch.setenv("PATH", f"{tmp_path / 'bin'}{os.pathsep}{os.environ['PATH']}")
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(container, "ROOT", tmp_path)
-    return tmp_path
+    handlers = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGHUP)}
+    yield tmp_path
+    for number, handler in handlers.items():
+        signal.signal(number, handler)
 
 
 def call(capfd, *arguments):
@@ -186,6 +192,15 @@ def test_the_container_is_for_this_machine_only_and_has_no_rights(project, capfd
         assert words in printed
     assert "<--user> <65534:65534>" in printed
     assert printed.endswith(" <-e> <A=b c> <mine>\n")
+
+
+@pytest.mark.parametrize("name", ["TERM", "HUP"])
+def test_ended_by_a_signal_it_stops_the_container(project, capfd, reserve_port, name):
+    (project / "stays").write_text(name)
+    with pytest.raises(SystemExit) as ended:
+        call(capfd, "run", "--port", reserve_port())
+    assert ended.value.code == 128 + signal.Signals[f"SIG{name}"]
+    assert capfd.readouterr().out.endswith("\nstopped\n")
 
 
 @pytest.mark.parametrize(
