@@ -24,3 +24,14 @@ def undisturbed() -> Generator[None]:
     finally:
         for number, handler in former.items():
             signal.signal(number, handler)
+
+
+@contextlib.contextmanager
+def undisturbed_exit() -> Generator[contextlib.ExitStack]:
+    """Return a stack of contexts whose end nothing disturbs."""
+    contexts = contextlib.ExitStack()
+    try:
+        yield contexts
+    finally:
+        with undisturbed():
+            contexts.close()
