@@ -61,6 +61,9 @@ def build(options: argparse.Namespace) -> int:
         raise ContainerError(
             f"Expected RUNTIME to be one of {', '.join(RUNTIMES)}. Received: {options.runtime}."
         )
+    if "--help" in options.docker:
+        require_docker()
+        return subprocess.run(["docker", "build", "--help"]).returncode
     refuse_build_arguments(options.docker)
     models = model_folder(options.models)
     require_docker()

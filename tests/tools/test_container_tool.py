@@ -130,6 +130,14 @@ def test_the_newest_kind_is_built_by_its_name(project, capfd):
         assert f" <--build-arg> <MODEL={newest.name}> <.>" in printed
 
 
+def test_docker_s_help_is_shown_and_nothing_is_built(project, capfd):
+    assert call(capfd, "build", "--models", "models/my own", "--", "--help") == (
+        0,
+        " <build> <--help>\n",
+        "",
+    )
+
+
 @pytest.mark.parametrize("linked", ["file", "folder"])
 def test_a_link_to_a_model_elsewhere_is_refused(project, capfd, tmp_path_factory, linked):
     elsewhere = tmp_path_factory.mktemp("elsewhere") / "a.tflite"
