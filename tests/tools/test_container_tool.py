@@ -24,7 +24,7 @@ case "$1 $2" in
     "image inspect") [ "$3" = flowers ] || [ "$3" = mine ];;
     "build "*) printf ' <%s>' "$@"; echo; [ ! -e build-fails ];;
     "run "*) printf ' <%s>' "$@"; echo; [ ! -e run-fails ] || exit 125
-        [ ! -e stays ] || { trap 'echo stopped; exit 143' TERM; kill -$(cat stays) $PPID
+        [ ! -e stays ] || { trap 'echo stopped; exit 143' TERM; sleep 0.5; kill -$(cat stays) $PPID
             while :; do sleep 0.1; done; };;
 esac
 """
