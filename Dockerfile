@@ -4,6 +4,7 @@
 #   docker build -t flowers --build-arg RUNTIME=ai-edge-litert .   Python 3.13, ai-edge-litert
 #   docker build -t flowers --build-arg RUNTIME=openvino .         Python 3.13, OpenVINO
 #   docker build -t flowers --build-arg MODELS=models/demo .       the best model in another folder
+#   docker build -t flowers --build-arg MODEL=a.int8.tflite .      this file of the folder
 #   docker build -t flowers --build-arg BASE=IMAGE@sha256:... .    on exactly this base image
 #
 # To push it to AWS, add --provenance=false --platform linux/amd64: Lambda accepts no multi-platform
@@ -59,8 +60,11 @@ COPY serving code/serving
 RUN python3 -m compileall -q --invalidation-mode unchecked-hash code
 
 ARG MODELS=models
+# Among the kinds of one checkpoint the newest is picked, but Docker's cache takes no notice of times:
+# with a name, what was built from the same files with another one is not used again.
+ARG MODEL=
 COPY models found/models/
-RUN cd found && PYTHONPATH=../code python3 -m serving.image_build pick "$MODELS"
+RUN cd found && PYTHONPATH=../code python3 -m serving.image_build pick "$MODELS" "$MODEL"
 RUN cd code && PYTHONPATH=../packages python3 -m serving.image_build export ../models
 # Lambda runs the image as an unknown user, so all users may read.
 RUN chmod -R a+rX code models

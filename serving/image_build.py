@@ -1,8 +1,9 @@
 """Steps of the Dockerfile: pick the model that goes into the image, export it, and run it once.
 
-    python3 -m serving.image_build pick MODELS      # the best .tflite of MODELS into ../models
-    python3 -m serving.image_build export MODELS    # beside it, as OpenVINO compiles it
-    python3 -m serving.image_build run              # classify a drawn image with it
+    python3 -m serving.image_build pick MODELS          # the best .tflite of MODELS into ../models
+    python3 -m serving.image_build pick MODELS MODEL    # the file MODEL of MODELS instead
+    python3 -m serving.image_build export MODELS        # beside it, as OpenVINO compiles it
+    python3 -m serving.image_build run                  # classify a drawn image with it
 
 Where one fails, a sentence is the last line that the build prints.
 """
@@ -29,8 +30,8 @@ BETWEEN = (
 )
 
 
-def pick(models: str, target: str = "../models") -> None:
-    """Copy the best `.tflite` file of the folder `models` into the new folder `target`.
+def pick(models: str, name: str = "", target: str = "../models") -> None:
+    """Copy the best `.tflite` file of the folder `models`, or `name`, into the new folder `target`.
 
     Raises:
         ModelError: there is none.
@@ -45,7 +46,12 @@ def pick(models: str, target: str = "../models") -> None:
             f"Expected MODELS to be a folder with a .tflite file. Received: {models}. Check its "
             f"name, or run python convert_to_tflite.py --models {models} first."
         )
-    model = best_model(folder, ".tflite")
+    model = folder / name if name else best_model(folder, ".tflite")
+    if model.parent != folder or model.suffix != ".tflite" or not model.is_file():
+        raise ModelError(
+            f"Expected MODEL to be a .tflite file in {models}. Received: {name}. Check its name; "
+            "where it is a link, put the file itself there."
+        )
     print(f"Model: {model}")
     Path(target).mkdir()
     shutil.copy(model, target)

@@ -519,6 +519,13 @@ def test_another_folder_of_models(docker, project, tag, models):
     assert listed.split() == ["xception_fin_01_0.500.tflite"]
 
 
+def test_a_model_that_is_named(docker, project, tag):
+    name = "xception_fin_09_0.874.tflite"
+    build(project, "--tag", tag, "--build-arg", f"MODEL={name}")
+    listed = run(docker, "run", "--rm", "--entrypoint", "ls", tag, "models").stdout
+    assert listed.split() == [name]
+
+
 def failed_build(project, tmp_path, *arguments, model=None):
     """Return the output of building `project` with only `model`: {name: bytes}."""
     folder = tmp_path / "project"

@@ -16,7 +16,6 @@ import json
 import os
 import shlex
 import shutil
-import signal
 import sys
 import time
 import urllib.error
@@ -40,6 +39,7 @@ from tools.demo import StageError, run, stage
 from tools.deploy import RUNTIME
 from tools.environments import find_program
 from tools.ministack import Cloud, MiniStack
+from tools.signals import exit_on_signals, undisturbed
 from training.cli import make_parser, run_command
 from training.sample import LABELS
 
@@ -63,8 +63,7 @@ class CloudError(UserError):
 def main(arguments: list[str] | None = None) -> int:
     """Run the stack and return the exit code."""
     options = parse_arguments(arguments)
-    for number in (signal.SIGTERM, signal.SIGHUP):
-        signal.signal(number, lambda received, _frame: sys.exit(128 + received))
+    exit_on_signals()
     return run_command(lambda: try_all(options), "tools.cloud", stopped=STOPPED)
 
 
@@ -85,7 +84,7 @@ def try_all(options: argparse.Namespace) -> None:
     with contextlib.ExitStack() as services:
         image = f"flowers-cloud-{os.getpid()}"
         with step(1, f"Container image: {options.runtime} with {model}"):
-            services.enter_context(built(image, models, options.runtime, WORK / "build.log"))
+            services.enter_context(built(image, model, options.runtime, WORK / "build.log"))
         with step(2, "MiniStack, a local AWS"):
             log = WORK / "ministack.log"
             server = services.enter_context(ministack.running(log, options.port))
@@ -95,7 +94,7 @@ def try_all(options: argparse.Namespace) -> None:
         send_images(cloud, model, options.runtime)
         print(f"All of it works, in {time.monotonic() - started:.0f} s.", flush=True)
         if options.stay:
-            stay(server, cloud, options.runtime)
+            stay(server, cloud, model, options.runtime)
     if not options.stay:
         print("It is taken down. To keep it until Ctrl-C: make cloud ARGS=--stay")
 
@@ -125,9 +124,9 @@ def step(number: int, title: str) -> contextlib.AbstractContextManager[None]:
 
 @contextlib.contextmanager
 def built(
-    image: str, models: Path, runtime: str, log: Path, options: Sequence[str] = ()
+    image: str, model: Path, runtime: str, log: Path, options: Sequence[str] = ()
 ) -> Generator[None]:
-    """Have the container image `image` of the best model of `models` while the context lasts.
+    """Have the container image `image` with `model` while the context lasts.
 
     What docker build, with `options`, prints is in the file `log`.
 
@@ -135,7 +134,7 @@ def built(
         CloudError: it cannot be built.
     """
     try:
-        command = build_command(image, models, runtime)
+        command = build_command(image, model, runtime)
         try:
             run([*command, "--force-rm", *options, "."], timeout=BUILD_SECONDS, log=log)
         except StageError as error:
@@ -146,7 +145,7 @@ def built(
             ) from None
         yield
     finally:
-        with ministack.undisturbed():
+        with undisturbed():
             docker("image", "rm", "--force", image)
 
 
@@ -243,11 +242,13 @@ def print_addresses(cloud: Cloud) -> None:
     print(f"      Bucket:       s3://{cloud.bucket}", flush=True)
 
 
-def print_commands(cloud: Cloud, runtime: str) -> None:
+def print_commands(cloud: Cloud, model: Path, runtime: str) -> None:
     """Print commands for another terminal."""
     exports = " ".join(f"{k}={v}" for k, v in ministack.variables(cloud.url).items())
     bucket, job = cloud.bucket, "mine"
-    listing = shlex.join([".venv/bin/python", *list_command(cloud, job, runtime)])
+    # The stack refuses the job of another model.
+    command = list_command(cloud, job, runtime, "--model", str(model))
+    listing = shlex.join([".venv/bin/python", *command])
     machine = cloud.outputs["StateMachine"]
     print(
         f"""
@@ -271,14 +272,14 @@ Press Ctrl-C to take it down.""",
     )
 
 
-def stay(server: MiniStack, cloud: Cloud, runtime: str) -> None:
+def stay(server: MiniStack, cloud: Cloud, model: Path, runtime: str) -> None:
     """Print what a person can type, and return upon Ctrl-C.
 
     Raises:
         MiniStackError: MiniStack ended.
     """
     with contextlib.suppress(KeyboardInterrupt):
-        print_commands(cloud, runtime)
+        print_commands(cloud, model, runtime)
         while True:
             server.require_running()
             time.sleep(1)

@@ -22,6 +22,7 @@ from pathlib import Path
 from serving.errors import UserError
 from serving.model_files import best_model
 from serving.runtimes import RUNTIMES
+from tools.signals import exit_on_signals
 from training.cli import make_parser, run_command
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -44,6 +45,7 @@ class ContainerError(UserError):
 def main(arguments: list[str] | None = None) -> int:
     """Build or run as the command line says and return the exit code."""
     options = parse_arguments(arguments)
+    exit_on_signals()
     return run_command(
         lambda: options.command(options), "tools.container", stopped="The container is stopped."
     )
@@ -59,12 +61,15 @@ def build(options: argparse.Namespace) -> int:
         raise ContainerError(
             f"Expected RUNTIME to be one of {', '.join(RUNTIMES)}. Received: {options.runtime}."
         )
+    if "--help" in options.docker:
+        require_docker()
+        return subprocess.run(["docker", "build", "--help"]).returncode
     refuse_build_arguments(options.docker)
     models = model_folder(options.models)
     require_docker()
     model = converted_model(models)
     print(f"Build: {options.tag} with {model}", flush=True)
-    command = build_command(options.tag, models, options.runtime)
+    command = build_command(options.tag, model, options.runtime)
     # Lambda refuses images with BuildKit's attestations.
     environment = os.environ | {"BUILDX_NO_DEFAULT_ATTESTATIONS": "1"}
     code = subprocess.run([*command, *options.docker, "."], cwd=ROOT, env=environment).returncode
@@ -78,27 +83,57 @@ def build(options: argparse.Namespace) -> int:
     return code
 
 
-def build_command(tag: str, models: Path, runtime: str = "") -> list[str]:
+def build_command(tag: str, model: Path, runtime: str = "") -> list[str]:
     """Return the command that builds `tag`, but for its last word, the folder to build from."""
-    command = ["docker", "build", "-t", tag, "--build-arg", f"MODELS={models.as_posix()}"]
+    command = ["docker", "build", "-t", tag, *model_arguments(model)]
     return [*command, "--build-arg", f"RUNTIME={runtime}"] if runtime else command
+
+
+def model_arguments(model: Path) -> list[str]:
+    """Return the options of docker build that put exactly the file `model` into the image."""
+    # By name: Docker's cache takes no notice of which file is the newest.
+    arguments = (f"MODELS={model.parent.as_posix()}", f"MODEL={model.name}")
+    return [word for argument in arguments for word in ("--build-arg", argument)]
 
 
 def converted_model(models: Path) -> Path:
     """Return the best model of the folder `models`, converted first if none is.
 
     Raises:
-        ContainerError: there is none, or its conversion failed.
+        ContainerError: its conversion failed, or it is a link to a file elsewhere.
+        ModelError: there is none.
     """
     if not list(models.glob("[!.]*.tflite")):
         convert(models)
-    return best_model(models, ".tflite")
+    return find_model(models)
+
+
+def find_model(models: Path) -> Path:
+    """Return the best model of the folder `models`.
+
+    Raises:
+        ContainerError: it is a link to a file elsewhere.
+        ModelError: there is none.
+    """
+    model = best_model(models, ".tflite")
+    if not model.resolve().is_relative_to(ROOT.resolve() / "models"):
+        raise ContainerError(
+            f"Expected a model in models/, since Docker is sent no other. Received: {model}, a "
+            f"link to {model.resolve()}. Copy the file itself there."
+        )
+    return model
 
 
 def refuse_build_arguments(words: list[str]) -> None:
     """Raise `ContainerError` if `words` for Docker contradict what is printed and converted."""
     for word in words:
         name, _, value = word.removeprefix("--build-arg=").partition("=")
+        if name == "MODEL":
+            raise ContainerError(
+                f"Expected the best model of a folder. Received: the build argument {name}="
+                f"{value}. Copy that file into a folder of its own, then run: make build "
+                "MODELS=models/NAME"
+            )
         if name in ("MODELS", "RUNTIME"):
             raise ContainerError(
                 f"Expected {name} as a variable of make. Received: a build argument. "
@@ -177,6 +212,10 @@ def run(options: argparse.Namespace) -> int:
         code = process.wait()
     except KeyboardInterrupt:
         process.wait()  # Docker's client got Ctrl-C as well, and stops the container
+        raise
+    except SystemExit:
+        process.terminate()  # which Docker's client passes on
+        process.wait()
         raise
     if code == DOCKER_FAILED:
         raise ContainerError(

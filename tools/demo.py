@@ -15,7 +15,6 @@ import os
 import platform
 import random
 import shutil
-import signal
 import subprocess
 import sys
 import threading
@@ -29,6 +28,7 @@ from serving.function_url import INVOCATIONS
 from serving.model_files import best_model
 from tools.emulator import free_port, local_service
 from tools.function_url import invoker, serving
+from tools.signals import exit_on_signals, undisturbed, undisturbed_exit
 from training.cli import make_parser, run_command
 
 WORK = Path(".cache", "demo")  # this run's images and logs
@@ -72,8 +72,7 @@ class StageError(UserError):
 def main(arguments: list[str] | None = None) -> int:
     """Run every stage and return the exit code."""
     options = parse_arguments(arguments)
-    # Ending the demo ends the service, too.
-    signal.signal(signal.SIGTERM, lambda number, _frame: sys.exit(128 + number))
+    exit_on_signals()  # ending the demo ends the service, too
     return run_command(
         lambda: demo(options), "tools.demo", stopped="Stopped, and the service as well."
     )
@@ -106,7 +105,7 @@ def demo(options: argparse.Namespace) -> None:
     with stage(4, f"Choose: the most confident prediction on {CANDIDATES} validation images"):
         image = choose_image(checkpoint, data)
 
-    with contextlib.ExitStack() as services:
+    with undisturbed_exit() as services:
         with stage(5, "Container image: docker build"):
             container_image = build_container_image(services, options.docker)
         with stage(6, f"Serve: {'in Docker' if container_image else 'behind the Lambda emulator'}"):
@@ -280,8 +279,9 @@ def docker_service(container_image: str) -> Generator[RunningService]:
         address = f"http://127.0.0.1:{port}"
         yield RunningService(f"{address}{INVOCATIONS}", f"{address}/")
     finally:
-        run(["docker", "logs", name], log=SERVICE_LOG, check=False)
-        run(["docker", "rm", "--force", "--volumes", name], check=False)
+        with undisturbed():
+            run(["docker", "logs", name], log=SERVICE_LOG, check=False)
+            run(["docker", "rm", "--force", "--volumes", name], check=False)
 
 
 @contextlib.contextmanager

@@ -23,9 +23,9 @@ import yaml
 
 from serving.classifier import file_digest
 from serving.errors import UserError
-from serving.model_files import best_model
+from serving.model_files import best_model, tflite_path
 from serving.runtimes import RUNTIMES
-from tools.container import ROOT, convert, model_folder, require_docker
+from tools.container import ROOT, converted_model, model_arguments, model_folder, require_docker
 from tools.environments import find_program
 from training.cli import make_parser, run_command
 
@@ -75,9 +75,10 @@ class Target(NamedTuple):
 class Shell:
     """Runs commands, each printed before it runs."""
 
-    def __init__(self, dry: bool):
-        """Only print commands if `dry`."""
+    def __init__(self, dry: bool, left: str):
+        """Only print commands if `dry`; `left` says what is left where one fails."""
         self.dry = dry
+        self.left = left
 
     def run(self, *command: str, stdin: str | None = None, shown: str = "") -> None:
         """Run `command`, with `stdin` if given; `shown` stands for where that comes from.
@@ -91,8 +92,8 @@ class Shell:
         code = subprocess.run(command, cwd=ROOT, input=stdin, text=True).returncode
         if code:
             raise DeployError(
-                f"{' '.join(command[:3])} failed with exit code {code}; its reason is above. What "
-                "was done stays: run the same command again, or make undeploy."
+                f"{' '.join(command[:3])} failed with exit code {code}; its reason is above. "
+                f"{self.left}"
             )
 
     def read(self, *command: str, dry: str | None = None, shown: bool = True) -> str | None:
@@ -120,7 +121,7 @@ def main(arguments: list[str] | None = None) -> int:
     return run_command(
         lambda: options.command(options),
         "tools.deploy",
-        stopped="Stopped. What was done stays: run the same command again, or make undeploy.",
+        stopped=f"Stopped. {describe_left(options)}",
     )
 
 
@@ -131,9 +132,10 @@ def up(options: argparse.Namespace) -> None:
         DeployError: a program is missing or failed, settings do not go together, or there are
             changes that are not committed.
     """
-    shell = Shell(options.dry_run)
+    shell = Shell(options.dry_run, describe_left(options))
     models = model_folder(options.models)
-    tag = image_tag(find_model(models, options), options)
+    model = find_model(models, options)
+    tag = image_tag(model, options)
     sam = "sam"
     if not options.dry_run:
         require_aws()
@@ -144,7 +146,7 @@ def up(options: argparse.Namespace) -> None:
     kept = find_kept(shell, target, options)
     print_cost(read_settings(options, kept))
     image = f"{target.registry}/{target.stack}:{tag}"
-    push(shell, target, image, options, models)
+    push(shell, target, image, options, model)
     shell.run(
         *(sam, "deploy", "--template-file", TEMPLATE, "--stack-name", target.stack),
         *("--region", target.region, "--image-repository", image.rpartition(":")[0]),
@@ -164,7 +166,7 @@ def down(options: argparse.Namespace) -> None:
     Raises:
         DeployError: a program is missing or failed.
     """
-    shell = Shell(options.dry_run)
+    shell = Shell(options.dry_run, describe_left(options))
     if not options.dry_run:
         require_aws()
     target = find_target(shell, options)
@@ -185,9 +187,9 @@ def down(options: argparse.Namespace) -> None:
 
 
 def push(
-    shell: Shell, target: Target, image: str, options: argparse.Namespace, models: Path
+    shell: Shell, target: Target, image: str, options: argparse.Namespace, model: Path
 ) -> None:
-    """Build `image` with the best model of `models` and push it, unless it is there."""
+    """Build `image` with `model` and push it, unless it is there."""
     at = ("--region", target.region)
     repository = ("--repository-name", target.stack)
     if shell.read("aws", "ecr", "describe-repositories", *repository, *at) is None:
@@ -205,7 +207,7 @@ def push(
         *("env", "BUILDX_NO_DEFAULT_ATTESTATIONS=1", "docker", "build"),
         *("--platform", PLATFORMS[options.architecture]),
         *("--build-arg", f"RUNTIME={options.runtime}"),
-        *("--build-arg", f"MODELS={models.as_posix()}", "-t", image, "."),
+        *(*model_arguments(model), "-t", image, "."),
     )
     login = ("aws", "ecr", "get-login-password", *at)
     password = shell.read(*login, dry="", shown=False)
@@ -260,24 +262,23 @@ def describe(target: Target, query: str, output: str) -> tuple[str, ...]:
     )
 
 
-def find_model(models: Path, options: argparse.Namespace) -> Path | None:
+def find_model(models: Path, options: argparse.Namespace) -> Path:
     """Return the best model of the folder `models`, converted first if none is.
 
-    Returns None in a dry run where it would be converted.
+    In a dry run where it would be converted, it does not exist.
 
     Raises:
-        ContainerError: there is none, or its conversion failed.
+        ContainerError: its conversion failed, or it is a link to a file elsewhere.
+        ModelError: there is none.
     """
-    if not list(models.glob("[!.]*.tflite")):
-        if options.dry_run:
-            best_model(models, ".h5")
-            print(f"$ {shlex.join(('python', 'convert_to_tflite.py', '--models', str(models)))}")
-            return None
-        convert(models)
-    return best_model(models, ".tflite")
+    if options.dry_run and not list(models.glob("[!.]*.tflite")):
+        checkpoint = best_model(models, ".h5")
+        print(f"$ {shlex.join(('python', 'convert_to_tflite.py', '--models', str(models)))}")
+        return tflite_path(checkpoint)
+    return converted_model(models)
 
 
-def image_tag(model: Path | None, options: argparse.Namespace) -> str:
+def image_tag(model: Path, options: argparse.Namespace) -> str:
     """Return a tag that only this commit, model, runtime and architecture have.
 
     Raises:
@@ -298,7 +299,7 @@ def image_tag(model: Path | None, options: argparse.Namespace) -> str:
             "Expected all changes to be committed, since the commit names the container image. "
             f"Received: changes in {status.stdout.split()[1]}. Commit or stash them."
         )
-    digest = file_digest(model) if model else "MODEL"
+    digest = file_digest(model) if model.exists() else "MODEL"
     return f"{head.stdout.strip()}-{digest}-{options.runtime}-{options.architecture}"
 
 
@@ -378,6 +379,14 @@ def undeploy_arguments(options: argparse.Namespace) -> str:
     flags = [f"--stack {options.stack}"] if options.stack != NAME else []
     flags += [f"--region {options.region}"] if options.region else []
     return f' ARGS="{" ".join(flags)}"' if flags else ""
+
+
+def describe_left(options: argparse.Namespace) -> str:
+    """Return what a command that fails or is stopped leaves, and what to run then."""
+    return (
+        "What was done stays: run the same command again, or make undeploy"
+        f"{undeploy_arguments(options)}."
+    )
 
 
 def parse_arguments(arguments: list[str] | None) -> argparse.Namespace:

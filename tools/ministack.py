@@ -23,6 +23,7 @@ from typing import Any, NamedTuple, TypeVar
 from serving.errors import UserError
 from tools.container import docker
 from tools.environments import find_program
+from tools.signals import undisturbed
 from training.streams import counted
 
 TEMPLATE = Path(__file__).resolve().parent.parent / "deploy" / "template.yaml"
@@ -150,18 +151,6 @@ def running(log: Path, port: int = 0) -> Generator[MiniStack]:
     finally:
         with undisturbed():
             _stop(ministack)
-
-
-@contextlib.contextmanager
-def undisturbed() -> Generator[None]:
-    """Ignore Ctrl-C and requests to end, so that all is removed that is being removed."""
-    numbers = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
-    former = {number: signal.signal(number, signal.SIG_IGN) for number in numbers}
-    try:
-        yield
-    finally:
-        for number, handler in former.items():
-            signal.signal(number, handler)
 
 
 def _settings(host: str, port: int, folder: Path) -> dict[str, str]:

@@ -27,7 +27,7 @@ import pytest
 from _pytest.fixtures import SubRequest
 
 from serving.errors import UserError
-from training.cli import make_parser, run_command
+from training.cli import at_least, make_parser, run_command
 
 FOLDER = Path("mutants")
 SAMPLE = 600
@@ -75,8 +75,9 @@ def parse_arguments(arguments: list[str] | None) -> argparse.Namespace:
     """Return the command line's options."""
     parser = make_parser(__doc__, "python -m tools.mutants")
     parser.add_argument("files", nargs="*", help="only these; also a pattern such as 'serving/*'")
-    parser.add_argument("--sample", type=int, help=f"how many [{SAMPLE}; all of named files]")
-    parser.add_argument("--jobs", type=int, default=os.cpu_count() or 1, help="at a time [cores]")
+    add = parser.add_argument
+    add("--sample", type=at_least(1), help=f"how many [{SAMPLE}; all of named files]")
+    add("--jobs", type=at_least(1), default=os.cpu_count() or 1, help="at a time [cores]")
     return parser.parse_args(arguments)
 
 

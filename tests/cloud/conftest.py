@@ -42,7 +42,7 @@ def image(model: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str
     require_docker()
     ensure_base_image(PYTHON)
     name, log = f"flowers-test-cloud-{os.getpid()}", tmp_path_factory.mktemp("image") / "log"
-    with built(name, model.parent, RUNTIME, log, build_options()):
+    with built(name, model, RUNTIME, log, build_options()):
         yield name
     assert subprocess.run(["docker", "image", "inspect", name], capture_output=True).returncode
 

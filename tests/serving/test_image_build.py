@@ -33,6 +33,31 @@ def test_the_best_model_of_the_folder_is_copied_and_named(found, models):
     assert [path.name for path in (found.parent / "models").iterdir()] == ["a_01_0.500.tflite"]
 
 
+@pytest.mark.parametrize("name", ["a_02_0.400.tflite", ""])
+def test_a_model_that_is_named_is_copied_though_another_is_better(found, name):
+    done = step(found, "pick", "models/my own.v2", name)
+    picked = name or "a_01_0.500.tflite"
+    assert (done.returncode, done.stdout) == (0, f"Model: models/my own.v2/{picked}\n")
+    assert [path.name for path in (found.parent / "models").iterdir()] == [picked]
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["none.tflite", "a.h5", "link.tflite", ".", "..", "../xception_fin_02_0.875.tflite"],
+)
+def test_a_name_of_no_model_of_the_folder_is_refused(found, name):
+    (found / "models" / "my own.v2" / "a.h5").touch()
+    (found / "models" / "my own.v2" / "link.tflite").symlink_to("/elsewhere/a.tflite")
+    done = step(found, "pick", "models/my own.v2", name)
+    assert done.returncode == 1
+    assert done.stderr.startswith(
+        "ModelError: Expected MODEL to be a .tflite file in models/my own.v2. "
+        f"Received: {name}. Check its name"
+    )
+    assert done.stderr.count("\n") == 1
+    assert not (found.parent / "models").exists()
+
+
 @pytest.mark.parametrize("models", ["/models", "..", "../models", "mine", "models/none", "."])
 def test_another_folder_is_refused_in_a_sentence(found, models):
     done = step(found, "pick", models)

@@ -7,6 +7,7 @@ import signal
 import socket
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 from conftest import ROOT
@@ -97,7 +98,8 @@ def test_a_base_image_that_cannot_be_had_is_a_sentence(project, capfd):
     assert (project / ".cache/cloud/build.log").read_text().startswith("Step 1\n")
     *_, build, remove = (project / "calls.txt").read_text().splitlines()
     name = re.search(r"-t (flowers-cloud-\d+) ", build)[1]
-    assert "--build-arg MODELS=models --build-arg RUNTIME=openvino" in build
+    named = "--build-arg MODELS=models --build-arg MODEL=xception_fin_15_0.966.tflite"
+    assert f"{named} --build-arg RUNTIME=openvino" in build
     assert remove == f"image rm --force {name}"
 
 
@@ -141,8 +143,9 @@ def test_rows_are_counted_and_errors_shown(capsys):
 
 
 def test_what_can_be_typed_is_for_this_stack(capsys):
+    model = Path("models", "my own", "a_01_0.500.tflite")
     cloud.print_addresses(STACK)
-    cloud.print_commands(STACK, "openvino")
+    cloud.print_commands(STACK, model, "openvino")
     printed = capsys.readouterr().out
     assert "Page and API: http://127.0.0.1:1/_aws/execute-api/abc/$default/\n" in printed
     assert "Function URL: http://127.0.0.1:1/_aws/lambda-url/def/\n" in printed
@@ -152,6 +155,7 @@ def test_what_can_be_typed_is_for_this_stack(capsys):
     [curl] = [words for words in lines if words[0] == "curl"]
     assert curl[-1] == STACK.api
     [predict] = [words[1:] for words in lines if words[0].endswith("python")]
+    assert predict[predict.index("--model") + 1] == str(model)  # that of the stack
     done = subprocess.run(
         [sys.executable, *predict, "--shard", "0/2"], cwd=ROOT, capture_output=True, text=True
     )

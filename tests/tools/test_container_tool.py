@@ -1,6 +1,7 @@
 """tools.container: `make build` and `make run`, in front of a `docker` that only talks."""
 
 import os
+import signal
 import socket
 import subprocess
 import sys
@@ -22,7 +23,9 @@ case "$1 $2" in
     "version "*) [ ! -e no-daemon ] || { echo Cannot connect to the daemon. >&2; exit 1; };;
     "image inspect") [ "$3" = flowers ] || [ "$3" = mine ];;
     "build "*) printf ' <%s>' "$@"; echo; [ ! -e build-fails ];;
-    "run "*) printf ' <%s>' "$@"; echo; [ ! -e run-fails ] || exit 125;;
+    "run "*) printf ' <%s>' "$@"; echo; [ ! -e run-fails ] || exit 125
+        [ ! -e stays ] || { trap 'echo stopped; exit 143' TERM; sleep 0.5; kill -$(cat stays) $PPID
+            while :; do sleep 0.1; done; };;
 esac
 """
 
@@ -41,7 +44,10 @@ def project(tmp_path, monkeypatch):
     monkeypatch.setenv("PATH", f"{tmp_path / 'bin'}{os.pathsep}{os.environ['PATH']}")
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(container, "ROOT", tmp_path)
-    return tmp_path
+    handlers = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGHUP)}
+    yield tmp_path
+    for number, handler in handlers.items():
+        signal.signal(number, handler)
 
 
 def call(capfd, *arguments):
@@ -57,7 +63,8 @@ def test_the_best_model_is_built_into_the_image_and_named(project, capfd):
         0,
         [
             f"Build: flowers with {model}",
-            " <build> <-t> <flowers> <--build-arg> <MODELS=models> <.>",
+            " <build> <-t> <flowers> <--build-arg> <MODELS=models>"
+            " <--build-arg> <MODEL=xception_fin_15_0.966.tflite> <.>",
             f"Built: flowers with {model}. Run it: make run",
         ],
     )
@@ -72,7 +79,8 @@ def test_a_folder_without_a_converted_model_has_its_own_converted(project, capfd
     assert "Convert: models/my own has no .tflite file, so xception_fin_01_0.900.h5 is" in printed
     assert "convert_to_tflite.py --models models/my own\n" in printed
     assert (
-        " <-t> <mine> <--build-arg> <MODELS=models/my own> <--build-arg> <RUNTIME=openvino>"
+        " <-t> <mine> <--build-arg> <MODELS=models/my own>"
+        " <--build-arg> <MODEL=xception_fin_01_0.900.tflite> <--build-arg> <RUNTIME=openvino>"
         in printed
     )
     assert "<--pull> <.>" in printed
@@ -95,6 +103,7 @@ def test_a_folder_without_a_converted_model_has_its_own_converted(project, capfd
         ),
         (("build", "--runtime", "tflite"), "Expected RUNTIME to be one of tflite-runtime, ai-edge"),
         (("build", "--", "--build-arg", "MODELS=models/x"), "Run: make build MODELS=models/x"),
+        (("build", "--", "--build-arg=MODEL=a.tflite"), "the build argument MODEL=a.tflite. Copy"),
         (
             ("run", "--tag", "other"),
             "Expected a container image other. Received: none of that name.",
@@ -107,6 +116,48 @@ def test_what_cannot_be_built_or_run_is_one_sentence(project, capfd, arguments, 
     assert errors.startswith("tools.container: Expected ")
     assert sentence in errors
     assert errors.count("\n") == 1
+
+
+def test_the_newest_kind_is_built_by_its_name(project, capfd):
+    """Docker's cache takes no notice of which file is the newest."""
+    kinds = [project / "models" / f"xception_fin_15_0.966.{kind}tflite" for kind in ("", "int8.")]
+    for newest, older in (kinds, kinds[::-1]):
+        older.touch()
+        os.utime(older, (0, 0))
+        newest.touch()
+        _, printed, _ = call(capfd, "build")
+        assert f"Build: flowers with models/{newest.name}\n" in printed
+        assert f" <--build-arg> <MODEL={newest.name}> <.>" in printed
+
+
+def test_docker_s_help_is_shown_and_nothing_is_built(project, capfd):
+    assert call(capfd, "build", "--models", "models/my own", "--", "--help") == (
+        0,
+        " <build> <--help>\n",
+        "",
+    )
+
+
+@pytest.mark.parametrize("linked", ["file", "folder"])
+def test_a_link_to_a_model_elsewhere_is_refused(project, capfd, tmp_path_factory, linked):
+    elsewhere = tmp_path_factory.mktemp("elsewhere") / "a.tflite"
+    elsewhere.touch()
+    link = project / "models" / "empty" / ("a.tflite" if linked == "file" else "linked")
+    link.symlink_to(elsewhere if linked == "file" else elsewhere.parent)
+    models = "models/empty" if linked == "file" else "models/empty/linked"
+    code, printed, errors = call(capfd, "build", "--models", models)
+    assert (code, printed) == (1, "")
+    assert errors == (
+        "tools.container: Expected a model in models/, since Docker is sent no other. "
+        f"Received: {models}/a.tflite, a link to {elsewhere}. Copy the file itself there.\n"
+    )
+
+
+def test_a_link_to_another_model_of_the_project_is_taken(project, capfd):
+    (project / "models" / "empty" / "a.tflite").symlink_to("../xception_fin_15_0.966.tflite")
+    code, printed, _ = call(capfd, "build", "--models", "models/empty")
+    assert code == 0
+    assert " <MODELS=models/empty> <--build-arg> <MODEL=a.tflite>" in printed
 
 
 @pytest.mark.parametrize(
@@ -149,6 +200,15 @@ def test_the_container_is_for_this_machine_only_and_has_no_rights(project, capfd
         assert words in printed
     assert "<--user> <65534:65534>" in printed
     assert printed.endswith(" <-e> <A=b c> <mine>\n")
+
+
+@pytest.mark.parametrize("name", ["TERM", "HUP"])
+def test_ended_by_a_signal_it_stops_the_container(project, capfd, reserve_port, name):
+    (project / "stays").write_text(name)
+    with pytest.raises(SystemExit) as ended:
+        call(capfd, "run", "--port", reserve_port())
+    assert ended.value.code == 128 + signal.Signals[f"SIG{name}"]
+    assert capfd.readouterr().out.endswith("\nstopped\n")
 
 
 @pytest.mark.parametrize(

@@ -10,6 +10,7 @@ import sys
 import pytest
 from conftest import ROOT
 
+from serving.model_files import best_model
 from tools import deploy
 
 # Notes its name and arguments, and answers as the file `answers` says: {words: [exit code, text]}.
@@ -117,7 +118,9 @@ def test_it_is_built_pushed_and_deployed_in_this_order(cloud, calls):
     ]
     assert "IMMUTABLE" in ran[4]
     build, sam = ran[6], ran[10]
-    assert build[-5:] == ["--build-arg", "MODELS=models", "-t", IMAGE, "."]
+    model = best_model(ROOT / "models", ".tflite").name
+    named = ["--build-arg", "MODELS=models", "--build-arg", f"MODEL={model}"]
+    assert build[-7:] == [*named, "-t", IMAGE, "."]
     assert build[2:4] == ["--platform", "linux/amd64"]
     assert sam[sam.index("--on-failure") + 1] == "DELETE"  # or it could not be deployed again
     assert sam[sam.index("--parameter-overrides") + 1 :] == [
@@ -168,6 +171,29 @@ def test_what_was_deployed_elsewhere_is_removed_there(cloud, capsys):
     assert deploy.main(["up", "--dry-run", *arguments]) == 0
     last = capsys.readouterr().out.splitlines()[-1]
     assert last.endswith(' make undeploy ARGS="--stack mine --region eu-west-1"')
+
+
+@pytest.mark.parametrize(
+    ("command", "fails"), [("up", "docker push"), ("down", "delete-stack")], ids=("up", "down")
+)
+@pytest.mark.parametrize("elsewhere", [False, True])
+def test_where_it_fails_or_is_stopped_that_stack_is_named(
+    cloud, capsys, monkeypatch, command, fails, elsewhere
+):
+    """The plain command would remove another stack, which works."""
+    cloud({fails: [1, "denied"]})
+    flags = ["--stack", "staging", "--region", "eu-west-1"] if elsewhere else []
+    advice = f' ARGS="{" ".join(flags)}"' if flags else ""
+    advice = f"run the same command again, or make undeploy{advice}.\n"
+    assert deploy.main([command, *flags]) == 1
+    assert capsys.readouterr().err.endswith(advice)
+
+    def interrupted(*_, **__):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(deploy.Shell, "run", interrupted)
+    assert deploy.main([command, *flags]) == 130
+    assert capsys.readouterr().err.endswith(f"Stopped. What was done stays: {advice}")
 
 
 def test_an_image_that_is_there_is_not_built_again(cloud, calls, capsys):
@@ -452,7 +478,7 @@ def test_a_checkpoint_is_converted_first(cloud, calls, clone, monkeypatch):
         assert calls() == []
         (models / "xception_fin_01_0.500.tflite").write_bytes(b"model")
 
-    monkeypatch.setattr(deploy, "convert", convert)
+    monkeypatch.setattr("tools.container.convert", convert)
     assert deploy.main(["up"]) == 0
     assert (clone / "models" / "xception_fin_01_0.500.tflite").exists()
 
@@ -461,8 +487,21 @@ def test_a_dry_run_converts_nothing(clone, capsys):
     assert deploy.main(["up", "--dry-run"]) == 0
     output = capsys.readouterr().out
     assert "$ python convert_to_tflite.py --models models\n" in output
+    assert "--build-arg MODELS=models --build-arg MODEL=xception_fin_01_0.500.tflite -t" in output
     assert re.search(r"/flowers:[0-9a-f]{12}-MODEL-ai-edge-litert-x86_64 Runtime=", output)
     assert [path.suffix for path in (clone / "models").iterdir()] == [".h5"]
+
+
+def test_a_link_to_a_model_elsewhere_is_refused(cloud, calls, clone, tmp_path_factory, capsys):
+    """Docker would be sent the link alone, and pick another model than the tag names."""
+    elsewhere = tmp_path_factory.mktemp("elsewhere") / "a.tflite"
+    elsewhere.write_bytes(b"model")
+    (clone / "models" / "xception_fin_02_0.600.tflite").symlink_to(elsewhere)
+    (clone / "models" / "xception_fin_01_0.500.tflite").write_bytes(b"model")
+    for arguments in (["--dry-run"], []):
+        assert deploy.main(["up", *arguments]) == 1
+        assert f"a link to {elsewhere}. Copy the file" in capsys.readouterr().err
+    assert calls() == []
 
 
 def test_without_any_model_it_says_so(clone, capsys):

@@ -11,6 +11,7 @@ import pytest
 
 from tools import ministack
 from tools.ministack import TEMPLATE, Cloud, MiniStackError
+from tools.signals import undisturbed
 
 SERVER = f"""#!{sys.executable}
 import http.server, json, os, pathlib, sys
@@ -162,7 +163,7 @@ def test_without_a_bridge_of_this_machine_it_does_not_start(machine, bridge, sen
 
 def test_ctrl_c_does_not_disturb_what_has_to_be_done():
     former = signal.getsignal(signal.SIGINT)
-    with ministack.undisturbed():
+    with undisturbed():
         os.kill(os.getpid(), signal.SIGINT)
         os.kill(os.getpid(), signal.SIGTERM)
     assert signal.getsignal(signal.SIGINT) is former

@@ -47,6 +47,15 @@ def test_a_sample_is_the_same_every_time_and_from_all_over(started):
     assert {name.split(".")[1] for name in first} >= {"log", "model_files"}
 
 
+@pytest.mark.parametrize("flag", ["--sample=-1", "--sample=0", "--jobs=0"])
+def test_a_number_below_one_is_refused(started, capsys, flag):
+    with pytest.raises(SystemExit):
+        mutants.main(["serving/log.py", flag])
+    name, _, number = flag.partition("=")
+    assert f"argument {name}: expected 1 or more. Received: {number}" in capsys.readouterr().err
+    assert started == []
+
+
 def test_a_file_without_mutants_is_an_error(started, capsys):
     assert mutants.main(["train.py", "a.py"]) == 1
     assert capsys.readouterr().err == (

@@ -588,6 +588,7 @@ def fake_docker(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     write_program(
         tmp_path / "bin" / "docker",
         f'echo "$*" >> {calls}\n'
+        'case "$1 $2" in logs*|rm*|"image rm") [ -z "$CTRL_C" ] || kill -INT $PPID;; esac\n'
         'if [ "$1" = build ]; then\n'
         '    [ "$BUILD" = fails ] && { echo "cannot pull the base image"; exit 1; }\n'
         "    echo sha256:abc > .cache/demo/image.txt\n"
@@ -637,6 +638,15 @@ def test_demo_removes_container_and_image(fake_docker: Path) -> None:
     started = next(call for call in calls if call.startswith("run --detach --name "))
     name = started.split()[3]
     assert calls[-2:] == [f"rm --force --volumes {name}", "image rm --force sha256:abc"]
+
+
+def test_ctrl_c_meanwhile_does_not_keep_the_container(
+    fake_docker: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("CTRL_C", "1")
+    with pytest.raises(SystemExit), demo.docker_service("sha256:abc"):
+        raise SystemExit
+    assert fake_docker.read_text(encoding="utf-8").splitlines()[-1].startswith("rm --force ")
 
 
 @pytest.fixture
@@ -740,6 +750,22 @@ def test_demo_stays_until_ctrl_c_and_says_where_the_page_is(small_project: Path)
     assert not alive(answer["process"])
 
 
+def test_ctrl_c_while_the_demo_removes_its_image_is_too_late(
+    small_project: Path, fake_docker: Path
+) -> None:
+    process = subprocess.run(
+        [sys.executable, "-m", "tools.demo"],
+        cwd=small_project,
+        env=os.environ | {"CTRL_C": "1"},
+        capture_output=True,
+        text=True,
+    )
+    assert process.returncode == 1  # nothing listens
+    assert "`docker_test.py` ended with exit code 1" in process.stderr
+    calls = fake_docker.read_text(encoding="utf-8").splitlines()
+    assert [call.split()[0] for call in calls[-4:]] == ["run", "logs", "rm", "image"]
+
+
 def test_demo_says_when_the_answer_is_wrong(small_project: Path) -> None:
     (small_project / "wrong").touch()
     process = start_demo(small_project)
@@ -767,8 +793,9 @@ def test_demo_shows_the_stage_that_fails(small_project: Path) -> None:
     [
         (signal.SIGINT, 130, "\ntools.demo: Stopped, and the service as well.\n"),
         (signal.SIGTERM, 143, ""),
+        (signal.SIGHUP, 129, ""),
     ],
-    ids=["ctrl-c", "term"],
+    ids=["ctrl-c", "term", "closed-terminal"],
 )
 def test_demo_that_is_stopped_stops_the_service(
     small_project: Path, number: signal.Signals, exit_code: int, message: str
