@@ -35,12 +35,12 @@ from benchmarks.worst_images import WORST
 from serving.image import FORMATS
 from serving.model_files import best_model
 from serving.resources import MEGABYTES_PER_VCPU
+from tools.ministack import bridge
 
 pytestmark = pytest.mark.usefixtures("docker")
 
 SECONDS = 30  # of the function's timeout
 LARGEST_BATCH = 16
-GATEWAY = "{{(index .IPAM.Config 0).Gateway}}"
 
 
 def least_memory(runtime):
@@ -82,10 +82,9 @@ def service(request, context, files):
     """The container of one runtime's image, with as much memory as is documented."""
     name = f"flowers-test-{uuid.uuid4().hex[:12]}"
     build(context, "--tag", name, "--build-arg", f"RUNTIME={request.param}")
-    host = run("docker", "network", "inspect", "bridge", "--format", GATEWAY).stdout.strip()
     try:
         with (
-            image_server(files, 0, host) as address,
+            image_server(files, 0, bridge()) as address,
             container(request.param, name, address, least_memory(request.param)) as running,
         ):
             yield running, address

@@ -17,17 +17,15 @@ from test_container import build, copy_context, docker, run, start  # noqa: F401
 from benchmarks.load import image_server
 from tests.page.images import patches, photo
 from tests.page.steps import answered, failure, give_files, give_url
-
-GATEWAY = "{{(index .IPAM.Config 0).Gateway}}"
+from tools.ministack import bridge
 
 
 @pytest.fixture(scope="module")
 def images(tmp_path_factory) -> Iterator[str]:
     """The address of a server with an image, which the container may ask."""
     folder = tmp_path_factory.mktemp("images")
-    host = run("docker", "network", "inspect", "bridge", "--format", GATEWAY).stdout.strip()
     files = {"/green.png": patches(folder, "green").read_bytes()}
-    with image_server(files, 0, host) as address:
+    with image_server(files, 0, bridge()) as address:
         yield address
 
 
