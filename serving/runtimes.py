@@ -3,6 +3,7 @@
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import cache
 from importlib import import_module
 from pathlib import Path
 from types import ModuleType
@@ -184,8 +185,19 @@ class _Compiled(NamedTuple):
     memory: np.ndarray | None = None
 
 
+@cache
+def openvino_core(openvino: ModuleType) -> Any:
+    """Return the openvino.Core of this process, which is never freed.
+
+    The first model that a Core compiles may give its thread a stack for signals; on processors with
+    AMX it does. OpenVINO frees this stack with the Core, even while the thread still uses it, and
+    the next signal that Python handles, such as Ctrl-C, would end the process with SIGSEGV.
+    """
+    return openvino.Core()
+
+
 def _load_openvino(openvino: ModuleType, path: Path, threads: int) -> Network:
-    core, settings = openvino.Core(), _openvino_settings(threads)
+    core, settings = openvino_core(openvino), _openvino_settings(threads)
     compiled = _import_openvino(openvino, core, path, settings)
     compiled = compiled or _Compiled(_compile_openvino(core, path, settings))
     places = _openvino_outputs(path, compiled.model)
@@ -259,7 +271,7 @@ def export_openvino(openvino: ModuleType, path: Path) -> bytes:
         RuntimeError: OpenVINO cannot load it.
         ModelError: it is no image classifier, or the export does not compute the same.
     """
-    core, settings = openvino.Core(), _openvino_settings(1)
+    core, settings = openvino_core(openvino), _openvino_settings(1)
     compiled = _compile_openvino(core, path, settings)
     exported = compiled.export_model().getvalue()
     shape = compiled.input().shape

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import numpy as np
 
+from serving.runtimes import openvino_core
 from training.backend import accelerator, keras
 from training.model import with_policy
 
@@ -62,7 +63,7 @@ def _compile_openvino(model: keras.Model, policy: str, batch_size: int) -> Infer
         "INFERENCE_PRECISION_HINT": "bf16" if policy == "mixed_bfloat16" else "f32",
         "PERFORMANCE_HINT": "LATENCY",  # all cores on one batch: batches come one by one
     }
-    compiled = openvino.Core().compile_model(network, "CPU", settings)
+    compiled = openvino_core(openvino).compile_model(network, "CPU", settings)
     return lambda inputs: compiled(inputs)[0]
 
 

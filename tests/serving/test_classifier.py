@@ -10,7 +10,7 @@ import sys
 import tracemalloc
 import zipfile
 from importlib.metadata import version
-from types import SimpleNamespace
+from types import ModuleType, SimpleNamespace
 
 import numpy as np
 import pytest
@@ -341,8 +341,9 @@ def test_the_sentence_has_the_telling_line_of_the_runtimes_reason(tmp_path, monk
         def read_model(*_):
             raise RuntimeError(reason)
 
-        core = SimpleNamespace(read_model=read_model)
-        return SimpleNamespace(__name__="openvino", Core=lambda: core)
+        module = ModuleType("openvino")
+        module.Core = lambda: SimpleNamespace(read_model=read_model)
+        return module
 
     monkeypatch.setattr(
         "serving.runtimes.import_module", lambda _: reading("at a.cpp:7\nat b.cpp\nodd file\n")

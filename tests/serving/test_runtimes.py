@@ -1,11 +1,14 @@
 """serving.runtimes: which package runs a model, what it is given, and what it computes."""
 
+import subprocess
+import sys
 import zipfile
 from importlib import import_module
 from pathlib import Path
 
 import numpy as np
 import pytest
+from conftest import ROOT
 from PIL import Image
 
 from serving.classifier import Classifier
@@ -40,6 +43,26 @@ def test_tflite_is_given_the_file_and_the_threads(small_tflite, monkeypatch, run
     Classifier(small_tflite, threads=3, runtime=runtime)
     Classifier(str(small_tflite), runtime=runtime)
     assert given == [{"model_path": str(small_tflite), "num_threads": n} for n in (3, 1)]
+
+
+FREED = """
+import os, signal, sys, threading
+from serving.classifier import Classifier
+
+first, second = ([Classifier(sys.argv[1], runtime="openvino")] for _ in range(2))
+freeing = threading.Thread(target=first.clear)
+freeing.start()
+freeing.join()
+second.clear()
+blocks = [bytearray(20_000) for _ in range(2000)]  # where the first model's memory was
+signal.signal(signal.SIGTERM, lambda *_: sys.exit(7))
+os.kill(os.getpid(), signal.SIGTERM)
+"""
+
+
+def test_signals_arrive_after_models_of_openvino_are_freed(small_tflite):
+    command = [sys.executable, "-c", FREED, small_tflite]
+    assert subprocess.run(command, cwd=ROOT).returncode == 7
 
 
 @pytest.mark.parametrize("threads", [1, 2])

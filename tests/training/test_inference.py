@@ -45,15 +45,13 @@ def test_mixed_precision_is_near(model, inputs, engine):
     [("float32", "f32"), ("mixed_bfloat16", "bf16"), ("mixed_float16", "f32")],
 )
 def test_openvino_computes_in_the_precision_of_the_policy(model, policy, precision, monkeypatch):
-    import openvino
-
     given = []
 
     class Core:
         def compile_model(self, network, device, settings):
             given.append((device, settings["INFERENCE_PRECISION_HINT"]))
 
-    monkeypatch.setattr(openvino, "Core", Core)
+    monkeypatch.setattr(inference, "openvino_core", lambda _: Core())
     compile_inference(model, policy, 2, "openvino")
     assert given == [("CPU", precision)]
 
