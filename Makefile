@@ -52,7 +52,7 @@ test: setup ## check format, style, types, imports and dead code, then run all t
 	$(PYTHON) -m ty check
 	$(LINT_IMPORTS)
 	$(PYTHON) -m vulture
-	$(PYTHON) -m pytest -n 2 --dist loadfile $(ARGS)
+	$(PYTHON) -m pytest -n 2 --dist loadfile --max-worker-restart 0 $(ARGS)
 
 train: setup ## train on flowers/; the best epoch is kept in models/
 	$(PYTHON) train.py $(if $(MODELS),--models="$$MODELS") $(ARGS)

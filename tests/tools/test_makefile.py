@@ -70,7 +70,7 @@ def test_the_promised_targets_are_there() -> None:
     ("target", "command"),
     [
         ("demo", "-m tools.demo --here"),
-        ("test", "-m pytest -n 2 --dist loadfile --here"),
+        ("test", "-m pytest -n 2 --dist loadfile --max-worker-restart 0 --here"),
         ("train", "train.py --here"),
         ("convert", "convert_to_tflite.py --here"),
         ("predict", 'predict.py --here -- "$IMAGE"'),
@@ -107,7 +107,7 @@ def test_test_checks_the_code_before_it_tests() -> None:
         "ty check",
         ".venv/bin/lint-imports",
         "vulture",
-        "pytest -n 2 --dist loadfile",
+        "pytest -n 2 --dist loadfile --max-worker-restart 0",
     ]
 
 
