@@ -15,7 +15,7 @@ readonly LOCK="$PWD/.cache/setup.lock"     # locked while .venv is changed, by t
 readonly WANTED="3.11"
 readonly UV="$PWD/.cache/uv"               # uv from the package index
 
-keep_venv=""    # set where .venv was finished before, so that it stays if pip fails, as offline
+keep_with=""    # what has to run for a .venv that was finished before to stay if it fails, as offline
 
 say() { printf 'Setup: %s\n' "$*" >&2; }
 
@@ -136,7 +136,10 @@ quietly() {
     "$@" >"$LOG" 2>&1 || status=$?
     if [ "$status" -ne 0 ]; then
         tail -n 40 -- "$LOG" >&2
-        [ -z "$keep_venv" ] || [ "$status" -gt 128 ] || rm -f -- "$UNFINISHED"
+        if [ -n "$keep_with" ] && [ "$status" -le 128 ] &&
+            "$PYTHON" -m "$keep_with" --version >/dev/null 2>&1; then
+            rm -f -- "$UNFINISHED"
+        fi
         fail "$what failed with exit code $status; all it said is in $LOG." \
             "Put right what it names, then run this again."
     fi
@@ -227,13 +230,14 @@ make_venv() {
 install_packages() {
     local requirements="$VENV/development.txt"
     locked_requirements "$PYTHON" develop >"$requirements"
-    [ -e "$UNFINISHED" ] || keep_venv=yes
+    [ -e "$UNFINISHED" ] || keep_with=pip
     touch -- "$UNFINISHED"
     rm -f -- "$DONE"
     say "installing pipenv"
     quietly "installing pipenv" "$PYTHON" -m pip install --disable-pip-version-check \
         --require-hashes --requirement "$requirements"
     rm -f -- "$requirements"
+    [ -z "$keep_with" ] || keep_with=pipenv
     say "installing the packages of Pipfile.lock; the first time this takes minutes"
     # Whatever virtualenv is active and whatever pipenv is set up for, it is .venv that is meant.
     quietly "pipenv sync" env -u PIPENV_CUSTOM_VENV_NAME -u PIPENV_PYTHON -u PIPENV_SYSTEM \

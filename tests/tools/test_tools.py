@@ -14,6 +14,7 @@ import urllib.request
 from collections.abc import Callable
 from contextlib import ExitStack
 from pathlib import Path
+from types import ModuleType
 
 import pytest
 from conftest import ROOT
@@ -303,16 +304,30 @@ def test_setup_refuses_a_lock_that_cannot_be_read_and_changes_nothing(
 
 def test_a_venv_stays_where_pip_fails_by_itself(checkout: Path) -> None:
     python = checkout / ".venv" / "bin" / "python"
-    write_program(python, f'case "$*" in *pip*) exit 2;; *) exec {sys.executable} "$@";; esac')
+    fails = f'case "$*" in *pip*) {{}};; *) exec {sys.executable} "$@";; esac'
+    write_program(python, fails.format('[ "$3" = --version ] || exit 2'))
     done = set_up(checkout)
     assert (done.returncode, "installing pipenv failed with exit code 2" in done.stderr) == (
         1,
         True,
     )
-    write_program(python, f'case "$*" in *pip*) ;; *) exec {sys.executable} "$@";; esac')
+    assert not (checkout / ".venv" / ".unfinished").exists()
+    write_program(python, fails.format(":"))
     done = set_up(checkout)
     assert (done.returncode, "making .venv" in done.stderr) == (0, False)
     assert set_up(checkout).stderr == "Setup: .venv is up to date\n"
+
+
+@pytest.mark.parametrize(("works", "broken"), [("-m none", "pip"), ("-m pip", "pipenv")])
+def test_a_venv_is_made_anew_where_pip_is_broken(checkout: Path, works: str, broken: str) -> None:
+    write_program(
+        checkout / ".venv" / "bin" / "python",
+        f'case "$*" in "{works} "*) ;; "-m pip"*) exit 1;; *) exec {sys.executable} "$@";; esac',
+    )
+    done = set_up(checkout)
+    what = {"pip": "installing pipenv", "pipenv": "pipenv sync"}[broken]
+    assert f"{what} failed with exit code 1" in done.stderr
+    assert (checkout / ".venv" / ".unfinished").exists()
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGKILL])
@@ -475,11 +490,25 @@ def test_emulator_with_another_hash_is_refused(
     assert list((tmp_path / ".cache").iterdir()) == []
 
 
+@pytest.mark.parametrize("module", [emulator, lock])
+def test_what_takes_no_arguments_has_help_and_refuses_others(
+    module: ModuleType, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+) -> None:
+    monkeypatch.setattr(module, "run_command", pytest.fail)
+    for arguments, code in ((["--help"], 0), (["--hepl"], 2)):
+        with pytest.raises(SystemExit) as ended:
+            module.main(arguments)
+        assert ended.value.code == code
+    printed = capsys.readouterr()
+    assert f"\n    python -m {module.__name__}" in printed.out
+    assert "unrecognized arguments: --hepl" in printed.err
+
+
 def test_emulator_elsewhere_says_to_use_docker(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
 ) -> None:
     monkeypatch.setattr(platform, "machine", lambda: "riscv64")
-    assert emulator.main() == 1
+    assert emulator.main([]) == 1
     message = capsys.readouterr().err
     assert "on riscv64. Start Docker instead." in message
     assert message.count("\n") == 1
@@ -705,7 +734,16 @@ def small_project(tmp_path: Path, binary: Path) -> Path:
 
 def start_demo(project: Path, *arguments: str) -> subprocess.Popen:
     return subprocess.Popen(
-        [sys.executable, "-m", "tools.demo", "--no-docker", *arguments],
+        # As in a terminal: nohup before pytest would have it ignore the signal.
+        [
+            "env",
+            "--default-signal=HUP",
+            sys.executable,
+            "-m",
+            "tools.demo",
+            "--no-docker",
+            *arguments,
+        ],
         cwd=project,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
