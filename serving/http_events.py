@@ -44,7 +44,7 @@ CORS_HEADERS = (
 # An origin as browsers send it, in lower case and without its default port: RFC 6454, section 6.2.
 _ORIGIN = re.compile(
     r"(?!http:.*:80$|https:.*:443$)"
-    r"https?://([a-z0-9_-]+(\.[a-z0-9_-]+)*|\[[0-9a-f:.]+\])(:[1-9][0-9]{0,4})?"
+    r"[a-z][a-z0-9+.-]*://([a-z0-9_-]+(\.[a-z0-9_-]+)*\.?|\[[0-9a-f:.]+\])(:[1-9][0-9]{0,4})?"
 )
 _HEADER_NAME = re.compile(r"[\w!#$%&'*+.^`|~-]+", re.ASCII)  # a token: RFC 9110, section 5.6.2
 

@@ -100,7 +100,7 @@ def converted_model(models: Path) -> Path:
     """Return the best model of the folder `models`, converted first if none is.
 
     Raises:
-        ContainerError: its conversion failed, or it is a link to a file elsewhere.
+        ContainerError: its conversion failed, or it is a link that Docker cannot follow.
         ModelError: there is none.
     """
     if not list(models.glob("[!.]*.tflite")):
@@ -112,21 +112,27 @@ def find_model(models: Path) -> Path:
     """Return the best model of the folder `models`.
 
     Raises:
-        ContainerError: it is a link to a file elsewhere.
+        ContainerError: it is a link that Docker cannot follow.
         ModelError: there is none.
     """
     model = best_model(models, ".tflite")
-    if not model.resolve().is_relative_to(ROOT.resolve() / "models"):
+    links = [path for path in (model, *model.parents) if path.is_symlink()]
+    if not model.resolve().is_relative_to(ROOT.resolve() / "models") or any(
+        os.path.isabs(os.readlink(link)) for link in links
+    ):
         raise ContainerError(
-            f"Expected a model in models/, since Docker is sent no other. Received: {model}, a "
-            f"link to {model.resolve()}. Copy the file itself there."
+            "Expected a model in models/, since Docker is sent no other, and follows no link to an "
+            f"absolute path. Received: {model}, a link to {model.resolve()}. Copy the file itself "
+            "there."
         )
     return model
 
 
 def refuse_build_arguments(words: list[str]) -> None:
     """Raise `ContainerError` if `words` for Docker contradict what is printed and converted."""
-    for word in words:
+    for before, word in pairwise(("", *words)):
+        if before != "--build-arg" and not word.startswith("--build-arg="):
+            continue
         name, _, value = word.removeprefix("--build-arg=").partition("=")
         if name == "MODEL":
             raise ContainerError(

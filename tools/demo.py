@@ -48,6 +48,7 @@ RECIPE = {
 CANDIDATES = 10  # images, of which one is chosen
 SERVICE_LOG = WORK / "service.log"
 BUILD_SECONDS = 900.0
+CLEAN_UP_SECONDS = 60.0
 SHOWN_LINES = 25  # of the output of a failed stage
 STAGES = 7
 HOW_TO_STAY = "To keep it, and to classify images on its page: make demo ARGS=--stay"
@@ -240,7 +241,7 @@ def build_container_image(services: contextlib.ExitStack, wanted: bool) -> str |
         print(f"it failed, continuing without Docker ({error.reason}) ... ", end="")
         return None
     container_image = id_file.read_text(encoding="utf-8").strip()
-    services.callback(run, ["docker", "image", "rm", "--force", container_image], check=False)
+    services.callback(clean_up, ["docker", "image", "rm", "--force", container_image])
     return container_image
 
 
@@ -280,8 +281,8 @@ def docker_service(container_image: str) -> Generator[RunningService]:
         yield RunningService(f"{address}{INVOCATIONS}", f"{address}/")
     finally:
         with undisturbed():
-            run(["docker", "logs", name], log=SERVICE_LOG, check=False)
-            run(["docker", "rm", "--force", "--volumes", name], check=False)
+            clean_up(["docker", "logs", name], log=SERVICE_LOG)
+            clean_up(["docker", "rm", "--force", "--volumes", name])
 
 
 @contextlib.contextmanager
@@ -308,6 +309,12 @@ def classify(endpoint: str, image: Path, expected: str) -> str:
 def python(*arguments: str | Path) -> str:
     """Run this Python with `arguments` and return its output; see `run`."""
     return run([sys.executable, *arguments])
+
+
+def clean_up(command: Sequence[str | Path], log: Path | None = None) -> None:
+    """Run `command`, which has a minute, as nothing disturbs it; it may fail."""
+    with contextlib.suppress(StageError):
+        run(command, check=False, timeout=CLEAN_UP_SECONDS, log=log)
 
 
 def run(

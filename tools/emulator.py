@@ -22,7 +22,7 @@ from pathlib import Path
 
 from serving.errors import UserError
 from serving.function_url import INVOCATIONS
-from training.cli import run_command
+from training.cli import make_parser, run_command
 
 ROOT = Path(__file__).resolve().parent.parent
 CACHE = ROOT / ".cache"
@@ -235,8 +235,9 @@ def _groups(session: int) -> set[int]:
     return groups
 
 
-def main() -> int:
+def main(arguments: list[str] | None = None) -> int:
     """Print the path of the emulator and return the exit code."""
+    make_parser(__doc__, "python -m tools.emulator").parse_args(arguments)
     return run_command(lambda: print(emulator_binary()), "tools.emulator")
 
 

@@ -14,7 +14,7 @@ import tempfile
 from pathlib import Path
 
 from serving.errors import UserError
-from training.cli import run_command
+from training.cli import make_parser, run_command
 
 ROOT = Path(__file__).resolve().parent.parent
 # Optional dependencies: this one reports to Google Analytics, and writes into the home directory,
@@ -30,8 +30,9 @@ class LockError(UserError):
         super().__init__(f"{sentence} Pipfile.lock is unchanged.")
 
 
-def main() -> int:
+def main(arguments: list[str] | None = None) -> int:
     """Replace Pipfile.lock, or leave it unchanged, and return the exit code."""
+    make_parser(__doc__, "python -m tools.lock").parse_args(arguments)
     print("Lock: resolving the versions and hashes of all packages; this takes a minute.")
     code = run_command(
         lambda: lock(ROOT / "Pipfile"),

@@ -10,9 +10,13 @@ END = (signal.SIGTERM, signal.SIGHUP)
 
 
 def exit_on_signals() -> None:
-    """Let SIGTERM and SIGHUP raise SystemExit, so that what runs is stopped first."""
+    """Let SIGTERM and SIGHUP raise SystemExit, so that what runs is stopped first.
+
+    One that is ignored, as nohup lets SIGHUP be, stays so.
+    """
     for number in END:
-        signal.signal(number, lambda received, _frame: sys.exit(128 + received))
+        if signal.getsignal(number) is not signal.SIG_IGN:
+            signal.signal(number, lambda received, _frame: sys.exit(128 + received))
 
 
 @contextlib.contextmanager

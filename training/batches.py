@@ -169,7 +169,7 @@ def errors_as_raised(*batches: Batches | None) -> Generator[None]:
     except Exception as error:
         for each in batches:
             first = getattr(each, "error", None)  # data sets other than `Batches` keep none
-            if first not in {None, error}:
+            if first is not None and first is not error:
                 raise first from error
         raise
 

@@ -682,6 +682,9 @@ def test_one_origin_may_be_named_and_none_means_all(monkeypatch):
         ("http://127.0.0.1:8080", "http://127.0.0.1:8080"),
         ("http://[::1]:3000", "http://[::1]:3000"),
         ("http://a.example:443", "http://a.example:443"),
+        ("https://a.example.", "https://a.example."),
+        ("capacitor://localhost", "capacitor://localhost"),
+        ("moz-extension://1b2c-3d", "moz-extension://1b2c-3d"),
     ],
 )
 def test_an_origin_is_as_browsers_send_it(monkeypatch, text, origin):
@@ -709,7 +712,9 @@ def test_an_origin_is_as_browsers_send_it(monkeypatch, text, origin):
         "https://a..example",
         "http://::1",
         "a.example",
-        "ftp://a.example",
+        "://a.example",
+        "1a://b",
+        "file://",
         "null",
         "a\r\nX-B: c",
     ],

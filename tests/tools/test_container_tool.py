@@ -146,9 +146,27 @@ def test_a_link_to_a_model_elsewhere_is_refused(project, capfd, tmp_path_factory
     code, printed, errors = call(capfd, "build", "--models", models)
     assert (code, printed) == (1, "")
     assert errors == (
-        "tools.container: Expected a model in models/, since Docker is sent no other. "
-        f"Received: {models}/a.tflite, a link to {elsewhere}. Copy the file itself there.\n"
+        "tools.container: Expected a model in models/, since Docker is sent no other, and follows "
+        f"no link to an absolute path. Received: {models}/a.tflite, a link to {elsewhere}. Copy "
+        "the file itself there.\n"
     )
+
+
+@pytest.mark.parametrize("linked", ["file", "folder"])
+def test_a_link_to_an_absolute_path_is_refused(project, capfd, linked):
+    model = project / "models" / "xception_fin_15_0.966.tflite"
+    link = project / "models" / ("empty/a.tflite" if linked == "file" else "linked")
+    link.symlink_to(model if linked == "file" else model.parent)
+    models = "models/empty" if linked == "file" else "models/linked"
+    code, printed, errors = call(capfd, "build", "--models", models)
+    assert (code, printed) == (1, "")
+    assert f"a link to {model}. Copy the file itself there." in errors
+
+
+def test_a_label_is_no_build_argument(project, capfd):
+    code, printed, _ = call(capfd, "build", "--", "--label", "MODEL=x", "--build-arg", "A=MODEL=x")
+    assert code == 0
+    assert "<--label> <MODEL=x> <--build-arg> <A=MODEL=x> <.>" in printed
 
 
 def test_a_link_to_another_model_of_the_project_is_taken(project, capfd):
@@ -203,13 +221,30 @@ def test_the_container_is_for_this_machine_only_and_has_no_rights(project, capfd
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP])
 def test_ended_by_a_signal_it_stops_the_container(project, reserve_port, number):
     (project / "stays").touch()
-    command = [sys.executable, "-m", "tools.container", "run", f"--port={reserve_port()}"]
-    environment = os.environ | {"PYTHONPATH": str(ROOT)}
-    with subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, text=True) as process:
+    with serve_until_a_signal(reserve_port(), "--default-signal=HUP") as process:
         wait_until((project / "runs").exists)
         process.send_signal(number)
         assert process.stdout.read().endswith("\nstopped\n")
     assert process.returncode == 128 + number
+
+
+def test_behind_nohup_it_stays_when_the_terminal_is_closed(project, reserve_port):
+    (project / "stays").touch()
+    with serve_until_a_signal(reserve_port(), "--ignore-signal=HUP") as process:
+        wait_until((project / "runs").exists)
+        process.send_signal(signal.SIGHUP)
+        with pytest.raises(subprocess.TimeoutExpired):
+            process.wait(1)
+        process.send_signal(signal.SIGTERM)
+        process.communicate()
+    assert process.returncode == 128 + signal.SIGTERM
+
+
+def serve_until_a_signal(port, *how):
+    """Start `make run` in a process of its own, by env with these options."""
+    command = ["env", *how, sys.executable, "-m", "tools.container", "run", f"--port={port}"]
+    environment = os.environ | {"PYTHONPATH": str(ROOT)}
+    return subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, text=True)
 
 
 @pytest.mark.parametrize(
