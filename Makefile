@@ -103,7 +103,7 @@ tune: setup ## search for better hyperparameters of the head, on flowers/
 benchmark: setup ## compare the speed of each way of training
 	$(PYTHON) -m benchmarks.training $(ARGS)
 
-fuzz: setup ## fuzz the service with 100,000 malformed events and images
+fuzz: setup ## fuzz the service: 100,000 malformed events, as many images, 10,000 malicious hosts
 	$(PYTHON) -m tests.fuzz.events $(ARGS)
 	$(PYTHON) -m tests.fuzz.images $(ARGS)
 	$(PYTHON) -m tests.fuzz.hosts $(ARGS)
