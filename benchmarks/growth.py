@@ -34,6 +34,7 @@ from training.sample import LABELS, draw
 ROOT = Path(__file__).resolve().parent.parent
 IMAGES, PHOTOGRAPHS = (3_458, 30_000, 100_000), 300
 PHOTOGRAPH = (4000, 3000)  # (width, height)
+LEAST = 25  # images, five of each class: train.py takes no fewer
 DRAWN = 6  # flowers of each class, which the images show in part
 DECODED = 10  # photographs of the second table
 ROWS = 256  # hashes that are compared with all others at once
@@ -75,8 +76,13 @@ def parse_arguments(arguments: list[str] | None) -> argparse.Namespace:
     parser = make_parser(__doc__, "python -m benchmarks.growth")
     add = parser.add_argument
     add("--images", type=int, nargs="*", default=IMAGES, help="numbers of small ones, ascending")
-    add("--photographs", type=int, default=PHOTOGRAPHS, help="how many [%(default)s]")
-    return parser.parse_args(arguments)
+    add("--photographs", type=int, default=PHOTOGRAPHS, help="how many, or 0 [%(default)s]")
+    options = parser.parse_args(arguments)
+    counts = [*options.images, *filter(None, [options.photographs])]
+    if min(counts, default=LEAST) < LEAST or list(options.images) != sorted(options.images):
+        received = " ".join(map(str, counts))
+        parser.error(f"expected {LEAST} images or more, in ascending order. Received: {received}")
+    return options
 
 
 def benchmark(options: argparse.Namespace) -> None:

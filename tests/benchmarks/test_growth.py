@@ -1,6 +1,7 @@
 """benchmarks/growth.py: both starts and both ways of each part are measured."""
 
 import numpy as np
+import pytest
 
 from benchmarks import growth
 from training.dataset.near_copies import near_groups
@@ -44,3 +45,11 @@ def test_drawn_images_do_not_look_alike(tmp_path):
 
     growth.write(growth.small_images(), tmp_path, range(300))
     assert find_duplicates(scan(tmp_path)) == ()
+
+
+@pytest.mark.parametrize("flags", ["--images 24", "--images 60 30", "--photographs 3"])
+def test_numbers_that_cannot_be_measured_are_refused(flags, capsys):
+    with pytest.raises(SystemExit) as ended:
+        growth.main(flags.split())
+    assert ended.value.code == 2
+    assert "expected 25 images or more, in ascending order. Received: " in capsys.readouterr().err
