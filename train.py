@@ -23,6 +23,7 @@ from training import distribute
 if __name__ == "__main__":
     distribute.relaunch()  # before Keras is imported, which then has to run on JAX
 
+from serving.errors import ServingError
 from training import cli
 from training.backend import keras, tf
 from training.checkpoint import BestCheckpoint, load_checkpoint
@@ -85,6 +86,8 @@ def main(arguments: list[str] | None = None) -> int:
             raise
         except OSError as error:
             raise interrupted(error, options, started) from error
+        except ServingError as error:  # of an image that was one when the run began
+            raise TrainingError(f"{error} Then {how_to_rerun(options, started)}") from error
 
     return cli.run_command(
         command,

@@ -8,6 +8,7 @@ from typing import Protocol
 
 import numpy as np
 
+from serving.errors import ServingError
 from serving.image import open_image
 from serving.preprocess import resize, scale
 from training.backend import tf
@@ -118,5 +119,13 @@ class InMemoryImages(ImageSource):
 
 
 def read_pixels(path: Path, size: tuple[int, int]) -> np.ndarray:
-    """Read the image at `path` as the service does: uint8 (height, width, 3), 0 to 255."""
-    return resize(open_image(path, size), size)
+    """Read the image at `path` as the service does: uint8 (height, width, 3), 0 to 255.
+
+    Raises:
+        ServingError: it is no image, or one that the service refuses.
+        OSError: it cannot be read.
+    """
+    try:
+        return resize(open_image(path, size), size)
+    except ServingError as error:
+        raise type(error)(f"Cannot read {path}. {error}") from error

@@ -10,6 +10,7 @@ from types import SimpleNamespace
 import h5py
 import numpy as np
 import pytest
+from PIL import Image
 
 import train
 from serving.errors import ModelError, UserError
@@ -20,6 +21,7 @@ from training.dataset.split import Split
 from training.distribute.workers import Workers
 from training.errors import DataError, TrainingError
 from training.fit import advise_recipe, claim_models, fit_epochs, learning_rate, prepare_model
+from training.images import read_pixels
 from training.recipes import FINE_TUNE, ORIGINAL, RunOptions
 from training.resume import (
     STATE,
@@ -416,6 +418,22 @@ def test_an_error_of_the_disk_ends_with_the_whole_command(places, monkeypatch, c
     assert capsys.readouterr().err.endswith(
         "Received: No space left on device (a.h5). Free disk space or fix the permissions, then "
         f"start it again: {command}\n"
+    )
+
+
+def test_an_image_that_is_damaged_meanwhile_is_named_with_the_whole_command(
+    places, monkeypatch, capsys
+):
+    path = places.data / "rose" / "a.jpg"
+    Image.new("RGB", (99, 99)).save(path)
+    path.write_bytes(path.read_bytes()[:-50])
+    monkeypatch.setattr(train, "train", lambda *_: read_pixels(path, (71, 71)))
+    flags = ["--data", str(places.data), "--models", str(places.models)]
+    assert train.main(flags) == 1
+    err = capsys.readouterr().err
+    assert err.startswith(f"train.py: Cannot read {path}. Expected a complete image. Received: ")
+    assert err.endswith(
+        f"or PNG. Then start it again: {shlex.join(['python', 'train.py', *flags])}\n"
     )
 
 
