@@ -312,7 +312,7 @@ def python(*arguments: str | Path) -> str:
 
 
 def clean_up(command: Sequence[str | Path], log: Path | None = None) -> None:
-    """Run `command`, which has a minute, as nothing disturbs it; it may fail."""
+    """Run `command`, which may fail, for a minute at most: Ctrl-C does not end it."""
     with contextlib.suppress(StageError):
         run(command, check=False, timeout=CLEAN_UP_SECONDS, log=log)
 

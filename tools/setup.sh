@@ -15,7 +15,7 @@ readonly LOCK="$PWD/.cache/setup.lock"     # locked while .venv is changed, by t
 readonly WANTED="3.11"
 readonly UV="$PWD/.cache/uv"               # uv from the package index
 
-keep_with=""    # what has to run for a .venv that was finished before to stay if it fails, as offline
+keep_with=""    # the module that still has to work for a finished .venv to stay after a failure
 
 say() { printf 'Setup: %s\n' "$*" >&2; }
 
